@@ -1,0 +1,24 @@
+"""Bayesian adapters for pre-trained networks, written as Pyro programs."""
+
+from bayeslora import distributions, methods, metrics
+from bayeslora.fit import fit
+from bayeslora.methods import METHODS, Method, MonteCLoRA, PerStackMethod, register
+from bayeslora.posterior import Posterior, load
+from bayeslora.prediction import Prediction
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "MonteCLoRA",
+    "PerStackMethod",
+    "Posterior",
+    "Prediction",
+    "distributions",
+    "fit",
+    "load",
+    "methods",
+    "metrics",
+    "register",
+]

@@ -1,0 +1,15 @@
+"""Adapters: factors in, logits out."""
+
+from bayeslora.adapters.families import Factors, Family, LowRank
+from bayeslora.adapters.network import AdaptedNetwork, choose_targets
+from bayeslora.adapters.stack import Stack, Stacks
+
+__all__ = [
+    "AdaptedNetwork",
+    "Factors",
+    "Family",
+    "LowRank",
+    "Stack",
+    "Stacks",
+    "choose_targets",
+]

@@ -1,0 +1,354 @@
+"""A frozen network as a function of its adapters' factors."""
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora.adapters.families import Family, LowRank
+from bayeslora.adapters.stack import Stack, Stacks
+from bayeslora.types import Batch
+
+# Query, key and value projections as the common architectures spell them, the fused ones included.
+ATTENTION = (
+    *("query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin", "q", "k", "v"),
+    *("query_proj", "key_proj", "value_proj", "to_q", "to_k", "to_v"),
+    *("c_attn", "query_key_value", "qkv", "qkv_proj", "Wqkv", "in_proj"),
+)  # fmt: skip
+
+# Heads of networks that do not say which of their parts is the body.
+HEADS = ("classifier", "score", "head", "heads", "fc", "qa_outputs", "classification_head")
+
+
+class Slot:
+    """Holds the factors bound to one layer; a copy of it is empty.
+
+    Bound factors are part of an autograd graph, which can be neither deep-copied nor pickled.
+    """
+
+    def __init__(self) -> None:
+        self.factors: Any = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Slot":
+        return Slot()
+
+    def __reduce__(self) -> tuple[type["Slot"], tuple[()]]:
+        return Slot, ()
+
+
+class AdaptedLayer(nn.Module):
+    """A linear layer with whatever factors are bound to it; without any, the layer itself."""
+
+    def __init__(self, base: nn.Module, family: Family):
+        super().__init__()
+        self.base = base
+        self.family = family
+        self.slot = Slot()
+
+    def forward(self, x: Tensor) -> Tensor:
+        factors = self.slot.factors
+        return self.base(x) if factors is None else self.family.forward(self.base, x, factors)
+
+    def __getattr__(self, name: str) -> Any:
+        # Networks read `weight.dtype`, `in_features` and the like off their linear layers.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+
+class AdaptedNetwork(nn.Module):
+    """A frozen network, as a function of the factors of its adapters.
+
+    The given model is left as it was: its modules are copied, its frozen weights shared, its task head copied and
+    set to be trained. Layers of equal shape and rank form a `Stack`.
+
+    Args:
+        model: A `transformers` model or any `torch.nn.Module`.
+        family: Which factors a layer has.
+        targets: `"all-linear"`, `"attention"`, a suffix, a list of suffixes or a regular expression.
+        rank: r, or a mapping from module-name suffix to r (layers it does not name get 8).
+        alpha: LoRA's alpha, s = alpha / r; or a mapping, likewise (16).
+        num_examples: n, training examples, for the methods that scale by it.
+
+    Raises:
+        ValueError: If no layer matches `targets`, or a rank does not fit its layer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family | None = None,
+        targets: str | Sequence[str] = "all-linear",
+        rank: int | Mapping[str, int] = 8,
+        alpha: float | Mapping[str, float] = 16,
+        num_examples: int = 1,
+    ):
+        super().__init__()
+        self.family = family or LowRank()
+        self.head_names = head_names(model)
+        names = choose_targets(model, targets)
+        self.model = _share_weights(model, self.head_names)
+        self.stacks = Stacks(_group(self.model, names, self.family, rank, num_examples))
+        # A plain dictionary of lists: the layers are registered in the model already.
+        self._layers = {stack.name: [self._adapt(n) for n in stack.layer_names] for stack in self.stacks.values()}
+        for stack in self.stacks.values():
+            alphas = [_lookup(alpha, name, 16) for name in stack.layer_names]
+            scaling = torch.tensor(alphas, dtype=self.dtype) / stack.rank
+            self.register_buffer(f"scaling_{stack.name}", scaling, persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the factors: single precision, or double on a double-precision network."""
+        dtypes = {parameter.dtype for parameter in self.model.parameters()}
+        return torch.float64 if torch.float64 in dtypes else torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _adapt(self, name: str) -> AdaptedLayer:
+        parent, _, child = name.rpartition(".")
+        layer = AdaptedLayer(self.model.get_submodule(name), self.family)
+        setattr(self.model.get_submodule(parent), child, layer)
+        return layer
+
+    def layers(self, stack: str) -> list[AdaptedLayer]:
+        """The adapted layers of a stack, in the order of its `layer` dimension."""
+        return self._layers[stack]
+
+    def scaling(self, stack: str) -> Tensor:
+        """S of each layer of a stack, `[layer]`."""
+        return getattr(self, f"scaling_{stack}")
+
+    def head_state(self) -> dict[str, Tensor]:
+        """The task head's parameters and buffers, by their names in the model."""
+        return {
+            f"{head}.{name}": value
+            for head in self.head_names
+            for name, value in self.model.get_submodule(head).state_dict().items()
+        }
+
+    def scaled(self, factors: Mapping[str, Any]) -> dict[str, Any]:
+        """Factors by stack with the per-layer scaling s folded in."""
+        return {name: self.family.scale(value, self.scaling(name)) for name, value in factors.items()}
+
+    def bind(self, factors: Mapping[str, Any]) -> None:
+        """Give every adapted layer its factors; they stay until the next call.
+
+        Activation checkpointing runs the layers again in the backward pass: factors reset after the forward pass
+        would give silently wrong gradients.
+        """
+        for name, value in self.scaled(factors).items():
+            for layer, its_factors in zip(self._layers[name], self.family.unstack(value), strict=True):
+                layer.slot.factors = its_factors
+
+    def unbind(self) -> None:
+        """Back to the base network (with its task head)."""
+        for layers in self._layers.values():
+            for layer in layers:
+                layer.slot.factors = None
+
+    def num_draws(self, factors: Mapping[str, Any]) -> int | None:
+        """Size of the leading `draw` dimension, or None where there is none."""
+        name = next(iter(self.stacks))
+        factor = factors[name][0]
+        return len(factor) if factor.dim() > self.family.layer_dims[0] + 1 else None
+
+    def forward(self, factors: Mapping[str, Any], inputs: Batch) -> Tensor:
+        """Logits, `[*draw, batch, …]`.
+
+        Args:
+            factors: Stack name to factors, `[*draw, layer, …]`.
+            inputs: Keyword arguments of the model.
+        """
+        self.bind(factors)
+        num_draws = self.num_draws(factors)
+        if num_draws is None:
+            return logits_of(self.model(**inputs))
+        size = next(len(value) for value in inputs.values() if _has_rows(value))
+        rows = {
+            name: value.repeat(num_draws, *[1] * (value.dim() - 1))
+            if _has_rows(value) and len(value) == size
+            else value
+            for name, value in inputs.items()
+        }
+        logits = logits_of(self.model(**rows))
+        return logits.view(num_draws, size, *logits.shape[1:])
+
+
+def choose_targets(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """Names of the layers to adapt, in the model's order.
+
+    Args:
+        model: The network.
+        targets: `"all-linear"`, every linear layer of the body (not the pooler, the task head or the output
+            embedding); `"attention"`, query, key and value projections; a suffix; a list of suffixes; or a regular
+            expression, matched against whole module names.
+
+    Raises:
+        ValueError: If nothing matches; lists the names that exist.
+    """
+    linear = _linear_layers(model)
+    body = [name for name in linear if _in_body(model, name)]
+    if targets == "all-linear":
+        chosen = body
+    elif targets == "attention":
+        chosen = [name for name in body if name.rpartition(".")[2] in ATTENTION]
+    elif isinstance(targets, str):
+        chosen = [name for name in linear if _ends_with(name, targets)]
+        if not chosen:
+            try:
+                pattern = re.compile(targets)
+            except re.error as error:
+                raise ValueError(
+                    f"targets={targets!r} is no suffix of a layer's name and no regular expression: {error}"
+                ) from None
+            chosen = [name for name in linear if pattern.fullmatch(name)]
+    else:
+        matches = {t: [t] if t in linear else [n for n in linear if _ends_with(n, t)] for t in targets}
+        unmatched = [t for t, names in matches.items() if not names]
+        if unmatched or not targets:
+            raise ValueError(_no_match(unmatched, linear))
+        chosen = [name for name in linear if any(name in names for names in matches.values())]
+    if not chosen:
+        raise ValueError(_no_match(targets, linear))
+    return chosen
+
+
+def head_names(model: nn.Module) -> tuple[str, ...]:
+    """Top-level parts of a model that form its task head: trained with the adapters, and not adapted.
+
+    For a `transformers` model, what stands outside its body, unless that is a pre-trained language-model head; for
+    any other, the parts that carry one of the usual names (`classifier`, `head`, `fc`, …).
+    """
+    prefix = getattr(model, "base_model_prefix", "")
+    children = {name: child for name, child in model.named_children() if any(True for _ in child.parameters())}
+    if prefix and prefix in children:
+        return () if _output_embedding(model) is not None else tuple(n for n in children if n != prefix)
+    return tuple(name for name in children if name in HEADS) if len(children) > 1 else ()
+
+
+def _output_embedding(model: nn.Module) -> nn.Module | None:
+    get = getattr(model, "get_output_embeddings", None)
+    return get() if get is not None else None
+
+
+def _linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    # nn.MultiheadAttention reads its projection's weight and never calls it: an adapter there would do nothing.
+    bypassed = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if name and not name.startswith(bypassed) and _features(module) is not None
+    }
+
+
+def _features(module: Any) -> tuple[int, int] | None:
+    """`(d_in, d_out)` of a linear layer, None for any other module."""
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return int(module.in_features), int(module.out_features)
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # GPT-2's transposed linear layer
+        return int(module.nx), int(module.nf)
+    return None
+
+
+def _in_body(model: nn.Module, name: str) -> bool:
+    parts = name.split(".")
+    return not (
+        parts[0] in head_names(model) or "pooler" in parts or model.get_submodule(name) is _output_embedding(model)
+    )
+
+
+def _ends_with(name: str, suffix: str) -> bool:
+    return name == suffix or name.endswith(f".{suffix}")
+
+
+def _lookup(value: Any, name: str, default: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    if name in value:
+        return value[name]
+    return next((entry for suffix, entry in value.items() if _ends_with(name, suffix)), default)
+
+
+def _no_match(targets: object, names: Mapping[str, nn.Module]) -> str:
+    suffixes = sorted({name.rpartition(".")[2] for name in names})
+    if not names:
+        return f"targets={targets!r} match no layer: the model has no linear layers to adapt."
+    return (
+        f"targets={targets!r} match no linear layer. Suffixes that exist: {', '.join(suffixes)}. "
+        f"Full names look like {next(iter(names))!r}. Or use 'all-linear' or 'attention'."
+    )
+
+
+def _group(
+    model: nn.Module,
+    names: Sequence[str],
+    family: Family,
+    rank: int | Mapping[str, int],
+    num_examples: int,
+) -> list[Stack]:
+    groups: dict[tuple[int, int, int], list[str]] = {}
+    for name in names:
+        features = _features(model.get_submodule(name))
+        assert features is not None
+        layer_rank = _lookup(rank, name, 8)
+        if not isinstance(layer_rank, int) or not 1 <= layer_rank <= min(features):
+            raise ValueError(
+                f"rank={layer_rank!r} does not fit layer {name!r}, which is {features[0]} to {features[1]} "
+                f"features: give a whole number from 1 to {min(features)}, or leave the layer out of `targets`."
+            )
+        groups.setdefault((*features, layer_rank), []).append(name)
+    several = len({layer_rank for _, _, layer_rank in groups}) > 1
+    return [
+        Stack(
+            name=f"{d_in}x{d_out}" + (f"r{layer_rank}" if several else ""),
+            layer_names=tuple(layers),
+            d_in=d_in,
+            d_out=d_out,
+            rank=layer_rank,
+            shapes=family.shapes(d_in, d_out, layer_rank),
+            num_layers=len(names),
+            num_examples=num_examples,
+        )
+        for (d_in, d_out, layer_rank), layers in groups.items()
+    ]
+
+
+def _share_weights(model: nn.Module, heads: Sequence[str]) -> nn.Module:
+    """A copy of a model's modules around the same frozen weights; the heads get weights of their own."""
+    memo: dict[int, Any] = {}
+    for name, parameter in model.named_parameters():
+        if name.split(".")[0] in heads:
+            memo[id(parameter)] = nn.Parameter(parameter.detach().clone())
+        elif type(parameter) is nn.Parameter:
+            memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+        else:  # quantised weights carry a state of their own and are frozen already
+            memo[id(parameter)] = parameter
+    return copy.deepcopy(model, memo)
+
+
+def _has_rows(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a network returned; start and end logits of a span are stacked last.
+
+    Raises:
+        TypeError: If there are none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if hasattr(output, "logits"):
+        return output.logits
+    if hasattr(output, "start_logits"):
+        return torch.stack([output.start_logits, output.end_logits], dim=-1)
+    raise TypeError(
+        f"The network returned {type(output).__name__}, in which there are no logits: a tensor, or an output with "
+        "`logits` or `start_logits` and `end_logits`, is needed. A bare encoder has none: load it with a task head."
+    )

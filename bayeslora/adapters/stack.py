@@ -1,0 +1,74 @@
+"""Layers of one shape, stacked: one tensor per factor."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import pyro
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Layers of equal shape and rank, which share one tensor per factor, `[layer, …]`.
+
+    A Pyro plate over the layers lets a method write one layer and get them all.
+
+    Args:
+        name: `"<d_in>x<d_out>"`, with `r<rank>` appended where ranks differ within one network.
+        layer_names: Module names of the layers, in the order of the `layer` dimension.
+        d_in: Input features of each layer.
+        d_out: Output features of each layer.
+        rank: Rank r of the adapters.
+        shapes: Factor name to the shape of one layer's factor, given by the adapter family.
+        num_layers: L, adapted layers of the *whole network*; `len(stack)` counts this stack's own.
+        num_examples: n, training examples.
+    """
+
+    name: str
+    layer_names: tuple[str, ...]
+    d_in: int
+    d_out: int
+    rank: int
+    shapes: Mapping[str, tuple[int, ...]]
+    num_layers: int
+    num_examples: int
+
+    def __len__(self) -> int:
+        return len(self.layer_names)
+
+    @property
+    def layers(self) -> pyro.plate:
+        """The plate over this stack's layers, the rightmost batch dimension."""
+        return pyro.plate(f"{self.name}.layers", len(self), dim=-1)
+
+    @property
+    def A_shape(self) -> tuple[int, ...]:
+        """Shape of one layer's `A`, `(rank, d_in)`."""
+        return self.shapes["A"]
+
+    @property
+    def B_shape(self) -> tuple[int, ...]:
+        """Shape of one layer's `B`, `(d_out, rank)`."""
+        return self.shapes["B"]
+
+
+class Stacks(Mapping[str, Stack]):
+    """All stacks of a network, by name, with the counts a method scales its sites by.
+
+    Attributes:
+        num_layers: L, adapted layers over the whole network.
+        num_examples: n, training examples.
+    """
+
+    def __init__(self, stacks: list[Stack]):
+        self._stacks = {stack.name: stack for stack in stacks}
+        self.num_layers = stacks[0].num_layers
+        self.num_examples = stacks[0].num_examples
+
+    def __getitem__(self, name: str) -> Stack:
+        return self._stacks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stacks)
+
+    def __len__(self) -> int:
+        return len(self._stacks)

@@ -1,0 +1,278 @@
+"""From what users have to batches: mappings from the names of the network's inputs to tensors."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+LABELS = ("labels", "label", "label_ids")
+
+
+class Examples(Dataset[dict[str, Any]]):
+    """Rows of a map-style dataset as mappings of network inputs, with `labels` if there are any."""
+
+    def __init__(self, rows: Any, convert: Callable[[Any], dict[str, Any]]):
+        self.rows = rows
+        self.convert = convert
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.convert(self.rows[index])
+
+
+class Arrays(Dataset[dict[str, Any]]):
+    """Arrays of equal length as a dataset of their rows."""
+
+    def __init__(self, columns: Mapping[str, Tensor]):
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {name: column[index] for name, column in self.columns.items()}
+
+
+class Source:
+    """Data in any of the forms `fit` takes, as a dataset of rows and as batches.
+
+    Args:
+        data: A `datasets.Dataset`; a torch `Dataset` of mappings or `(inputs, label)` pairs; a `DataLoader` of either;
+            `(inputs, labels)` or inputs alone, as arrays, a mapping of arrays, or a list of texts.
+        model: The network, whose `forward` says which inputs there are.
+        tokenizer: For text.
+        name: What to call the data in messages.
+
+    Attributes:
+        dataset: The rows, or None where a `DataLoader` was given.
+        collate: Rows to a batch.
+
+    Raises:
+        TypeError: If the data has none of these forms.
+        ValueError: If it is empty, contains NaN or infinite inputs, has text and no tokenizer, or has no column that
+            the network takes.
+    """
+
+    def __init__(self, data: Any, model: nn.Module, tokenizer: Any = None, name: str = "data"):
+        self.name = name
+        self.tokenizer = tokenizer
+        self.parameters = forward_parameters(model)
+        self.loader = self._with_rows(data) if isinstance(data, DataLoader) else None
+        self.dataset = None if self.loader else self._dataset(data)
+        if len(self) == 0:
+            raise ValueError(f"{name} has no examples.")
+        self._check_first()
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.loader.dataset if self.loader else self.dataset)  # type: ignore[arg-type]
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """All labels, where they can be had without computing every row."""
+        if isinstance(self.dataset, Arrays):
+            column = self.dataset.columns.get("labels")
+            return None if column is None else column.numpy()
+        if self.dataset is not None and hasattr(self.dataset, "column_names"):
+            return np.asarray(self.dataset["labels"]) if "labels" in self.dataset.column_names else None
+        return None
+
+    def batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
+        """Batches in order."""
+        if self.loader is not None:
+            return iter(self.loader)
+        return iter(DataLoader(self.dataset, batch_size, collate_fn=self.collate))  # type: ignore[arg-type]
+
+    def batches_by_length(self, batch_size: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        """Batches of examples of similar length, least padding, each with its examples' positions in the data."""
+        ids: Any = getattr(self.dataset, "rows", self.dataset)
+        if self.loader is not None or self.tokenizer is None or not _has_tokens(ids):
+            start = 0
+            for batch in self.batches(batch_size):
+                size = max(len(value) for value in batch.values() if isinstance(value, Tensor) and value.dim())
+                yield np.arange(start, start + size), batch
+                start += size
+            return
+        order = np.argsort([len(row["input_ids"]) for row in ids], kind="stable")
+        assert self.dataset is not None
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            yield chosen, self.collate([self.dataset[int(index)] for index in chosen])
+
+    def first_batch(self, batch_size: int = 2) -> dict[str, Any]:
+        """The first few examples."""
+        return next(self.batches(batch_size))
+
+    def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Rows to a batch; sequences of tokens are padded when there is a tokenizer."""
+        if self.tokenizer is not None and "input_ids" in rows[0]:
+            from transformers import DataCollatorWithPadding
+
+            return dict(DataCollatorWithPadding(self.tokenizer)([dict(row) for row in rows]))
+        batch = {}
+        for name in rows[0]:
+            values = [torch.as_tensor(row[name]) for row in rows]
+            if len({value.shape for value in values}) > 1:
+                raise ValueError(
+                    f"{self.name}: rows of {name!r} have different lengths, and padding them needs the tokenizer: "
+                    "pass tokenizer=…."
+                )
+            batch[name] = torch.stack(values)
+        return batch
+
+    def _with_rows(self, loader: DataLoader[Any]) -> DataLoader[Any]:
+        """A user's loader, its batches made into mappings."""
+        if loader.batch_sampler is None:
+            raise TypeError(
+                f"{self.name} is a DataLoader over a stream, whose length is not known: give one over a dataset with "
+                "a length."
+            )
+        return DataLoader(
+            loader.dataset,
+            batch_sampler=loader.batch_sampler,
+            collate_fn=lambda rows: self._row(loader.collate_fn(rows)),
+            num_workers=loader.num_workers,
+        )
+
+    def _dataset(self, data: Any) -> Any:
+        if hasattr(data, "column_names") and hasattr(data, "map"):
+            return self._from_table(data)
+        if isinstance(data, Dataset):
+            return Examples(data, self._row)
+        if isinstance(data, tuple) and len(data) == 2:
+            return self._from_arrays(*data)
+        if isinstance(data, (np.ndarray, Tensor, Mapping, list)):
+            return self._from_arrays(data, None)
+        raise TypeError(
+            f"{self.name} is a {type(data).__name__}. Give a datasets.Dataset or DatasetDict, a torch Dataset or "
+            "DataLoader, or (inputs, labels) as arrays, a mapping of arrays, or a list of texts with a tokenizer."
+        )
+
+    def _from_arrays(self, inputs: Any, labels: Any) -> Dataset[dict[str, Any]]:
+        if isinstance(inputs, (list, tuple)) and inputs and isinstance(inputs[0], str):
+            rows = self._tokenize(list(inputs))
+            if labels is not None:
+                rows = [{**row, "labels": int(label)} for row, label in zip(rows, labels, strict=True)]
+            return Examples(rows, dict)
+        columns = dict(inputs) if isinstance(inputs, Mapping) else {self.parameters[0]: inputs}
+        if labels is not None:
+            columns["labels"] = labels
+        tensors = {
+            name: _tensor(np.asarray(value) if isinstance(value, list) else value) for name, value in columns.items()
+        }
+        lengths = {name: len(value) for name, value in tensors.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"{self.name}: arrays differ in length, {lengths}.")
+        for name, value in tensors.items():
+            _check_finite(self.name, name, value)
+        return Arrays(tensors)
+
+    def _from_table(self, table: Any) -> Any:
+        for label in LABELS[1:]:
+            if label in table.column_names and "labels" not in table.column_names:
+                table = table.rename_column(label, "labels")
+        texts = [
+            name
+            for name in table.column_names
+            if name != "labels" and getattr(table.features[name], "dtype", "") in ("string", "large_string")
+        ]
+        if len(table) and not any(name in self.parameters for name in table.column_names):
+            if not texts:
+                raise ValueError(
+                    f"{self.name} has columns {', '.join(table.column_names)}; the network takes "
+                    f"{', '.join(self.parameters)}. Rename the columns, or give text columns and a tokenizer."
+                )
+            if len(texts) > 2:
+                raise ValueError(
+                    f"{self.name} has {len(texts)} text columns, {', '.join(texts)}: keep the one or two to classify, "
+                    "data.select_columns([…, 'labels'])."
+                )
+            table = table.map(
+                lambda rows: self._encode(*(rows[name] for name in texts)), batched=True, remove_columns=texts
+            )
+        unknown = [name for name in table.column_names if name not in (*self.parameters, "labels")]
+        table = table.remove_columns(unknown)
+        for name in table.column_names:
+            if str(getattr(table.features[name], "dtype", "")).startswith("float"):
+                _check_finite(self.name, name, torch.as_tensor(np.asarray(table[name])))
+        return table
+
+    def _tokenize(self, texts: list[str]) -> list[dict[str, Any]]:
+        encoded = self._encode(texts)
+        return [{name: encoded[name][i] for name in encoded} for i in range(len(texts))]
+
+    def _encode(self, *texts: list[str]) -> Mapping[str, Any]:
+        if self.tokenizer is None:
+            raise ValueError(
+                f"{self.name} is text, and there is no tokenizer: pass tokenizer=AutoTokenizer.from_pretrained(…), or "
+                "name the model by its path so that its tokenizer can be found."
+            )
+        return self.tokenizer(*texts, truncation=True)
+
+    def _row(self, row: Any) -> dict[str, Any]:
+        if isinstance(row, Mapping):
+            row = dict(row)
+            for label in LABELS[1:]:
+                if label in row and "labels" not in row:
+                    row["labels"] = row.pop(label)
+            return row
+        if isinstance(row, (tuple, list)) and len(row) == 2:
+            return {self.parameters[0]: row[0], "labels": row[1]}
+        if isinstance(row, Tensor):
+            return {self.parameters[0]: row}
+        raise TypeError(
+            f"{self.name}: a row is a {type(row).__name__}; give mappings from the network's inputs "
+            f"({', '.join(self.parameters)}) and 'labels', or (inputs, label) pairs."
+        )
+
+    def _check_first(self) -> None:
+        for name, value in self.first_batch().items():
+            if isinstance(value, Tensor) and name != "labels":
+                _check_finite(self.name, name, value)
+
+
+def split(data: Any, name: str) -> Any:
+    """That split of a `datasets.DatasetDict`, None where it has no such split; any other data as it is for `train`."""
+    if isinstance(data, Mapping) and all(hasattr(value, "column_names") for value in data.values()):
+        if name == "train" and name not in data:
+            raise ValueError(f"The data has no 'train' split, only {', '.join(data)}.")
+        return data.get(name)
+    return data if name == "train" else None
+
+
+def forward_parameters(model: nn.Module) -> list[str]:
+    """Names of the inputs that a network's `forward` takes."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(model.forward).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind in kinds and parameter.name != "labels"]
+
+
+def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch with its tensors on that device."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+def _has_tokens(rows: Any) -> bool:
+    """Whether every row's tokens are at hand: a list, or a `datasets.Dataset`, which reads them from a file."""
+    return (isinstance(rows, list) and "input_ids" in rows[0]) or "input_ids" in getattr(rows, "column_names", ())
+
+
+def _tensor(value: Any) -> Tensor:
+    value = torch.as_tensor(value)
+    return value.float() if value.dtype == torch.float64 and torch.get_default_dtype() == torch.float32 else value
+
+
+def _check_finite(data: str, name: str, value: Tensor) -> None:
+    if value.is_floating_point() and not bool(value.isfinite().all()):
+        bad = (~value.isfinite()).flatten(1).any(1) if value.dim() > 1 else ~value.isfinite()
+        rows = bad.nonzero().flatten()
+        raise ValueError(
+            f"{data}: {name!r} is NaN or infinite in {len(rows)} row(s), the first is row {int(rows[0])}. Remove or "
+            "fill them first."
+        )

@@ -1,0 +1,102 @@
+"""Posterior and predictive draws as arviz groups."""
+
+import importlib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from bayeslora.program import Program
+from bayeslora.types import Sites
+
+if TYPE_CHECKING:
+    import arviz as az
+
+
+def summary_draws(program: Program, sites: Sites) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+    """A few meaningful numbers per layer and draw, and their dimensions.
+
+    Per stack: `delta_norm`, the Frobenius norm of the weight change ΔW in units of the weights; `noise_to_signal`, that
+    of its difference from the centre's ΔW over that of the centre's; and what the method names in `summaries`.
+
+    Args:
+        program: The program.
+        sites: Draws, `[draw, layer, …]`.
+    """
+    values: dict[str, np.ndarray] = {}
+    dims: dict[str, list[str]] = {}
+
+    def add(stack: str, name: str, value: torch.Tensor, inner: tuple[str, ...] = ()) -> None:
+        values[f"{stack}.{name}"] = value.detach().cpu().double().numpy()
+        dims[f"{stack}.{name}"] = [f"{stack}_layer", *(f"{stack}_{dim}" for dim in inner)]
+
+    family = program.network.family
+    with torch.no_grad():
+        factors = program.network.scaled(program.factors_at(sites))
+        centre = program.network.scaled(program.factors_at(program.centre()))
+        for name, stack in program.stacks.items():
+            zero = type(centre[name])(*(torch.zeros_like(factor) for factor in centre[name]))
+            signal = family.difference_norm(centre[name], zero)
+            noise = family.difference_norm(factors[name], centre[name])
+            add(name, "delta_norm", family.difference_norm(factors[name], zero))
+            add(name, "noise_to_signal", noise / signal.clamp(min=torch.finfo(signal.dtype).tiny))
+            own = {site[len(name) + 1 :]: value for site, value in sites.items() if site.startswith(f"{name}.")}
+            for summary, (value, inner) in program.method.summaries(stack, own).items():
+                add(name, summary, value, inner)
+    return values, dims
+
+
+def raw_draws(program: Program, sites: Sites) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+    """Every site as it was drawn, and dimensions: the stack's layers, then numbered ones of its own."""
+    values = {name: value.detach().cpu().numpy() for name, value in sites.items()}
+    dims = {
+        name: [f"{name.rpartition('.')[0]}_layer", *(f"{name}_{axis}" for axis in range(value.ndim - 2))]
+        for name, value in values.items()
+    }
+    return values, dims
+
+
+def to_arviz(
+    program: Program,
+    sites: Sites,
+    log_likelihood: np.ndarray,
+    predicted: np.ndarray,
+    labels: np.ndarray,
+    raw: bool = False,
+) -> "az.InferenceData":
+    """Groups `posterior`, `posterior_predictive`, `log_likelihood` and `observed_data`.
+
+    The draws are independent, so they form one chain: arviz then counts every one of them as effective.
+
+    Args:
+        program: The program.
+        sites: Draws, `[draw, layer, …]`.
+        log_likelihood: Nats, `[draw, example]`.
+        predicted: Labels drawn from the predictive distribution, `[draw, example]`.
+        labels: `[example]`.
+        raw: Whether the posterior group also holds every site as drawn.
+    """
+    values, dims = summary_draws(program, sites)
+    if raw:
+        raw_values, raw_dims = raw_draws(program, sites)
+        values, dims = values | raw_values, dims | raw_dims
+    coords: dict[str, Any] = {f"{stack.name}_layer": list(stack.layer_names) for stack in program.stacks.values()}
+    coords["example"] = np.arange(len(labels))
+    groups = {
+        "posterior": {name: value[None] for name, value in values.items()},
+        "posterior_predictive": {"labels": predicted[None]},
+        "log_likelihood": {"labels": log_likelihood[None]},
+        "observed_data": {"labels": labels},
+    }
+    return from_dict(groups, coords, dims | {"labels": ["example"]})
+
+
+def from_dict(
+    groups: dict[str, Any], coords: dict[str, Any], dims: dict[str, list[str]], library: str = "arviz"
+) -> Any:
+    """Arviz's `from_dict`, whose arguments differ between 0.x (which returns InferenceData) and 1.x (DataTree)."""
+    build = importlib.import_module(library).from_dict
+    if "data" in inspect.signature(build).parameters:
+        return build(groups, coords=coords, dims=dims)
+    return build(**groups, coords=coords, dims=dims)

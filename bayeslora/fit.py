@@ -1,0 +1,242 @@
+"""`fit`: builds the program and hands it to the `transformers` Trainer."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from bayeslora.adapters import AdaptedNetwork
+from bayeslora.adapters.network import logits_of
+from bayeslora.data import LABELS, Source, split, to_device
+from bayeslora.likelihoods import Classification, Likelihood
+from bayeslora.methods import Method, make_method
+from bayeslora.posterior import Posterior
+from bayeslora.prediction import seeded
+from bayeslora.program import Program
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+def fit(
+    model: nn.Module | str,
+    data: Any,
+    method: str | Method = "monteclora",
+    *,
+    validation: Any = None,
+    tokenizer: Any = None,
+    likelihood: Likelihood | None = None,
+    rank: int | Mapping[str, int] = 8,
+    alpha: float | Mapping[str, float] = 16,
+    targets: str | Sequence[str] = "all-linear",
+    epochs: float = 3,
+    batch_size: int = 16,
+    learning_rate: float = 3e-4,
+    num_particles: int = 1,
+    seed: int = 0,
+    output_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    args: "TrainingArguments | None" = None,
+    callbacks: Sequence[Any] = (),
+    progress: bool = True,
+    **hyperparameters: Any,
+) -> Posterior:
+    """Fine-tune a network with Bayesian adapters, and return the posterior over them.
+
+    The model is left as it was; the posterior shares its frozen weights. Random states are left as they were.
+
+    Args:
+        model: A `transformers` model with a task head, any `torch.nn.Module`, or a path or hub name.
+        data: A `datasets.Dataset` or `DatasetDict` (its `train` and `validation` splits), whose text columns are
+            tokenised if it has no columns that the network takes; a torch `Dataset` or `DataLoader` of mappings or
+            `(inputs, label)` pairs; or `(inputs, labels)` as arrays, a mapping of arrays, or a list of texts.
+        method: A name in `bayeslora.METHODS`, or an instance.
+        validation: Held-out data, in any of these forms: its NLL at the centre is recorded after each epoch.
+        tokenizer: For text; found by itself if the model came by name.
+        likelihood: Labels given logits; by default inferred from the network's outputs and the labels.
+        rank: r, or a mapping from module-name suffix to r.
+        alpha: LoRA's alpha; the update is multiplied by alpha / r. Or a mapping, likewise.
+        targets: Layers to adapt: `"all-linear"`, `"attention"`, a suffix, a list of suffixes, or a regular expression.
+        epochs: Passes over the data.
+        batch_size: Examples per step and device.
+        learning_rate: Peak rate of AdamW, decaying linearly to 0.
+        num_particles: Draws of the weights per step, run as one batch.
+        seed: Seed of the adapters' start, the data's order and all noise.
+        output_dir: Where to save the posterior and the Trainer's checkpoints, if anywhere.
+        resume: Continue from the last checkpoint in `output_dir`, if there is one.
+        args: `TrainingArguments` for full control; they replace `epochs`, `batch_size`, `learning_rate`, `seed`,
+            `output_dir` and `progress`.
+        callbacks: Trainer callbacks.
+        progress: Whether to show a progress bar.
+        hyperparameters: Fields of the method.
+
+    Raises:
+        TypeError: If the method has no such field, or data or model are of a kind not known.
+        ValueError: If an argument, the labels or the inputs do not fit; the message says what does.
+        DivergedError: If the loss becomes NaN or infinite; it has the posterior at the last good state.
+    """
+    chosen = make_method(method, **hyperparameters)
+    train_data, held_out = split(data, "train"), validation if validation is not None else split(data, "validation")
+    seed = seed if args is None else args.seed
+    with seeded(seed):
+        if isinstance(model, str | os.PathLike):
+            model, tokenizer = _load_model(model, train_data, tokenizer)
+        _check_model(model)
+        train = Source(train_data, model, tokenizer, "data")
+        held_out = None if held_out is None else Source(held_out, model, tokenizer, "validation")
+        likelihood = likelihood or _infer_likelihood(model, train)
+        for source in (train, held_out):
+            _check_labels(source, likelihood)
+        network = AdaptedNetwork(model, chosen.family, targets, rank, alpha, num_examples=len(train))
+        program = Program(network, chosen, likelihood, num_particles)
+        history: dict[str, list[Any]] = {}
+        posterior = Posterior(program, history, 1.0, tokenizer, _class_names(model, train_data))
+        with tempfile.TemporaryDirectory() as scratch:
+            training = args or _training_arguments(
+                output_dir or scratch,
+                num_train_epochs=epochs,
+                per_device_train_batch_size=batch_size,
+                per_device_eval_batch_size=batch_size,
+                learning_rate=learning_rate,
+                seed=seed,
+                disable_tqdm=not progress,
+                save_strategy="epoch" if output_dir else "no",
+                eval_strategy="epoch" if held_out else "no",
+            )
+            _train(posterior, history, train, held_out, training, callbacks, resume)
+        program.eval()
+        program.guide = chosen.refine(
+            program, program.guide, train.batches(batch_size), held_out.batches(batch_size) if held_out else ()
+        )
+    if output_dir or args is not None:
+        posterior.save(output_dir or args.output_dir)  # type: ignore[union-attr]
+    return posterior
+
+
+def _train(
+    posterior: Posterior,
+    history: dict[str, list[Any]],
+    train: Source,
+    validation: Source | None,
+    args: "TrainingArguments",
+    callbacks: Sequence[Any],
+    resume: bool,
+) -> None:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from bayeslora.trainer import ProgramTrainer
+
+    args.remove_unused_columns = False  # its filter sees `forward(**batch)` and would drop every column
+    args.label_names = ["labels"]
+    args.logging_nan_inf_filter = False
+    trainer = ProgramTrainer(posterior, history, train, validation, args=args, callbacks=list(callbacks))
+    checkpoint = get_last_checkpoint(args.output_dir) if resume and os.path.isdir(args.output_dir) else None
+    if resume:
+        logger.info("Resuming from %s.", checkpoint or "the start: there is no checkpoint yet")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.recorder.flush()
+
+
+def _training_arguments(output_dir: str | os.PathLike[str], **settings: Any) -> "TrainingArguments":
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=str(output_dir),
+        report_to=[],
+        logging_strategy="epoch",
+        dataloader_pin_memory=torch.cuda.is_available(),
+        **settings,
+    )
+
+
+def _load_model(name: str | os.PathLike[str], data: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
+    """A classification model and its tokenizer, from a folder or the hub."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(name)
+    names = _label_names(data)
+    labels = _label_values(data)
+    if names is None and labels is None:
+        raise ValueError(
+            f"The number of classes for {str(name)!r} cannot be told from the data: pass a model loaded with "
+            "num_labels=…."
+        )
+    settings: dict[str, Any] = {"num_labels": len(names) if names else max(int(max(labels)) + 1, 2)}
+    if names:
+        settings["id2label"] = dict(enumerate(names))
+        settings["label2id"] = {label: index for index, label in enumerate(names)}
+    return AutoModelForSequenceClassification.from_pretrained(name, **settings), tokenizer
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model is a {type(model).__name__}; give a transformers model, a torch.nn.Module, or a path or hub name."
+        )
+    if type(model).__name__.startswith("PeftModel"):
+        raise TypeError(
+            "model is a PEFT model, which has adapters already: pass its base, model.unload(), or with the adapters "
+            "folded in, model.merge_and_unload()."
+        )
+
+
+def _infer_likelihood(model: nn.Module, train: Source) -> Likelihood:
+    """The likelihood that fits what the network returns for the first examples, and their labels."""
+    batch = train.first_batch()
+    if "labels" not in batch:
+        raise ValueError(
+            f"The data has no labels, only {', '.join(batch)}: give a 'labels' or 'label' column, or (inputs, labels)."
+        )
+    device = next(model.parameters()).device
+    inputs = {name: value for name, value in to_device(batch, device).items() if name != "labels"}
+    was_training = model.training
+    with torch.no_grad():
+        logits = logits_of(model.eval()(**inputs))
+    model.train(was_training)
+    if logits.dim() == 2 and torch.as_tensor(batch["labels"]).dim() == 1:
+        logger.info("Likelihood: classification, %d classes.", logits.shape[-1])
+        return Classification(logits.shape[-1])
+    raise ValueError(
+        f"No likelihood is known for outputs {tuple(logits.shape)} and labels "
+        f"{tuple(torch.as_tensor(batch['labels']).shape)} of {len(logits)} examples: pass likelihood=…."
+    )
+
+
+def _check_labels(source: Source | None, likelihood: Likelihood) -> None:
+    if source is None:
+        return
+    labels = source.labels
+    if labels is None:
+        labels = source.first_batch().get("labels")
+    if labels is None:
+        raise ValueError(f"{source.name} has no labels: give a 'labels' or 'label' column, or (inputs, labels).")
+    likelihood.check_labels(labels)
+
+
+def _label_values(data: Any) -> Any:
+    if isinstance(data, tuple) and len(data) == 2:
+        return data[1]
+    names = [name for name in LABELS if name in getattr(data, "column_names", ())]
+    return data[names[0]] if names else None
+
+
+def _label_names(data: Any) -> list[str] | None:
+    """Class names of a `datasets.Dataset` whose labels have them."""
+    features = getattr(data, "features", None) or {}
+    return next((list(features[n].names) for n in LABELS if n in features and hasattr(features[n], "names")), None)
+
+
+def _class_names(model: nn.Module, data: Any) -> tuple[str, ...] | None:
+    names = _label_names(data)
+    if names is None:
+        id2label = getattr(getattr(model, "config", None), "id2label", None) or {}
+        names = [id2label[index] for index in sorted(id2label)]
+        if all(name == f"LABEL_{index}" for index, name in enumerate(names)):
+            return None
+    return tuple(names)

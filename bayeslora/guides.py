@@ -1,0 +1,98 @@
+"""Guides: modules that hold all learned adapter state and sample the sites of their prior.
+
+Parameters in another space say so in their name. Those named `log_*` describe the spread of a distribution, not its
+place: they take no weight decay, and a method may give them a learning rate of their own.
+"""
+
+import abc
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from bayeslora.adapters import Stack
+
+
+def kaiming(*shape: int) -> Tensor:
+    """LoRA's starting value of `A`: U(±1/√d_in), standard deviation 1/√(3 d_in).
+
+    Args:
+        shape: `(layer, rank, d_in)`.
+    """
+    bound = 1 / math.sqrt(shape[-1])
+    return torch.empty(shape).uniform_(-bound, bound)
+
+
+class Site(nn.Module, abc.ABC):
+    """The guide's distribution of one site of a stack, its parameters `[layer, …]`."""
+
+    @abc.abstractmethod
+    def forward(self) -> dist.Distribution:
+        """The distribution, batch shape `[layer]`."""
+
+
+class Point(Site):
+    """A learned point.
+
+    Args:
+        value: Its starting value, `[layer, …]`.
+    """
+
+    def __init__(self, value: Tensor):
+        super().__init__()
+        self.loc = nn.Parameter(value)
+
+    def forward(self) -> dist.Distribution:
+        return dist.Delta(self.loc, event_dim=self.loc.dim() - 1)
+
+
+class Normal(Site):
+    """Independent Normal entries with learned mean and standard deviation.
+
+    Args:
+        loc: Starting mean, `[layer, …]`.
+        scale: Starting standard deviation.
+    """
+
+    def __init__(self, loc: Tensor, scale: float):
+        super().__init__()
+        self.loc = nn.Parameter(loc)
+        self.log_scale = nn.Parameter(torch.full_like(loc, math.log(scale)))
+
+    def forward(self) -> dist.Distribution:
+        return dist.Normal(self.loc, self.log_scale.exp()).to_event(self.loc.dim() - 1)
+
+
+class Sites(nn.Module):
+    """A stack's guide in which the sites are independent.
+
+    Args:
+        stack: The stack.
+        scale: Multiplies every KL: the mean-field ELBO reads site scales from the guide.
+        sites: Site name to its distribution.
+    """
+
+    def __init__(self, stack: Stack, *, scale: float = 1.0, **sites: Site):
+        super().__init__()
+        self.stack = stack
+        self.scale = scale
+        self.sites = nn.ModuleDict(sites)
+
+    def forward(self) -> dict[str, Tensor]:
+        with self.stack.layers, poutine.scale(scale=self.scale):
+            return {name: pyro.sample(f"{self.stack.name}.{name}", site()) for name, site in self.sites.items()}
+
+
+class PerStack(nn.ModuleDict):
+    """The guides of independent stacks, run one after the other."""
+
+    def __init__(self, guides: Mapping[str, nn.Module]):
+        super().__init__(dict(guides))
+
+    def forward(self) -> dict[str, Any]:
+        return {name: guide() for name, guide in self.items()}

@@ -1,0 +1,92 @@
+"""What a method is: a prior and a guide."""
+
+import abc
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from bayeslora import guides
+from bayeslora.adapters import Family, LowRank, Stack, Stacks
+from bayeslora.types import Sites
+
+
+class Method(abc.ABC):
+    """A prior and a guide over the factors of a network's adapters.
+
+    A method is a frozen dataclass: its fields are its hyperparameters, its command-line flags and its record in a saved
+    posterior. It scales its own sites (the program averages the likelihood and nothing else), in prior and guide.
+
+    Attributes:
+        name: Its key in `METHODS`.
+        family: Which factors a layer has.
+        guide_learning_rate: Rate of the guide's `log_*` parameters; None for the common one.
+    """
+
+    name: ClassVar[str]
+    family: ClassVar[Family] = LowRank()
+    guide_learning_rate: float | None = None
+
+    @abc.abstractmethod
+    def prior(self, stacks: Stacks) -> Mapping[str, Any]:
+        """Sample every site from p, and return the factors of every stack, by its name."""
+
+    @abc.abstractmethod
+    def guide(self, stacks: Stacks) -> nn.Module:
+        """The same sites from q; all learned adapter state lives in this module."""
+
+    def num_draws(self, guide: nn.Module) -> int | None:
+        """Draws of a finite posterior, which are enumerated; None where draws are sampled."""
+        return None
+
+    def summaries(self, stack: Stack, sites: Sites) -> Mapping[str, tuple[Tensor, tuple[str, ...]]]:
+        """Small, meaningful functions of one stack's sites for diagnostics.
+
+        Args:
+            stack: The stack.
+            sites: Site name without the stack's to draws, `[draw, layer, …]`.
+
+        Returns:
+            Name to value `[draw, layer, …]` and the names of its dimensions after those two.
+        """
+        return {}
+
+    def after_step(self, program: Any, step: int) -> None:
+        """Called after each optimiser step, while the gradients are still there."""
+
+    def refine(self, program: Any, guide: nn.Module, train: Iterable[Any], validation: Iterable[Any]) -> nn.Module:
+        """Called once after training, with batches of data; returns the guide to use."""
+        return guide
+
+    def replace(self, **fields: Any) -> "Method":
+        """The same method with other values of some of its fields."""
+        unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(self)})  # type: ignore[arg-type]
+        if unknown:
+            raise TypeError(unknown_fields(type(self), unknown))
+        return dataclasses.replace(self, **fields)  # type: ignore[type-var]
+
+
+class PerStackMethod(Method):
+    """A method whose stacks are independent: it writes one stack."""
+
+    @abc.abstractmethod
+    def stack_prior(self, stack: Stack) -> Any:
+        """Sample one stack's sites from p, and return its factors."""
+
+    @abc.abstractmethod
+    def stack_guide(self, stack: Stack) -> nn.Module:
+        """The same sites from q."""
+
+    def prior(self, stacks: Stacks) -> Mapping[str, Any]:
+        return {name: self.stack_prior(stack) for name, stack in stacks.items()}
+
+    def guide(self, stacks: Stacks) -> nn.Module:
+        return guides.PerStack({name: self.stack_guide(stack) for name, stack in stacks.items()})
+
+
+def unknown_fields(cls: type[Method], unknown: Iterable[str]) -> str:
+    """The message about fields a method does not have."""
+    fields = ", ".join(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+    has = f"its fields are: {fields}" if fields else "it has no fields"
+    return f"{cls.__name__} has no field {', '.join(map(repr, unknown))}; {has}."

@@ -1,0 +1,277 @@
+"""What the user holds after a fit."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bayeslora import diagnostics, interop, metrics, storage
+from bayeslora.adapters import AdaptedNetwork
+from bayeslora.data import Source
+from bayeslora.likelihoods import LIKELIHOODS
+from bayeslora.methods import METHODS, Method, make_method
+from bayeslora.prediction import Prediction, centre_sites, draw, predict_logits
+from bayeslora.program import Program
+
+if TYPE_CHECKING:
+    import arviz as az
+    import pandas as pd
+
+
+class Posterior:
+    """A posterior over the adapters of a network.
+
+    Args:
+        program: The fitted program.
+        history: What happened in training, a mapping of equally long columns.
+        temperature: Divides every logit; see `calibrate`.
+        tokenizer: For data that is text.
+        class_names: Names of the classes, or None.
+
+    Attributes:
+        program: Model, guide and ELBO as one module.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        history: Mapping[str, Any] | None = None,
+        temperature: float = 1.0,
+        tokenizer: Any = None,
+        class_names: tuple[str, ...] | None = None,
+    ):
+        self.program = program
+        self.temperature = temperature
+        self.tokenizer = tokenizer
+        self.class_names = class_names
+        self._history = {} if history is None else history
+
+    @property
+    def method(self) -> Method:
+        """The method and its hyperparameters."""
+        return self.program.method
+
+    @property
+    def guide(self) -> nn.Module:
+        """The guide: all learned adapter state."""
+        return self.program.guide
+
+    @property
+    def network(self) -> AdaptedNetwork:
+        """The adapted network: factors in, logits out."""
+        return self.program.network
+
+    @property
+    def history(self) -> "pd.DataFrame":
+        """A row per training step: `step`, `epoch`, `loss` and `nll` in nats per example, and a column per KL.
+
+        KL columns are named after their sites and weighted as they enter the loss; `validation_nll`, at the centre,
+        stands in the last row of each epoch if there was validation data.
+        """
+        import pandas as pd
+
+        table = pd.DataFrame(self._history)
+        return table.astype({"step": int}) if "step" in table else table
+
+    def draw(self, num_draws: int = 32, *, seed: int | None = 0) -> dict[str, Tensor]:
+        """Draws of every site, `[draw, layer, …]`, by site name.
+
+        Args:
+            num_draws: Number of draws; a finite posterior returns its members, each once.
+            seed: The same seed gives the same draws; None uses and advances torch's global state.
+        """
+        return draw(self.program, num_draws, seed)
+
+    def predict(self, data: Any, num_draws: int = 32, *, seed: int | None = 0, batch_size: int = 64) -> Prediction:
+        """Class probabilities of new examples, averaged over draws of the weights.
+
+        Args:
+            data: As in `fit`; labels are not needed and not looked at.
+            num_draws: Draws of the weights.
+            seed: Seed of the draws.
+            batch_size: Examples per batch.
+
+        Raises:
+            TypeError: If the data has none of the forms that `fit` takes.
+            ValueError: If it is empty, or its inputs are not what the network takes.
+        """
+        logits, _ = self._logits(data, num_draws, seed, batch_size)
+        return self._prediction(logits)
+
+    def evaluate(
+        self, data: Any, num_draws: int = 32, *, seed: int | None = 0, batch_size: int = 64
+    ) -> dict[str, float]:
+        """Metrics on labelled data, of the draws' average and, prefixed `center_`, of the centre.
+
+        The centre is the prediction with every site at its guide's mean. `nll` is in nats per example, `ece` has 15
+        equal-width bins, `brier` sums over all classes.
+
+        Raises:
+            ValueError: If the data has no labels, or labels the network has no class for.
+        """
+        logits, labels = self._labelled(data, num_draws, seed, batch_size)
+        at_centre, _ = self._logits(data, None, seed, batch_size)
+        scores = metrics.classification_scores(self._prediction(logits).probs, labels)
+        centre = metrics.classification_scores(self._prediction(at_centre).probs, labels)
+        return scores | {f"center_{name}": value for name, value in centre.items()}
+
+    def calibrate(
+        self, validation: Any, num_draws: int = 32, *, seed: int | None = 0, batch_size: int = 64
+    ) -> "Posterior":
+        """A new posterior whose logits are divided by the temperature that fits held-out data best.
+
+        The one temperature T minimises the NLL of the mean over draws of softmax(logits / T): probabilities stay the
+        average of the draws' probabilities, and entropy the sum of its two parts. This posterior is left as it is.
+
+        Args:
+            validation: Labelled data that the fit has not seen.
+            num_draws: Draws of the weights.
+            seed: Seed of the draws.
+            batch_size: Examples per batch.
+
+        References:
+            Guo et al. (2017), [On Calibration of Modern Neural Networks](https://arxiv.org/abs/1706.04599).
+        """
+        logits, labels = self._labelled(validation, num_draws, seed, batch_size)
+        temperature = metrics.fit_temperature(logits, labels)
+        return Posterior(self.program, self._history, temperature, self.tokenizer, self.class_names)
+
+    def to_arviz(
+        self, data: Any, num_draws: int = 100, *, seed: int | None = 0, batch_size: int = 64, raw: bool = False
+    ) -> "az.InferenceData":
+        """Draws as arviz groups: `posterior`, `posterior_predictive`, `log_likelihood`, `observed_data`.
+
+        The posterior group holds small, meaningful numbers per layer: `delta_norm`, ‖ΔW‖_F; `noise_to_signal`, that of
+        ΔW's difference from the centre over that of the centre; and the method's own (for MonteCLoRA `weights`, π, and
+        `mean_variance`, tr Σ / r). Each stack has dimensions of its own, with module names as coordinates.
+
+        Args:
+            data: Labelled data.
+            num_draws: Draws of the weights.
+            seed: Seed of the draws.
+            batch_size: Examples per batch.
+            raw: Also every site as drawn: large, and slow to summarise.
+        """
+        logits, labels = self._labelled(data, num_draws, seed, batch_size)
+        probs = metrics.softmax(logits, self.temperature)
+        chosen = np.broadcast_to(labels[None, :, None], (*probs.shape[:2], 1))
+        log_likelihood = np.log(np.maximum(np.take_along_axis(probs, chosen, axis=-1)[..., 0], np.finfo(float).tiny))
+        # Inverse-CDF draws of a label per draw and example.
+        uniform = np.random.default_rng(seed).random((*probs.shape[:2], 1))
+        predicted = np.minimum((probs.cumsum(-1) < uniform).sum(-1), probs.shape[-1] - 1)
+        return diagnostics.to_arviz(
+            self.program, self.draw(num_draws, seed=seed), log_likelihood, predicted, labels, raw
+        )
+
+    def merge(self) -> nn.Module:
+        """A plain model with the centre's adapters folded into its weights: the base model's cost, one prediction.
+
+        Raises:
+            ValueError: If base layers are quantised.
+        """
+        return interop.merge(self.network, self.program.factors_at(self.program.centre()))
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write adapters, head, method and history: safetensors and JSON, and the tokenizer's own files.
+
+        Everything is written beside and then renamed: a killed process never leaves half a posterior.
+        """
+        tensors = storage.state(self.program) | {"fingerprint": storage.fingerprint(self.network)}
+        tensors |= {f"history/{name}": torch.tensor(column).double() for name, column in self._history.items()}
+        model = self.network.model
+        record = {
+            "method": {"name": self.method.name, "fields": dataclasses.asdict(self.method)},  # type: ignore[call-overload]
+            "likelihood": {"name": self.program.likelihood.name, "config": self.program.likelihood.config()},
+            "network": storage.network_record(self.network),
+            "base": {"class": type(model).__name__, "name": getattr(model, "name_or_path", "") or None},
+            "num_particles": self.program.elbo.num_particles,
+            "temperature": self.temperature,
+            "class_names": self.class_names,
+        }
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
+        storage.save_files(folder, tensors, record)
+
+    def _logits(
+        self, data: Any, num_draws: int | None, seed: int | None, batch_size: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Logits `[draw, example, class]` at draws, or at the centre for None, and labels where there are any."""
+        source = Source(data, self.network.model, self.tokenizer)
+        sites = centre_sites(self.program) if num_draws is None else self.draw(num_draws, seed=seed)
+        size = len(next(iter(sites.values())))
+        return predict_logits(self.program, sites, source.batches_by_length(batch_size), size)
+
+    def _labelled(
+        self, data: Any, num_draws: int | None, seed: int | None, batch_size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        logits, labels = self._logits(data, num_draws, seed, batch_size)
+        if labels is None:
+            raise ValueError("The data has no labels: give a 'labels' or 'label' column, or (inputs, labels).")
+        self.program.likelihood.check_labels(labels)
+        return logits, labels
+
+    def _prediction(self, logits: np.ndarray) -> Prediction:
+        return Prediction(metrics.softmax(logits, self.temperature), self.class_names)
+
+
+def load(folder: str | os.PathLike[str], model: nn.Module | str | None = None) -> Posterior:
+    """Read a posterior that `Posterior.save` wrote.
+
+    Args:
+        folder: Where it was saved.
+        model: The base model, an instance or a path or hub name; None for the one named at the fit.
+
+    Raises:
+        FileNotFoundError: If there is no posterior in the folder.
+        ValueError: If it is damaged, belongs to another base model, or is of a method that is not registered.
+    """
+    tensors, record = storage.load_files(folder)
+    name = record["method"]["name"]
+    if name not in METHODS:
+        raise ValueError(
+            f"The posterior in {folder} is of method {name!r}, which is not known here: register its class with "
+            f"bayeslora.register first. Known: {', '.join(METHODS)}."
+        )
+    method = make_method(name, **record["method"]["fields"])
+    likelihood = LIKELIHOODS[record["likelihood"]["name"]](**record["likelihood"]["config"])
+    if not isinstance(model, nn.Module):
+        model = _load_base(folder, model or record["base"]["name"], record)
+    spec = record["network"]
+    try:
+        network = AdaptedNetwork(model, method.family, **spec)
+    except ValueError as error:
+        raise ValueError(f"The posterior in {folder} belongs to another base model: {error}") from None
+    storage.check_base(network, tensors.pop("fingerprint"))
+    program = Program(network, method, likelihood, record["num_particles"])
+    storage.load_state(program, tensors)
+    history = {key[8:]: value.tolist() for key, value in tensors.items() if key.startswith("history/")}
+    names = record["class_names"]
+    return Posterior(
+        program.eval(), history, record["temperature"], _load_tokenizer(folder), tuple(names) if names else None
+    )
+
+
+def _load_base(folder: str | os.PathLike[str], name: str | None, record: Mapping[str, Any]) -> nn.Module:
+    import transformers
+
+    cls = getattr(transformers, record["base"]["class"], None)
+    if name is None or cls is None:
+        raise ValueError(
+            f"The posterior in {folder} does not name a base model that can be loaded: pass model=… (it was a "
+            f"{record['base']['class']})."
+        )
+    return cls.from_pretrained(name, num_labels=record["likelihood"]["config"]["num_classes"])
+
+
+def _load_tokenizer(folder: str | os.PathLike[str]) -> Any:
+    path = Path(folder) / "tokenizer"
+    if not path.is_dir():
+        return None
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path)

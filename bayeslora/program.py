@@ -1,0 +1,144 @@
+"""p(y, A, B given x), its guide, and their ELBO as one `nn.Module`."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import Predictive
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from bayeslora.adapters import AdaptedNetwork, Stacks
+from bayeslora.elbo import MeanFieldELBO, total
+from bayeslora.likelihoods import Likelihood
+from bayeslora.methods import Method
+from bayeslora.types import Batch, Sites
+
+
+class Output(NamedTuple):
+    """What a program returns for a batch: the loss in nats per example, and logits, `[*draw, batch, label]`."""
+
+    loss: Tensor
+    logits: Tensor
+
+
+class Program(nn.Module):
+    """The generative model of labels given inputs, its guide, and the negative ELBO.
+
+    Called with a batch, `program(**batch)`, it returns `(loss, logits)`. In training mode, the loss is the negative
+    ELBO per example at `num_particles` draws from the guide. In evaluation mode the logits are those of the centre,
+    every site at its guide's mean, and the loss is their negative log-likelihood. Any PyTorch optimiser, loop or
+    trainer can drive it; Pyro's global parameter store stays empty.
+
+    Args:
+        network: The adapted network.
+        method: Prior and guide of its factors.
+        likelihood: Labels given logits.
+        num_particles: Draws per training step, run as one batch.
+
+    Attributes:
+        terms: The last training loss by site, in nats per example, detached: `labels` is the negative
+            log-likelihood, every other the site's (weighted) KL.
+    """
+
+    # The Trainer would otherwise pass `num_items_in_batch`, which is nothing to a loss that is already a mean.
+    accepts_loss_kwargs = False
+
+    def __init__(self, network: AdaptedNetwork, method: Method, likelihood: Likelihood, num_particles: int = 1):
+        super().__init__()
+        if num_particles < 1:
+            raise ValueError(f"num_particles={num_particles}: give a whole number of at least 1.")
+        self.network = network
+        self.method = method
+        self.likelihood = likelihood
+        self.elbo = MeanFieldELBO(num_particles)
+        self.guide = method.guide(network.stacks).to(network.device, network.dtype)
+        self.terms: dict[str, Tensor] = {}
+
+    @property
+    def stacks(self) -> Stacks:
+        return self.network.stacks
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    def model(self, batch: Batch) -> Tensor:
+        """The generative model: factors from the prior, logits from the network, labels from the likelihood."""
+        logits = self.network(self.factors(), _inputs(batch))
+        self.likelihood.observe(logits, batch["labels"])
+        return logits
+
+    def factors(self) -> Mapping[str, Any]:
+        """The method's prior, run on this network's stacks and device."""
+        # Priors make their constants without naming a device.
+        on_device = contextlib.nullcontext() if self.device.type == "cpu" else self.device
+        with on_device:
+            return self.method.prior(self.stacks)
+
+    def forward(self, **batch: Any) -> Output:
+        if "labels" not in batch:
+            raise ValueError(f"The batch has no 'labels', only {', '.join(batch)}.")
+        with pyro.validation_enabled(False):
+            if not self.training:
+                logits = self.logits(self.centre(), batch)
+                return Output(-self.likelihood.log_prob(logits, batch["labels"]).mean(), logits)
+            terms, logits = self.elbo.terms(self.model, lambda _: self.guide(), batch)
+        self.terms = {name: term.detach() for name, term in terms.items()}
+        return Output(total(terms), logits)
+
+    def logits(self, sites: Sites, batch: Batch) -> Tensor:
+        """Logits at given sites, `[*draw, batch, …]`; labels in the batch are ignored."""
+        return self.network(self.factors_at(sites), _inputs(batch))
+
+    def factors_at(self, sites: Sites) -> Mapping[str, Any]:
+        """Factors of every stack as the prior computes them from given sites."""
+        with pyro.validation_enabled(False):
+            return poutine.condition(self.factors, data=dict(sites))()
+
+    def centre(self) -> dict[str, Tensor]:
+        """Every site at its guide's mean, `[layer, …]`."""
+        with pyro.validation_enabled(False), AtMean():
+            return _latent(poutine.trace(self.guide).get_trace())
+
+    def draw(self, num_draws: int) -> dict[str, Tensor]:
+        """Draws of every site from the guide, `[draw, layer, …]`, with torch's current random state."""
+        names = list(self.centre())
+        with pyro.validation_enabled(False):
+            draws = Predictive(self.guide, num_samples=num_draws, return_sites=names, parallel=True)()
+        return {name: draws[name] for name in names}
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Named parameters that are learned: the guide's and the task head's."""
+        return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Trade computation for memory in the network (called by the Trainer)."""
+        # The re-entrant kind drops the gradient where no input of a block needs one, as in a frozen network.
+        kwargs = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        enable: Any = self.network.model.gradient_checkpointing_enable
+        enable(gradient_checkpointing_kwargs=kwargs)
+
+
+class AtMean(Messenger):
+    """Sets every latent site to the mean of its distribution."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample":
+            msg["value"] = msg["fn"].mean
+            msg["done"] = True
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
+def _latent(trace: poutine.Trace) -> dict[str, Tensor]:
+    return {
+        name: site["value"]
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site["is_observed"] and type(site["fn"]).__name__ != "_Subsample"
+    }

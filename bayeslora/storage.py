@@ -1,0 +1,137 @@
+"""Posteriors on disk: one safetensors file and one JSON file; never pickle."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from bayeslora.adapters import AdaptedNetwork
+from bayeslora.program import Program
+
+MANIFEST = "bayeslora.json"
+FORMAT = 1
+
+# Weights sampled from each adapted layer to recognise the base model. Compared with a tolerance, so that a posterior
+# trained on single-precision weights loads onto the same weights in half precision.
+FINGERPRINT_VALUES = 16
+
+
+def save_files(folder: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON record so that a killed process never leaves half of them.
+
+    The tensors' file carries a hash of its content in its name, and the record names it: replacing the record, one
+    atomic rename, is what replaces the posterior. Files it no longer names are removed afterwards.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    tensors_name = f"posterior-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
+    _write(folder / tensors_name, content)
+    manifest = {"format": FORMAT, "tensors": tensors_name, **record}
+    _write(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
+    for old in folder.glob("posterior-*.safetensors"):
+        if old.name != tensors_name:
+            old.unlink()
+
+
+def load_files(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and record that `save_files` wrote.
+
+    Raises:
+        FileNotFoundError: If there is no posterior in the folder.
+        ValueError: If it is damaged or of a format this version does not know.
+    """
+    manifest = Path(folder) / MANIFEST
+    if not manifest.is_file():
+        raise FileNotFoundError(f"{folder} holds no posterior: there is no {MANIFEST} in it.")
+    try:
+        record = json.loads(manifest.read_text())
+        if record["format"] != FORMAT:
+            raise ValueError(
+                f"{folder} has format {record['format']}; this version of bayeslora reads format {FORMAT}. Upgrade it."
+            )
+        return load_file(Path(folder) / record["tensors"]), record
+    except (json.JSONDecodeError, KeyError, SafetensorError, FileNotFoundError) as error:
+        raise ValueError(f"{folder} holds a damaged posterior: {error}. Save it again.") from error
+
+
+def state(program: Program) -> dict[str, Tensor]:
+    """All learned state: the guide's under `guide/`, the task head's under `head/`."""
+    guide = {f"guide/{name}": value for name, value in program.guide.state_dict().items()}
+    return guide | {f"head/{name}": value for name, value in program.network.head_state().items()}
+
+
+def load_state(program: Program, tensors: Mapping[str, Tensor]) -> None:
+    """Put learned state back.
+
+    Raises:
+        ValueError: If the head does not fit the network's.
+    """
+    guide, head = (
+        {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+        for prefix in ("guide/", "head/")
+    )
+    program.guide.load_state_dict(guide)
+    own = program.network.head_state()
+    shapes = [{name: tuple(value.shape) for name, value in part.items()} for part in (head, own)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"The posterior has the task head {shapes[0]}, the model has {shapes[1]}: load the model with the same "
+            "class and num_labels as for the fit."
+        )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(head[name])
+
+
+def network_record(network: AdaptedNetwork) -> dict[str, Any]:
+    """What `AdaptedNetwork` needs to be built again on the same base."""
+    names = [name for stack in network.stacks.values() for name in stack.layer_names]
+    ranks = {name: stack.rank for stack in network.stacks.values() for name in stack.layer_names}
+    alphas = {
+        name: float(s) * stack.rank
+        for stack in network.stacks.values()
+        for name, s in zip(stack.layer_names, network.scaling(stack.name), strict=True)
+    }
+    return {"targets": names, "rank": ranks, "alpha": alphas, "num_examples": network.stacks.num_examples}
+
+
+def fingerprint(network: AdaptedNetwork) -> Tensor:
+    """A few weights of every adapted layer, `[layer, value]`, by which a base model is recognised; NaN if quantised."""
+    rows = []
+    for name in network.stacks:
+        for layer in network.layers(name):
+            weight = layer.base.weight.detach().flatten()  # type: ignore[operator]
+            index = torch.linspace(0, len(weight) - 1, FINGERPRINT_VALUES).long().to(weight.device)
+            values = weight[index].float().cpu()
+            rows.append(values if weight.is_floating_point() else torch.full_like(values, torch.nan))
+    return torch.stack(rows)
+
+
+def check_base(network: AdaptedNetwork, saved: Tensor) -> None:
+    """Raise a ValueError unless the network has the base weights that a posterior was trained on."""
+    own = fingerprint(network)
+    both = own.isfinite() & saved.isfinite()
+    tolerance = 0.01 * saved.abs() + 1e-4
+    differs = (((own - saved).abs() > tolerance) & both).any(1)
+    if bool(differs.any()):
+        raise ValueError(
+            f"The posterior belongs to another base model: the weights of {int(differs.sum())} of {len(differs)} "
+            "adapted layers differ. Load the checkpoint that it was trained on."
+        )
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

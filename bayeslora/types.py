@@ -1,0 +1,21 @@
+"""Axis names and array aliases.
+
+Axes keep one order: `draw` first, then `layer` (factors) or `batch` (data), features or labels last. `*draw` stands
+for no draw dimension or one.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Batch = Mapping[str, Any]
+"""Keyword arguments of the network's forward, with `labels` beside them."""
+
+Logits = Float[Tensor, "*draw batch label"]
+Labels = Int[Tensor, " batch"]
+StackedA = Float[Tensor, "*draw layer rank d_in"]
+StackedB = Float[Tensor, "*draw layer d_out rank"]
+Sites = Mapping[str, Tensor]
+"""Site name to value, `[layer, …]`, or `[draw, layer, …]` for several draws."""
