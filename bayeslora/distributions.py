@@ -1,8 +1,10 @@
 """Distributions that Pyro lacks, each with its `register_kl` pair."""
 
 import math
+from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from pyro.distributions import Dirichlet as PyroDirichlet
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -29,7 +31,7 @@ class Dirichlet(PyroDirichlet):
         return gammas / gammas.sum(-1, keepdim=True)
 
 
-def expected_square_sum(concentration: Tensor) -> Tensor:
+def expected_square_sum(concentration: Float[Tensor, "*batch component"]) -> Float[Tensor, "*batch"]:
     r"""$E[\sum_k \pi_k^2] = \sum_k \alpha_k (\alpha_k + 1) / (\alpha_0 (\alpha_0 + 1))$ under Dirichlet(α).
 
     Args:
@@ -62,7 +64,7 @@ class WishartCholesky(TorchDistribution):
     support = constraints.lower_cholesky
     has_rsample = True
 
-    def __init__(self, df: float, scale_diag: Tensor, validate_args: bool | None = None):
+    def __init__(self, df: float, scale_diag: Float[Tensor, "*batch rank"], validate_args: bool | None = None):
         rank = scale_diag.shape[-1]
         if not rank <= df < math.inf:
             raise ValueError(f"df={df} degrees of freedom: a finite number of at least the rank, {rank}, is needed.")
@@ -74,7 +76,7 @@ class WishartCholesky(TorchDistribution):
     def rank(self) -> int:
         return self.event_shape[-1]
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "WishartCholesky":
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "WishartCholesky":
         scale_diag = self.scale_diag.expand(torch.Size(batch_shape) + self.event_shape[-1:])
         return WishartCholesky(self.df, scale_diag, validate_args=False)
 
@@ -154,7 +156,7 @@ class ColumnNormal(TorchDistribution):
 
     def __init__(
         self,
-        cov_tril: Tensor,
+        cov_tril: Float[Tensor, "*batch rank rank"],
         num_columns: int,
         covariance: WishartCholesky | None = None,
         validate_args: bool | None = None,
@@ -164,7 +166,7 @@ class ColumnNormal(TorchDistribution):
         event_shape = torch.Size([cov_tril.shape[-1], num_columns])
         super().__init__(cov_tril.shape[:-2], event_shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "ColumnNormal":
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "ColumnNormal":
         batch_shape = torch.Size(batch_shape)
         cov_tril = self.cov_tril.expand(batch_shape + self.cov_tril.shape[-2:])
         covariance = self.covariance and self.covariance.expand(batch_shape)
@@ -215,7 +217,7 @@ class StandardColumns(TorchDistribution):
         event_shape = torch.Size([rank, num_columns])
         super().__init__(torch.Size(batch_shape), event_shape, validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "StandardColumns":
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "StandardColumns":
         rank, num_columns = self.event_shape
         return StandardColumns(rank, num_columns, self.scale, tuple(batch_shape))
 
@@ -246,7 +248,7 @@ class Flat(TorchDistribution):
     def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.real, len(self.event_shape))
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "Flat":
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "Flat":
         return Flat(self.event_shape, torch.Size(batch_shape))
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:

@@ -12,13 +12,14 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor, nn
 
 from bayeslora.adapters import Stack
 
 
-def kaiming(*shape: int) -> Tensor:
+def kaiming(*shape: int) -> Float[Tensor, "layer rank d_in"]:
     """LoRA's starting value of `A`: U(±1/√d_in), standard deviation 1/√(3 d_in).
 
     Args:

@@ -9,6 +9,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from bayeslora.types import Logits
+
 
 class Likelihood(abc.ABC):
     """p(label given logits), one independent factor per example.
@@ -59,7 +61,7 @@ class Classification(Likelihood):
             )
         self.num_classes = num_classes
 
-    def distribution(self, logits: Tensor) -> dist.Distribution:
+    def distribution(self, logits: Logits) -> dist.Distribution:
         return dist.Categorical(logits=logits.float() if logits.dtype != torch.float64 else logits)
 
     def check_labels(self, labels: Any) -> None:

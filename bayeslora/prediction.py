@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bayeslora import metrics
@@ -34,7 +35,7 @@ class Prediction:
         class_names: Names of the classes, or None.
     """
 
-    draws: FloatArray
+    draws: Float[np.ndarray, "draw example class"]
     class_names: tuple[str, ...] | None = None
 
     @cached_property

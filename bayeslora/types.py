@@ -13,9 +13,9 @@ from torch import Tensor
 Batch = Mapping[str, Any]
 """Keyword arguments of the network's forward, with `labels` beside them."""
 
-Logits = Float[Tensor, "*draw batch label"]
-Labels = Int[Tensor, " batch"]
-StackedA = Float[Tensor, "*draw layer rank d_in"]
-StackedB = Float[Tensor, "*draw layer d_out rank"]
+Logits = Float[Tensor, "*draw batch class"]
+Labels = Int[Tensor, "batch"]
+PerLayer = Float[Tensor, "*draw layer"]
+Scaling = Float[Tensor, "layer"]
 Sites = Mapping[str, Tensor]
 """Site name to value, `[layer, …]`, or `[draw, layer, …]` for several draws."""

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bayeslora.types import PerLayer, Scaling
+
 
 class Factors(NamedTuple):
     """The low-rank factors of a stack, `A` `[*draw, layer, rank, d_in]` and `B` `[*draw, layer, d_out, rank]`."""
@@ -32,7 +34,7 @@ class Family(abc.ABC):
         """Factor name to the shape of one layer's factor."""
 
     @abc.abstractmethod
-    def scale(self, factors: Any, scaling: Tensor) -> Any:
+    def scale(self, factors: Any, scaling: Scaling) -> Any:
         """Fold the per-layer scaling s, `[layer]`, into stacked factors: once per stack, not once per layer."""
 
     @abc.abstractmethod
@@ -44,7 +46,7 @@ class Family(abc.ABC):
         """The change of the weight, `[*draw, layer, d_out, d_in]`, given scaled factors."""
 
     @abc.abstractmethod
-    def difference_norm(self, factors: Any, reference: Any) -> Tensor:
+    def difference_norm(self, factors: Any, reference: Any) -> PerLayer:
         """Frobenius norm of the difference of two weight changes, `[*draw, layer]`, never forming either."""
 
     def unstack(self, factors: Any) -> list[Any]:
@@ -67,7 +69,7 @@ class LowRank(Family):
     def shapes(self, d_in: int, d_out: int, rank: int) -> Mapping[str, tuple[int, ...]]:
         return {"A": (rank, d_in), "B": (d_out, rank)}
 
-    def scale(self, factors: Factors, scaling: Tensor) -> Factors:
+    def scale(self, factors: Factors, scaling: Scaling) -> Factors:
         return Factors(factors.A, factors.B * scaling[:, None, None])
 
     def forward(self, base: nn.Module, x: Tensor, factors: Factors) -> Tensor:
@@ -84,7 +86,7 @@ class LowRank(Family):
     def delta(self, factors: Factors) -> Tensor:
         return factors.B @ factors.A
 
-    def difference_norm(self, factors: Factors, reference: Factors) -> Tensor:
+    def difference_norm(self, factors: Factors, reference: Factors) -> PerLayer:
         # BA - B'A' = [B, -B'] [A; A'], and |BA|^2 = tr(B'B AA'): Gram matrices of size 2r, not weights.
         shape = torch.broadcast_shapes(factors.A.shape[:-2], reference.A.shape[:-2])
         A = torch.cat([f.A.expand(*shape, -1, -1) for f in (factors, reference)], dim=-2).double()
