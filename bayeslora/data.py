@@ -2,12 +2,13 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 LABELS = ("labels", "label", "label_ids")
 
@@ -63,6 +64,8 @@ class Source:
         self.name = name
         self.tokenizer = tokenizer
         self.parameters = forward_parameters(model)
+        is_double = any(parameter.dtype == torch.float64 for parameter in model.parameters())
+        self.dtype = torch.float64 if is_double else torch.get_default_dtype()
         self.loader = self._with_rows(data) if isinstance(data, DataLoader) else None
         self.dataset = None if self.loader else self._dataset(data)
         if len(self) == 0:
@@ -79,6 +82,9 @@ class Source:
         if isinstance(self.dataset, Arrays):
             column = self.dataset.columns.get("labels")
             return None if column is None else column.numpy()
+        rows = getattr(self.dataset, "rows", None)
+        if isinstance(rows, list) and "labels" in rows[0]:
+            return np.asarray([row["labels"] for row in rows])
         if self.dataset is not None and hasattr(self.dataset, "column_names"):
             return np.asarray(self.dataset["labels"]) if "labels" in self.dataset.column_names else None
         return None
@@ -87,7 +93,8 @@ class Source:
         """Batches in order."""
         if self.loader is not None:
             return iter(self.loader)
-        return iter(DataLoader(self.dataset, batch_size, collate_fn=self.collate))  # type: ignore[arg-type]
+        # A generator of its own: a loader otherwise takes a seed from torch's global state.
+        return iter(DataLoader(self.dataset, batch_size, collate_fn=self.collate, generator=torch.Generator()))  # type: ignore[arg-type]
 
     def batches_by_length(self, batch_size: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         """Batches of examples of similar length, least padding, each with its examples' positions in the data."""
@@ -117,7 +124,7 @@ class Source:
             return dict(DataCollatorWithPadding(self.tokenizer)([dict(row) for row in rows]))
         batch = {}
         for name in rows[0]:
-            values = [torch.as_tensor(row[name]) for row in rows]
+            values = [self._tensor(row[name]) for row in rows]
             if len({value.shape for value in values}) > 1:
                 raise ValueError(
                     f"{self.name}: rows of {name!r} have different lengths, and padding them needs the tokenizer: "
@@ -128,19 +135,28 @@ class Source:
 
     def _with_rows(self, loader: DataLoader[Any]) -> DataLoader[Any]:
         """A user's loader, its batches made into mappings."""
+        self._check_length(loader.dataset)
         if loader.batch_sampler is None:
-            raise TypeError(
-                f"{self.name} is a DataLoader over a stream, whose length is not known: give one over a dataset with "
-                "a length."
-            )
+            raise TypeError(f"{self.name} is a DataLoader with batch_size=None: give it a batch size.")
         return DataLoader(
             loader.dataset,
             batch_sampler=loader.batch_sampler,
             collate_fn=lambda rows: self._row(loader.collate_fn(rows)),
             num_workers=loader.num_workers,
+            worker_init_fn=loader.worker_init_fn,
+            generator=loader.generator,
         )
 
+    def _check_length(self, data: Any) -> None:
+        # A `datasets.IterableDataset` is one of torch's, too.
+        if isinstance(data, IterableDataset):
+            raise TypeError(
+                f"{self.name} is a stream ({type(data).__name__}), whose length is not known: give a dataset with a "
+                "length."
+            )
+
     def _dataset(self, data: Any) -> Any:
+        self._check_length(data)
         if hasattr(data, "column_names") and hasattr(data, "map"):
             return self._from_table(data)
         if isinstance(data, Dataset):
@@ -158,13 +174,14 @@ class Source:
         if isinstance(inputs, (list, tuple)) and inputs and isinstance(inputs[0], str):
             rows = self._tokenize(list(inputs))
             if labels is not None:
-                rows = [{**row, "labels": int(label)} for row, label in zip(rows, labels, strict=True)]
+                rows = [{**row, "labels": label} for row, label in zip(rows, np.asarray(labels).tolist(), strict=True)]
             return Examples(rows, dict)
         columns = dict(inputs) if isinstance(inputs, Mapping) else {self.parameters[0]: inputs}
         if labels is not None:
             columns["labels"] = labels
         tensors = {
-            name: _tensor(np.asarray(value) if isinstance(value, list) else value) for name, value in columns.items()
+            name: self._tensor(np.asarray(value) if isinstance(value, list) else value)
+            for name, value in columns.items()
         }
         lengths = {name: len(value) for name, value in tensors.items()}
         if len(set(lengths.values())) > 1:
@@ -199,13 +216,19 @@ class Source:
         unknown = [name for name in table.column_names if name not in (*self.parameters, "labels")]
         table = table.remove_columns(unknown)
         for name in table.column_names:
-            if str(getattr(table.features[name], "dtype", "")).startswith("float"):
-                _check_finite(self.name, name, torch.as_tensor(np.asarray(table[name])))
+            if name != "labels" and _is_float(table.features[name]):
+                finite = [bool(np.isfinite(np.asarray(value, dtype=float)).all()) for value in table[name]]
+                _raise_unless(self.name, name, np.asarray(finite))
         return table
+
+    def _tensor(self, value: Any) -> Tensor:
+        """A tensor, in double precision only for a network that is: NumPy's and Python's numbers are, by themselves."""
+        value = torch.as_tensor(value)
+        return value.to(self.dtype) if value.dtype in (torch.float32, torch.float64) else value
 
     def _tokenize(self, texts: list[str]) -> list[dict[str, Any]]:
         encoded = self._encode(texts)
-        return [{name: encoded[name][i] for name in encoded} for i in range(len(texts))]
+        return [{name: encoded[name][i] for name in encoded if name in self.parameters} for i in range(len(texts))]
 
     def _encode(self, *texts: list[str]) -> Mapping[str, Any]:
         if self.tokenizer is None:
@@ -246,6 +269,23 @@ def split(data: Any, name: str) -> Any:
     return data if name == "train" else None
 
 
+def read(name: str) -> Any:
+    """A `datasets.DatasetDict` from a CSV, JSON or Parquet file, a folder of them, or a hub name.
+
+    Raises:
+        ValueError: If a file has another ending.
+    """
+    from datasets import load_dataset
+
+    path = Path(name)
+    if not path.is_file():
+        return load_dataset(name)
+    kinds = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+    if path.suffix not in kinds:
+        raise ValueError(f"{name} ends in {path.suffix!r}; files can be {', '.join(kinds)}.")
+    return load_dataset(kinds[path.suffix], data_files=name)
+
+
 def forward_parameters(model: nn.Module) -> list[str]:
     """Names of the inputs that a network's `forward` takes."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -263,16 +303,23 @@ def _has_tokens(rows: Any) -> bool:
     return (isinstance(rows, list) and "input_ids" in rows[0]) or "input_ids" in getattr(rows, "column_names", ())
 
 
-def _tensor(value: Any) -> Tensor:
-    value = torch.as_tensor(value)
-    return value.float() if value.dtype == torch.float64 and torch.get_default_dtype() == torch.float32 else value
+def _is_float(feature: Any) -> bool:
+    """Whether a column of a `datasets.Dataset` holds floating-point numbers, or lists of them."""
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    return str(getattr(feature, "dtype", "")).startswith("float")
 
 
 def _check_finite(data: str, name: str, value: Tensor) -> None:
-    if value.is_floating_point() and not bool(value.isfinite().all()):
-        bad = (~value.isfinite()).flatten(1).any(1) if value.dim() > 1 else ~value.isfinite()
-        rows = bad.nonzero().flatten()
+    if value.is_floating_point():
+        _raise_unless(data, name, value.isfinite().reshape(len(value), -1).all(1).numpy())
+
+
+def _raise_unless(data: str, name: str, finite: np.ndarray) -> None:
+    """Raise a ValueError that names the first row which is not finite."""
+    if not finite.all():
+        rows = np.flatnonzero(~finite)
         raise ValueError(
-            f"{data}: {name!r} is NaN or infinite in {len(rows)} row(s), the first is row {int(rows[0])}. Remove or "
+            f"{data}: {name!r} is NaN or infinite in {len(rows)} row(s), the first is row {rows[0]}. Remove or "
             "fill them first."
         )

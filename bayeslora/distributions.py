@@ -24,8 +24,8 @@ class Dirichlet(PyroDirichlet):
         concentration: $\alpha > 0$, `[*batch, K]`.
     """
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        concentration = self.concentration.expand(self._extended_shape(sample_shape))
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        concentration = self.concentration.expand(self._extended_shape(torch.Size(sample_shape)))
         # Gammas of a small concentration underflow; all of them zero would have no proportions.
         gammas = torch._standard_gamma(concentration) + torch.finfo(concentration.dtype).tiny
         return gammas / gammas.sum(-1, keepdim=True)
@@ -84,8 +84,8 @@ class WishartCholesky(TorchDistribution):
         """ν, ν−1, …, ν−r+1."""
         return self.df - torch.arange(self.rank, dtype=self.scale_diag.dtype, device=self.scale_diag.device)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        shape = self._extended_shape(sample_shape)
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
         # A χ²(ν) variable is twice a Gamma(ν/2) one. ν carries no gradient.
         chi2 = 2 * torch._standard_gamma((self._chi2_df() / 2).expand(shape[:-1]))
         T = torch.randn(shape, dtype=chi2.dtype, device=chi2.device).tril_(-1)
@@ -172,8 +172,8 @@ class ColumnNormal(TorchDistribution):
         covariance = self.covariance and self.covariance.expand(batch_shape)
         return ColumnNormal(cov_tril, self.event_shape[-1], covariance, validate_args=False)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        shape = self._extended_shape(sample_shape)
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
         return self.cov_tril @ torch.randn(shape, dtype=self.cov_tril.dtype, device=self.cov_tril.device)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -221,8 +221,8 @@ class StandardColumns(TorchDistribution):
         rank, num_columns = self.event_shape
         return StandardColumns(rank, num_columns, self.scale, tuple(batch_shape))
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        return self.scale * torch.randn(self._extended_shape(sample_shape))
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return self.scale * torch.randn(self._extended_shape(torch.Size(sample_shape)))
 
     def log_prob(self, value: Tensor) -> Tensor:
         normaliser = self.event_shape.numel() * (math.log(self.scale) + math.log(2 * math.pi) / 2)
@@ -251,8 +251,8 @@ class Flat(TorchDistribution):
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "Flat":
         return Flat(self.event_shape, torch.Size(batch_shape))
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        return torch.zeros(self._extended_shape(sample_shape))
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return torch.zeros(self._extended_shape(torch.Size(sample_shape)))
 
     def log_prob(self, value: Tensor) -> Tensor:
         return value.new_zeros(value.shape[: value.dim() - len(self.event_shape)])
@@ -261,7 +261,9 @@ class Flat(TorchDistribution):
 @register_kl(Dirichlet, Dirichlet)
 def _kl_dirichlet(q: Dirichlet, p: Dirichlet) -> Tensor:
     # torch's formula, with components and their total in one tensor: a third of its operations.
-    a, b = (torch.cat([c, c.sum(-1, keepdim=True)], dim=-1) for c in (q.concentration, p.concentration))
+    # The prior's constants are in single precision even where the guide is in double.
+    concentrations = (q.concentration, p.concentration.to(q.concentration.dtype))
+    a, b = (torch.cat([c, c.sum(-1, keepdim=True)], dim=-1) for c in concentrations)
     terms = torch.lgamma(b) - torch.lgamma(a) + (a - b) * torch.digamma(a)
     return terms[..., :-1].sum(-1) - terms[..., -1]
 

@@ -15,7 +15,7 @@ from bayeslora.adapters import AdaptedNetwork
 from bayeslora.data import Source
 from bayeslora.likelihoods import LIKELIHOODS
 from bayeslora.methods import METHODS, Method, make_method
-from bayeslora.prediction import Prediction, centre_sites, draw, predict_logits
+from bayeslora.prediction import Prediction, centre_sites, draw, predict_logits, seeded
 from bayeslora.program import Program
 
 if TYPE_CHECKING:
@@ -87,12 +87,15 @@ class Posterior:
         """
         return draw(self.program, num_draws, seed)
 
-    def predict(self, data: Any, num_draws: int = 32, *, seed: int | None = 0, batch_size: int = 64) -> Prediction:
+    def predict(
+        self, data: Any, num_draws: int = 32, *, center: bool = False, seed: int | None = 0, batch_size: int = 64
+    ) -> Prediction:
         """Class probabilities of new examples, averaged over draws of the weights.
 
         Args:
             data: As in `fit`; labels are not needed and not looked at.
             num_draws: Draws of the weights.
+            center: One prediction, with every site at its guide's mean, instead: LoRA's cost.
             seed: Seed of the draws.
             batch_size: Examples per batch.
 
@@ -100,7 +103,7 @@ class Posterior:
             TypeError: If the data has none of the forms that `fit` takes.
             ValueError: If it is empty, or its inputs are not what the network takes.
         """
-        logits, _ = self._logits(data, num_draws, seed, batch_size)
+        logits, _ = self._logits(data, None if center else num_draws, seed, batch_size)
         return self._prediction(logits)
 
     def evaluate(
@@ -115,9 +118,10 @@ class Posterior:
             ValueError: If the data has no labels, or labels the network has no class for.
         """
         logits, labels = self._labelled(data, num_draws, seed, batch_size)
-        at_centre, _ = self._logits(data, None, seed, batch_size)
+        # Labels of its own: a loader that shuffles gives the data in another order.
+        at_centre, its_labels = self._labelled(data, None, seed, batch_size)
         scores = metrics.classification_scores(self._prediction(logits).probs, labels)
-        centre = metrics.classification_scores(self._prediction(at_centre).probs, labels)
+        centre = metrics.classification_scores(self._prediction(at_centre).probs, its_labels)
         return scores | {f"center_{name}": value for name, value in centre.items()}
 
     def calibrate(
@@ -192,6 +196,7 @@ class Posterior:
             "num_particles": self.program.elbo.num_particles,
             "temperature": self.temperature,
             "class_names": self.class_names,
+            "tokenizer": self.tokenizer is not None,
         }
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
@@ -201,10 +206,11 @@ class Posterior:
         self, data: Any, num_draws: int | None, seed: int | None, batch_size: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Logits `[draw, example, class]` at draws, or at the centre for None, and labels where there are any."""
-        source = Source(data, self.network.model, self.tokenizer)
         sites = centre_sites(self.program) if num_draws is None else self.draw(num_draws, seed=seed)
         size = len(next(iter(sites.values())))
-        return predict_logits(self.program, sites, source.batches_by_length(batch_size), size)
+        with seeded(seed):  # a loader that shuffles takes its seed from the global state
+            source = Source(data, self.network.model, self.tokenizer)
+            return predict_logits(self.program, sites, source.batches_by_length(batch_size), size)
 
     def _labelled(
         self, data: Any, num_draws: int | None, seed: int | None, batch_size: int
@@ -247,13 +253,14 @@ def load(folder: str | os.PathLike[str], model: nn.Module | str | None = None) -
     except ValueError as error:
         raise ValueError(f"The posterior in {folder} belongs to another base model: {error}") from None
     storage.check_base(network, tensors.pop("fingerprint"))
-    program = Program(network, method, likelihood, record["num_particles"])
+    with seeded(0):  # a guide draws its start, which the saved state replaces
+        program = Program(network, method, likelihood, record["num_particles"])
     storage.load_state(program, tensors)
     history = {key[8:]: value.tolist() for key, value in tensors.items() if key.startswith("history/")}
     names = record["class_names"]
-    return Posterior(
-        program.eval(), history, record["temperature"], _load_tokenizer(folder), tuple(names) if names else None
-    )
+    # Without one, a tokenizer's files can be those of an earlier posterior in this folder.
+    tokenizer = _load_tokenizer(folder) if record["tokenizer"] else None
+    return Posterior(program.eval(), history, record["temperature"], tokenizer, tuple(names) if names else None)
 
 
 def _load_base(folder: str | os.PathLike[str], name: str | None, record: Mapping[str, Any]) -> nn.Module:

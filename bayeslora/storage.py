@@ -109,8 +109,9 @@ def fingerprint(network: AdaptedNetwork) -> Tensor:
     for name in network.stacks:
         for layer in network.layers(name):
             weight = layer.base.weight.detach().flatten()  # type: ignore[operator]
-            index = torch.linspace(0, len(weight) - 1, FINGERPRINT_VALUES).long().to(weight.device)
-            values = weight[index].float().cpu()
+            # In single precision, the last index of a large layer would be past its end.
+            index = torch.linspace(0, len(weight) - 1, FINGERPRINT_VALUES, dtype=torch.float64).long()
+            values = weight[index.to(weight.device)].float().cpu()
             rows.append(values if weight.is_floating_point() else torch.full_like(values, torch.nan))
     return torch.stack(rows)
 

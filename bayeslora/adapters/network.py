@@ -27,16 +27,25 @@ class Slot:
     """Holds the factors bound to one layer; a copy of it is empty.
 
     Bound factors are part of an autograd graph, which can be neither deep-copied nor pickled.
+
+    Attributes:
+        factors: Scaled factors, None where none are bound.
+        rows: Rows of the batch over all draws, None where there are no several draws.
     """
 
     def __init__(self) -> None:
         self.factors: Any = None
+        self.rows: int | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Slot":
         return Slot()
 
     def __reduce__(self) -> tuple[type["Slot"], tuple[()]]:
         return Slot, ()
+
+
+class NotFoldedError(Exception):
+    """A layer's input does not have the rows of the batch, grouped by draw, in its first dimension."""
 
 
 class AdaptedLayer(nn.Module):
@@ -49,7 +58,9 @@ class AdaptedLayer(nn.Module):
         self.slot = Slot()
 
     def forward(self, x: Tensor) -> Tensor:
-        factors = self.slot.factors
+        factors, rows = self.slot.factors, self.slot.rows
+        if rows is not None and not _has_rows_first(x, rows):
+            raise NotFoldedError
         return self.base(x) if factors is None else self.family.forward(self.base, x, factors)
 
     def __getattr__(self, name: str) -> Any:
@@ -95,6 +106,10 @@ class AdaptedNetwork(nn.Module):
         self.stacks = Stacks(_group(self.model, names, self.family, rank, num_examples))
         # A plain dictionary of lists: the layers are registered in the model already.
         self._layers = {stack.name: [self._adapt(n) for n in stack.layer_names] for stack in self.stacks.values()}
+        for module in self.model.modules():
+            if isinstance(module, nn.TransformerEncoderLayer):
+                # Its fused kernel for inference reads the layers' weights and never calls them.
+                module.activation_relu_or_gelu = 0
         for stack in self.stacks.values():
             alphas = [_lookup(alpha, name, 16) for name in stack.layer_names]
             scaling = torch.tensor(alphas, dtype=self.dtype) / stack.rank
@@ -136,21 +151,25 @@ class AdaptedNetwork(nn.Module):
         """Factors by stack with the per-layer scaling s folded in."""
         return {name: self.family.scale(value, self.scaling(name)) for name, value in factors.items()}
 
-    def bind(self, factors: Mapping[str, Any]) -> None:
+    def bind(self, factors: Mapping[str, Any], rows: int | None = None) -> None:
         """Give every adapted layer its factors; they stay until the next call.
 
         Activation checkpointing runs the layers again in the backward pass: factors reset after the forward pass
         would give silently wrong gradients.
+
+        Args:
+            factors: Stack name to factors, `[*draw, layer, …]`.
+            rows: Rows of the batch over all draws, where there are several.
         """
         for name, value in self.scaled(factors).items():
             for layer, its_factors in zip(self._layers[name], self.family.unstack(value), strict=True):
-                layer.slot.factors = its_factors
+                layer.slot.factors, layer.slot.rows = its_factors, rows
 
     def unbind(self) -> None:
         """Back to the base network (with its task head)."""
         for layers in self._layers.values():
             for layer in layers:
-                layer.slot.factors = None
+                layer.slot.factors = layer.slot.rows = None
 
     def num_draws(self, factors: Mapping[str, Any]) -> int | None:
         """Size of the leading `draw` dimension, or None where there is none."""
@@ -164,10 +183,13 @@ class AdaptedNetwork(nn.Module):
         Args:
             factors: Stack name to factors, `[*draw, layer, …]`.
             inputs: Keyword arguments of the model.
+
+        Raises:
+            ValueError: If gradients are asked for at several draws, of a network that does not keep the batch first.
         """
-        self.bind(factors)
         num_draws = self.num_draws(factors)
         if num_draws is None:
+            self.bind(factors)
             return logits_of(self.model(**inputs))
         size = next(len(value) for value in inputs.values() if _has_rows(value))
         rows = {
@@ -176,8 +198,29 @@ class AdaptedNetwork(nn.Module):
             else value
             for name, value in inputs.items()
         }
-        logits = logits_of(self.model(**rows))
+        self.bind(factors, num_draws * size if num_draws > 1 else None)
+        try:
+            logits = logits_of(self.model(**rows))
+        except NotFoldedError:
+            return self._one_by_one(factors, inputs, num_draws)
         return logits.view(num_draws, size, *logits.shape[1:])
+
+    def _one_by_one(self, factors: Mapping[str, Any], inputs: Batch, num_draws: int) -> Tensor:
+        """Logits at several draws of a network with layers whose inputs are not batch first.
+
+        Some work on transposed sequences (XLNet), some on inputs that all examples share (relative positions in
+        DeBERTa).
+        """
+        if torch.is_grad_enabled():  # activation checkpointing would see the last draw's factors
+            raise ValueError(
+                f"{type(self.model).__name__} does not keep the batch first in every adapted layer, so that several "
+                "draws cannot be trained in one pass: set num_particles=1, or leave those layers out of `targets`."
+            )
+        logits = []
+        for index in range(num_draws):
+            self.bind({name: type(value)(*(factor[index] for factor in value)) for name, value in factors.items()})
+            logits.append(logits_of(self.model(**inputs)))
+        return torch.stack(logits)
 
 
 def choose_targets(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
@@ -330,6 +373,14 @@ def _share_weights(model: nn.Module, heads: Sequence[str]) -> nn.Module:
         else:  # quantised weights carry a state of their own and are frozen already
             memo[id(parameter)] = parameter
     return copy.deepcopy(model, memo)
+
+
+def _has_rows_first(x: Tensor, rows: int) -> bool:
+    if x.dim() < 3:  # rows, or the tokens of all rows
+        return len(x) % rows == 0
+    # Where two dimensions have that size, the first need not be the batch. Prediction can go the safe way; training,
+    # which cannot, finds out at batches of another size.
+    return len(x) == rows and (x.shape[1] != rows or torch.is_grad_enabled())
 
 
 def _has_rows(value: object) -> bool:

@@ -47,4 +47,13 @@ def make_method(method: str | Method, **fields: Any) -> Method:
     return cls(**fields)
 
 
-__all__ = ["METHODS", "LoRA", "Method", "MonteCLoRA", "PerStackMethod", "make_method", "register"]
+__all__ = [
+    "METHODS",
+    "LoRA",
+    "Method",
+    "MonteCLoRA",
+    "PerStackMethod",
+    "make_method",
+    "register",
+    "unknown_fields",
+]

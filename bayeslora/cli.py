@@ -1,0 +1,193 @@
+"""The command line: `bayeslora demo | fit | predict | evaluate`."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bayeslora.methods import METHODS, unknown_fields
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Bayesian adapters for pre-trained networks.")
+console = Console()
+
+Draws = Annotated[int, typer.Option(help="Draws of the weights.")]
+Seed = Annotated[int, typer.Option(help="Seed of all randomness.")]
+DataName = Annotated[str, typer.Argument(help="A CSV, JSON or Parquet file, a folder of them, or a hub name.")]
+Folder = Annotated[Path, typer.Argument(help="A saved posterior.")]
+Base = Annotated[str | None, typer.Option("--model", help="The base model, if not the one named at the fit.")]
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the posterior, arviz file, figure and tables.")] = Path(
+        "demo-output"
+    ),
+    seed: Seed = 0,
+) -> None:
+    """Learn from 300 words which words are positive: LoRA against MonteCLoRA, on a real encoder, offline."""
+    from bayeslora import demo as main_job
+
+    _quiet()
+    start = time.perf_counter()
+    with console.status("Fitting LoRA and MonteCLoRA to 300 words, predicting 1,000 (under 3 minutes on 2 cores)…"):
+        result = main_job.run(seed)
+        main_job.write(result, output)
+    table = result.table()
+    words = result.words
+    _print(table, f"{len(words.test)} test words; unfamiliar: {len(words.unfamiliar)} emoticons and slang", "method")
+    _print(result.least_sure(), "The words it is least sure of, and how much the ten raters disagreed", "word")
+    console.print(
+        f"{time.perf_counter() - start:.0f} s in all. Saved in {output}/: posterior (bayeslora.load), arviz.nc "
+        "(arviz.from_netcdf), reliability.png, table.csv, least-sure.csv."
+    )
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def fit(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="Path or hub name of the model.")],
+    data: Annotated[str, typer.Option(help="A CSV, JSON or Parquet file, a folder of them, or a hub name.")],
+    output: Annotated[Path, typer.Option(help="Where to save the posterior.")],
+    method: Annotated[str, typer.Option(help="One of: " + ", ".join(METHODS))] = "monteclora",
+    validation: Annotated[str | None, typer.Option(help="Held-out data; by default the data's own split.")] = None,
+    targets: Annotated[
+        str, typer.Option(help="all-linear, attention, a suffix or a regular expression.")
+    ] = "all-linear",
+    rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 8,
+    alpha: Annotated[float, typer.Option(help="LoRA's alpha.")] = 16,
+    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 3,
+    batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-4,
+    num_particles: Annotated[int, typer.Option(help="Draws of the weights per step.")] = 1,
+    seed: Seed = 0,
+    resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint in the output folder.")] = False,
+) -> None:
+    """Fit a posterior and save it. The method's fields are flags too: --noise-ratio 2 --components 8."""
+    import bayeslora
+    from bayeslora.data import read, split
+
+    _quiet()
+    with _errors():
+        fields = method_fields(method, context.args)
+        rows = read(data)
+        posterior = bayeslora.fit(
+            model,
+            rows,
+            method,
+            validation=split(read(validation), "train") if validation else None,
+            targets=targets,
+            rank=rank,
+            alpha=alpha,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            num_particles=num_particles,
+            seed=seed,
+            output_dir=output,
+            resume=resume,
+            **fields,
+        )
+    last = posterior.history.iloc[-1]
+    console.print(f"Saved in {output}. Step {last['step']:.0f}: loss {last['loss']:.4f}, NLL {last['nll']:.4f} nats.")
+
+
+@app.command()
+def predict(
+    posterior: Folder,
+    data: DataName,
+    output: Annotated[Path | None, typer.Option(help="CSV file to write; by default the first rows are shown.")] = None,
+    num_draws: Draws = 32,
+    seed: Seed = 0,
+    model: Base = None,
+) -> None:
+    """Predict with a saved posterior: a row per example, with probabilities and uncertainty in nats."""
+    from bayeslora.data import read
+    from bayeslora.posterior import load
+
+    _quiet()
+    with _errors():
+        table = load(posterior, model).predict(_test_split(read(data)), num_draws, seed=seed).to_pandas()
+    if output is None:
+        _print(table.head(20), f"First of {len(table)} predictions", "predicted")
+    else:
+        table.to_csv(output, index=False)
+        console.print(f"{len(table)} predictions in {output}.")
+
+
+@app.command()
+def evaluate(posterior: Folder, data: DataName, num_draws: Draws = 32, seed: Seed = 0, model: Base = None) -> None:
+    """Print the metrics of a saved posterior on labelled data, as JSON."""
+    from bayeslora.data import read
+    from bayeslora.posterior import load
+
+    _quiet()
+    with _errors():
+        scores = load(posterior, model).evaluate(_test_split(read(data)), num_draws, seed=seed)
+    typer.echo(json.dumps(scores, indent=2))
+
+
+def method_fields(method: str, flags: list[str]) -> dict[str, Any]:
+    """Fields of a method from command-line flags, `--noise-ratio 2` or `--noise-ratio=2`; values are read as JSON."""
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is not known. Methods: {', '.join(METHODS)}.")
+    words = [word for flag in flags for word in (flag.split("=", 1) if flag.startswith("--") else [flag])]
+    if len(words) % 2 or not all(name.startswith("--") for name in words[::2]):
+        raise ValueError(f"Cannot read {' '.join(flags)!r}: give pairs, --field value.")
+    fields = {name[2:].replace("-", "_"): _value(value) for name, value in zip(words[::2], words[1::2], strict=True)}
+    known = {field.name for field in dataclasses.fields(METHODS[method])}  # type: ignore[arg-type]
+    if unknown := sorted(set(fields) - known):
+        raise TypeError(unknown_fields(METHODS[method], unknown))
+    return fields
+
+
+def main() -> None:
+    """Entry point of the `bayeslora` command."""
+    app()
+
+
+def _value(word: str) -> Any:
+    """A flag's value: a number, true, false or null as JSON has them, and otherwise text."""
+    try:
+        return json.loads(word)
+    except json.JSONDecodeError:
+        return word
+
+
+def _test_split(data: Any) -> Any:
+    """The split to predict: `test`, else `validation`, else `train`."""
+    return next(data[name] for name in ("test", "validation", "train") if name in data)
+
+
+def _quiet() -> None:
+    """Loading a model for fine-tuning always reports that its head is new; that is no news here."""
+    from datasets.utils.logging import disable_progress_bar
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    disable_progress_bar()
+
+
+class _errors:
+    """Turns errors about the user's input into one line and exit status 2."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, (ValueError, TypeError, FileNotFoundError)):
+            typer.secho(f"bayeslora: {error}", fg="red", err=True)
+            raise typer.Exit(2) from None
+
+
+def _print(frame: Any, title: str, key: str) -> None:
+    table = Table(title=title, title_justify="left")
+    for column in frame.columns:
+        table.add_column(column, justify="left" if column == key else "right")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
+    console.print(table)

@@ -1,0 +1,57 @@
+"""Programs over small networks, for every method."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from bayeslora.adapters import AdaptedNetwork, LowRank, Stack
+from bayeslora.likelihoods import Classification
+from bayeslora.methods import METHODS, Method, make_method
+from bayeslora.program import Program
+from tests.helpers import tiny_bert
+
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+@pytest.fixture(params=sorted(METHODS))
+def method(request: pytest.FixtureRequest) -> Method:
+    """Each method with its defaults."""
+    return make_method(request.param)
+
+
+@pytest.fixture
+def make_program() -> Callable[..., Program]:
+    """Builds a program over a tiny BERT without dropout."""
+
+    def make(method: str | Method, *, num_particles: int = 1, double: bool = False, **fields: Any) -> Program:
+        model = tiny_bert(**NO_DROPOUT)
+        network = AdaptedNetwork(model.double() if double else model, rank=4, alpha=8, num_examples=48)
+        return Program(network, make_method(method, **fields), Classification(3), num_particles)
+
+    return make
+
+
+@pytest.fixture
+def stack() -> Stack:
+    """Two layers of 6 → 5 features at rank 3, of three in the network."""
+    return Stack(
+        name="6x5",
+        layer_names=("first", "second"),
+        d_in=6,
+        d_out=5,
+        rank=3,
+        shapes=LowRank().shapes(6, 5, 3),
+        num_layers=3,
+        num_examples=10,
+    )
+
+
+def randomise(program: Program, scale: float = 0.2, seed: int = 5) -> Program:
+    """Move every learned parameter off its start, so that no term vanishes by symmetry."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, parameter in program.trainable():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return program
