@@ -191,3 +191,7 @@ def _print(frame: Any, title: str, key: str) -> None:
     for row in frame.itertuples(index=False):
         table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
     console.print(table)
+
+
+if __name__ == "__main__":
+    main()

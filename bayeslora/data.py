@@ -81,7 +81,7 @@ class Source:
         """All labels, where they can be had without computing every row."""
         if isinstance(self.dataset, Arrays):
             column = self.dataset.columns.get("labels")
-            return None if column is None else column.numpy()
+            return None if column is None else column.cpu().numpy()
         rows = getattr(self.dataset, "rows", None)
         if isinstance(rows, list) and "labels" in rows[0]:
             return np.asarray([row["labels"] for row in rows])
@@ -279,7 +279,10 @@ def read(name: str) -> Any:
 
     path = Path(name)
     if not path.is_file():
-        return load_dataset(name)
+        try:
+            return load_dataset(name)
+        except (ConnectionError, FileNotFoundError) as error:
+            raise ValueError(f"{name!r} is no file or folder here, and cannot be had from the hub: {error}") from None
     kinds = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
     if path.suffix not in kinds:
         raise ValueError(f"{name} ends in {path.suffix!r}; files can be {', '.join(kinds)}.")
@@ -311,8 +314,8 @@ def _is_float(feature: Any) -> bool:
 
 
 def _check_finite(data: str, name: str, value: Tensor) -> None:
-    if value.is_floating_point():
-        _raise_unless(data, name, value.isfinite().reshape(len(value), -1).all(1).numpy())
+    if value.is_floating_point() and value.dim() and value.numel():
+        _raise_unless(data, name, value.isfinite().reshape(len(value), -1).all(1).cpu().numpy())
 
 
 def _raise_unless(data: str, name: str, finite: np.ndarray) -> None:

@@ -113,6 +113,7 @@ def lexicon(seed: int = 0) -> Words:
     first_word = int(np.flatnonzero(table["text"] == "abandon")[0])
     chat, words = table[:first_word], table[first_word:]
     words = words[words["text"].str.fullmatch("[a-z]+")].drop_duplicates("text")
+    chat = chat[~chat["text"].isin(words["text"])].drop_duplicates("text")
     words = words.sample(frac=1, random_state=seed).reset_index(drop=True)
     ends = np.cumsum([0, NUM_TRAIN, NUM_HELD_OUT, NUM_TEST])
     parts = [*(words[start:end] for start, end in itertools.pairwise(ends)), chat]

@@ -1,5 +1,6 @@
 """Distributions that Pyro lacks, each with its `register_kl` pair."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -135,6 +136,7 @@ def mvlgamma(a: float, r: int) -> float:
     return r * (r - 1) / 4 * math.log(math.pi) + sum(math.lgamma(a - j / 2) for j in range(r))
 
 
+@functools.lru_cache
 def mvdigamma(a: float, r: int) -> float:
     r"""$\psi_r(a) = \sum_{j=1}^r \psi(a + (1-j)/2)$, a number."""
     return float(torch.digamma(a - torch.arange(r, dtype=torch.float64) / 2).sum())

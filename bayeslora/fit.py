@@ -162,7 +162,7 @@ def _load_model(name: str | os.PathLike[str], data: Any, tokenizer: Any) -> tupl
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(name)
     names = _label_names(data)
     labels = _label_values(data)
-    if names is None and labels is None:
+    if names is None and (labels is None or len(labels) == 0):
         raise ValueError(
             f"The number of classes for {str(name)!r} cannot be told from the data: pass a model loaded with "
             "num_labels=…."
@@ -195,10 +195,13 @@ def _infer_likelihood(model: nn.Module, train: Source) -> Likelihood:
         )
     device = next(model.parameters()).device
     inputs = {name: value for name, value in to_device(batch, device).items() if name != "labels"}
-    was_training = model.training
-    with torch.no_grad():
-        logits = logits_of(model.eval()(**inputs))
-    model.train(was_training)
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            logits = logits_of(model.eval()(**inputs))
+    finally:
+        for module, mode in modes:
+            module.training = mode
     if logits.dim() == 2 and torch.as_tensor(batch["labels"]).dim() == 1:
         logger.info("Likelihood: classification, %d classes.", logits.shape[-1])
         return Classification(logits.shape[-1])

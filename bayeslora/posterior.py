@@ -183,10 +183,12 @@ class Posterior:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write adapters, head, method and history: safetensors and JSON, and the tokenizer's own files.
 
-        Everything is written beside and then renamed: a killed process never leaves half a posterior.
+        The posterior's files are written beside and then renamed: a killed process never leaves half of one.
         """
         tensors = storage.state(self.program) | {"fingerprint": storage.fingerprint(self.network)}
-        tensors |= {f"history/{name}": torch.tensor(column).double() for name, column in self._history.items()}
+        tensors |= {
+            f"history/{name}": torch.tensor(column, dtype=torch.float64) for name, column in self._history.items()
+        }
         model = self.network.model
         record = {
             "method": {"name": self.method.name, "fields": dataclasses.asdict(self.method)},  # type: ignore[call-overload]
@@ -197,6 +199,7 @@ class Posterior:
             "temperature": self.temperature,
             "class_names": self.class_names,
             "tokenizer": self.tokenizer is not None,
+            "history": list(self._history),
         }
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
@@ -256,7 +259,7 @@ def load(folder: str | os.PathLike[str], model: nn.Module | str | None = None) -
     with seeded(0):  # a guide draws its start, which the saved state replaces
         program = Program(network, method, likelihood, record["num_particles"])
     storage.load_state(program, tensors)
-    history = {key[8:]: value.tolist() for key, value in tensors.items() if key.startswith("history/")}
+    history = storage.history(tensors, record)
     names = record["class_names"]
     # Without one, a tokenizer's files can be those of an earlier posterior in this folder.
     tokenizer = _load_tokenizer(folder) if record["tokenizer"] else None

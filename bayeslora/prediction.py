@@ -105,7 +105,7 @@ def draw(program: Program, num_draws: int, seed: int | None) -> dict[str, Tensor
         raise ValueError(f"num_draws={num_draws}: give a whole number of at least 1.")
     finite = program.method.num_draws(program.guide)
     with seeded(seed):
-        return program.draw(finite or num_draws)
+        return {name: value.detach() for name, value in program.draw(finite or num_draws).items()}
 
 
 def predict_logits(

@@ -12,7 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from bayeslora.adapters import AdaptedNetwork, Stacks
-from bayeslora.elbo import MeanFieldELBO, total
+from bayeslora.elbo import MeanFieldELBO
 from bayeslora.likelihoods import Likelihood
 from bayeslora.methods import Method
 from bayeslora.types import Batch, Sites
@@ -38,10 +38,6 @@ class Program(nn.Module):
         method: Prior and guide of its factors.
         likelihood: Labels given logits.
         num_particles: Draws per training step, run as one batch.
-
-    Attributes:
-        terms: The last training loss by site, in nats per example, detached: `labels` is the negative
-            log-likelihood, every other the site's (weighted) KL.
     """
 
     # The Trainer would otherwise pass `num_items_in_batch`, which is nothing to a loss that is already a mean.
@@ -56,7 +52,7 @@ class Program(nn.Module):
         self.likelihood = likelihood
         self.elbo = MeanFieldELBO(num_particles)
         self.guide = method.guide(network.stacks).to(network.device, network.dtype)
-        self.terms: dict[str, Tensor] = {}
+        self._terms: tuple[list[str], Tensor] = ([], torch.zeros(0))
 
     @property
     def stacks(self) -> Stacks:
@@ -87,8 +83,15 @@ class Program(nn.Module):
                 logits = self.logits(self.centre(), batch)
                 return Output(-self.likelihood.log_prob(logits, batch["labels"]).mean(), logits)
             terms, logits = self.elbo.terms(self.model, lambda _: self.guide(), batch)
-        self.terms = {name: term.detach() for name, term in terms.items()}
-        return Output(total(terms), logits)
+        values = torch.stack(list(terms.values()))
+        self._terms = (list(terms), values.detach())
+        return Output(values.sum(), logits)
+
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        """The last training loss by site, detached, in nats: `labels` is the NLL per example, others weighted KLs."""
+        names, values = self._terms
+        return dict(zip(names, values, strict=True))
 
     def logits(self, sites: Sites, batch: Batch) -> Tensor:
         """Logits at given sites, `[*draw, batch, …]`; labels in the batch are ignored."""
@@ -115,12 +118,14 @@ class Program(nn.Module):
         """Named parameters that are learned: the guide's and the task head's."""
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Trade computation for memory in the network (called by the Trainer)."""
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **settings: Any
+    ) -> None:
+        """Trade computation for memory in the network; called by the Trainer, arguments as in `transformers`."""
         # The re-entrant kind drops the gradient where no input of a block needs one, as in a frozen network.
-        kwargs = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
-        enable: Any = self.network.model.gradient_checkpointing_enable
-        enable(gradient_checkpointing_kwargs=kwargs)
+        kwargs = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
+        enable: Any = self.network.model.activation_checkpointing_enable
+        enable(activation_checkpointing_kwargs=kwargs, **settings)
 
 
 class AtMean(Messenger):

@@ -58,7 +58,7 @@ def load_files(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
                 f"{folder} has format {record['format']}; this version of bayeslora reads format {FORMAT}. Upgrade it."
             )
         return load_file(Path(folder) / record["tensors"]), record
-    except (json.JSONDecodeError, KeyError, SafetensorError, FileNotFoundError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, SafetensorError, FileNotFoundError) as error:
         raise ValueError(f"{folder} holds a damaged posterior: {error}. Save it again.") from error
 
 
@@ -89,6 +89,11 @@ def load_state(program: Program, tensors: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(head[name])
+
+
+def history(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> dict[str, list[float]]:
+    """The history's columns in their order, which a tensors' file does not keep."""
+    return {name: tensors[f"history/{name}"].tolist() for name in record["history"]}
 
 
 def network_record(network: AdaptedNetwork) -> dict[str, Any]:

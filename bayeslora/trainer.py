@@ -86,7 +86,8 @@ class ProgramTrainer(Trainer):
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.program)
             groups: list[dict[str, Any]] = [{"params": places, "weight_decay": self.args.weight_decay}]
             if spreads:
-                rate = self.program.method.guide_learning_rate or self.args.learning_rate
+                rate = self.program.method.guide_learning_rate
+                rate = self.args.learning_rate if rate is None else rate
                 groups.append({"params": spreads, "weight_decay": 0.0, "lr": rate})
             self.optimizer = cls(groups, **kwargs)
         return self.optimizer
@@ -104,9 +105,9 @@ class ProgramTrainer(Trainer):
             torch.save(self.args, f"{output_dir or self.args.output_dir}/training_args.bin")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        tensors, _ = storage.load_files(resume_from_checkpoint)
+        tensors, record = storage.load_files(resume_from_checkpoint)
         storage.load_state(self.program, tensors)
-        self.recorder.restore(tensors)
+        self.recorder.restore(storage.history(tensors, record))
 
     def _load_best_model(self) -> None:
         storage.load_state(self.program, storage.load_files(self.state.best_model_checkpoint)[0])
@@ -156,11 +157,10 @@ class Recorder(TrainerCallback):
             self.history.setdefault(name, []).extend(values)
         self.pending = []
 
-    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+    def restore(self, columns: dict[str, list[Any]]) -> None:
         """Continue the columns of a checkpoint."""
-        saved = {key[8:]: value.tolist() for key, value in tensors.items() if key.startswith("history/")}
         self.history.clear()
-        self.history.update(saved)
+        self.history.update(columns)
 
 
 class AfterStep(TrainerCallback):

@@ -235,7 +235,9 @@ def choose_targets(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
     Raises:
         ValueError: If nothing matches; lists the names that exist.
     """
-    linear = _linear_layers(model)
+    # A task head is trained as it is: an adapter on it would be a second name for the same change.
+    heads = head_names(model)
+    linear = {name: layer for name, layer in _linear_layers(model).items() if name.split(".")[0] not in heads}
     body = [name for name in linear if _in_body(model, name)]
     if targets == "all-linear":
         chosen = body
@@ -300,10 +302,7 @@ def _features(module: Any) -> tuple[int, int] | None:
 
 
 def _in_body(model: nn.Module, name: str) -> bool:
-    parts = name.split(".")
-    return not (
-        parts[0] in head_names(model) or "pooler" in parts or model.get_submodule(name) is _output_embedding(model)
-    )
+    return not ("pooler" in name.split(".") or model.get_submodule(name) is _output_embedding(model))
 
 
 def _ends_with(name: str, suffix: str) -> bool:

@@ -29,11 +29,15 @@ class MonteCLoRA(PerStackMethod):
     r"""Columns of `A` as a Dirichlet-weighted average of Gaussians with a Wishart covariance; `B` a point.
 
     For each layer, with $A \in \mathbb{R}^{r \times d_{in}}$ and column $i$ of it $a_i$:
+
     $$\pi \sim \mathrm{Dir}(\alpha), \quad \Sigma \sim W_r(\mathrm{diag}(v), \nu), \quad
       a_i = \mu_i + \epsilon \sum_k \pi_k S_{k,i}, \quad S_{k,i} \sim N(0, \Sigma).$$
+
     Given $\pi$ and $\Sigma$ the sum is exactly $N(0, (\sum_k \pi_k^2)\, \Sigma)$: one draw instead of K, whatever K is.
     Learned: $\mu$, $B$, and $r + K$ numbers more, $v$ and $\alpha$. The loss per example is
+
     $$\mathrm{NLL} + \frac{1}{L} \sum_{\mathrm{layers}} \Big( \eta\, (KL_D + KL_W + KL_N) + \sum_k \pi_k^2 \Big),$$
+
     a tempered negative ELBO: $KL_D$ of π to Dir(α⁰), $KL_W$ of Σ to $W_r(I, \nu)$ and $KL_N$ of one column of the noise
     to $N(0, I)$, in nats; the last sum is the paper's cooperative loss.
 
@@ -59,7 +63,7 @@ class MonteCLoRA(PerStackMethod):
     draws. `MonteCLoRA.paper()` has the paper's settings.
 
     References:
-        Sengupta et al. (2024), [MonteCLoRA](https://arxiv.org/abs/2411.04358), §4.1, §4.4, Algorithm 1.
+        Seth et al. (2024), [MonteCLoRA](https://arxiv.org/abs/2411.04358), §4.1, §4.4, Algorithm 1.
     """
 
     name = "monteclora"
@@ -90,7 +94,7 @@ class MonteCLoRA(PerStackMethod):
         require(self.concentration_init in ("prior", "random"), "concentration_init", "give 'prior' or 'random'")
         require(self.noise_ratio >= 0, "noise_ratio", "give a number of at least 0")
         require(self.sample_scale is None or self.sample_scale >= 0, "sample_scale", "give a number of at least 0")
-        require(self.kl_weight >= 0, "kl_weight", "give a number of at least 0")
+        require(self.kl_weight > 0, "kl_weight", "give a positive number, however small")
         require(self.objective == "paper", "objective", "the objective is 'paper'")
         if isinstance(self.df, str):
             require(self.df in ("features", "rank"), "df", "give 'features', 'rank' or a number")

@@ -48,5 +48,8 @@ class LoRA(PerStackMethod):
             B=guides.Point(torch.zeros(len(stack), *stack.B_shape)),
         )
 
+    def num_draws(self, guide: nn.Module) -> int:
+        return 1
+
     def _factor_prior(self, shape: tuple[int, ...]) -> dist.Distribution:
         return priors.flat(shape) if self.prior_scale is None else priors.normal(shape, self.prior_scale)

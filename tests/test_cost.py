@@ -1,0 +1,111 @@
+"""What a MonteCLoRA step costs beyond LoRA's, counted: operations, floating-point work, and memory."""
+
+from collections import Counter
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from bayeslora.adapters import AdaptedNetwork
+from bayeslora.likelihoods import Classification
+from bayeslora.methods import make_method
+from bayeslora.program import Program
+from tests.helpers import batch, tiny_bert
+
+DEEP = {"num_hidden_layers": 6, "hidden_size": 48, "intermediate_size": 96}
+
+
+class OperationCounter(TorchDispatchMode):
+    """Counts the operators that torch dispatches, views included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.name()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def program(method: str, rank: int = 8, targets: str = "all-linear", layers: int = 6, **fields: Any) -> Program:
+    network = AdaptedNetwork(tiny_bert(**DEEP | {"num_hidden_layers": layers}), rank=rank, targets=targets)
+    return Program(network, make_method(method, **fields), Classification(3)).train()
+
+
+def peft_lora(rank: int = 8, layers: int = 6) -> torch.nn.Module:
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=16,
+        target_modules=["query", "key", "value", "dense"],
+        exclude_modules=".*pooler.*",
+        task_type="SEQ_CLS",
+    )
+    return peft.get_peft_model(tiny_bert(**DEEP | {"num_hidden_layers": layers}), config).train()
+
+
+def operations(model: torch.nn.Module) -> int:
+    model(**batch(2)).loss.backward()  # the first step fills caches and makes gradients
+    with OperationCounter() as counter:
+        model(**batch(2)).loss.backward()
+    return sum(counter.counts.values())
+
+
+def flops(model: torch.nn.Module) -> int:
+    with FlopCounterMode(display=False) as counter:
+        model(**batch(16)).loss.backward()
+    return counter.get_total_flops()
+
+
+def saved_bytes(model: torch.nn.Module, length: int) -> int:
+    """Bytes of distinct tensors, parameters aside, that a forward pass keeps for the backward pass."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_leaf:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(**batch(16, length=length)).loss
+    assert loss.requires_grad
+    return sum(storages.values())
+
+
+def test_operations_do_not_depend_on_the_number_of_components() -> None:
+    assert operations(program("monteclora", components=4)) == operations(program("monteclora", components=64))
+
+
+def test_floating_point_work_is_loras() -> None:
+    ours, lora = flops(program("monteclora")), flops(program("lora"))
+    assert ours <= 1.05 * lora
+    assert lora <= 1.0 * flops(peft_lora())
+
+
+def test_a_step_of_ours_dispatches_no_more_operations_than_pefts_lora() -> None:
+    assert operations(program("lora")) <= operations(peft_lora())
+
+
+def test_operations_of_a_deep_network_are_loras() -> None:
+    # All linear layers at the depth of BERT-large.
+    assert operations(program("monteclora", layers=24)) <= 1.05 * operations(peft_lora(layers=24))
+
+
+def test_operations_do_not_grow_with_the_layers_of_a_stack() -> None:
+    extra = operations(program("monteclora", targets="attention")) - operations(program("lora", targets="attention"))
+    more = operations(program("monteclora", targets="query")) - operations(program("lora", targets="query"))
+    assert extra == more
+
+
+def test_noise_is_not_kept_in_buffers() -> None:
+    lora, monteclora = program("lora"), program("monteclora")
+    buffers = [sum(b.numel() for b in model.buffers()) for model in (lora, monteclora)]
+    assert buffers[0] == buffers[1]
+
+
+@pytest.mark.parametrize(("rank", "most"), [(8, 1.05), (32, 1.08)])
+def test_what_is_saved_for_the_backward_pass(rank: int, most: float) -> None:
+    # Sixteen rows of 30 tokens: activations, which dominate on real networks, dominate here too.
+    assert saved_bytes(program("monteclora", rank=rank), 30) <= most * saved_bytes(peft_lora(rank), 30)

@@ -1,0 +1,73 @@
+"""Metrics against numbers worked out by hand."""
+
+import numpy as np
+import pytest
+
+from bayeslora import metrics
+
+PROBS = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.45, 0.55]])
+LABELS = np.array([0, 1, 1, 1])
+
+
+def test_accuracy_nll_and_majority() -> None:
+    assert metrics.accuracy(PROBS, LABELS) == 0.75
+    assert metrics.nll(PROBS, LABELS) == pytest.approx(-np.log([0.9, 0.4, 0.8, 0.55]).mean())
+    assert metrics.majority_rate(LABELS) == 0.75
+
+
+def test_nll_of_an_impossible_label_is_large_and_finite() -> None:
+    assert np.isfinite(metrics.nll([[1.0, 0.0]], [1]))
+    assert metrics.nll([[1.0, 0.0]], [1]) > 700
+
+
+def test_brier_sums_over_all_classes() -> None:
+    expected = np.mean([2 * 0.1**2, 2 * 0.6**2, 2 * 0.2**2, 2 * 0.45**2])
+    assert metrics.brier(PROBS, LABELS) == pytest.approx(expected)
+    three = np.array([[0.5, 0.3, 0.2]])
+    assert metrics.brier(three, [0]) == pytest.approx(0.25 + 0.09 + 0.04)
+
+
+def test_calibration_error_weighs_the_gap_of_each_bin() -> None:
+    # Of 15 bins, .9 and .8 have one each; .55 and .6 share (8/15, 9/15].
+    bins = metrics.reliability(PROBS, LABELS)
+    assert bins["count"].sum() == 4
+    gaps = [abs(1 - 0.9), abs(1 - 0.8), abs(np.mean([0, 1]) - np.mean([0.6, 0.55]))]
+    assert metrics.ece(PROBS, LABELS) == pytest.approx((gaps[0] + gaps[1] + 2 * gaps[2]) / 4)
+
+
+def test_a_confidence_of_one_is_in_the_last_bin_and_edges_in_the_lower_one() -> None:
+    bins = metrics.reliability([[1.0, 0.0], [0.5, 0.5]], [0, 0], num_bins=2)
+    assert bins["count"].tolist() == [1, 1]
+    assert metrics.ece([[1.0, 0.0]], [0]) == 0
+
+
+def test_entropies() -> None:
+    assert metrics.entropy([[0.5, 0.5], [1.0, 0.0]]) == pytest.approx([np.log(2), 0])
+    divergences = metrics.relative_entropy([[0.5, 0.5], [0.9, 0.1]], [[0.9, 0.1]])
+    assert divergences == pytest.approx([0.5 * np.log(0.25 / 0.09), 0])
+
+
+def test_auroc_counts_ordered_pairs() -> None:
+    assert metrics.auroc([1, 2, 3], [2.5, 4]) == pytest.approx(5 / 6)
+
+
+def test_temperature_undoes_a_scale() -> None:
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(4_000, 3)) * 2
+    labels = np.array([generator.choice(3, p=p) for p in metrics.softmax(logits)])
+    scaled = 5 * logits
+    assert metrics.fit_temperature(scaled[None], labels) == pytest.approx(5, rel=0.1)
+    assert metrics.nll(metrics.softmax(scaled, 5), labels) < metrics.nll(metrics.softmax(scaled), labels)
+
+
+def test_temperature_of_draws_minimises_the_nll_of_their_average() -> None:
+    generator = np.random.default_rng(1)
+    logits = generator.normal(size=(6, 500, 3)) * 3 + generator.normal(size=(500, 3)) * 4
+    labels = logits.mean(0).argmax(-1)
+    labels[::4] = generator.integers(3, size=125)
+    best = metrics.fit_temperature(logits, labels)
+
+    def loss(temperature: float) -> float:
+        return metrics.nll(metrics.softmax(logits, temperature).mean(0), labels)
+
+    assert loss(best) <= min(loss(best * 1.02), loss(best / 1.02))

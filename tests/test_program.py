@@ -1,0 +1,96 @@
+"""The program as an `nn.Module`: the centre, draws, devices of constants, and what is trained."""
+
+import pyro
+import pytest
+import torch
+
+from bayeslora.adapters import AdaptedNetwork
+from bayeslora.likelihoods import Classification
+from bayeslora.methods import make_method
+from bayeslora.program import Program
+from tests.helpers import batch, tiny_bert, tiny_llama
+
+
+def make(method: str = "monteclora", **settings: object) -> Program:
+    return Program(AdaptedNetwork(tiny_bert(), rank=4), make_method(method), Classification(3), **settings)
+
+
+def test_evaluation_gives_the_centre_and_its_nll() -> None:
+    program = make().eval()
+    with torch.no_grad():
+        for name in program.stacks:
+            program.guide[name].B.normal_()
+    outputs = [program(**batch(6)) for _ in range(2)]
+    assert torch.equal(outputs[0].logits, outputs[1].logits)
+    expected = torch.nn.functional.cross_entropy(outputs[0].logits, batch(6)["labels"])
+    assert outputs[0].loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    # At the centre, A is μ: the noise is at its mean, zero.
+    factors = program.factors_at(program.centre())
+    assert all(torch.equal(factors[name].A, program.guide[name].loc) for name in program.stacks)
+
+
+def test_training_draws_anew_at_every_call() -> None:
+    program = make()
+    with torch.no_grad():
+        for name in program.stacks:
+            program.guide[name].B.normal_()
+    program.network.eval()  # no dropout: what differs is the draw
+    assert not torch.equal(program(**batch(6)).logits, program(**batch(6)).logits)
+
+
+def test_no_pyro_setting_changes() -> None:
+    before = pyro.settings.get()
+    program = make(num_particles=2)
+    program(**batch(6)).loss.backward()
+    program.draw(3)
+    program.eval()(**batch(6))
+    assert pyro.settings.get() == before
+
+
+def test_a_batch_without_labels_says_so() -> None:
+    inputs = batch(3)
+    del inputs["labels"]
+    with pytest.raises(ValueError, match="no 'labels', only input_ids, attention_mask"):
+        make()(**inputs)
+
+
+def test_particles_must_be_at_least_one() -> None:
+    with pytest.raises(ValueError, match="num_particles=0"):
+        make(num_particles=0)
+
+
+def test_activation_checkpointing_gives_the_same_gradients() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_llama()
+        program = Program(AdaptedNetwork(model, rank=4), make_method("monteclora"), Classification(3))
+        with torch.no_grad():
+            for name in program.stacks:
+                torch.manual_seed(1)
+                program.guide[name].B.normal_()
+        if checkpointing:
+            program.activation_checkpointing_enable()
+        torch.manual_seed(2)
+        program(**batch(6)).loss.backward()
+        gradients.append([parameter.grad for _, parameter in program.trainable()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed, rtol=1e-5, atol=1e-7)
+
+
+def test_priors_constants_are_made_on_the_networks_device() -> None:
+    program = make().to("meta")
+    with pyro.validation_enabled(False):
+        factors = program.factors()
+    assert {factor.device.type for value in factors.values() for factor in value} == {"meta"}
+
+
+def test_mean_of_the_loss_over_draws_does_not_depend_on_the_number_of_particles() -> None:
+    one, many = make(num_particles=1), make(num_particles=4)
+    many.load_state_dict(one.state_dict())
+    for program in (one, many):
+        program.network.eval()
+    single = torch.stack([one(**batch(6)).loss.detach() for _ in range(400)])
+    several = torch.stack([many(**batch(6)).loss.detach() for _ in range(100)])
+    error = (single.var() / 400 + several.var() / 100).sqrt()
+    assert abs(single.mean() - several.mean()) < 4.3 * error + 1e-6
+    assert several.var() < single.var() or single.var() < 1e-12
