@@ -1,5 +1,6 @@
 """`fit`: builds the program and hands it to the `transformers` Trainer."""
 
+import copy
 import logging
 import os
 import tempfile
@@ -132,6 +133,7 @@ def _train(
 
     from bayeslora.trainer import ProgramTrainer
 
+    args = copy.copy(args)
     args.remove_unused_columns = False  # its filter sees `forward(**batch)` and would drop every column
     args.label_names = ["labels"]
     args.logging_nan_inf_filter = False

@@ -3,6 +3,7 @@
 import abc
 from typing import Any, ClassVar
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -65,6 +66,11 @@ class Classification(Likelihood):
         return dist.Categorical(logits=logits.float() if logits.dtype != torch.float64 else logits)
 
     def check_labels(self, labels: Any) -> None:
+        if np.asarray(labels).dtype.kind in "OSU":
+            raise ValueError(
+                f"Labels are text, such as {np.asarray(labels).flat[0]!r}: number them from 0, for a datasets.Dataset "
+                "with data.class_encode_column('label')."
+            )
         labels = torch.as_tensor(labels)
         if labels.is_floating_point() or labels.is_complex():
             raise ValueError(

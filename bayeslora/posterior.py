@@ -189,8 +189,14 @@ class Posterior:
         tensors |= {
             f"history/{name}": torch.tensor(column, dtype=torch.float64) for name, column in self._history.items()
         }
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
+        storage.save_files(folder, tensors, self.record())
+
+    def record(self) -> dict[str, Any]:
+        """What is saved beside the learned state, ready for JSON."""
         model = self.network.model
-        record = {
+        return {
             "method": {"name": self.method.name, "fields": dataclasses.asdict(self.method)},  # type: ignore[call-overload]
             "likelihood": {"name": self.program.likelihood.name, "config": self.program.likelihood.config()},
             "network": storage.network_record(self.network),
@@ -201,9 +207,6 @@ class Posterior:
             "tokenizer": self.tokenizer is not None,
             "history": list(self._history),
         }
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
-        storage.save_files(folder, tensors, record)
 
     def _logits(
         self, data: Any, num_draws: int | None, seed: int | None, batch_size: int

@@ -1,5 +1,6 @@
 """The `transformers` Trainer, driving a program."""
 
+import json
 import math
 from typing import Any
 
@@ -106,6 +107,13 @@ class ProgramTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         tensors, record = storage.load_files(resume_from_checkpoint)
+        own = json.loads(json.dumps(self.posterior.record()))
+        saved, own = ({name: r[name] for name in ("method", "network")} for r in (record, own))
+        if saved != own:
+            raise ValueError(
+                f"{resume_from_checkpoint} is a checkpoint of another fit ({_differences(saved, own)}): set "
+                "resume=False, or another output_dir."
+            )
         storage.load_state(self.program, tensors)
         self.recorder.restore(storage.history(tensors, record))
 
@@ -218,3 +226,16 @@ class LastGood:
 def _largest(gradient: torch.Tensor) -> float:
     value = float(gradient.abs().max())
     return math.inf if math.isnan(value) else value
+
+
+def _differences(saved: dict[str, Any], own: dict[str, Any]) -> str:
+    """What two records say differently, in a few words."""
+    (theirs, its_fields), (ours, fields) = ((r["method"]["name"], r["method"]["fields"]) for r in (saved, own))
+    if theirs != ours:
+        return f"method {theirs!r}, now {ours!r}"
+    changed = [
+        f"{name} {its_fields.get(name)!r}, now {value!r}"
+        for name, value in fields.items()
+        if its_fields.get(name) != value
+    ]
+    return "; ".join(changed) or "targets, rank, alpha or the number of examples differ"

@@ -150,6 +150,7 @@ class MonteCLoRAGuide(nn.Module):
         super().__init__()
         self.method = method
         self.stack = stack
+        self.df = method.degrees_of_freedom(stack)
         alpha = torch.full((len(stack), method.components), method.concentration)
         if method.concentration_init == "random":
             alpha = torch.rand_like(alpha).clamp(min=1e-3)  # U(0, 1); a concentration of 0 is outside the space
@@ -161,7 +162,7 @@ class MonteCLoRAGuide(nn.Module):
     def forward(self) -> None:
         method, stack = self.method, self.stack
         concentration = self.log_concentration.exp()
-        covariance = WishartCholesky(method.degrees_of_freedom(stack), self.log_scale_diag.exp())
+        covariance = WishartCholesky(self.df, self.log_scale_diag.exp())
         kl_scale = method.kl_weight / stack.num_layers
         with stack.layers:
             with poutine.scale(scale=kl_scale):
