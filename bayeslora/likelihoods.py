@@ -68,7 +68,7 @@ class Classification(Likelihood):
     def check_labels(self, labels: Any) -> None:
         if np.asarray(labels).dtype.kind in "OSU":
             raise ValueError(
-                f"Labels are text, such as {np.asarray(labels).flat[0]!r}: number them from 0, for a datasets.Dataset "
+                f"Labels are text, such as {str(np.asarray(labels).flat[0])!r}: number them from 0, for a datasets.Dataset "
                 "with data.class_encode_column('label')."
             )
         labels = torch.as_tensor(labels)

@@ -1,7 +1,6 @@
 """What bad input gets: a message that says what was given, what fits and what to do, before time is spent."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -322,15 +321,6 @@ def test_a_rate_that_is_too_high_stops_too(posterior: bayeslora.Posterior) -> No
 def test_text_labels_say_how_to_number_them() -> None:
     with pytest.raises(ValueError, match=r"Labels are text, such as 'good'.*class_encode_column"):
         Classification(2).check_labels(["good", "bad"])
-
-
-def test_resuming_another_fit_says_what_differs(tmp_path: Path) -> None:
-    settings = {"epochs": 1, "progress": False, "output_dir": tmp_path}
-    bayeslora.fit(tiny_bert(), tokens(), "lora", **settings)
-    with pytest.raises(ValueError, match=r"checkpoint of another fit \(method 'lora', now 'monteclora'\)"):
-        bayeslora.fit(tiny_bert(), tokens(), "monteclora", resume=True, **settings)
-    with pytest.raises(ValueError, match=r"another fit \(prior_scale None, now 0.5\)"):
-        bayeslora.fit(tiny_bert(), tokens(), "lora", resume=True, prior_scale=0.5, **settings)
 
 
 def test_too_few_degrees_of_freedom_are_refused_before_training() -> None:

@@ -383,3 +383,12 @@ def test_a_posterior_is_saved_where_asked(tmp_path: Path) -> None:
     posterior = fit(epochs=1, output_dir=tmp_path, method="lora")
     assert json.loads((tmp_path / "bayeslora.json").read_text())["method"]["name"] == "lora"
     assert_same_state(learned(bayeslora.load(tmp_path, tiny_bert())), learned(posterior))
+
+
+def test_resuming_another_fit_says_what_differs(tmp_path: Path) -> None:
+    settings = {"epochs": 1, "progress": False, "output_dir": tmp_path}
+    bayeslora.fit(tiny_bert(), tokens(), "lora", **settings)
+    with pytest.raises(ValueError, match=r"checkpoint of another fit \(method 'lora', now 'monteclora'\)"):
+        bayeslora.fit(tiny_bert(), tokens(), "monteclora", resume=True, **settings)
+    with pytest.raises(ValueError, match=r"another fit \(prior_scale None, now 0.5\)"):
+        bayeslora.fit(tiny_bert(), tokens(), "lora", resume=True, prior_scale=0.5, **settings)
