@@ -66,10 +66,11 @@ class Classification(Likelihood):
         return dist.Categorical(logits=logits.float() if logits.dtype != torch.float64 else logits)
 
     def check_labels(self, labels: Any) -> None:
-        if np.asarray(labels).dtype.kind in "OSU":
+        values = np.asarray(labels)
+        if values.dtype.kind in "OSU":
             raise ValueError(
-                f"Labels are text, such as {str(np.asarray(labels).flat[0])!r}: number them from 0, for a datasets.Dataset "
-                "with data.class_encode_column('label')."
+                f"Labels are text, such as {str(values.flat[0])!r}: number them from 0, for a datasets.Dataset with "
+                "data.class_encode_column('label')."
             )
         labels = torch.as_tensor(labels)
         if labels.is_floating_point() or labels.is_complex():
