@@ -5,17 +5,19 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from bayeslora import interop, storage
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.network import logits_of
 from bayeslora.data import LABELS, Source, split, to_device
 from bayeslora.likelihoods import Classification, Likelihood
 from bayeslora.methods import Method, make_method
-from bayeslora.posterior import Posterior
+from bayeslora.posterior import Posterior, load
 from bayeslora.prediction import seeded
 from bayeslora.program import Program
 
@@ -33,6 +35,7 @@ def fit(
     validation: Any = None,
     tokenizer: Any = None,
     likelihood: Likelihood | None = None,
+    init: Any = None,
     rank: int | Mapping[str, int] = 8,
     alpha: float | Mapping[str, float] = 16,
     targets: str | Sequence[str] = "all-linear",
@@ -53,7 +56,8 @@ def fit(
     The model is left as it was; the posterior shares its frozen weights. Random states are left as they were.
 
     Args:
-        model: A `transformers` model with a task head, any `torch.nn.Module`, or a path or hub name.
+        model: A `transformers` model with a task head, any `torch.nn.Module`, a path or hub name, or a PEFT model,
+            which is also the `init` unless another is given.
         data: A `datasets.Dataset` or `DatasetDict` (its `train` and `validation` splits), whose text columns are
             tokenised if it has no columns that the network takes; a torch `Dataset` or `DataLoader` of mappings or
             `(inputs, label)` pairs; or `(inputs, labels)` as arrays, a mapping of arrays, or a list of texts.
@@ -61,6 +65,8 @@ def fit(
         validation: Held-out data, in any of these forms: its NLL at the centre is recorded after each epoch.
         tokenizer: For text; found by itself if the model came by name.
         likelihood: Labels given logits; by default inferred from the network's outputs and the labels.
+        init: Trained adapters and task head to start from: a `Posterior` (its centre), a PEFT model, or a folder of
+            either; layers, ranks and scaling are then theirs, and `targets`, `rank` and `alpha` are not looked at.
         rank: r, or a mapping from module-name suffix to r.
         alpha: LoRA's alpha; the update is multiplied by alpha / r. Or a mapping, likewise.
         targets: Layers to adapt: `"all-linear"`, `"attention"`, a suffix, a list of suffixes, or a regular expression.
@@ -89,13 +95,24 @@ def fit(
         if isinstance(model, str | os.PathLike):
             model, tokenizer = _load_model(model, train_data, tokenizer)
         _check_model(model)
+        init = model if init is None and interop.is_peft_model(model) else init
+        adapters = None if init is None else _adapters(init, model)
+        if interop.is_peft_model(model):
+            model = interop.base_of_peft(model)
+        if chosen.post_hoc and adapters is None:
+            raise ValueError("post_hoc=True keeps trained adapters as they are: pass them, fit(…, init=…).")
         train = Source(train_data, model, tokenizer, "data")
         held_out = None if held_out is None else Source(held_out, model, tokenizer, "validation")
         likelihood = likelihood or _infer_likelihood(model, train)
         for source in (train, held_out):
             _check_labels(source, likelihood)
-        network = AdaptedNetwork(model, chosen.family, targets, rank, alpha, num_examples=len(train))
+        layers = adapters.network_settings() if adapters else {"targets": targets, "rank": rank, "alpha": alpha}
+        network = AdaptedNetwork(model, chosen.family, num_examples=len(train), **layers)
         program = Program(network, chosen, likelihood, num_particles)
+        if adapters:
+            adapters.start(program)
+        if chosen.post_hoc:
+            program.network.freeze_head()
         history: dict[str, list[Any]] = {}
         posterior = Posterior(program, history, 1.0, tokenizer, _class_names(model, train_data))
         with tempfile.TemporaryDirectory() as scratch:
@@ -181,11 +198,18 @@ def _check_model(model: Any) -> None:
         raise TypeError(
             f"model is a {type(model).__name__}; give a transformers model, a torch.nn.Module, or a path or hub name."
         )
-    if type(model).__name__.startswith("PeftModel"):
-        raise TypeError(
-            "model is a PEFT model, which has adapters already: pass its base, model.unload(), or with the adapters "
-            "folded in, model.merge_and_unload()."
-        )
+
+
+def _adapters(init: Any, model: nn.Module) -> interop.Adapters:
+    if isinstance(init, Posterior):
+        return interop.from_program(init.program)
+    if interop.is_peft_model(init):
+        return interop.from_peft(init)
+    if isinstance(init, str | os.PathLike):
+        if (Path(init) / storage.MANIFEST).is_file():
+            return interop.from_program(load(init, model).program)
+        return interop.from_peft_folder(init)
+    raise TypeError(f"init is a {type(init).__name__}; give a Posterior, a PEFT model, or a folder of either.")
 
 
 def _infer_likelihood(model: nn.Module, train: Source) -> Likelihood:

@@ -88,6 +88,13 @@ class Sites(nn.Module):
         with self.stack.layers, poutine.scale(scale=self.scale):
             return {name: pyro.sample(f"{self.stack.name}.{name}", site()) for name, site in self.sites.items()}
 
+    def start(self, factors: Any) -> None:
+        """Begin at trained factors: each becomes the place of the site of its name."""
+        with torch.no_grad():
+            for name, value in factors._asdict().items():
+                site: Any = self.sites[name]
+                site.loc.copy_(value)
+
 
 class PerStack(nn.ModuleDict):
     """The guides of independent stacks, run one after the other."""
@@ -97,3 +104,9 @@ class PerStack(nn.ModuleDict):
 
     def forward(self) -> dict[str, Any]:
         return {name: guide() for name, guide in self.items()}
+
+    def start(self, factors: Mapping[str, Any]) -> None:
+        """Begin at trained factors, by stack."""
+        guide: Any
+        for name, guide in self.items():
+            guide.start(factors[name])

@@ -206,13 +206,6 @@ def test_text_without_a_tokenizer() -> None:
 # Models
 
 
-def test_a_peft_model() -> None:
-    from peft import LoraConfig, get_peft_model
-
-    with pytest.raises(TypeError, match=r"is a PEFT model.*pass its base, model\.unload\(\).*merge_and_unload"):
-        fit(get_peft_model(mlp(), LoraConfig(target_modules=["0"], r=2)), rows())
-
-
 def test_a_model_without_a_head() -> None:
     bare = tiny_bert().bert.train()
     with pytest.raises(TypeError, match=r"returned BaseModelOutput.*there are no logits.*load it with a task head"):

@@ -102,7 +102,7 @@ class AdaptedNetwork(nn.Module):
         self.family = family or LowRank()
         self.head_names = head_names(model)
         names = choose_targets(model, targets)
-        self.model = _share_weights(model, self.head_names)
+        self.model = share_weights(model, self.head_names)
         self.stacks = Stacks(_group(self.model, names, self.family, rank, num_examples))
         # A plain dictionary of lists: the layers are registered in the model already.
         self._layers = {stack.name: [self._adapt(n) for n in stack.layer_names] for stack in self.stacks.values()}
@@ -146,6 +146,11 @@ class AdaptedNetwork(nn.Module):
             for head in self.head_names
             for name, value in self.model.get_submodule(head).state_dict().items()
         }
+
+    def freeze_head(self) -> None:
+        """Leave the task head as it is."""
+        for head in self.head_names:
+            self.model.get_submodule(head).requires_grad_(False)
 
     def scaled(self, factors: Mapping[str, Any]) -> dict[str, Any]:
         """Factors by stack with the per-layer scaling s folded in."""
@@ -361,7 +366,7 @@ def _group(
     ]
 
 
-def _share_weights(model: nn.Module, heads: Sequence[str]) -> nn.Module:
+def share_weights(model: nn.Module, heads: Sequence[str]) -> nn.Module:
     """A copy of a model's modules around the same frozen weights; the heads get weights of their own."""
     memo: dict[int, Any] = {}
     for name, parameter in model.named_parameters():

@@ -22,11 +22,13 @@ class Method(abc.ABC):
         name: Its key in `METHODS`.
         family: Which factors a layer has.
         guide_learning_rate: Rate of the guide's `log_*` parameters; None for the common one.
+        post_hoc: Whether trained adapters and task head stay as `fit(init=…)` gave them.
     """
 
     name: ClassVar[str]
     family: ClassVar[Family] = LowRank()
     guide_learning_rate: float | None = None
+    post_hoc: bool = False
 
     @abc.abstractmethod
     def prior(self, stacks: Stacks) -> Mapping[str, Any]:

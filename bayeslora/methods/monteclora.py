@@ -50,11 +50,18 @@ class MonteCLoRA(PerStackMethod):
         sample_scale: ε itself, the paper's form, the same in every stack; replaces `noise_ratio`.
         kl_weight: η.
         cooperative: Whether the loss has the cooperative term.
-        df: Degrees of freedom ν of Σ: `"features"` ($d_{in}$), `"rank"` (r), or a number of at least r.
-        objective: `"paper"`, the loss above.
+        sparse: Whether π is replaced by the one-hot vector of its largest component: in law of `A`, K = 1.
+        df: Degrees of freedom ν of Σ: `"features"` ($d_{in}$), `"rank"` (r), a number of at least r, or `inf`: no
+            Wishart distribution, Σ = diag(v), which ε then multiplies directly.
+        objective: `"paper"`, the loss above, or `"elbo"`: NLL and `temperature` / n times all KLs in full, with priors
+            $A_{ij} \sim N(0, \sigma_A^2)$ and $B_{ij} \sim N(0, \sigma_B^2)$ (`B` at a point), and no cooperative term.
+        temperature: Multiplies the KLs of `"elbo"`.
+        prior_scale: $\sigma_A$ of `"elbo"`, in units of the weights; None for $(3 d_{in})^{-1/2}$, that of `A`'s start.
+        prior_scale_B: $\sigma_B$ of `"elbo"`, in units of the weights.
         analytic: Whether regularisers are taken in expectation over π and Σ, in closed form and free of noise, or at
-            the draws, as the paper does.
+            the draws, as the paper does. (Of `"elbo"`, the KL of `A` is in expectation over Σ, at the drawn π.)
         guide_learning_rate: Learning rate of v and α; None for the common one.
+        post_hoc: Whether μ, `B` and the task head stay as `fit(init=…)` gave them, and only v and α are trained.
 
     Raises:
         ValueError: If a field is out of its range.
@@ -74,10 +81,15 @@ class MonteCLoRA(PerStackMethod):
     sample_scale: float | None = None
     kl_weight: float = 1e-5
     cooperative: bool = True
+    sparse: bool = False
     df: Literal["features", "rank"] | float = "features"
-    objective: Literal["paper"] = "paper"
+    objective: Literal["paper", "elbo"] = "paper"
+    temperature: float = 1.0
+    prior_scale: float | None = None
+    prior_scale_B: float = 1.0
     analytic: bool = True
     guide_learning_rate: float | None = None
+    post_hoc: bool = False
 
     @classmethod
     def paper(cls, **fields: Any) -> "MonteCLoRA":
@@ -90,39 +102,67 @@ class MonteCLoRA(PerStackMethod):
                 raise ValueError(f"{field}={getattr(self, field)!r}: {what}.")
 
         require(self.components >= 1, "components", "give a whole number of at least 1")
-        require(self.concentration > 0, "concentration", "give a positive number")
         require(self.concentration_init in ("prior", "random"), "concentration_init", "give 'prior' or 'random'")
+        require(self.objective in ("paper", "elbo"), "objective", "give 'paper' or 'elbo'")
+        for field in ("concentration", "kl_weight", "temperature", "prior_scale_B"):
+            require(getattr(self, field) > 0, field, "give a positive number, however small")
+        require(self.prior_scale is None or self.prior_scale > 0, "prior_scale", "give a positive number, or None")
         require(self.noise_ratio >= 0, "noise_ratio", "give a number of at least 0")
         require(self.sample_scale is None or self.sample_scale >= 0, "sample_scale", "give a number of at least 0")
-        require(self.kl_weight > 0, "kl_weight", "give a positive number, however small")
-        require(self.objective == "paper", "objective", "the objective is 'paper'")
         if isinstance(self.df, str):
             require(self.df in ("features", "rank"), "df", "give 'features', 'rank' or a number")
+        if self.objective == "elbo":
+            silent = 0 in (self.noise_ratio, self.sample_scale)
+            require(not silent, "objective", "'elbo' needs noise: a point has no divergence from a Normal prior")
 
     def stack_prior(self, stack: Stack) -> Factors:
-        kl_scale = self.kl_weight / stack.num_layers
-        df = self.degrees_of_freedom(stack)
         with stack.layers:
-            with poutine.scale(scale=kl_scale):
-                weights = pyro.sample(
-                    f"{stack.name}.weights", Dirichlet(torch.full((self.components,), self.concentration))
-                )
-                pyro.sample(f"{stack.name}.cov_tril", WishartCholesky(df, torch.ones(stack.rank)))
-            with poutine.scale(scale=kl_scale / stack.d_in):
+            with poutine.scale(scale=self.kl_scale(stack)):
+                alpha = torch.full((self.components,), self.concentration)
+                weights = pyro.sample(f"{stack.name}.weights", Dirichlet(alpha))
+                pyro.sample(f"{stack.name}.cov_tril", self.covariance(stack, torch.ones(stack.rank), is_prior=True))
+            if self.objective == "elbo":
+                with poutine.scale(scale=self.kl_scale(stack)):
+                    scale = self.prior_scale or 1 / math.sqrt(3 * stack.d_in)
+                    A = pyro.sample(f"{stack.name}.A", StandardColumns(stack.rank, stack.d_in, scale))
+                    B = pyro.sample(f"{stack.name}.B", priors.normal(stack.B_shape, self.prior_scale_B))
+                return Factors(A, B)
+            with poutine.scale(scale=self.kl_scale(stack) / stack.d_in):
                 noise = pyro.sample(f"{stack.name}.noise", StandardColumns(stack.rank, stack.d_in))
             loc = pyro.sample(f"{stack.name}.loc", priors.flat(stack.A_shape))
             B = pyro.sample(f"{stack.name}.B", priors.flat(stack.B_shape))
-        spread = self.scale_of_noise(stack) * weights.square().sum(-1).sqrt()
-        return Factors(loc + spread[..., None, None] * noise, B)
+        return Factors(loc + self.spread(stack, weights)[..., None, None] * noise, B)
 
     def stack_guide(self, stack: Stack) -> nn.Module:
         return MonteCLoRAGuide(self, stack)
+
+    def kl_scale(self, stack: Stack) -> float:
+        """What multiplies one layer's KLs: η / L of the paper's objective, temperature / n of the ELBO."""
+        if self.objective == "elbo":
+            return self.temperature / stack.num_examples
+        return self.kl_weight / stack.num_layers
+
+    def covariance(self, stack: Stack, scale_diag: Tensor, is_prior: bool = False) -> dist.Distribution:
+        """The distribution of Λ; without a Wishart distribution, the point diag(√v), which has no prior."""
+        if self.degrees_of_freedom(stack) < math.inf:
+            return WishartCholesky(self.degrees_of_freedom(stack), scale_diag)
+        if is_prior:
+            return priors.flat((stack.rank, stack.rank))
+        return dist.Delta(torch.diag_embed(scale_diag.sqrt()), event_dim=2)
+
+    def spread(self, stack: Stack, weights: Tensor) -> Tensor:
+        r"""$\epsilon \sqrt{\sum_k \pi_k^2}$, `[*draw, layer]`."""
+        return self.scale_of_noise(stack) * self.square_sum(weights).sqrt()
+
+    def square_sum(self, weights: Tensor) -> Tensor:
+        r"""$\sum_k \pi_k^2$, which is 1 for a one-hot π, `[*draw, layer]`."""
+        return torch.ones_like(weights[..., 0]) if self.sparse else weights.square().sum(-1)
 
     def degrees_of_freedom(self, stack: Stack) -> float:
         """ν of one stack."""
         if isinstance(self.df, str):
             return stack.d_in if self.df == "features" else stack.rank
-        if self.df < stack.rank:
+        if not self.df >= stack.rank:
             raise ValueError(f"df={self.df}: Σ needs at least rank = {stack.rank} degrees of freedom.")
         return self.df
 
@@ -131,9 +171,9 @@ class MonteCLoRA(PerStackMethod):
         if self.sample_scale is not None:
             return self.sample_scale
         # Under the prior: a random start of α is meant to change the loudness.
-        square_sum = (self.concentration + 1) / (self.components * self.concentration + 1)
-        noise_sd = math.sqrt(self.degrees_of_freedom(stack) * square_sum)
-        return self.noise_ratio / math.sqrt(3 * stack.d_in) / noise_sd
+        square_sum = 1.0 if self.sparse else (self.concentration + 1) / (self.components * self.concentration + 1)
+        df = self.degrees_of_freedom(stack)
+        return self.noise_ratio / math.sqrt(3 * stack.d_in) / math.sqrt(square_sum * (df if df < math.inf else 1))
 
     def summaries(self, stack: Stack, sites: Sites) -> Mapping[str, tuple[Tensor, tuple[str, ...]]]:
         variance = sites["cov_tril"].square().sum((-2, -1)) / stack.rank
@@ -143,38 +183,55 @@ class MonteCLoRA(PerStackMethod):
 class MonteCLoRAGuide(nn.Module):
     """q over one stack's sites: the prior's families with α and v learned; points for μ and `B`.
 
-    `noise` is conditional on `cov_tril`, as in the prior of Algorithm 1.
+    The noise is conditional on `cov_tril`, as in Algorithm 1 (and `A`, of the ELBO, on `weights` too).
     """
 
     def __init__(self, method: MonteCLoRA, stack: Stack):
         super().__init__()
         self.method = method
         self.stack = stack
-        self.df = method.degrees_of_freedom(stack)
+        method.degrees_of_freedom(stack)  # refuses what does not fit before training starts
         alpha = torch.full((len(stack), method.components), method.concentration)
         if method.concentration_init == "random":
             alpha = torch.rand_like(alpha).clamp(min=1e-3)  # U(0, 1); a concentration of 0 is outside the space
         self.log_concentration = nn.Parameter(alpha.log())
         self.log_scale_diag = nn.Parameter(torch.zeros(len(stack), stack.rank))
-        self.loc = nn.Parameter(guides.kaiming(len(stack), *stack.A_shape))
-        self.B = nn.Parameter(torch.zeros(len(stack), *stack.B_shape))
+        learned = not method.post_hoc
+        self.loc = nn.Parameter(guides.kaiming(len(stack), *stack.A_shape), requires_grad=learned)
+        self.B = nn.Parameter(torch.zeros(len(stack), *stack.B_shape), requires_grad=learned)
 
     def forward(self) -> None:
         method, stack = self.method, self.stack
+        kl_scale = method.kl_scale(stack)
         concentration = self.log_concentration.exp()
-        covariance = WishartCholesky(self.df, self.log_scale_diag.exp())
-        kl_scale = method.kl_weight / stack.num_layers
+        covariance = method.covariance(stack, self.log_scale_diag.exp())
+        # A point has no expectation to take: its draw is exact.
+        integrated = covariance if method.analytic and isinstance(covariance, WishartCholesky) else None
         with stack.layers:
             with poutine.scale(scale=kl_scale):
                 weights = pyro.sample(f"{stack.name}.weights", Dirichlet(concentration))
                 cov_tril = pyro.sample(f"{stack.name}.cov_tril", covariance)
+            if method.objective == "elbo":
+                with poutine.scale(scale=kl_scale):
+                    spread = method.spread(stack, weights)
+                    columns = ColumnNormal(
+                        cov_tril, stack.d_in, integrated, self.loc.expand(*spread.shape, -1, -1), spread
+                    )
+                    pyro.sample(f"{stack.name}.A", columns)
+                    pyro.sample(f"{stack.name}.B", dist.Delta(self.B, event_dim=2))
+                return
             with poutine.scale(scale=kl_scale / stack.d_in):
-                columns = ColumnNormal(cov_tril, stack.d_in, covariance if method.analytic else None)
-                pyro.sample(f"{stack.name}.noise", columns)
+                pyro.sample(f"{stack.name}.noise", ColumnNormal(cov_tril, stack.d_in, integrated))
             pyro.sample(f"{stack.name}.loc", dist.Delta(self.loc, event_dim=2))
             pyro.sample(f"{stack.name}.B", dist.Delta(self.B, event_dim=2))
-            if method.cooperative:
+            if method.cooperative and not method.sparse:
                 # In the guide, a factor enters the loss with a plus sign.
-                square_sum = expected_square_sum(concentration) if method.analytic else weights.square().sum(-1)
+                square_sum = expected_square_sum(concentration) if method.analytic else method.square_sum(weights)
                 with poutine.scale(scale=1 / stack.num_layers):
                     pyro.factor(f"{stack.name}.cooperative", square_sum, has_rsample=True)
+
+    def start(self, factors: Factors) -> None:
+        """Begin at trained factors."""
+        with torch.no_grad():
+            self.loc.copy_(factors.A)
+            self.B.copy_(factors.B)

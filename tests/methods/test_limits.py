@@ -1,16 +1,21 @@
 """Corners with a known answer."""
 
+import math
 from collections.abc import Callable
 
+import pyro
 import pytest
 import torch
+from pyro import poutine
+from scipy import stats
 
+import bayeslora
 from bayeslora.adapters import Stack, Stacks
 from bayeslora.elbo import MeanFieldELBO, total
 from bayeslora.methods import Method, MonteCLoRA
 from bayeslora.methods.point import LoRA
 from bayeslora.program import Program
-from tests.helpers import batch
+from tests.helpers import FAILURE_RATE, assert_mean_close, assert_uniform, batch, tiny_bert, tokens
 from tests.methods.conftest import randomise
 
 Make = Callable[..., Program]
@@ -76,3 +81,105 @@ def test_a_map_prior_adds_its_log_density_per_example(make_program: Make) -> Non
         torch.distributions.Normal(0.0, 0.5).log_prob(parameter).sum() for parameter in plain.guide.parameters()
     )
     assert difference == pytest.approx(-density.item() / 48, rel=1e-9)
+
+
+def draws_of_A(method: MonteCLoRA, stack: Stack, num_draws: int = 20_000) -> tuple[torch.Tensor, torch.nn.Module]:
+    """Draws of `A` from a guide moved off its start, v alone."""
+    stacks = Stacks([stack])
+    guide = method.guide(stacks).double()
+    with torch.no_grad():
+        guide["6x5"].log_scale_diag.add_(torch.tensor([0.5, -0.7, 0.1]))
+        guide["6x5"].loc.zero_()
+        with pyro.validation_enabled(False):
+            with pyro.plate("draws", num_draws, dim=-2):
+                trace = poutine.trace(guide).get_trace()
+            sites = {name: site["value"] for name, site in trace.nodes.items() if name.startswith("6x5.")}
+            return poutine.condition(method.prior, data=sites)(stacks)["6x5"].A, guide["6x5"]
+
+
+def test_sparse_weights_are_one_component_in_law(stack: Stack) -> None:
+    settings = {"sample_scale": 0.1, "df": 4.0}
+    sparse, _ = draws_of_A(MonteCLoRA(sparse=True, components=5, **settings), stack)
+    single, _ = draws_of_A(MonteCLoRA(components=1, **settings), stack)
+    for layer in range(2):
+        for row in range(3):
+            samples = [draws[:, layer, row, 0].numpy() for draws in (sparse, single)]
+            assert stats.ks_2samp(*samples).pvalue > FAILURE_RATE
+    # Their loudness is the same function of c, too.
+    ratios = [MonteCLoRA(sparse=s, components=k).scale_of_noise(stack) for s, k in ((True, 5), (False, 1))]
+    assert ratios[0] == pytest.approx(ratios[1])
+
+
+def test_infinite_degrees_of_freedom_with_one_component_are_a_row_scaled_gaussian(stack: Stack) -> None:
+    A, guide = draws_of_A(MonteCLoRA(df=math.inf, components=1, sample_scale=0.3), stack)
+    standard_deviation = 0.3 * guide.log_scale_diag.exp().sqrt()
+    white = (A / standard_deviation[..., None]).detach()
+    assert_uniform(stats.norm.cdf(white[:4_000, 1, 2, 3].numpy()))
+    assert_mean_close(white.square(), 1.0)
+    assert_mean_close(white[:, :, 0] * white[:, :, 1], 0.0)
+
+
+def test_infinite_degrees_of_freedom_have_no_wishart_divergence(stack: Stack) -> None:
+    method = MonteCLoRA(df=math.inf, kl_weight=1.0)
+    stacks = Stacks([stack])
+    terms, _ = MeanFieldELBO().terms(lambda: method.prior(stacks), method.guide(stacks))
+    assert "6x5.cov_tril" not in terms
+    # KL_N of N(0, V) to N(0, I) alone: v settles at 1.
+    guide = settle(MonteCLoRA(df=math.inf, kl_weight=1.0, cooperative=False), stack)["6x5"]
+    torch.testing.assert_close(guide.log_scale_diag, torch.zeros(2, 3), rtol=0, atol=1e-3)
+
+
+def test_elbo_is_the_brute_force_bound(make_program: Make) -> None:
+    # E log p(y | A, B) − temperature / n (log q − log p), all of it from densities at draws.
+    program = randomise(make_program("monteclora", double=True, objective="elbo", temperature=0.3, noise_ratio=0.5))
+    inputs = batch(6)
+    with torch.no_grad(), pyro.validation_enabled(False):
+        analytic = torch.stack([program(**inputs).loss for _ in range(600)])
+        by_hand = torch.stack([brute_force(program, inputs) for _ in range(600)])
+    error = (analytic.var() / 600 + by_hand.var() / 600).sqrt()
+    assert abs(analytic.mean() - by_hand.mean()) < 4.3 * error
+    assert analytic.var() < by_hand.var()
+
+
+def brute_force(program: Program, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """One draw of the negative bound per example, from the log-densities of prior and guide."""
+    guide_trace = poutine.trace(program.guide).get_trace()
+    model = poutine.trace(poutine.replay(program.factors, trace=guide_trace))
+    model_trace = model.get_trace()
+    logits = program.network(model_trace.nodes["_RETURN"]["value"], {k: v for k, v in inputs.items() if k != "labels"})
+    divergence = torch.zeros((), dtype=torch.float64)
+    for name, site in guide_trace.nodes.items():
+        if site["type"] != "sample" or name.endswith(".layers"):
+            continue
+        prior = model_trace.nodes[name]["fn"]
+        divergence = divergence - prior.log_prob(site["value"]).sum()
+        if not name.endswith(".B"):  # a point has no density
+            divergence = divergence + site["fn"].log_prob(site["value"]).sum()
+    nll = torch.nn.functional.cross_entropy(logits, inputs["labels"])
+    return nll + 0.3 / 48 * divergence
+
+
+def test_elbo_scale_of_the_prior_is_that_of_loras_start(stack: Stack) -> None:
+    method = MonteCLoRA(objective="elbo")
+    trace = poutine.trace(method.prior).get_trace(Stacks([stack]))
+    assert trace.nodes["6x5.A"]["fn"].scale == pytest.approx(1 / math.sqrt(18))
+    assert trace.nodes["6x5.A"]["scale"] == pytest.approx(1 / 10)
+
+
+def test_post_hoc_trains_nothing_but_the_spread(make_program: Make) -> None:
+    program = make_program("monteclora", post_hoc=True)
+    names = {name.rpartition(".")[2] for name, parameter in program.guide.named_parameters() if parameter.requires_grad}
+    assert names == {"log_concentration", "log_scale_diag"}
+
+
+def test_post_hoc_leaves_adapters_and_head_bit_identical() -> None:
+    lora = bayeslora.fit(tiny_bert(), tokens(), "lora", epochs=1, progress=False)
+    posterior = bayeslora.fit(
+        tiny_bert(), tokens(), post_hoc=True, init=lora, epochs=2, learning_rate=0.1, kl_weight=1.0, progress=False
+    )
+    for name in lora.network.stacks:
+        assert torch.equal(posterior.guide[name].loc, lora.guide[name].sites["A"].loc)
+        assert torch.equal(posterior.guide[name].B, lora.guide[name].sites["B"].loc)
+        assert bool((posterior.guide[name].log_scale_diag != 0).all())
+    heads = lora.network.head_state(), posterior.network.head_state()
+    assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
