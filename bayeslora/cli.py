@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -185,11 +186,14 @@ class _errors:
 
 
 def _print(frame: Any, title: str, key: str) -> None:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in frame.columns:
-        table.add_column(column, justify="left" if column == key else "right")
-    for row in frame.itertuples(index=False):
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
+        table.add_column(column.replace("_", " "), justify="left" if column == key else "right", no_wrap=column == key)
+    for row in frame.to_dict("records"):
+        digits = {name: 0 if name == "seconds" else 3 for name in row}
+        table.add_row(
+            *(f"{value:.{digits[name]}f}" if isinstance(value, float) else str(value) for name, value in row.items())
+        )
     console.print(table)
 
 

@@ -152,10 +152,10 @@ def run(seed: int = 0) -> Demo:
         best_step = int(history["step"][history["validation_nll"].idxmin()])
         best_epoch = load(f"{folder}/checkpoint-{best_step}")
     add("LoRA", lora, seconds)
-    add("LoRA, best epoch on held-out words", best_epoch, seconds)
+    add("LoRA, best epoch", best_epoch, seconds)
     start = time.perf_counter()
     scaled = lora.calibrate(held_out, 1)
-    add("LoRA, temperature scaled", scaled, seconds + time.perf_counter() - start)
+    add("LoRA, temperature", scaled, seconds + time.perf_counter() - start)
 
     start = time.perf_counter()
     monteclora = fit(encoder, train, "monteclora", validation=held_out, seed=seed, **SETTINGS)

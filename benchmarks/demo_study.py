@@ -16,7 +16,7 @@ from bayeslora import demo, metrics, plots
 
 ROOT = Path(__file__).resolve().parent.parent
 STORE = ROOT / "benchmarks" / "results" / "demo"
-LORA, SCALED, DRAWS = "LoRA", "LoRA, temperature scaled", f"MonteCLoRA, {demo.NUM_DRAWS} draws"
+LORA, SCALED, DRAWS = "LoRA", "LoRA, temperature", f"MonteCLoRA, {demo.NUM_DRAWS} draws"
 # The goals, as ratios of NLL and ECE and a difference of accuracies.
 GOALS = [
     ("NLL", LORA, "nll", "≤ 0.75 ×"),

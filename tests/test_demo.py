@@ -37,8 +37,8 @@ def test_demo_makes_its_table_and_files(tmp_path: Path, monkeypatch: pytest.Monk
     table = result.table()
     assert list(table["method"]) == [
         "LoRA",
-        "LoRA, best epoch on held-out words",
-        "LoRA, temperature scaled",
+        "LoRA, best epoch",
+        "LoRA, temperature",
         "MonteCLoRA, centre",
         "MonteCLoRA, 2 draws",
     ]
