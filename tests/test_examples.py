@@ -1,16 +1,43 @@
 """Everything shown is run: the examples, as a user starts them."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+FOLDER = Path(__file__).parent.parent / "examples"
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example_runs(path: Path) -> None:
-    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=False, timeout=300)
+def run(path: Path, *words: str, **environment: str) -> str:
+    """What a script prints."""
+    command = [sys.executable, str(path), *words]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **environment}
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", sorted(set(FOLDER.glob("*.py")) - {FOLDER / "glue.py"}), ids=lambda path: path.stem)
+def test_example_runs(path: Path) -> None:
+    assert run(path)
+
+
+@pytest.mark.parametrize("task", ["mrpc", "stsb", "boolq"])
+def test_glue_example(tmp_path: Path, task: str) -> None:
+    # In the form of the published files; what `BAYESLORA_DATA` names may hold any part of them.
+    words = ["a joy", "splendid", "awful", "dreadful"] * 10
+    columns = {
+        "mrpc": {"sentence1": words, "sentence2": words[::-1], "label": [1, 1, 0, 0] * 10, "idx": range(40)},
+        "stsb": {"sentence1": words, "sentence2": words[::-1], "label": [4.5, 3.0, 2.9, 0.0] * 10, "idx": range(40)},
+        "boolq": {"question": words, "passage": [None] * 40, "idx": range(40), "label": [1, 1, 0, 0] * 10},
+    }[task]
+    folder = tmp_path / ("super_glue" if task == "boolq" else "glue") / task
+    folder.mkdir(parents=True)
+    pd.DataFrame(columns).to_parquet(folder / "train.parquet")
+    counts = ("--train", "16", "--held-out", "8", "--test", "16", "--epochs", "1", "--num-draws", "2")
+    printed = run(FOLDER / "glue.py", task, *counts, BAYESLORA_DATA=str(tmp_path), HF_HOME=str(tmp_path / "cache"))
+    assert all(name in printed for name in ("majority", "lora + temperature", "monteclora + temperature"))

