@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,20 @@ from bayeslora.types import Sites
 
 if TYPE_CHECKING:
     import arviz as az
+
+
+class Observed(NamedTuple):
+    """Draws of the predictive distribution at observed examples.
+
+    Args:
+        log_likelihood: Nats, `[draw, example]`.
+        predicted: Labels drawn from the predictive distribution, `[draw, example]`.
+        labels: `[example]`.
+    """
+
+    log_likelihood: np.ndarray
+    predicted: np.ndarray
+    labels: np.ndarray
 
 
 def summary_draws(program: Program, sites: Sites) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
@@ -57,24 +71,15 @@ def raw_draws(program: Program, sites: Sites) -> tuple[dict[str, np.ndarray], di
     return values, dims
 
 
-def to_arviz(
-    program: Program,
-    sites: Sites,
-    log_likelihood: np.ndarray,
-    predicted: np.ndarray,
-    labels: np.ndarray,
-    raw: bool = False,
-) -> "az.InferenceData":
-    """Groups `posterior`, `posterior_predictive`, `log_likelihood` and `observed_data`.
+def to_arviz(program: Program, sites: Sites, observed: Observed | None = None, raw: bool = False) -> "az.InferenceData":
+    """Groups `posterior` and, given observations, `posterior_predictive`, `log_likelihood` and `observed_data`.
 
     The draws are independent, so they form one chain: arviz then counts every one of them as effective.
 
     Args:
         program: The program.
         sites: Draws, `[draw, layer, …]`.
-        log_likelihood: Nats, `[draw, example]`.
-        predicted: Labels drawn from the predictive distribution, `[draw, example]`.
-        labels: `[example]`.
+        observed: What was predicted for data, and the data's labels.
         raw: Whether the posterior group also holds every site as drawn.
     """
     values, dims = summary_draws(program, sites)
@@ -82,14 +87,16 @@ def to_arviz(
         raw_values, raw_dims = raw_draws(program, sites)
         values, dims = values | raw_values, dims | raw_dims
     coords: dict[str, Any] = {f"{stack.name}_layer": list(stack.layer_names) for stack in program.stacks.values()}
-    coords["example"] = np.arange(len(labels))
-    groups = {
-        "posterior": {name: value[None] for name, value in values.items()},
-        "posterior_predictive": {"labels": predicted[None]},
-        "log_likelihood": {"labels": log_likelihood[None]},
-        "observed_data": {"labels": labels},
-    }
-    return from_dict(groups, coords, dims | {"labels": ["example"]})
+    groups: dict[str, Any] = {"posterior": {name: value[None] for name, value in values.items()}}
+    if observed is not None:
+        coords["example"] = np.arange(len(observed.labels))
+        dims["labels"] = ["example"]
+        groups |= {
+            "posterior_predictive": {"labels": observed.predicted[None]},
+            "log_likelihood": {"labels": observed.log_likelihood[None]},
+            "observed_data": {"labels": observed.labels},
+        }
+    return from_dict(groups, coords, dims)
 
 
 def from_dict(

@@ -95,8 +95,7 @@ def fit(
         if isinstance(model, str | os.PathLike):
             model, tokenizer = _load_model(model, train_data, tokenizer)
         _check_model(model)
-        init = model if init is None and interop.is_peft_model(model) else init
-        adapters = None if init is None else _adapters(init, model)
+        adapters = _adapters(init, model)
         if interop.is_peft_model(model):
             model = interop.base_of_peft(model)
         if chosen.post_hoc and adapters is None:
@@ -200,7 +199,12 @@ def _check_model(model: Any) -> None:
         )
 
 
-def _adapters(init: Any, model: nn.Module) -> interop.Adapters:
+def _adapters(init: Any, model: nn.Module) -> interop.Adapters | None:
+    """The trained adapters to start from, if any: `init`'s, or those of a PEFT model."""
+    if init is None and interop.is_peft_model(model):
+        init = model
+    if init is None:
+        return None
     if isinstance(init, Posterior):
         return interop.from_program(init.program)
     if interop.is_peft_model(init):

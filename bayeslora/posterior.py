@@ -146,21 +146,24 @@ class Posterior:
         return Posterior(self.program, self._history, temperature, self.tokenizer, self.class_names)
 
     def to_arviz(
-        self, data: Any, num_draws: int = 100, *, seed: int | None = 0, batch_size: int = 64, raw: bool = False
+        self, data: Any = None, num_draws: int = 100, *, seed: int | None = 0, batch_size: int = 64, raw: bool = False
     ) -> "az.InferenceData":
-        """Draws as arviz groups: `posterior`, `posterior_predictive`, `log_likelihood`, `observed_data`.
+        """Draws as arviz groups: `posterior`, and for data `posterior_predictive`, `log_likelihood`, `observed_data`.
 
         The posterior group holds small, meaningful numbers per layer: `delta_norm`, ‖ΔW‖_F; `noise_to_signal`, that of
         ΔW's difference from the centre over that of the centre; and the method's own (for MonteCLoRA `weights`, π, and
         `mean_variance`, tr Σ / r). Each stack has dimensions of its own, with module names as coordinates.
 
         Args:
-            data: Labelled data.
+            data: Labelled data, on which the network runs once a draw; None for the posterior group alone.
             num_draws: Draws of the weights.
             seed: Seed of the draws.
             batch_size: Examples per batch.
             raw: Also every site as drawn: large, and slow to summarise.
         """
+        sites = self.draw(num_draws, seed=seed)
+        if data is None:
+            return diagnostics.to_arviz(self.program, sites, raw=raw)
         logits, labels = self._labelled(data, num_draws, seed, batch_size)
         probs = metrics.softmax(logits, self.temperature)
         chosen = np.broadcast_to(labels[None, :, None], (*probs.shape[:2], 1))
@@ -168,9 +171,7 @@ class Posterior:
         # Inverse-CDF draws of a label per draw and example.
         uniform = np.random.default_rng(seed).random((*probs.shape[:2], 1))
         predicted = np.minimum((probs.cumsum(-1) < uniform).sum(-1), probs.shape[-1] - 1)
-        return diagnostics.to_arviz(
-            self.program, self.draw(num_draws, seed=seed), log_likelihood, predicted, labels, raw
-        )
+        return diagnostics.to_arviz(self.program, sites, diagnostics.Observed(log_likelihood, predicted, labels), raw)
 
     def merge(self) -> nn.Module:
         """A plain model with the centre's adapters folded into its weights: the base model's cost, one prediction.

@@ -147,6 +147,13 @@ def test_arviz_holds_what_it_says(posterior: Posterior) -> None:
     np.testing.assert_allclose(idata.posterior["32x32.mean_variance"][0], variance, rtol=1e-5)
 
 
+def test_arviz_without_data_is_the_posterior_alone(posterior: Posterior) -> None:
+    idata = posterior.to_arviz(num_draws=20)
+    assert idata.groups() == ["posterior"]
+    with_data = posterior.to_arviz(TEST, num_draws=20)
+    assert idata.posterior.equals(with_data.posterior)
+
+
 def test_raw_sites_only_when_asked_for(posterior: Posterior) -> None:
     assert "32x32.noise" not in posterior.to_arviz(TEST, num_draws=2).posterior
     raw = posterior.to_arviz(TEST, num_draws=2, raw=True)
