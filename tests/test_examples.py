@@ -41,3 +41,8 @@ def test_glue_example(tmp_path: Path, task: str) -> None:
     counts = ("--train", "16", "--held-out", "8", "--test", "16", "--epochs", "1", "--num-draws", "2")
     printed = run(FOLDER / "glue.py", task, *counts, BAYESLORA_DATA=str(tmp_path), HF_HOME=str(tmp_path / "cache"))
     assert all(name in printed for name in ("majority", "lora + temperature", "monteclora + temperature"))
+
+
+def test_the_documentation_shows_the_example_that_is_run() -> None:
+    page = (FOLDER.parent / "docs" / "writing-a-method.md").read_text()
+    assert '--8<-- "examples/own_method.py"' in page
