@@ -131,8 +131,8 @@ def fit(
         program.guide = chosen.refine(
             program, program.guide, train.batches(batch_size), held_out.batches(batch_size) if held_out else ()
         )
-    if output_dir or args is not None:
-        posterior.save(output_dir or args.output_dir)  # type: ignore[union-attr]
+    if (output_dir or args) and training.should_save:
+        posterior.save(training.output_dir)
     return posterior
 
 
@@ -153,10 +153,14 @@ def _train(
     args.remove_unused_columns = False  # its filter sees `forward(**batch)` and would drop every column
     args.label_names = ["labels"]
     args.logging_nan_inf_filter = False
+    if args.ddp_find_unused_parameters is None:  # every learned parameter is in every step's loss
+        args.ddp_find_unused_parameters = False
     trainer = ProgramTrainer(posterior, history, train, validation, args=args, callbacks=list(callbacks))
     checkpoint = get_last_checkpoint(args.output_dir) if resume and os.path.isdir(args.output_dir) else None
     if resume:
         logger.info("Resuming from %s.", checkpoint or "the start: there is no checkpoint yet")
+    if args.process_index > 0:  # with one seed for all, every process would draw the same noise
+        torch.manual_seed(args.seed + args.process_index)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.recorder.flush()
 
