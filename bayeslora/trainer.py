@@ -63,6 +63,8 @@ class ProgramTrainer(Trainer):
         self.add_callback(self.recorder)
         self.add_callback(AfterStep(self.program))
         self.last_good = LastGood(self.program)
+        # Rows that are computed one by one have not been looked at before training.
+        self.labels_unseen = train.labels is None
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.train_source) or super().get_train_dataloader()
@@ -94,6 +96,8 @@ class ProgramTrainer(Trainer):
         return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        if self.labels_unseen:
+            self.program.likelihood.check_labels(inputs["labels"].cpu())
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.recorder.record(self.program)
         self.last_good.after_backward(self, loss, inputs)

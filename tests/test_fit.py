@@ -10,7 +10,7 @@ import pyro
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -392,3 +392,19 @@ def test_resuming_another_fit_says_what_differs(tmp_path: Path) -> None:
         bayeslora.fit(tiny_bert(), tokens(), "monteclora", resume=True, **settings)
     with pytest.raises(ValueError, match=r"another fit \(prior_scale None, now 0.5\)"):
         bayeslora.fit(tiny_bert(), tokens(), "lora", resume=True, prior_scale=0.5, **settings)
+
+
+def test_a_label_out_of_range_in_a_later_batch_says_so() -> None:
+    inputs, labels = tokens(32)
+    labels[20] = 7
+    rows = [{**{name: value[i] for name, value in inputs.items()}, "labels": labels[i]} for i in range(32)]
+
+    class Rows(Dataset):
+        def __len__(self) -> int:
+            return len(rows)
+
+        def __getitem__(self, index: int) -> dict[str, Tensor]:
+            return rows[index]
+
+    with pytest.raises(ValueError, match=r"Labels range from 0 to 7, and the network has 3 classes"):
+        fit(data=Rows(), epochs=1)
