@@ -46,3 +46,24 @@ def test_glue_example(tmp_path: Path, task: str) -> None:
 def test_the_documentation_shows_the_example_that_is_run() -> None:
     page = (FOLDER.parent / "docs" / "writing-a-method.md").read_text()
     assert '--8<-- "examples/own_method.py"' in page
+
+
+REAL_DATA = Path(os.environ.get("BAYESLORA_DATA", "/nonexistent")) / "glue" / "mrpc" / "train.parquet"
+
+
+@pytest.mark.skipif(not REAL_DATA.is_file(), reason="BAYESLORA_DATA names no folder with glue/mrpc")
+def test_glue_example_reads_the_published_data(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import glue; "
+        "task = glue.split(glue.read('mrpc'), 0, 500, 500, 1500); "
+        "print(len(task.train), len(task.held_out), len(task.test), sum(glue.read('mrpc')['label']), "
+        "len(set(task.train['sentence1']) & set(task.test['sentence1'])) < 50)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(FOLDER)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HOME": str(tmp_path)},
+    )
+    assert done.stdout.split() == ["500", "500", "1500", "2474", "True"], done.stderr
