@@ -29,6 +29,7 @@ import glue  # noqa: E402 (the example's reader, from its folder)
 
 NUM_DRAWS = 16
 NUM_TEST = {"mrpc": 1500, "stsb": 1200}
+TITLES = {"mrpc": "MRPC", "stsb": "STS-B, similarity of at least 3"}
 SETTINGS: dict[str, Any] = {
     "targets": "attention",
     "epochs": 8,
@@ -69,8 +70,9 @@ def run(task_name: str, seed: int, name: str) -> dict[str, Any]:
     record: dict[str, Any] = {"labels": list(task.test["label"])}
     with tempfile.TemporaryDirectory() as folder:
         if name == "PEFT MonteCLoRA":
-            posterior = peft_monteclora(encoder, task, seed, folder)
-        elif name == "LoRA":
+            predicted = peft_monteclora(encoder, task, seed, folder)
+            return record | {"seconds": round(time.perf_counter() - start, 1)} | predicted
+        if name == "LoRA":
             fitted = {"validation": task.held_out, "output_dir": folder, "seed": seed}
             posterior = bayeslora.fit(encoder, task.train, "lora", **fitted, **SETTINGS)
             history = posterior.history
@@ -85,8 +87,8 @@ def run(task_name: str, seed: int, name: str) -> dict[str, Any]:
         return record | predictions(posterior, task)
 
 
-def peft_monteclora(encoder: str, task: glue.Task, seed: int, folder: str) -> bayeslora.Posterior:
-    """PEFT's MonteCLoRA with its own defaults in the Trainer; it predicts at the centre, which is a plain LoRA."""
+def peft_monteclora(encoder: str, task: glue.Task, seed: int, folder: str) -> dict[str, Any]:
+    """Predictions of PEFT's MonteCLoRA, trained with its own defaults in the Trainer; it predicts at the centre."""
     import peft
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
@@ -189,8 +191,7 @@ def main() -> None:
                 if not path.exists():
                     path.write_text(json.dumps(run(task, seed, name)) + "\n")
                 print(path.name, flush=True)
-            complete = [s for s in range(seed + 1) if all(stored(task, s, name).exists() for name in METHODS)]
-            write(task, complete)
+            write(options.seeds)
 
 
 def stored(task: str, seed: int, name: str) -> Path:
@@ -198,19 +199,24 @@ def stored(task: str, seed: int, name: str) -> Path:
     return STORE / f"{task}-{seed}-{name.replace(', ', '-').replace(' ', '-').lower()}.json"
 
 
-def write(task: str, seeds: list[int]) -> None:
-    """Put a task's table into the documents."""
-    records: dict[str, list[dict[str, Any]]] = {}
-    for name in METHODS:
-        runs = [json.loads(stored(task, seed, name).read_text()) for seed in seeds]
-        records[name] = runs
-        if name == "LoRA":
-            records["LoRA, best epoch"] = [run | run["best epoch"] for run in runs]
-    text = (
-        f"{len(seeds)} seed(s), {len(records['LoRA'][0]['labels'])} test examples each.\n\n{markdown(table(records))}"
-    )
-    print(text)
-    fill(ROOT / "docs" / "results.md", f"task-{task}", text)
+def write(num_seeds: int) -> None:
+    """Put a table of each task into the documents, over the seeds of which every method has been run."""
+    parts = []
+    for task, title in TITLES.items():
+        seeds = [seed for seed in range(num_seeds) if all(stored(task, seed, name).exists() for name in METHODS)]
+        if not seeds:
+            continue
+        records: dict[str, list[dict[str, Any]]] = {}
+        for name in METHODS:
+            records[name] = [json.loads(stored(task, seed, name).read_text()) for seed in seeds]
+            if name == "LoRA":
+                records["LoRA, best epoch"] = [run | run["best epoch"] for run in records[name]]
+        count = len(records["LoRA"][0]["labels"])
+        parts.append(
+            f"### {title}\n\nSeeds: {len(seeds)}, with {count} test examples each.\n\n{markdown(table(records))}"
+        )
+    print("\n\n".join(parts))
+    fill(ROOT / "docs" / "results.md", "sentence-tasks", "\n\n".join(parts))
 
 
 if __name__ == "__main__":
