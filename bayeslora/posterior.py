@@ -103,7 +103,8 @@ class Posterior:
             TypeError: If the data has none of the forms that `fit` takes.
             ValueError: If it is empty, or its inputs are not what the network takes.
         """
-        logits, _ = self._logits(data, None if center else num_draws, seed, batch_size)
+        sites = centre_sites(self.program) if center else self.draw(num_draws, seed=seed)
+        logits, _ = self._logits(data, sites, seed, batch_size)
         return self._prediction(logits)
 
     def evaluate(
@@ -117,12 +118,14 @@ class Posterior:
         Raises:
             ValueError: If the data has no labels, or labels the network has no class for.
         """
-        logits, labels = self._labelled(data, num_draws, seed, batch_size)
-        # Labels of its own: a loader that shuffles gives the data in another order.
-        at_centre, its_labels = self._labelled(data, None, seed, batch_size)
-        scores = metrics.classification_scores(self._prediction(logits).probs, labels)
-        centre = metrics.classification_scores(self._prediction(at_centre).probs, its_labels)
-        return scores | {f"center_{name}": value for name, value in centre.items()}
+        centre, sites = centre_sites(self.program), self.draw(num_draws, seed=seed)
+        # The centre goes along as one more draw: the data is read once, in whatever order it comes.
+        both = {name: torch.cat([centre[name], sites[name]]) for name in sites}
+        logits, labels = self._labelled(data, both, seed, batch_size)
+        at_centre, at_draws = self._prediction(logits[:1]), self._prediction(logits[1:])
+        scores = metrics.classification_scores(at_draws.probs, labels)
+        centre_scores = metrics.classification_scores(at_centre.probs, labels)
+        return scores | {f"center_{name}": value for name, value in centre_scores.items()}
 
     def calibrate(
         self, validation: Any, num_draws: int = 32, *, seed: int | None = 0, batch_size: int = 64
@@ -141,7 +144,7 @@ class Posterior:
         References:
             Guo et al. (2017), [On Calibration of Modern Neural Networks](https://arxiv.org/abs/1706.04599).
         """
-        logits, labels = self._labelled(validation, num_draws, seed, batch_size)
+        logits, labels = self._labelled(validation, self.draw(num_draws, seed=seed), seed, batch_size)
         temperature = metrics.fit_temperature(logits, labels)
         return Posterior(self.program, self._history, temperature, self.tokenizer, self.class_names)
 
@@ -164,7 +167,7 @@ class Posterior:
         sites = self.draw(num_draws, seed=seed)
         if data is None:
             return diagnostics.to_arviz(self.program, sites, raw=raw)
-        logits, labels = self._labelled(data, num_draws, seed, batch_size)
+        logits, labels = self._labelled(data, sites, seed, batch_size)
         probs = metrics.softmax(logits, self.temperature)
         chosen = np.broadcast_to(labels[None, :, None], (*probs.shape[:2], 1))
         log_likelihood = np.log(np.maximum(np.take_along_axis(probs, chosen, axis=-1)[..., 0], np.finfo(float).tiny))
@@ -210,19 +213,18 @@ class Posterior:
         }
 
     def _logits(
-        self, data: Any, num_draws: int | None, seed: int | None, batch_size: int
+        self, data: Any, sites: Mapping[str, Tensor], seed: int | None, batch_size: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Logits `[draw, example, class]` at draws, or at the centre for None, and labels where there are any."""
-        sites = centre_sites(self.program) if num_draws is None else self.draw(num_draws, seed=seed)
+        """Logits `[draw, example, class]` at draws of the sites, and labels where there are any."""
         size = len(next(iter(sites.values())))
         with seeded(seed):  # a loader that shuffles takes its seed from the global state
             source = Source(data, self.network.model, self.tokenizer)
             return predict_logits(self.program, sites, source.batches_by_length(batch_size), size)
 
     def _labelled(
-        self, data: Any, num_draws: int | None, seed: int | None, batch_size: int
+        self, data: Any, sites: Mapping[str, Tensor], seed: int | None, batch_size: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        logits, labels = self._logits(data, num_draws, seed, batch_size)
+        logits, labels = self._logits(data, sites, seed, batch_size)
         if labels is None:
             raise ValueError("The data has no labels: give a 'labels' or 'label' column, or (inputs, labels).")
         self.program.likelihood.check_labels(labels)

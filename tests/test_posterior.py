@@ -178,3 +178,13 @@ def test_the_same_groups_serve_arviz_1(posterior: Posterior, monkeypatch: pytest
         warnings.simplefilter("ignore")
         assert np.isfinite(arviz_stats.loo(tree).elpd)
         assert len(arviz_stats.summary(tree, var_names=["32x32.delta_norm"])) == 8
+
+
+def test_without_a_seed_all_groups_come_from_the_same_draws(posterior: Posterior) -> None:
+    torch.manual_seed(8)
+    idata = posterior.to_arviz(TEST, num_draws=5, seed=None, raw=True)
+    sites = {name: torch.as_tensor(idata.posterior[name].to_numpy()[0]) for name in posterior.draw(1)}
+    with torch.no_grad():
+        logits = posterior.program.logits(sites, TEST[0])
+    chosen = torch.log_softmax(logits.double(), -1)[:, range(40), TEST[1]]
+    np.testing.assert_allclose(idata.log_likelihood["labels"][0], chosen, atol=1e-4)
