@@ -38,14 +38,14 @@ class MeanFieldELBO(TraceMeanField_ELBO):
         replayed = poutine.replay(self._vectorized_num_particles(model), trace=guide_trace)
         model_trace = poutine.trace(replayed).get_trace(*args)
         terms = {}
-        for name, site in _sites(model_trace):
+        for name, site in sites(model_trace):
             if site["is_observed"]:
                 terms[name] = -_log_prob_sum(site)
             elif name not in guide_trace:
                 raise ValueError(f"The prior samples {name!r}, which the guide does not have.")
             elif not _is_free_point(site, guide_trace.nodes[name]):
                 terms[name] = _kl(site, guide_trace.nodes[name])
-        for name, site in _sites(guide_trace):
+        for name, site in sites(guide_trace):
             if name not in model_trace:
                 if not site["infer"].get("is_auxiliary"):
                     raise ValueError(f"The guide samples {name!r}, which the prior does not have.")
@@ -72,17 +72,19 @@ def _kl(site: dict[str, Any], guide_site: dict[str, Any]) -> Tensor:
         )
     try:
         kl = kl_divergence(guide_site["fn"], site["fn"])
-    except NotImplementedError:
+    except NotImplementedError:  # how torch says that this pair has no closed form
         return _log_prob_sum(guide_site) - _log_prob_sum({**site, "scale": guide_site["scale"]})
     return scale_and_mask(kl, guide_site["scale"], guide_site["mask"]).sum()
 
 
-def _sites(trace: Trace) -> Iterator[tuple[str, dict[str, Any]]]:
-    return (
-        (name, site)
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
-    )
+def sites(trace: Trace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names and records of a trace's sample sites, those of plates left out."""
+    return ((name, site) for name, site in trace.nodes.items() if site["type"] == "sample" and not is_plate(site))
+
+
+def is_plate(site: Any) -> bool:
+    """Whether a sample site is only a plate's record of its subsample."""
+    return type(site["fn"]).__name__ == "_Subsample"
 
 
 def _is_free_point(site: dict[str, Any], guide_site: dict[str, Any]) -> bool:

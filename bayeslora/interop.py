@@ -55,15 +55,8 @@ class Adapters:
             ValueError: If the head does not fit the network's.
         """
         program.guide.start(self.stacked(program.stacks))  # type: ignore[operator]
-        own = program.network.head_state()
-        if not self.head:
-            return
-        shapes = [{name: tuple(value.shape) for name, value in part.items()} for part in (self.head, own)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"The adapters come with the task head {shapes[0]}; the model's is {shapes[1]}.")
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(self.head[name])
+        if self.head:
+            program.network.load_head(self.head)
 
 
 def from_program(program: Program) -> Adapters:

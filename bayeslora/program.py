@@ -12,7 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from bayeslora.adapters import AdaptedNetwork, Stacks
-from bayeslora.elbo import MeanFieldELBO
+from bayeslora.elbo import MeanFieldELBO, is_plate, sites
 from bayeslora.likelihoods import Likelihood
 from bayeslora.methods import Method
 from bayeslora.types import Batch, Sites
@@ -132,7 +132,7 @@ class AtMean(Messenger):
     """Sets every latent site to the mean of its distribution."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample":
+        if not (msg["is_observed"] or is_plate(msg)):
             msg["value"] = msg["fn"].mean
             msg["done"] = True
 
@@ -142,8 +142,4 @@ def _inputs(batch: Batch) -> dict[str, Any]:
 
 
 def _latent(trace: poutine.Trace) -> dict[str, Tensor]:
-    return {
-        name: site["value"]
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site["is_observed"] and type(site["fn"]).__name__ != "_Subsample"
-    }
+    return {name: site["value"] for name, site in sites(trace) if not site["is_observed"]}

@@ -79,16 +79,7 @@ def load_state(program: Program, tensors: Mapping[str, Tensor]) -> None:
         for prefix in ("guide/", "head/")
     )
     program.guide.load_state_dict(guide)
-    own = program.network.head_state()
-    shapes = [{name: tuple(value.shape) for name, value in part.items()} for part in (head, own)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"The posterior has the task head {shapes[0]}, the model has {shapes[1]}: load the model with the same "
-            "class and num_labels as for the fit."
-        )
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(head[name])
+    program.network.load_head(head)
 
 
 def history(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> dict[str, list[float]]:

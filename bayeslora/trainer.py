@@ -59,7 +59,7 @@ class ProgramTrainer(Trainer):
             **others,
         )
         self.remove_callback(PrinterCallback)
-        self.recorder = Recorder(self, history)
+        self.recorder = Recorder(history)
         self.add_callback(self.recorder)
         self.add_callback(AfterStep(self.program))
         self.last_good = LastGood(self.program)
@@ -128,8 +128,7 @@ class ProgramTrainer(Trainer):
 class Recorder(TrainerCallback):
     """Collects the terms of every step's loss, on the device, and turns them into columns when asked."""
 
-    def __init__(self, trainer: ProgramTrainer, history: dict[str, list[Any]]):
-        self.trainer = trainer
+    def __init__(self, history: dict[str, list[Any]]):
         self.history = history
         self.names: list[str] = []
         self.pending: list[tuple[int, float, torch.Tensor]] = []

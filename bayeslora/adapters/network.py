@@ -147,6 +147,23 @@ class AdaptedNetwork(nn.Module):
             for name, value in self.model.get_submodule(head).state_dict().items()
         }
 
+    def load_head(self, state: Mapping[str, Tensor]) -> None:
+        """Put a task head's parameters and buffers in, by their names in the model.
+
+        Raises:
+            ValueError: If they are not those of this network's head.
+        """
+        own = self.head_state()
+        given, has = ({name: tuple(value.shape) for name, value in part.items()} for part in (state, own))
+        if given != has:
+            raise ValueError(
+                f"The trained task head is {given}; the model's is {has}: load the model with the same class and "
+                "num_labels as for the fit."
+            )
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(state[name])
+
     def freeze_head(self) -> None:
         """Leave the task head as it is."""
         for head in self.head_names:
