@@ -1,5 +1,6 @@
 """From what users have to batches: mappings from the names of the network's inputs to tensors."""
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 LABELS = ("labels", "label", "label_ids")
 
@@ -75,6 +76,25 @@ class Source:
     def __len__(self) -> int:
         """Number of examples."""
         return len(self.loader.dataset if self.loader else self.dataset)  # type: ignore[arg-type]
+
+    def take(self, indices: Sequence[int]) -> "Source":
+        """The same data, these rows of it alone.
+
+        Raises:
+            TypeError: If the data is a `DataLoader`, whose rows are not at hand.
+        """
+        part = copy.copy(self)
+        if self.dataset is None:
+            raise TypeError(f"{self.name} is a DataLoader, of which no part can be taken: give a dataset.")
+        if isinstance(self.dataset, Arrays):
+            part.dataset = Arrays({name: column[indices] for name, column in self.dataset.columns.items()})
+        elif isinstance(self.dataset, Examples):
+            rows = self.dataset.rows
+            chosen = [rows[i] for i in indices] if isinstance(rows, list) else Subset(rows, indices)
+            part.dataset = Examples(chosen, self.dataset.convert)
+        else:
+            part.dataset = self.dataset.select(indices)
+        return part
 
     @property
     def labels(self) -> np.ndarray | None:

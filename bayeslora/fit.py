@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FEWEST_TO_SPLIT = 50
+"""Training examples from which a tenth is held out where a method needs held-out data and got none."""
+
 
 def fit(
     model: nn.Module | str,
@@ -62,7 +65,8 @@ def fit(
             tokenised if it has no columns that the network takes; a torch `Dataset` or `DataLoader` of mappings or
             `(inputs, label)` pairs; or `(inputs, labels)` as arrays, a mapping of arrays, or a list of texts.
         method: A name in `bayeslora.METHODS`, or an instance.
-        validation: Held-out data, in any of these forms: its NLL at the centre is recorded after each epoch.
+        validation: Held-out data, in any of these forms: its NLL at the centre is recorded after each epoch. Methods
+            that need some (`noise_ratio="auto"`) hold out a tenth of `data` where none is given.
         tokenizer: For text; found by itself if the model came by name.
         likelihood: Labels given logits; by default inferred from the network's outputs and the labels.
         init: Trained adapters and task head to start from: a `Posterior` (its centre), a PEFT model, or a folder of
@@ -105,6 +109,9 @@ def fit(
         likelihood = likelihood or _infer_likelihood(model, train)
         for source in (train, held_out):
             _check_labels(source, likelihood)
+        tuning_data = held_out
+        if chosen.tuning() and held_out is None:
+            train, tuning_data = _hold_out(train, chosen)
         layers = adapters.network_settings() if adapters else {"targets": targets, "rank": rank, "alpha": alpha}
         network = AdaptedNetwork(model, chosen.family, num_examples=len(train), **layers)
         program = Program(network, chosen, likelihood, num_particles)
@@ -126,7 +133,7 @@ def fit(
                 save_strategy="epoch" if output_dir else "no",
                 eval_strategy="epoch" if held_out else "no",
             )
-            _train(posterior, history, train, held_out, training, callbacks, resume)
+            _train(posterior, history, train, held_out, tuning_data, training, callbacks, resume)
         program.eval()
         program.guide = chosen.refine(
             program, program.guide, train.batches(batch_size), held_out.batches(batch_size) if held_out else ()
@@ -141,6 +148,7 @@ def _train(
     history: dict[str, list[Any]],
     train: Source,
     validation: Source | None,
+    tuning_data: Source | None,
     args: "TrainingArguments",
     callbacks: Sequence[Any],
     resume: bool,
@@ -155,7 +163,7 @@ def _train(
     args.logging_nan_inf_filter = False
     if args.ddp_find_unused_parameters is None:  # every learned parameter is in every step's loss
         args.ddp_find_unused_parameters = False
-    trainer = ProgramTrainer(posterior, history, train, validation, args=args, callbacks=list(callbacks))
+    trainer = ProgramTrainer(posterior, history, train, validation, tuning_data, args=args, callbacks=list(callbacks))
     checkpoint = get_last_checkpoint(args.output_dir) if resume and os.path.isdir(args.output_dir) else None
     if resume:
         logger.info("Resuming from %s.", checkpoint or "the start: there is no checkpoint yet")
@@ -163,6 +171,22 @@ def _train(
         torch.manual_seed(args.seed + args.process_index)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.recorder.flush()
+
+
+def _hold_out(train: Source, method: Method) -> tuple[Source, Source | None]:
+    """Training data without a tenth of it, and that tenth; too few examples are all trained on."""
+    if len(train) < FEWEST_TO_SPLIT:
+        logger.warning(
+            "%d examples are too few to hold a tenth out, and there is no validation data: %s keeps the default of "
+            "what it would have found.",
+            len(train),
+            method.name,
+        )
+        return train, None
+    order = torch.randperm(len(train)).tolist()
+    size = len(train) // 10
+    logger.info("No validation data: %d of %d training examples are held out for %s.", size, len(train), method.name)
+    return train.take(sorted(order[size:])), train.take(sorted(order[:size]))
 
 
 def _training_arguments(output_dir: str | os.PathLike[str], **settings: Any) -> "TrainingArguments":

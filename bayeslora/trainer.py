@@ -11,9 +11,20 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from bayeslora import storage
-from bayeslora.data import Source
+from bayeslora.data import Source, to_device
+from bayeslora.methods import Tuning
 from bayeslora.posterior import Posterior
+from bayeslora.prediction import seeded
 from bayeslora.program import Program
+from bayeslora.types import Batch
+
+TUNING_SHARE = 0.3
+"""What the hook for held-out data may cost, as a share of the fit."""
+
+PASSES_PER_STEP = 2.5
+"""Forward passes that a training step costs: its own, and a backward pass without gradients of the frozen weights."""
+
+FEWEST_TUNING, TUNING_BATCH = 50, 16
 
 
 class DivergedError(RuntimeError):
@@ -36,6 +47,7 @@ class ProgramTrainer(Trainer):
         history: Columns that each step appends to.
         train: Training data.
         validation: Held-out data, evaluated at the centre.
+        tuning_data: Held-out data for methods that need some.
         others: As `transformers.Trainer` takes them.
     """
 
@@ -45,6 +57,7 @@ class ProgramTrainer(Trainer):
         history: dict[str, list[Any]],
         train: Source,
         validation: Source | None,
+        tuning_data: Source | None = None,
         **others: Any,
     ):
         self.posterior = posterior
@@ -62,6 +75,8 @@ class ProgramTrainer(Trainer):
         self.recorder = Recorder(history)
         self.add_callback(self.recorder)
         self.add_callback(AfterStep(self.program))
+        if (tuning := self.program.method.tuning()) and tuning_data:
+            self.add_callback(Tune(self.program, tuning_data, tuning))
         self.last_good = LastGood(self.program)
         # Rows that are computed one by one have not been looked at before training.
         self.labels_unseen = train.labels is None
@@ -182,6 +197,44 @@ class AfterStep(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         self.program.method.after_step(self.program, state.global_step + 1)
+
+
+class Tune(TrainerCallback):
+    """Calls the method's hook for held-out data, with as many examples as keep its cost within a share of the fit's."""
+
+    def __init__(self, program: Program, held_out: Source, tuning: Tuning):
+        self.program = program
+        self.held_out = held_out
+        self.tuning = tuning
+        self.steps: list[int] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        steps = [max(1, round(moment * state.max_steps)) for moment in self.tuning.moments]
+        self.steps = [step for step in steps if step > state.global_step]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        if state.global_step not in self.steps:
+            return
+        seen = state.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        budget = TUNING_SHARE * PASSES_PER_STEP * seen / len(self.tuning.moments) / self.tuning.passes
+        # Every process takes the same examples and draws: their parameters stay equal.
+        with seeded(state.global_step):
+            was_training = self.program.training
+            self.program.eval()
+            self.program.method.tune(self.program, self._batches(max(FEWEST_TUNING, int(budget))))
+            self.program.train(was_training)
+
+    def _batches(self, size: int) -> list[Batch]:
+        """Batches of that many held-out examples, or of all, on the program's device."""
+        part = self.held_out
+        if part.loader is None and size < len(part):
+            part = part.take(torch.randperm(len(part))[:size].tolist())
+        batches: list[Batch] = []
+        for _, batch in part.batches_by_length(TUNING_BATCH):
+            batches.append(to_device(batch, self.program.device))
+            if part.loader is not None and sum(len(b["labels"]) for b in batches) >= size:
+                break
+        return batches
 
 
 class LastGood:

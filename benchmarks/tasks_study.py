@@ -27,7 +27,7 @@ STORE = ROOT / "benchmarks" / "results" / "tasks"
 sys.path.insert(0, str(ROOT / "examples"))
 import glue  # noqa: E402 (the example's reader, from its folder)
 
-NUM_DRAWS = 16
+NUM_DRAWS = 8
 NUM_TEST = {"mrpc": 1500, "stsb": 1200}
 TITLES = {"mrpc": "MRPC", "stsb": "STS-B, similarity of at least 3"}
 SETTINGS: dict[str, Any] = {

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "bayeslora"
 ORDER = (
     ("types",),
     ("adapters", "distributions"),
-    ("priors", "guides", "curvature", "elbo"),
+    ("priors", "guides", "curvature", "elbo", "tuning"),
     ("methods",),
     ("program",),
     ("prediction", "storage"),

@@ -3,7 +3,7 @@
 import inspect
 from typing import Any
 
-from bayeslora.methods.base import Method, PerStackMethod, unknown_fields
+from bayeslora.methods.base import Method, PerStackMethod, Tuning, unknown_fields
 from bayeslora.methods.monteclora import MonteCLoRA
 from bayeslora.methods.point import LoRA
 
@@ -53,6 +53,7 @@ __all__ = [
     "Method",
     "MonteCLoRA",
     "PerStackMethod",
+    "Tuning",
     "make_method",
     "register",
     "unknown_fields",

@@ -2,14 +2,26 @@
 
 import abc
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from bayeslora import guides
 from bayeslora.adapters import Family, LowRank, Stack, Stacks
-from bayeslora.types import Sites
+from bayeslora.types import Batch, Sites
+
+
+class Tuning(NamedTuple):
+    """When a method looks at held-out data, and what that costs.
+
+    Args:
+        moments: Fractions of training after which `tune` is called.
+        passes: Forward passes over its data that one call takes.
+    """
+
+    moments: tuple[float, ...]
+    passes: int
 
 
 class Method(abc.ABC):
@@ -56,6 +68,13 @@ class Method(abc.ABC):
 
     def after_step(self, program: Any, step: int) -> None:
         """Called after each optimiser step, while the gradients are still there."""
+
+    def tuning(self) -> Tuning | None:
+        """When `tune` is to be called; None for a method that needs no held-out data."""
+        return None
+
+    def tune(self, program: Any, batches: Sequence[Batch]) -> None:
+        """Set what training data cannot tell, from held-out batches; the program is in evaluation mode."""
 
     def refine(self, program: Any, guide: nn.Module, train: Iterable[Any], validation: Iterable[Any]) -> nn.Module:
         """Called once after training, with batches of data; returns the guide to use."""

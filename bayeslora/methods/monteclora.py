@@ -1,7 +1,8 @@
 """MonteCLoRA: a Dirichlet-weighted Gaussian mixture with Wishart covariance over the columns of `A`."""
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,8 +21,19 @@ from bayeslora.distributions import (
     WishartCholesky,
     expected_square_sum,
 )
-from bayeslora.methods.base import PerStackMethod
-from bayeslora.types import Sites
+from bayeslora.methods.base import PerStackMethod, Tuning
+from bayeslora.tuning import nll_by_loudness
+from bayeslora.types import Batch, Sites
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_RATIO = 4.0
+"""c by default, and where `"auto"` starts."""
+
+TUNE_AFTER = (0.4, 0.6, 0.8, 1.0)
+"""Fractions of training after which `"auto"` looks at held-out data."""
+
+TUNE_DRAWS = 4
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,8 @@ class MonteCLoRA(PerStackMethod):
         concentration: Prior concentration α⁰ of each component.
         concentration_init: Where the learned α starts: at the `"prior"`, or `"random"`, U(0, 1) per component.
         noise_ratio: c, standard deviation of the noise on an entry of `A` at the start, in units of the standard
-            deviation of `A`'s initialisation, $(3 d_{in})^{-1/2}$. It sets ε per stack.
+            deviation of `A`'s initialisation, $(3 d_{in})^{-1/2}$. It sets ε per stack. With `"auto"`, c is a point
+            site too, found during training by the NLL of held-out data.
         sample_scale: ε itself, the paper's form, the same in every stack; replaces `noise_ratio`.
         kl_weight: η.
         cooperative: Whether the loss has the cooperative term.
@@ -77,7 +90,7 @@ class MonteCLoRA(PerStackMethod):
     components: int = 4
     concentration: float = 1.0
     concentration_init: Literal["prior", "random"] = "prior"
-    noise_ratio: float = 4.0
+    noise_ratio: float | Literal["auto"] = DEFAULT_RATIO
     sample_scale: float | None = None
     kl_weight: float = 1e-5
     cooperative: bool = True
@@ -107,7 +120,11 @@ class MonteCLoRA(PerStackMethod):
         for field in ("concentration", "kl_weight", "temperature", "prior_scale_B"):
             require(getattr(self, field) > 0, field, "give a positive number, however small")
         require(self.prior_scale is None or self.prior_scale > 0, "prior_scale", "give a positive number, or None")
-        require(self.noise_ratio >= 0, "noise_ratio", "give a number of at least 0")
+        if isinstance(self.noise_ratio, str):
+            require(self.noise_ratio == "auto", "noise_ratio", "give a number of at least 0, or 'auto'")
+            require(self.sample_scale is None, "sample_scale", "it would replace noise_ratio='auto'; give one of them")
+        else:
+            require(self.noise_ratio >= 0, "noise_ratio", "give a number of at least 0, or 'auto'")
         require(self.sample_scale is None or self.sample_scale >= 0, "sample_scale", "give a number of at least 0")
         if isinstance(self.df, str):
             require(self.df in ("features", "rank"), "df", "give 'features', 'rank' or a number")
@@ -117,6 +134,9 @@ class MonteCLoRA(PerStackMethod):
 
     def stack_prior(self, stack: Stack) -> Factors:
         with stack.layers:
+            ratio = self.noise_ratio
+            if ratio == "auto":
+                ratio = pyro.sample(f"{stack.name}.noise_ratio", priors.flat(()))
             with poutine.scale(scale=self.kl_scale(stack)):
                 alpha = torch.full((self.components,), self.concentration)
                 weights = pyro.sample(f"{stack.name}.weights", Dirichlet(alpha))
@@ -131,7 +151,7 @@ class MonteCLoRA(PerStackMethod):
                 noise = pyro.sample(f"{stack.name}.noise", StandardColumns(stack.rank, stack.d_in))
             loc = pyro.sample(f"{stack.name}.loc", priors.flat(stack.A_shape))
             B = pyro.sample(f"{stack.name}.B", priors.flat(stack.B_shape))
-        return Factors(loc + self.spread(stack, weights)[..., None, None] * noise, B)
+        return Factors(loc + self.spread(stack, weights, ratio)[..., None, None] * noise, B)
 
     def stack_guide(self, stack: Stack) -> nn.Module:
         return MonteCLoRAGuide(self, stack)
@@ -150,9 +170,9 @@ class MonteCLoRA(PerStackMethod):
             return priors.flat((stack.rank, stack.rank))
         return dist.Delta(torch.diag_embed(scale_diag.sqrt()), event_dim=2)
 
-    def spread(self, stack: Stack, weights: Tensor) -> Tensor:
+    def spread(self, stack: Stack, weights: Tensor, ratio: float | Tensor) -> Tensor:
         r"""$\epsilon \sqrt{\sum_k \pi_k^2}$, `[*draw, layer]`."""
-        return self.scale_of_noise(stack) * self.square_sum(weights).sqrt()
+        return self.scale_of_noise(stack, ratio) * self.square_sum(weights).sqrt()
 
     def square_sum(self, weights: Tensor) -> Tensor:
         r"""$\sum_k \pi_k^2$, which is 1 for a one-hot π, `[*draw, layer]`."""
@@ -166,18 +186,43 @@ class MonteCLoRA(PerStackMethod):
             raise ValueError(f"df={self.df}: Σ needs at least rank = {stack.rank} degrees of freedom.")
         return self.df
 
-    def scale_of_noise(self, stack: Stack) -> float:
+    def scale_of_noise(self, stack: Stack, ratio: float | Tensor) -> float | Tensor:
         r"""ε of one stack: `sample_scale`, or $c\, (3 d_{in})^{-1/2} / \sqrt{\nu\, E[\sum \pi^2]}$ at v = 1."""
         if self.sample_scale is not None:
             return self.sample_scale
         # Under the prior: a random start of α is meant to change the loudness.
         square_sum = 1.0 if self.sparse else (self.concentration + 1) / (self.components * self.concentration + 1)
         df = self.degrees_of_freedom(stack)
-        return self.noise_ratio / math.sqrt(3 * stack.d_in) / math.sqrt(square_sum * (df if df < math.inf else 1))
+        return ratio / math.sqrt(3 * stack.d_in * square_sum * (df if df < math.inf else 1))
+
+    def tuning(self) -> Tuning | None:
+        return Tuning(TUNE_AFTER, TUNE_DRAWS + 1) if self.noise_ratio == "auto" else None
+
+    def tune(self, program: Any, batches: Sequence[Batch]) -> None:
+        """Multiply c by the factor from 1/2 to √2 with the least held-out NLL, under a log-normal prior on c.
+
+        The prior, an octave around the default, decides where few examples say little. A louder c has to be confirmed
+        by draws of its own.
+        """
+        ratios = [guide.noise_ratio for guide in program.guide.values()]
+        num_examples = sum(len(batch["labels"]) for batch in batches)
+
+        def loss(factors: Tensor) -> Tensor:
+            octaves = (float(ratios[0][0]) * factors / DEFAULT_RATIO).log2()
+            return nll_by_loudness(program, batches, factors, TUNE_DRAWS) + octaves.square() / (2 * num_examples)
+
+        factors = torch.logspace(-1, 0.5, 25, base=2, dtype=torch.float64)
+        losses = loss(factors)
+        best = float(factors[losses.argmin()])
+        torch._foreach_mul_(ratios, best)
+        if best > 1 and loss(torch.ones(1)) > losses[factors == 1]:
+            torch._foreach_div_(ratios, best)
+        logger.info("Noise ratio: %.2f.", float(ratios[0][0]))
 
     def summaries(self, stack: Stack, sites: Sites) -> Mapping[str, tuple[Tensor, tuple[str, ...]]]:
         variance = sites["cov_tril"].square().sum((-2, -1)) / stack.rank
-        return {"weights": (sites["weights"], ("component",)), "mean_variance": (variance, ())}
+        values = {"weights": (sites["weights"], ("component",)), "mean_variance": (variance, ())}
+        return values | ({"noise_ratio": (sites["noise_ratio"], ())} if "noise_ratio" in sites else {})
 
 
 class MonteCLoRAGuide(nn.Module):
@@ -196,6 +241,8 @@ class MonteCLoRAGuide(nn.Module):
             alpha = torch.rand_like(alpha).clamp(min=1e-3)  # U(0, 1); a concentration of 0 is outside the space
         self.log_concentration = nn.Parameter(alpha.log())
         self.log_scale_diag = nn.Parameter(torch.zeros(len(stack), stack.rank))
+        if method.noise_ratio == "auto":
+            self.register_buffer("noise_ratio", torch.full((len(stack),), DEFAULT_RATIO))
         learned = not method.post_hoc
         self.loc = nn.Parameter(guides.kaiming(len(stack), *stack.A_shape), requires_grad=learned)
         self.B = nn.Parameter(torch.zeros(len(stack), *stack.B_shape), requires_grad=learned)
@@ -208,12 +255,15 @@ class MonteCLoRAGuide(nn.Module):
         # A point has no expectation to take: its draw is exact.
         integrated = covariance if method.analytic and isinstance(covariance, WishartCholesky) else None
         with stack.layers:
+            ratio = method.noise_ratio
+            if ratio == "auto":
+                ratio = pyro.sample(f"{stack.name}.noise_ratio", dist.Delta(self.noise_ratio))
             with poutine.scale(scale=kl_scale):
                 weights = pyro.sample(f"{stack.name}.weights", Dirichlet(concentration))
                 cov_tril = pyro.sample(f"{stack.name}.cov_tril", covariance)
             if method.objective == "elbo":
                 with poutine.scale(scale=kl_scale):
-                    spread = method.spread(stack, weights)
+                    spread = method.spread(stack, weights, ratio)
                     columns = ColumnNormal(
                         cov_tril, stack.d_in, integrated, self.loc.expand(*spread.shape, -1, -1), spread
                     )

@@ -8,16 +8,16 @@ import torch
 
 from bayeslora.adapters import AdaptedNetwork, LowRank, Stack
 from bayeslora.likelihoods import Classification
-from bayeslora.methods import METHODS, Method, make_method
+from bayeslora.methods import METHODS, Method, MonteCLoRA, make_method
 from bayeslora.program import Program
 from tests.helpers import tiny_bert
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
-@pytest.fixture(params=sorted(METHODS))
+@pytest.fixture(params=[*sorted(METHODS), MonteCLoRA(noise_ratio="auto")], ids=str)
 def method(request: pytest.FixtureRequest) -> Method:
-    """Each method with its defaults."""
+    """Each method with its defaults, and variants with other sites."""
     return make_method(request.param)
 
 

@@ -44,7 +44,7 @@ def loss_by_hand(program: Program, draws: dict[str, Tensor], inputs: dict[str, T
         nu, r, K = method.degrees_of_freedom(stack), stack.rank, method.components
         for layer, layer_name in enumerate(stack.layer_names):
             square_sum = (pi[layer] ** 2).sum()
-            A = guide.loc[layer] + method.scale_of_noise(stack) * square_sum.sqrt() * noise[layer]
+            A = guide.loc[layer] + method.scale_of_noise(stack, method.noise_ratio) * square_sum.sqrt() * noise[layer]
             weight = base.get_parameter(f"{layer_name}.weight")
             weights[f"{layer_name}.weight"] = weight + 8 / 4 * guide.B[layer] @ A
             a, a0 = alpha[layer], torch.ones(K, dtype=torch.float64) * method.concentration
@@ -163,7 +163,7 @@ def test_noise_ratio_is_the_noise_in_units_of_lora_initialisation(
     stack: Stack, df: str | float, components: int
 ) -> None:
     method = MonteCLoRA(noise_ratio=2.0, df=df, components=components)
-    epsilon, nu = method.scale_of_noise(stack), method.degrees_of_freedom(stack)
+    epsilon, nu = method.scale_of_noise(stack, method.noise_ratio), method.degrees_of_freedom(stack)
     square_sum = 2 / (components + 1)  # of Dirichlet(1, …, 1)
     assert epsilon * math.sqrt(nu * square_sum) == pytest.approx(2.0 / math.sqrt(3 * stack.d_in))
 
@@ -180,7 +180,7 @@ def test_noise_of_a_new_guide_has_that_ratio(stack: Stack) -> None:
 
 
 def test_sample_scale_replaces_the_noise_ratio_and_is_the_papers_preset(stack: Stack) -> None:
-    assert MonteCLoRA(sample_scale=0.02, noise_ratio=9.0).scale_of_noise(stack) == 0.02
+    assert MonteCLoRA(sample_scale=0.02).scale_of_noise(stack, 9.0) == 0.02
     paper = MonteCLoRA.paper()
     assert (paper.sample_scale, paper.components, paper.concentration, paper.kl_weight) == (5e-3, 4, 1.0, 1e-5)
     assert (paper.cooperative, paper.df, paper.analytic, paper.objective) == (True, "features", False, "paper")
@@ -189,7 +189,7 @@ def test_sample_scale_replaces_the_noise_ratio_and_is_the_papers_preset(stack: S
 
 def test_default_noise_at_384_features_is_the_prototypes_scale(stack: Stack) -> None:
     wide = Stack(**{**stack.__dict__, "d_in": 384, "shapes": {"A": (3, 384), "B": (5, 3)}})
-    assert MonteCLoRA().scale_of_noise(wide) == pytest.approx(0.01, rel=0.05)
+    assert MonteCLoRA().scale_of_noise(wide, 4.0) == pytest.approx(0.01, rel=0.05)
 
 
 def test_output_shift_is_proportional_to_the_sample_scale_to_first_order(make_program: Make) -> None:

@@ -1,0 +1,55 @@
+"""The held-out NLL as a function of how loud a posterior's noise is."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayeslora.types import Batch
+
+
+def nll_by_loudness(program: Any, batches: Sequence[Batch], factors: Tensor, num_draws: int) -> Tensor:
+    r"""Predictive NLL per example if the noise were that many times as loud, `[factor]`.
+
+    To first order in the noise the logits of a draw are $f_0 + g$, with $f_0$ those of the centre, and at φ times the
+    noise $f_0 + \varphi g$: draws at the present loudness and the centre serve every φ. This is exact at φ = 1, and
+    optimistic where φ is much larger. Every batch has draws of its own, so that no one draw weighs on all examples,
+    and they are the same at every call.
+
+    Args:
+        program: The program, in evaluation mode.
+        batches: Labelled data.
+        factors: Values of φ, `[factor]`.
+        num_draws: Draws of the weights per batch.
+    """
+    total = torch.zeros(len(factors), dtype=torch.float64)
+    with torch.inference_mode():
+        centre = {name: value.unsqueeze(0) for name, value in program.centre().items()}
+        for seed, batch in enumerate(batches):
+            at_centre = program.logits(centre, batch)
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                draws = program.draw(num_draws)
+            noise = program.logits(draws, batch) - at_centre
+            for index, factor in enumerate(factors):
+                log_prob = program.likelihood.log_prob(at_centre + factor * noise, batch["labels"])
+                total[index] -= log_mean_exp(log_prob.double()).sum().cpu()
+    program.network.unbind()
+    return total / sum(len(batch["labels"]) for batch in batches)
+
+
+def log_mean_exp(values: Tensor) -> Tensor:
+    r"""$\ln$ of the mean of $e^v$ over the first dimension, corrected for the number of draws.
+
+    The logarithm of an average of S draws is too small on average, by $\mathrm{Var}(e^v) / (2 S\, E(e^v)^2)$ to first
+    order in 1/S: uncorrected, few draws would speak for quiet noise. With $p_s$ the share of draw s in the sum, the
+    correction is $(S \sum_s p_s^2 - 1) / (2 (S - 1))$: 0 where all draws agree, 1/2 where one outweighs the others.
+
+    Args:
+        values: `[draw, …]`, at least two draws.
+    """
+    num_draws = len(values)
+    concentration = num_draws * values.softmax(0).square().sum(0)
+    return values.logsumexp(0) - math.log(num_draws) + (concentration - 1) / (2 * (num_draws - 1))
