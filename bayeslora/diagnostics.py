@@ -31,7 +31,8 @@ class Observed(NamedTuple):
 def summary_draws(program: Program, sites: Sites) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
     """A few meaningful numbers per layer and draw, and their dimensions.
 
-    Per stack: `delta_norm`, the Frobenius norm of the weight change ΔW in units of the weights; `noise_to_signal`, that
+    Per stack: `delta_norm`, the Frobenius norm of the weight change ΔW in units of the weights (for a family that
+    changes the bias too, of both); `noise_to_signal`, that
     of its difference from the centre's ΔW over that of the centre's; and what the method names in `summaries`.
 
     Args:
@@ -45,15 +46,14 @@ def summary_draws(program: Program, sites: Sites) -> tuple[dict[str, np.ndarray]
         values[f"{stack}.{name}"] = value.detach().cpu().double().numpy()
         dims[f"{stack}.{name}"] = [f"{stack}_layer", *(f"{stack}_{dim}" for dim in inner)]
 
-    family = program.network.family
     with torch.no_grad():
         factors = program.network.scaled(program.factors_at(sites))
         centre = program.network.scaled(program.factors_at(program.centre()))
         for name, stack in program.stacks.items():
-            zero = type(centre[name])(*(torch.zeros_like(factor) for factor in centre[name]))
-            signal = family.difference_norm(centre[name], zero)
-            noise = family.difference_norm(factors[name], centre[name])
-            add(name, "delta_norm", family.difference_norm(factors[name], zero))
+            family, bases = stack.family, program.network.bases(name)
+            signal = family.difference_norm(centre[name], bases=bases)
+            noise = family.difference_norm(factors[name], centre[name], bases)
+            add(name, "delta_norm", family.difference_norm(factors[name], bases=bases))
             add(name, "noise_to_signal", noise / signal.clamp(min=torch.finfo(signal.dtype).tiny))
             own = {site[len(name) + 1 :]: value for site, value in sites.items() if site.startswith(f"{name}.")}
             for summary, (value, inner) in program.method.summaries(stack, own).items():

@@ -113,7 +113,9 @@ def fit(
         if chosen.tuning() and held_out is None:
             train, tuning_data = _hold_out(train, chosen)
         layers = adapters.network_settings() if adapters else {"targets": targets, "rank": rank, "alpha": alpha}
-        network = AdaptedNetwork(model, chosen.family, num_examples=len(train), **layers)
+        network = AdaptedNetwork(
+            model, chosen.family, num_examples=len(train), head_family=chosen.head_family, **layers
+        )
         program = Program(network, chosen, likelihood, num_particles)
         if adapters:
             adapters.start(program)

@@ -12,21 +12,11 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor, nn
 
 from bayeslora.adapters import Stack
-
-
-def kaiming(*shape: int) -> Float[Tensor, "layer rank d_in"]:
-    """LoRA's starting value of `A`: U(±1/√d_in), standard deviation 1/√(3 d_in).
-
-    Args:
-        shape: `(layer, rank, d_in)`.
-    """
-    bound = 1 / math.sqrt(shape[-1])
-    return torch.empty(shape).uniform_(-bound, bound)
+from bayeslora.adapters.families import kaiming as kaiming
 
 
 class Site(nn.Module, abc.ABC):

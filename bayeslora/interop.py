@@ -46,6 +46,7 @@ class Adapters:
                 *(torch.stack(part) for part in zip(*(self.factors[n] for n in stack.layer_names), strict=True))
             )
             for name, stack in stacks.items()
+            if not stack.in_head
         }
 
     def start(self, program: Program) -> None:
@@ -54,7 +55,9 @@ class Adapters:
         Raises:
             ValueError: If the head does not fit the network's.
         """
-        program.guide.start(self.stacked(program.stacks))  # type: ignore[operator]
+        # The trained head is the head's frozen weights; what a method adds to them starts at no change.
+        head = {name: stack.initial() for name, stack in program.stacks.items() if stack.in_head}
+        program.guide.start(self.stacked(program.stacks) | head)  # type: ignore[operator]
         if self.head:
             program.network.load_head(self.head)
 
@@ -65,17 +68,33 @@ def from_program(program: Program) -> Adapters:
     Raises:
         TypeError: If its adapters are not low rank.
     """
-    if not isinstance(program.network.family, LowRank):
-        raise TypeError(f"{type(program.network.family).__name__} adapters are no low-rank factors to start from.")
+    body = {name: stack for name, stack in program.stacks.items() if not stack.in_head}
+    for stack in body.values():
+        if not isinstance(stack.family, LowRank):
+            raise TypeError(f"{type(stack.family).__name__} adapters are no low-rank factors to start from.")
     with torch.no_grad():
         centre = program.factors_at(program.centre())
     layers: dict[str, Factors] = {}
     scaling: dict[str, float] = {}
-    for name, stack in program.stacks.items():
+    for name, stack in body.items():
         for index, layer in enumerate(stack.layer_names):
             layers[layer] = Factors(*(factor[index].clone() for factor in centre[name]))
             scaling[layer] = float(program.network.scaling(name)[index])
-    return Adapters(layers, scaling, {name: value.clone() for name, value in program.network.head_state().items()})
+    return Adapters(layers, scaling, trained_head(program.network, centre))
+
+
+def trained_head(network: AdaptedNetwork, factors: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The task head's parameters, by their names in the model, with the factors of its layers, if any, folded in."""
+    state = {name: value.clone() for name, value in network.head_state().items()}
+    for name, value in network.scaled({n: f for n, f in factors.items() if network.stacks[n].in_head}).items():
+        stack, bases = network.stacks[name], network.bases(name)
+        changes = {"weight": stack.family.delta(value, bases), "bias": stack.family.bias_delta(value)}
+        for part, change in changes.items():
+            if change is not None:
+                for layer, its_change in zip(stack.layer_names, change, strict=True):
+                    key = f"{layer}.{part}"
+                    state[key] = state.get(key, 0) + its_change
+    return state
 
 
 def is_peft_model(model: object) -> bool:
@@ -156,23 +175,35 @@ def merge(network: AdaptedNetwork, factors: Mapping[str, Any]) -> nn.Module:
     Raises:
         ValueError: If a base layer is quantised.
     """
-    deltas = {name: network.family.delta(value) for name, value in network.scaled(factors).items()}
+    scaled = network.scaled(factors)
     merged = copy.deepcopy(network)
     for stack in network.stacks.values():
-        for name, layer, delta in zip(stack.layer_names, merged.layers(stack.name), deltas[stack.name], strict=True):
-            weight = layer.base.weight
-            assert isinstance(weight, torch.Tensor)
-            if not weight.is_floating_point():
-                raise ValueError(
-                    f"Layer {name!r} is quantised ({weight.dtype}); merging would lose the adapter to rounding. "
-                    "Load the base model unquantised, load the posterior onto it, and merge that."
-                )
-            # GPT-2's Conv1D keeps its weight transposed.
-            change = delta.T if type(layer.base).__name__ == "Conv1D" else delta
-            with torch.no_grad():
-                layer.base.weight = nn.Parameter(
-                    (weight.to(change.dtype) + change).to(weight.dtype), requires_grad=False
-                )
+        bases = merged.bases(stack.name)
+        with torch.no_grad():
+            weights = stack.family.delta(scaled[stack.name], bases)
+            biases = stack.family.bias_delta(scaled[stack.name])
+        for index, (name, base) in enumerate(zip(stack.layer_names, bases, strict=True)):
+            if weights is not None:
+                _add_to_weight(base, weights[index], name)
+            if biases is not None:
+                _add_to_bias(base, biases[index])
             parent, _, child = name.rpartition(".")
-            setattr(merged.model.get_submodule(parent), child, layer.base)
+            setattr(merged.model.get_submodule(parent), child, base)
     return merged.model
+
+
+def _add_to_weight(layer: Any, change: Tensor, name: str) -> None:
+    weight = layer.weight
+    if not weight.is_floating_point():
+        raise ValueError(
+            f"Layer {name!r} is quantised ({weight.dtype}); merging would lose the adapter to rounding. "
+            "Load the base model unquantised, load the posterior onto it, and merge that."
+        )
+    # GPT-2's Conv1D keeps its weight transposed.
+    change = change.T if type(layer).__name__ == "Conv1D" else change
+    layer.weight = nn.Parameter((weight.detach().to(change.dtype) + change).to(weight.dtype), requires_grad=False)
+
+
+def _add_to_bias(layer: Any, change: Tensor) -> None:
+    bias = torch.zeros_like(change) if layer.bias is None else layer.bias.detach()
+    layer.bias = nn.Parameter((bias.to(change.dtype) + change).to(bias.dtype), requires_grad=False)

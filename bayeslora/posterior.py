@@ -258,7 +258,7 @@ def load(folder: str | os.PathLike[str], model: nn.Module | str | None = None) -
         model = _load_base(folder, model or record["base"]["name"], record)
     spec = record["network"]
     try:
-        network = AdaptedNetwork(model, method.family, **spec)
+        network = AdaptedNetwork(model, method.family, head_family=method.head_family, **spec)
     except ValueError as error:
         raise ValueError(f"The posterior in {folder} belongs to another base model: {error}") from None
     storage.check_base(network, tensors.pop("fingerprint"))

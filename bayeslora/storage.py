@@ -89,22 +89,26 @@ def history(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> dict[st
 
 def network_record(network: AdaptedNetwork) -> dict[str, Any]:
     """What `AdaptedNetwork` needs to be built again on the same base."""
-    names = [name for stack in network.stacks.values() for name in stack.layer_names]
-    ranks = {name: stack.rank for stack in network.stacks.values() for name in stack.layer_names}
+    body = [stack for stack in network.stacks.values() if not stack.in_head]
+    names = [name for stack in body for name in stack.layer_names]
+    ranks = {name: stack.rank for stack in body for name in stack.layer_names}
     alphas = {
         name: float(s) * stack.rank
-        for stack in network.stacks.values()
+        for stack in body
         for name, s in zip(stack.layer_names, network.scaling(stack.name), strict=True)
     }
     return {"targets": names, "rank": ranks, "alpha": alphas, "num_examples": network.stacks.num_examples}
 
 
 def fingerprint(network: AdaptedNetwork) -> Tensor:
-    """A few weights of every adapted layer, `[layer, value]`, by which a base model is recognised; NaN if quantised."""
+    """A few weights of every adapted layer, `[layer, value]`, by which a base model is recognised; NaN if quantised.
+
+    The task head's are left out: they are saved with the posterior.
+    """
     rows = []
-    for name in network.stacks:
-        for layer in network.layers(name):
-            weight = layer.base.weight.detach().flatten()  # type: ignore[operator]
+    for name, stack in network.stacks.items():
+        for base in () if stack.in_head else network.bases(name):
+            weight = base.weight.detach().flatten()  # type: ignore[operator]
             # In single precision, the last index of a large layer would be past its end.
             index = torch.linspace(0, len(weight) - 1, FINGERPRINT_VALUES, dtype=torch.float64).long()
             values = weight[index.to(weight.device)].float().cpu()

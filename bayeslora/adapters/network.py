@@ -77,13 +77,19 @@ class AdaptedNetwork(nn.Module):
     The given model is left as it was: its modules are copied, its frozen weights shared, its task head copied and
     set to be trained. Layers of equal shape and rank form a `Stack`.
 
+    The task head is trained as a point, unless `head_family` says which factors its linear layers have: these then form
+    stacks of their own, after those of the body, and change the head's weights as they are now, which are frozen and
+    saved with them. What else a head has (a LayerNorm) stays a point. Neither `targets`, nor `rank`, nor L, the number
+    of adapted layers, looks at the head.
+
     Args:
         model: A `transformers` model or any `torch.nn.Module`.
-        family: Which factors a layer has.
+        family: Which factors a layer of the body has.
         targets: `"all-linear"`, `"attention"`, a suffix, a list of suffixes or a regular expression.
         rank: r, or a mapping from module-name suffix to r (layers it does not name get 8).
         alpha: LoRA's alpha, s = alpha / r; or a mapping, likewise (16).
         num_examples: n, training examples, for the methods that scale by it.
+        head_family: Which factors a linear layer of the task head has; None for a head that is trained as a point.
 
     Raises:
         ValueError: If no layer matches `targets`, or a rank does not fit its layer.
@@ -97,15 +103,23 @@ class AdaptedNetwork(nn.Module):
         rank: int | Mapping[str, int] = 8,
         alpha: float | Mapping[str, float] = 16,
         num_examples: int = 1,
+        head_family: Family | None = None,
     ):
         super().__init__()
-        self.family = family or LowRank()
         self.head_names = head_names(model)
         names = choose_targets(model, targets)
         self.model = share_weights(model, self.head_names)
-        self.stacks = Stacks(_group(self.model, names, self.family, rank, num_examples))
+        stacks = _group(self.model, names, family or LowRank(), rank, num_examples)
+        if head_family is not None:
+            in_head = [name for name in _linear_layers(self.model) if name.split(".")[0] in self.head_names]
+            stacks += _group(
+                self.model, in_head, head_family, rank, num_examples, num_layers=len(names), prefix="head_"
+            )
+        self.stacks = Stacks(stacks)
         # A plain dictionary of lists: the layers are registered in the model already.
-        self._layers = {stack.name: [self._adapt(n) for n in stack.layer_names] for stack in self.stacks.values()}
+        self._layers = {
+            stack.name: [self._adapt(name, stack) for name in stack.layer_names] for stack in self.stacks.values()
+        }
         for module in self.model.modules():
             if isinstance(module, nn.TransformerEncoderLayer):
                 # Its fused kernel for inference reads the layers' weights and never calls them.
@@ -125,9 +139,9 @@ class AdaptedNetwork(nn.Module):
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def _adapt(self, name: str) -> AdaptedLayer:
+    def _adapt(self, name: str, stack: Stack) -> AdaptedLayer:
         parent, _, child = name.rpartition(".")
-        layer = AdaptedLayer(self.model.get_submodule(name), self.family)
+        layer = AdaptedLayer(self.model.get_submodule(name).requires_grad_(False), stack.family)
         setattr(self.model.get_submodule(parent), child, layer)
         return layer
 
@@ -139,13 +153,22 @@ class AdaptedNetwork(nn.Module):
         """S of each layer of a stack, `[layer]`."""
         return getattr(self, f"scaling_{stack}")
 
+    def bases(self, stack: str) -> list[nn.Module]:
+        """The layers of a stack as they were."""
+        return [layer.base for layer in self._layers[stack]]
+
     def head_state(self) -> dict[str, Tensor]:
-        """The task head's parameters and buffers, by their names in the model."""
-        return {
+        """The task head's parameters and buffers, by their names in the model; not the factors of its layers."""
+        state = {
             f"{head}.{name}": value
             for head in self.head_names
             for name, value in self.model.get_submodule(head).state_dict().items()
         }
+        adapted = [name for stack in self.stacks.values() if stack.in_head for name in stack.layer_names]
+        for layer in adapted:
+            wrapped = [name for name in state if name.startswith(f"{layer}.base.")]
+            state |= {layer + name.removeprefix(f"{layer}.base"): state.pop(name) for name in wrapped}
+        return state
 
     def load_head(self, state: Mapping[str, Tensor]) -> None:
         """Put a task head's parameters and buffers in, by their names in the model.
@@ -171,7 +194,7 @@ class AdaptedNetwork(nn.Module):
 
     def scaled(self, factors: Mapping[str, Any]) -> dict[str, Any]:
         """Factors by stack with the per-layer scaling s folded in."""
-        return {name: self.family.scale(value, self.scaling(name)) for name, value in factors.items()}
+        return {name: self.stacks[name].family.scale(value, self.scaling(name)) for name, value in factors.items()}
 
     def bind(self, factors: Mapping[str, Any], rows: int | None = None) -> None:
         """Give every adapted layer its factors; they stay until the next call.
@@ -184,7 +207,7 @@ class AdaptedNetwork(nn.Module):
             rows: Rows of the batch over all draws, where there are several.
         """
         for name, value in self.scaled(factors).items():
-            for layer, its_factors in zip(self._layers[name], self.family.unstack(value), strict=True):
+            for layer, its_factors in zip(self._layers[name], self.stacks[name].family.unstack(value), strict=True):
                 layer.slot.factors, layer.slot.rows = its_factors, rows
 
     def unbind(self) -> None:
@@ -195,9 +218,9 @@ class AdaptedNetwork(nn.Module):
 
     def num_draws(self, factors: Mapping[str, Any]) -> int | None:
         """Size of the leading `draw` dimension, or None where there is none."""
-        name = next(iter(self.stacks))
+        name, stack = next(iter(self.stacks.items()))
         factor = factors[name][0]
-        return len(factor) if factor.dim() > self.family.layer_dims[0] + 1 else None
+        return len(factor) if factor.dim() > stack.family.layer_dims[0] + 1 else None
 
     def forward(self, factors: Mapping[str, Any], inputs: Batch) -> Tensor:
         """Logits, `[*draw, batch, …]`.
@@ -355,29 +378,33 @@ def _group(
     family: Family,
     rank: int | Mapping[str, int],
     num_examples: int,
+    num_layers: int | None = None,
+    prefix: str = "",
 ) -> list[Stack]:
     groups: dict[tuple[int, int, int], list[str]] = {}
     for name in names:
         features = _features(model.get_submodule(name))
         assert features is not None
-        layer_rank = _lookup(rank, name, 8)
+        layer_rank = _lookup(rank, name, 8) if family.has_rank else min(features)
         if not isinstance(layer_rank, int) or not 1 <= layer_rank <= min(features):
             raise ValueError(
                 f"rank={layer_rank!r} does not fit layer {name!r}, which is {features[0]} to {features[1]} "
                 f"features: give a whole number from 1 to {min(features)}, or leave the layer out of `targets`."
             )
         groups.setdefault((*features, layer_rank), []).append(name)
-    several = len({layer_rank for _, _, layer_rank in groups}) > 1
+    several = family.has_rank and len({layer_rank for _, _, layer_rank in groups}) > 1
     return [
         Stack(
-            name=f"{d_in}x{d_out}" + (f"r{layer_rank}" if several else ""),
+            name=f"{prefix}{d_in}x{d_out}" + (f"r{layer_rank}" if several else ""),
             layer_names=tuple(layers),
             d_in=d_in,
             d_out=d_out,
             rank=layer_rank,
-            shapes=family.shapes(d_in, d_out, layer_rank),
-            num_layers=len(names),
+            num_layers=num_layers or len(names),
             num_examples=num_examples,
+            family=family,
+            in_head=bool(prefix),
+            measured=family.measure([model.get_submodule(name) for name in layers]),
         )
         for (d_in, d_out, layer_rank), layers in groups.items()
     ]

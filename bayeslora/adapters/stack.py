@@ -1,26 +1,34 @@
 """Layers of one shape, stacked: one tensor per factor."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import pyro
+from torch import Tensor
+
+from bayeslora.adapters.families import Family, LowRank
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Layers of equal shape and rank, which share one tensor per factor, `[layer, …]`.
+    """Layers of equal shape, rank and family, which share one tensor per factor, `[layer, …]`.
 
     A Pyro plate over the layers lets a method write one layer and get them all.
 
     Args:
-        name: `"<d_in>x<d_out>"`, with `r<rank>` appended where ranks differ within one network.
+        name: `"<d_in>x<d_out>"`, with `r<rank>` appended where ranks differ within one network, and `head_` before it
+            for layers of the task head.
         layer_names: Module names of the layers, in the order of the `layer` dimension.
         d_in: Input features of each layer.
         d_out: Output features of each layer.
         rank: Rank r of the adapters.
-        shapes: Factor name to the shape of one layer's factor, given by the adapter family.
-        num_layers: L, adapted layers of the *whole network*; `len(stack)` counts this stack's own.
+        num_layers: L, adapted layers of the *whole body*; `len(stack)` counts this stack's own.
         num_examples: n, training examples.
+        family: Which factors a layer has.
+        in_head: Whether the layers belong to the task head; L does not count them.
+        measured: What the family measured of the layers' frozen weights, name to `[layer, …]`.
     """
 
     name: str
@@ -28,9 +36,11 @@ class Stack:
     d_in: int
     d_out: int
     rank: int
-    shapes: Mapping[str, tuple[int, ...]]
     num_layers: int
     num_examples: int
+    family: Family = field(default_factory=LowRank)
+    in_head: bool = False
+    measured: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.layer_names)
@@ -39,6 +49,15 @@ class Stack:
     def layers(self) -> pyro.plate:
         """The plate over this stack's layers, the rightmost batch dimension."""
         return pyro.plate(f"{self.name}.layers", len(self), dim=-1)
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Factor name to the shape of one layer's factor."""
+        return self.family.shapes(self.d_in, self.d_out, self.rank)
+
+    def initial(self) -> Any:
+        """Factors to start training from, `[layer, …]` each: with them, the layers are as they were."""
+        return self.family.initial(len(self), self.shapes, self.measured)
 
     @property
     def A_shape(self) -> tuple[int, ...]:
@@ -55,7 +74,7 @@ class Stacks(Mapping[str, Stack]):
     """All stacks of a network, by name, with the counts a method scales its sites by.
 
     Attributes:
-        num_layers: L, adapted layers over the whole network.
+        num_layers: L, adapted layers over the whole body; layers of the task head are not counted.
         num_examples: n, training examples.
     """
 

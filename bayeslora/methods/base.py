@@ -32,13 +32,16 @@ class Method(abc.ABC):
 
     Attributes:
         name: Its key in `METHODS`.
-        family: Which factors a layer has.
+        family: Which factors a layer of the body has.
+        head_family: Which factors a linear layer of the task head has, for a method that takes the head in as more
+            stacks (`stack.in_head`); None, and the head is trained as a point.
         guide_learning_rate: Rate of the guide's `log_*` parameters; None for the common one.
         post_hoc: Whether trained adapters and task head stay as `fit(init=…)` gave them.
     """
 
     name: ClassVar[str]
     family: ClassVar[Family] = LowRank()
+    head_family: ClassVar[Family | None] = None
     guide_learning_rate: float | None = None
     post_hoc: bool = False
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from bayeslora.adapters import AdaptedNetwork, LowRank, Stack
+from bayeslora.adapters import AdaptedNetwork, Stack
 from bayeslora.likelihoods import Classification
 from bayeslora.methods import METHODS, Method, MonteCLoRA, make_method
 from bayeslora.program import Program
@@ -27,8 +27,16 @@ def make_program() -> Callable[..., Program]:
 
     def make(method: str | Method, *, num_particles: int = 1, double: bool = False, **fields: Any) -> Program:
         model = tiny_bert(**NO_DROPOUT)
-        network = AdaptedNetwork(model.double() if double else model, rank=4, alpha=8, num_examples=48)
-        return Program(network, make_method(method, **fields), Classification(3), num_particles)
+        chosen = make_method(method, **fields)
+        network = AdaptedNetwork(
+            model.double() if double else model,
+            chosen.family,
+            rank=4,
+            alpha=8,
+            num_examples=48,
+            head_family=chosen.head_family,
+        )
+        return Program(network, chosen, Classification(3), num_particles)
 
     return make
 
@@ -42,7 +50,6 @@ def stack() -> Stack:
         d_in=6,
         d_out=5,
         rank=3,
-        shapes=LowRank().shapes(6, 5, 3),
         num_layers=3,
         num_examples=10,
     )

@@ -1,5 +1,6 @@
 """MonteCLoRA against its paper's statements (arXiv 2411.04358), and against its loss written out by hand."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -188,7 +189,7 @@ def test_sample_scale_replaces_the_noise_ratio_and_is_the_papers_preset(stack: S
 
 
 def test_default_noise_at_384_features_is_the_prototypes_scale(stack: Stack) -> None:
-    wide = Stack(**{**stack.__dict__, "d_in": 384, "shapes": {"A": (3, 384), "B": (5, 3)}})
+    wide = dataclasses.replace(stack, d_in=384)
     assert MonteCLoRA().scale_of_noise(wide, 4.0) == pytest.approx(0.01, rel=0.05)
 
 
