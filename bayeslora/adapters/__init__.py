@@ -1,16 +1,42 @@
 """Adapters: factors in, logits out."""
 
-from bayeslora.adapters.families import Affine, AffineFactors, Factors, Family, LowRank
+from bayeslora.adapters.families import (
+    SVD,
+    Affine,
+    AffineFactors,
+    Bias,
+    BiasFactors,
+    Bottleneck,
+    BottleneckFactors,
+    DoRA,
+    DoRAFactors,
+    Factors,
+    Family,
+    Full,
+    FullFactors,
+    LowRank,
+    SVDFactors,
+)
 from bayeslora.adapters.network import AdaptedNetwork, choose_targets
 from bayeslora.adapters.stack import Stack, Stacks
 
 __all__ = [
+    "SVD",
     "AdaptedNetwork",
     "Affine",
     "AffineFactors",
+    "Bias",
+    "BiasFactors",
+    "Bottleneck",
+    "BottleneckFactors",
+    "DoRA",
+    "DoRAFactors",
     "Factors",
     "Family",
+    "Full",
+    "FullFactors",
     "LowRank",
+    "SVDFactors",
     "Stack",
     "Stacks",
     "choose_targets",

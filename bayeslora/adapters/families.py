@@ -3,6 +3,7 @@
 import abc
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -11,6 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayeslora.types import PerLayer, Scaling
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Factor name to the shape of one layer's factor."""
 
 
 def kaiming(*shape: int) -> Float[Tensor, "layer rank d_in"]:
@@ -30,11 +34,48 @@ class Factors(NamedTuple):
     B: Tensor
 
 
+class SVDFactors(NamedTuple):
+    """`P` `[*draw, layer, d_out, rank]`, λ as `lam` `[*draw, layer, rank]`, and `Q` `[*draw, layer, rank, d_in]`."""
+
+    P: Tensor
+    lam: Tensor
+    Q: Tensor
+
+
+class DoRAFactors(NamedTuple):
+    """`A` and `B` as of low rank, and the norm `m` of every row of the weight, `[*draw, layer, d_out]`."""
+
+    A: Tensor
+    B: Tensor
+    m: Tensor
+
+
+class FullFactors(NamedTuple):
+    """The change Δ of a layer's `weight`, `[*draw, layer, d_out, d_in]`."""
+
+    weight: Tensor
+
+
+class BiasFactors(NamedTuple):
+    """The change δ of a layer's `bias`, `[*draw, layer, d_out]`."""
+
+    bias: Tensor
+
+
 class AffineFactors(NamedTuple):
     """Changes of a layer's `weight`, Δ `[*draw, layer, d_out, d_in]`, and of its `bias`, δ `[*draw, layer, d_out]`."""
 
     weight: Tensor
     bias: Tensor
+
+
+class BottleneckFactors(NamedTuple):
+    """Two layers on a layer's output: `W_down` `[…, rank, d_out]`, `W_up` `[…, d_out, rank]`, and their biases."""
+
+    W_down: Tensor
+    b_down: Tensor
+    W_up: Tensor
+    b_up: Tensor
 
 
 class Family(abc.ABC):
@@ -51,11 +92,11 @@ class Family(abc.ABC):
     has_rank: ClassVar[bool] = True
 
     @abc.abstractmethod
-    def shapes(self, d_in: int, d_out: int, rank: int) -> Mapping[str, tuple[int, ...]]:
+    def shapes(self, d_in: int, d_out: int, rank: int) -> Shapes:
         """Factor name to the shape of one layer's factor."""
 
     @abc.abstractmethod
-    def initial(self, num_layers: int, shapes: Mapping[str, tuple[int, ...]], measured: Mapping[str, Tensor]) -> Any:
+    def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> Any:
         """Factors to start from, `[layer, …]` each, with which every layer computes what its base does.
 
         Args:
@@ -99,6 +140,10 @@ class Family(abc.ABC):
             bases: The layers, for families whose change depends on the frozen weights.
         """
 
+    def places(self, names: Sequence[str]) -> list[str]:
+        """The layers that `targets="all-linear"` means, given the names of all linear layers of the body."""
+        return list(names)
+
     def unstack(self, factors: Any) -> list[Any]:
         """Stacked factors as one tuple of factors per layer."""
         # One `unbind` per factor: its backward pass is a single `stack`, where indexing would add L scatters.
@@ -116,12 +161,10 @@ class LowRank(Family):
     factors = Factors
     layer_dims = (2, 2)
 
-    def shapes(self, d_in: int, d_out: int, rank: int) -> Mapping[str, tuple[int, ...]]:
+    def shapes(self, d_in: int, d_out: int, rank: int) -> Shapes:
         return {"A": (rank, d_in), "B": (d_out, rank)}
 
-    def initial(
-        self, num_layers: int, shapes: Mapping[str, tuple[int, ...]], measured: Mapping[str, Tensor]
-    ) -> Factors:
+    def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> Factors:
         return Factors(kaiming(num_layers, *shapes["A"]), torch.zeros(num_layers, *shapes["B"]))
 
     def scale(self, factors: Factors, scaling: Scaling) -> Factors:
@@ -148,39 +191,291 @@ class LowRank(Family):
         return norm_of_products([(part.B, part.A) for part in parts])
 
 
-class Affine(Family):
-    r"""Any change of a layer's weight and bias: $h = (W_0 + \Delta) x + b_0 + \delta$; both are 0 at the start.
+class SVD(Family):
+    r"""AdaLoRA's form: $h = W_0 x + s P\, \mathrm{diag}(\lambda)\, Q x$.
+
+    $P \in \mathbb{R}^{d_{out} \times r}$ and $Q \in \mathbb{R}^{r \times d_{in}}$ start from N(0, .02²), λ at 0.
+    Nothing here keeps the columns of `P` and the rows of `Q` orthogonal: a method may ask for it.
+
+    References:
+        Zhang et al. (2023), [AdaLoRA](https://arxiv.org/abs/2303.10512).
+    """
+
+    factors = SVDFactors
+    layer_dims = (2, 1, 2)
+
+    def shapes(self, d_in: int, d_out: int, rank: int) -> Shapes:
+        return {"P": (d_out, rank), "lam": (rank,), "Q": (rank, d_in)}
+
+    def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> SVDFactors:
+        P, Q = (0.02 * torch.randn(num_layers, *shapes[name]) for name in ("P", "Q"))
+        return SVDFactors(P, torch.zeros(num_layers, *shapes["lam"]), Q)
+
+    def scale(self, factors: SVDFactors, scaling: Scaling) -> SVDFactors:
+        return factors._replace(lam=factors.lam * scaling[:, None])
+
+    def forward(self, base: nn.Module, x: Tensor, factors: SVDFactors) -> Tensor:
+        h = base(x)
+        update = linear(linear(x.to(factors.Q.dtype), factors.Q), _left(factors))
+        return h + update.to(h.dtype)
+
+    def delta(self, factors: SVDFactors, bases: Sequence[nn.Module] = ()) -> Tensor:
+        return _left(factors) @ factors.Q
+
+    def difference_norm(
+        self, factors: SVDFactors, reference: SVDFactors | None = None, bases: Sequence[nn.Module] = ()
+    ) -> PerLayer:
+        other = [] if reference is None else [(-_left(reference), reference.Q)]
+        return norm_of_products([(_left(factors), factors.Q), *other])
+
+
+def _left(factors: SVDFactors) -> Tensor:
+    return factors.P * factors.lam[..., None, :]
+
+
+class DoRA(Family):
+    r"""Low rank in direction, free in length: $h = m \odot (W_0 + s B A)\, x \,/\, \lVert W_0 + s B A \rVert_{row}$.
+
+    The norm of each row is a constant to the gradient, as in the paper's §4.3; a bias stays as it is. `m` starts at
+    $\lVert W_0 \rVert_{row}$, `A` and `B` as LoRA's. The norms are computed from products with `A`, without forming the
+    changed weight. Quantised weights have no norms here, and are refused.
+
+    References:
+        Liu et al. (2024), [DoRA](https://arxiv.org/abs/2402.09353).
+    """
+
+    factors = DoRAFactors
+    layer_dims = (2, 2, 1)
+
+    def shapes(self, d_in: int, d_out: int, rank: int) -> Shapes:
+        return {"A": (rank, d_in), "B": (d_out, rank), "m": (d_out,)}
+
+    def measure(self, bases: Sequence[nn.Module]) -> Mapping[str, Tensor]:
+        return {"m": torch.stack([_precise(frozen_weight(base)).square().sum(-1).sqrt() for base in bases])}
+
+    def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> DoRAFactors:
+        A, B = kaiming(num_layers, *shapes["A"]), torch.zeros(num_layers, *shapes["B"])
+        return DoRAFactors(A, B, measured["m"].clone())
+
+    def scale(self, factors: DoRAFactors, scaling: Scaling) -> DoRAFactors:
+        return factors._replace(B=factors.B * scaling[:, None, None])
+
+    def forward(self, base: nn.Module, x: Tensor, factors: DoRAFactors) -> Tensor:
+        A, B, _ = factors
+        h, bias = base(x), getattr(base, "bias", None)
+        gain = spread(self.gain(base, factors), h)
+        update = (gain - 1) * (h if bias is None else h - bias) + gain * linear(linear(x.to(A.dtype), A), B)
+        return h + update.to(h.dtype)
+
+    def gain(self, base: nn.Module, factors: DoRAFactors) -> Float[Tensor, "*draw d_out"]:
+        """What each row of W0 + sBA is multiplied by: m over its norm."""
+        with torch.no_grad():
+            weight, A, B = frozen_weight(base).to(factors.A.dtype), factors.A, factors.B
+            cross = ((weight @ A.mT) * B).sum(-1)
+            square = weight.square().sum(-1) + 2 * cross + ((B @ (A @ A.mT)) * B).sum(-1)
+            norm = square.clamp(min=torch.finfo(square.dtype).tiny).sqrt()
+        return factors.m / norm
+
+    def delta(self, factors: DoRAFactors, bases: Sequence[nn.Module] = ()) -> Tensor:
+        deltas = []
+        for base, layer in zip(bases, self.unstack(factors), strict=True):
+            gain, weight = self.gain(base, layer)[..., None], frozen_weight(base).to(layer.A.dtype)
+            deltas.append((gain - 1) * weight + gain * (layer.B @ layer.A))
+        return torch.stack(deltas, dim=-3)
+
+    def difference_norm(
+        self, factors: DoRAFactors, reference: DoRAFactors | None = None, bases: Sequence[nn.Module] = ()
+    ) -> PerLayer:
+        # With g the gain: g (W0 + BA) - g'(W0 + B'A') = (g - g') W0 + (gBA - g'B'A'), squared by its parts.
+        references = [None] * len(bases) if reference is None else self.unstack(reference)
+        norms = []
+        for base, layer, other in zip(bases, self.unstack(factors), references, strict=True):
+            weight = frozen_weight(base).double()
+            gain, product = self._parts(base, layer)
+            other_gain, other_product = self._parts(base, other)
+            change, products = gain - other_gain, [*product, *((-B, A) for B, A in other_product)]
+            cross: Tensor = sum(((B * (weight @ A.mT)).sum(-1) for B, A in products), torch.zeros(()))
+            square = (change.square() * weight.square().sum(-1) + 2 * change * cross).sum(-1)
+            norms.append((square + norm_of_products(products).square()).clamp(min=0).sqrt())
+        return torch.stack(norms, dim=-1).to(factors.A.dtype)
+
+    def _parts(self, base: nn.Module, factors: DoRAFactors | None) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
+        """The gain g of one layer, and gB with A; 1 and nothing where there are no factors."""
+        if factors is None:
+            return 1.0, []
+        gain = self.gain(base, factors).double()
+        return gain, [(gain[..., None] * factors.B, factors.A.double())]
+
+
+class Additive(Family):
+    """Changes of a layer's weight and bias themselves, 0 at the start: the factors are those that may change."""
+
+    has_rank = False
+
+    def shapes(self, d_in: int, d_out: int, rank: int) -> Shapes:
+        every = {"weight": (d_out, d_in), "bias": (d_out,)}
+        return {name: every[name] for name in self.factors._fields}
+
+    def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> Any:
+        return self.factors(*(torch.zeros(num_layers, *shape) for shape in shapes.values()))
+
+    def forward(self, base: nn.Module, x: Tensor, factors: Any) -> Tensor:
+        h = base(x)
+        weight, bias = self.delta(factors), self.bias_delta(factors)
+        if weight is not None:
+            h = h + linear(x.to(weight.dtype), weight).to(h.dtype)
+        return h if bias is None else h + spread(bias, h).to(h.dtype)
+
+    def delta(self, factors: Any, bases: Sequence[nn.Module] = ()) -> Tensor | None:
+        return getattr(factors, "weight", None)
+
+    def bias_delta(self, factors: Any) -> Tensor | None:
+        return getattr(factors, "bias", None)
+
+    def difference_norm(self, factors: Any, reference: Any | None = None, bases: Sequence[nn.Module] = ()) -> PerLayer:
+        changes = factors if reference is None else [a - b for a, b in zip(factors, reference, strict=True)]
+        squares = [
+            change.square().flatten(-dims).sum(-1) for change, dims in zip(changes, self.layer_dims, strict=True)
+        ]
+        return torch.stack(squares).sum(0).sqrt()
+
+
+class Full(Additive):
+    r"""Any change of a layer's weight: $h = (W_0 + \Delta) x + b_0$."""
+
+    factors = FullFactors
+    layer_dims = (2,)
+
+
+class Bias(Additive):
+    r"""A change of a layer's bias: $h = W_0 x + b_0 + \delta$. A layer without a bias gets one.
+
+    References:
+        Ben Zaken et al. (2021), [BitFit](https://arxiv.org/abs/2106.10199).
+    """
+
+    factors = BiasFactors
+    layer_dims = (1,)
+
+
+class Affine(Additive):
+    r"""Any change of a layer's weight and bias: $h = (W_0 + \Delta) x + b_0 + \delta$.
 
     A layer without a bias gets one. The norm of a change is that of Δ and δ together.
     """
 
     factors = AffineFactors
     layer_dims = (2, 1)
-    has_rank = False
 
-    def shapes(self, d_in: int, d_out: int, rank: int) -> Mapping[str, tuple[int, ...]]:
-        return {"weight": (d_out, d_in), "bias": (d_out,)}
 
-    def initial(
-        self, num_layers: int, shapes: Mapping[str, tuple[int, ...]], measured: Mapping[str, Tensor]
-    ) -> AffineFactors:
-        return AffineFactors(*(torch.zeros(num_layers, *shape) for shape in shapes.values()))
+@dataclass(frozen=True)
+class Bottleneck(Family):
+    r"""Two layers after a layer: $h + W_{up}\, \sigma(W_{down} h + b_{down}) + b_{up}$, with h the layer's own output.
 
-    def forward(self, base: nn.Module, x: Tensor, factors: AffineFactors) -> Tensor:
+    $W_{down} \in \mathbb{R}^{r \times d_{out}}$ starts from $U(\pm 1/\sqrt{d_{out}})$, everything else at 0. This is no
+    change of the weights, and cannot be folded into them. Its norm is that of $W_{up} W_{down}$, the map that would be
+    added if σ were the identity. There is no scaling s.
+
+    `targets="all-linear"` means the layers after which the papers put adapters: where attention ends, and where the
+    MLP ends, by the names that the common architectures give their output projections.
+
+    Args:
+        activation: σ, a function of `torch.nn.functional`.
+        after_attention: Whether "all-linear" has the output projections of attention too, or those of the MLP alone.
+
+    References:
+        Houlsby et al. (2019), [Parameter-Efficient Transfer Learning](https://arxiv.org/abs/1902.00751).
+        Pfeiffer et al. (2020), [AdapterFusion](https://arxiv.org/abs/2005.00247).
+    """
+
+    factors = BottleneckFactors
+    layer_dims = (2, 1, 2, 1)
+    activation: str = "gelu"
+    after_attention: bool = True
+
+    def shapes(self, d_in: int, d_out: int, rank: int) -> Shapes:
+        return {"W_down": (rank, d_out), "b_down": (rank,), "W_up": (d_out, rank), "b_up": (d_out,)}
+
+    def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> BottleneckFactors:
+        zeros = {name: torch.zeros(num_layers, *shape) for name, shape in shapes.items()}
+        return BottleneckFactors(**zeros | {"W_down": kaiming(num_layers, *shapes["W_down"])})
+
+    def forward(self, base: nn.Module, x: Tensor, factors: BottleneckFactors) -> Tensor:
         h = base(x)
-        return h + linear(x.to(factors.weight.dtype), factors.weight, factors.bias).to(h.dtype)
+        W_down, b_down, W_up, b_up = factors
+        inner = getattr(F, self.activation)(linear(h.to(W_down.dtype), W_down, b_down))
+        return h + linear(inner, W_up, b_up).to(h.dtype)
 
-    def delta(self, factors: AffineFactors, bases: Sequence[nn.Module] = ()) -> Tensor:
-        return factors.weight
-
-    def bias_delta(self, factors: AffineFactors) -> Tensor:
-        return factors.bias
+    def delta(self, factors: BottleneckFactors, bases: Sequence[nn.Module] = ()) -> Tensor:
+        raise ValueError(
+            "Bottleneck adapters are layers of their own and no change of the weights: they cannot be folded into "
+            "them. Keep the posterior, and predict with center=True."
+        )
 
     def difference_norm(
-        self, factors: AffineFactors, reference: AffineFactors | None = None, bases: Sequence[nn.Module] = ()
+        self, factors: BottleneckFactors, reference: BottleneckFactors | None = None, bases: Sequence[nn.Module] = ()
     ) -> PerLayer:
-        weight, bias = factors if reference is None else (a - b for a, b in zip(factors, reference, strict=True))
-        return (weight.square().sum((-2, -1)) + bias.square().sum(-1)).sqrt()
+        other = [] if reference is None else [(-reference.W_up, reference.W_down)]
+        return norm_of_products([(factors.W_up, factors.W_down), *other])
+
+    def places(self, names: Sequence[str]) -> list[str]:
+        ends = (*MLP_OUTPUTS, *ATTENTION_OUTPUTS)
+        # `attention.output.dense` also ends as the MLP's `output.dense` does.
+        attention = {name for name in names if _ends_with_any(name, ATTENTION_OUTPUTS)}
+        places = [n for n in names if _ends_with_any(n, ends) and (self.after_attention or n not in attention)]
+        if not places:
+            known = ", ".join(ends if self.after_attention else MLP_OUTPUTS)
+            raise ValueError(
+                f"No layer has a name that is known to end attention or an MLP ({known}): name those layers in "
+                f"`targets`. Suffixes that exist: {', '.join(sorted({name.rpartition('.')[2] for name in names}))}."
+            )
+        return places
+
+
+ATTENTION_OUTPUTS = (
+    *("attention.output.dense", "attention.dense", "self_attention.dense", "self_attn.dense"),  # BERT, NeoX, BLOOM, Phi
+    *("attn.c_proj", "o_proj", "out_proj", "out_lin", "attn.Wo", "attn.proj"),  # GPT-2, Llama, BART, DistilBERT, …
+    *("SelfAttention.o", "EncDecAttention.o"),  # T5
+)
+"""How common architectures name the layer that ends attention."""
+
+MLP_OUTPUTS = (
+    *("output.dense", "ffn_output", "dense_4h_to_h", "down_proj"),  # BERT, ALBERT, NeoX and BLOOM, Llama
+    *("mlp.c_proj", "fc2", "ffn.lin2", "mlp.Wo", "DenseReluDense.wo"),  # GPT-2, BART and ViT, DistilBERT, …, T5
+    "linear2",  # PyTorch's own
+)
+"""How common architectures name the layer that ends the MLP."""
+
+
+def _ends_with_any(name: str, suffixes: Sequence[str]) -> bool:
+    return f".{name}".endswith(tuple(f".{suffix}" for suffix in suffixes))
+
+
+def frozen_weight(layer: Any) -> Float[Tensor, "d_out d_in"]:
+    """The weight of a linear layer.
+
+    Raises:
+        ValueError: If it is quantised.
+    """
+    weight = layer.weight.detach()
+    if not weight.is_floating_point():
+        raise ValueError(
+            f"{type(layer).__name__} holds quantised weights ({weight.dtype}), whose rows DoRA cannot measure: load "
+            "the base model unquantised, or use a family that leaves the weights alone, such as low rank."
+        )
+    return weight.T if type(layer).__name__ == "Conv1D" else weight  # GPT-2's transposed linear layer
+
+
+def _precise(weight: Tensor) -> Tensor:
+    return weight if weight.dtype == torch.float64 else weight.float()
+
+
+def spread(value: Tensor, rows: Tensor) -> Tensor:
+    """Features `[*draw, d]`, shaped to go with rows `[row, …, d]`, a block of which belongs to each draw."""
+    if value.dim() == 1:
+        return value
+    by_row = value.repeat_interleave(len(rows) // len(value), dim=0)
+    return by_row.view(len(rows), *[1] * (rows.dim() - 2), -1)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -191,7 +486,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return (h if bias is None else h + bias[:, None]).view(*x.shape[:-1], -1)
 
 
-def norm_of_products(products: Sequence[tuple[Tensor, Tensor]]) -> PerLayer:
+def norm_of_products(products: Sequence[tuple[Tensor, Tensor]]) -> Float[Tensor, "..."]:
     r"""$\lVert \sum_i B_i A_i \rVert_F$ of pairs `B` `[…, d_out, rank]`, `A` `[…, rank, d_in]`; no sum is formed."""
     # B A + B'A' = [B, B'] [A; A'], and |BA|^2 = tr(B'B AA'): Gram matrices of size 2r, not weights.
     shape = torch.broadcast_shapes(*(A.shape[:-2] for _, A in products))

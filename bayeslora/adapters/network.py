@@ -107,9 +107,10 @@ class AdaptedNetwork(nn.Module):
     ):
         super().__init__()
         self.head_names = head_names(model)
-        names = choose_targets(model, targets)
+        family = family or LowRank()
+        names = choose_targets(model, targets, family)
         self.model = share_weights(model, self.head_names)
-        stacks = _group(self.model, names, family or LowRank(), rank, num_examples)
+        stacks = _group(self.model, names, family, rank, num_examples)
         if head_family is not None:
             in_head = [name for name in _linear_layers(self.model) if name.split(".")[0] in self.head_names]
             stacks += _group(
@@ -268,7 +269,7 @@ class AdaptedNetwork(nn.Module):
         return torch.stack(logits)
 
 
-def choose_targets(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
+def choose_targets(model: nn.Module, targets: str | Sequence[str], family: Family | None = None) -> list[str]:
     """Names of the layers to adapt, in the model's order.
 
     Args:
@@ -276,6 +277,8 @@ def choose_targets(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
         targets: `"all-linear"`, every linear layer of the body (not the pooler, the task head or the output
             embedding); `"attention"`, query, key and value projections; a suffix; a list of suffixes; or a regular
             expression, matched against whole module names.
+        family: The adapter family, which may mean fewer layers by `"all-linear"`: bottlenecks follow the layers that
+            end attention and the MLP.
 
     Raises:
         ValueError: If nothing matches; lists the names that exist.
@@ -285,7 +288,7 @@ def choose_targets(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
     linear = {name: layer for name, layer in _linear_layers(model).items() if name.split(".")[0] not in heads}
     body = [name for name in linear if _in_body(model, name)]
     if targets == "all-linear":
-        chosen = body
+        chosen = (family or LowRank()).places(body) if body else []
     elif targets == "attention":
         chosen = [name for name in body if name.rpartition(".")[2] in ATTENTION]
     elif isinstance(targets, str):
