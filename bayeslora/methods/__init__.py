@@ -5,9 +5,11 @@ from typing import Any
 
 from bayeslora.methods.base import Method, PerStackMethod, Tuning, unknown_fields
 from bayeslora.methods.monteclora import MonteCLoRA
-from bayeslora.methods.point import LoRA
+from bayeslora.methods.point import BitFit, DoRA, FullFineTuning, Houlsby, LoRA, Pfeiffer, PointEstimate
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (LoRA, MonteCLoRA)}
+METHODS: dict[str, type[Method]] = {
+    cls.name: cls for cls in (LoRA, MonteCLoRA, FullFineTuning, BitFit, DoRA, Houlsby, Pfeiffer)
+}
 """Name to method: what `fit(method=…)` takes."""
 
 
@@ -49,10 +51,16 @@ def make_method(method: str | Method, **fields: Any) -> Method:
 
 __all__ = [
     "METHODS",
+    "BitFit",
+    "DoRA",
+    "FullFineTuning",
+    "Houlsby",
     "LoRA",
     "Method",
     "MonteCLoRA",
     "PerStackMethod",
+    "Pfeiffer",
+    "PointEstimate",
     "Tuning",
     "make_method",
     "register",
