@@ -1,6 +1,7 @@
 """Bayesian adapters for pre-trained networks, written as Pyro programs."""
 
 from bayeslora import distributions, methods, metrics
+from bayeslora.budget import rank_for_budget
 from bayeslora.fit import fit
 from bayeslora.methods import METHODS, Method, MonteCLoRA, PerStackMethod, register
 from bayeslora.posterior import Posterior, load
@@ -20,5 +21,6 @@ __all__ = [
     "load",
     "methods",
     "metrics",
+    "rank_for_budget",
     "register",
 ]

@@ -176,6 +176,19 @@ class Posterior:
         predicted = np.minimum((probs.cumsum(-1) < uniform).sum(-1), probs.shape[-1] - 1)
         return diagnostics.to_arviz(self.program, sites, diagnostics.Observed(log_likelihood, predicted, labels), raw)
 
+    def summary(self) -> dict[str, float]:
+        """How many numbers are learned, against how many the base model has.
+
+        Returns:
+            `adapters`, parameters of the guide; `head`, those of a task head that is trained as a point; `base`, those
+            of the model as it was given, its head included; `share`, (adapters + head) / base.
+        """
+        learned = {"adapters": 0, "head": 0}
+        for name, parameter in self.program.trainable():
+            learned["adapters" if name.startswith("guide.") else "head"] += parameter.numel()
+        base = sum(parameter.numel() for parameter in self.network.parameters())
+        return {**learned, "base": base, "share": sum(learned.values()) / base}
+
     def merge(self) -> nn.Module:
         """A plain model with the centre's adapters folded into its weights: the base model's cost, one prediction.
 

@@ -1,0 +1,58 @@
+"""Comparing methods at equal size: the rank that a budget of learned numbers allows."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from bayeslora.adapters import AdaptedNetwork
+from bayeslora.methods import Method, make_method
+
+
+def rank_for_budget(
+    model: nn.Module,
+    method: str | Method,
+    budget: int,
+    *,
+    targets: str | Sequence[str] = "all-linear",
+    **hyperparameters: Any,
+) -> int:
+    """The largest rank at which a method's adapters learn at most `budget` numbers.
+
+    Counted are the parameters of the guide: `Posterior.summary()["adapters"]`. A task head that is trained as a point
+    is the same for every method, and not counted.
+
+    Args:
+        model: The base model.
+        method: A name in `bayeslora.METHODS`, or an instance.
+        budget: Numbers to learn.
+        targets: Layers to adapt, as in `fit`.
+        hyperparameters: Fields of the method.
+
+    Raises:
+        ValueError: If the budget is too small for rank 1, or the method's adapters have no rank.
+    """
+    chosen = make_method(method, **hyperparameters)
+
+    def network(rank: int) -> AdaptedNetwork:
+        return AdaptedNetwork(model, chosen.family, targets, rank, head_family=chosen.head_family)
+
+    def size(rank: int) -> int:
+        with torch.random.fork_rng():  # guides draw where they start
+            guide = chosen.guide(network(rank).stacks)
+        return sum(parameter.numel() for parameter in guide.parameters() if parameter.requires_grad)
+
+    least = size(1)
+    if not chosen.family.has_rank:
+        raise ValueError(f"{chosen.name!r} has no rank to choose: on these layers it learns {least:,} numbers.")
+    if least > budget:
+        raise ValueError(f"budget={budget}: even at rank 1, {chosen.name!r} learns {least:,} numbers on these layers.")
+    largest = min(min(stack.d_in, stack.d_out) for stack in network(1).stacks.values() if not stack.in_head)
+    # Doubling first: no guide is made that learns more than about twice the budget.
+    rank = 1
+    while 2 * rank <= largest and size(2 * rank) <= budget:
+        rank *= 2
+    candidates = range(rank, min(2 * rank, largest) + 1)
+    return candidates[bisect_right(candidates, budget, key=size) - 1]
