@@ -1,9 +1,10 @@
-"""Adapters in and out: PEFT's LoRA format, and merging into the base weights."""
+"""Adapters in and out: starting points, PEFT's LoRA format, and merging into the base weights."""
 
 import copy
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayeslora.adapters import AdaptedNetwork, Factors, LowRank, Stacks
+from bayeslora.adapters import AdaptedNetwork, DoRA, Family, LowRank, Stacks
 from bayeslora.adapters.network import share_weights
 from bayeslora.program import Program
 
@@ -21,28 +22,31 @@ PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class Adapters:
-    """Trained low-rank adapters, layer by layer, and the task head trained with them.
+    """Trained adapters, layer by layer, and the task head trained with them.
 
     Args:
-        factors: Module name to `A` `[rank, d_in]` and `B` `[d_out, rank]`.
+        family: The adapters' family.
+        factors: Module name to the factors of the layer, such as `A` `[rank, d_in]` and `B` `[d_out, rank]`.
+        ranks: Module name to r.
         scaling: Module name to s.
         head: The task head's parameters, by their names in the model; empty if the adapters came without one.
     """
 
-    factors: Mapping[str, Factors]
+    family: Family
+    factors: Mapping[str, Any]
+    ranks: Mapping[str, int]
     scaling: Mapping[str, float]
     head: Mapping[str, Tensor]
 
     def network_settings(self) -> dict[str, Any]:
         """Targets, ranks and alphas for an `AdaptedNetwork` with the same layers."""
-        ranks = {name: len(value.A) for name, value in self.factors.items()}
-        alphas = {name: self.scaling[name] * rank for name, rank in ranks.items()}
-        return {"targets": list(self.factors), "rank": ranks, "alpha": alphas}
+        alphas = {name: self.scaling[name] * rank for name, rank in self.ranks.items()}
+        return {"targets": list(self.factors), "rank": self.ranks, "alpha": alphas}
 
-    def stacked(self, stacks: Stacks) -> dict[str, Factors]:
+    def stacked(self, stacks: Stacks) -> dict[str, Any]:
         """Factors by stack, `[layer, …]`."""
         return {
-            name: Factors(
+            name: self.family.factors(
                 *(torch.stack(part) for part in zip(*(self.factors[n] for n in stack.layer_names), strict=True))
             )
             for name, stack in stacks.items()
@@ -53,8 +57,16 @@ class Adapters:
         """Make these the starting point of a program over the same layers.
 
         Raises:
+            TypeError: If the program's adapters are of another family.
             ValueError: If the head does not fit the network's.
         """
+        family = next(iter(program.stacks.values())).family
+        if family.factors is not self.family.factors:
+            own, given = (f"{type(f).__name__} ({', '.join(f.factors._fields)})" for f in (family, self.family))
+            raise TypeError(
+                f"The method {program.method.name!r} has {own} adapters and cannot start from {given} adapters: start "
+                "from a fit of the same family."
+            )
         # The trained head is the head's frozen weights; what a method adds to them starts at no change.
         head = {name: stack.initial() for name, stack in program.stacks.items() if stack.in_head}
         program.guide.start(self.stacked(program.stacks) | head)  # type: ignore[operator]
@@ -63,24 +75,23 @@ class Adapters:
 
 
 def from_program(program: Program) -> Adapters:
-    """The centre of a fitted program.
-
-    Raises:
-        TypeError: If its adapters are not low rank.
-    """
-    body = {name: stack for name, stack in program.stacks.items() if not stack.in_head}
-    for stack in body.values():
-        if not isinstance(stack.family, LowRank):
-            raise TypeError(f"{type(stack.family).__name__} adapters are no low-rank factors to start from.")
+    """The centre of a fitted program."""
     with torch.no_grad():
-        centre = program.factors_at(program.centre())
-    layers: dict[str, Factors] = {}
+        return from_factors(program.network, program.factors_at(program.centre()))
+
+
+def from_factors(network: AdaptedNetwork, factors: Mapping[str, Any]) -> Adapters:
+    """A network's adapters and head at given factors, without draws, by stack."""
+    layers: dict[str, Any] = {}
+    ranks: dict[str, int] = {}
     scaling: dict[str, float] = {}
+    body = {name: stack for name, stack in network.stacks.items() if not stack.in_head}
     for name, stack in body.items():
         for index, layer in enumerate(stack.layer_names):
-            layers[layer] = Factors(*(factor[index].clone() for factor in centre[name]))
-            scaling[layer] = float(program.network.scaling(name)[index])
-    return Adapters(layers, scaling, trained_head(program.network, centre))
+            layers[layer] = stack.family.factors(*(factor[index].clone() for factor in factors[name]))
+            ranks[layer] = stack.rank
+            scaling[layer] = float(network.scaling(name)[index])
+    return Adapters(stack.family, layers, ranks, scaling, trained_head(network, factors))
 
 
 def trained_head(network: AdaptedNetwork, factors: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -138,24 +149,29 @@ def base_of_peft(model: nn.Module) -> nn.Module:
 def _from_peft(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Adapters:
     if str(config["peft_type"]).rpartition(".")[2] != "LORA":
         raise ValueError(f"The PEFT adapter is of type {config['peft_type']}; only LORA can be a starting point.")
-    for option, plain in (("use_dora", False), ("bias", "none"), ("monteclora_config", None)):
+    for option, plain in (("bias", "none"), ("monteclora_config", None)):
         if config.get(option, plain) not in (plain, None):
             raise ValueError(
-                f"The PEFT adapter has {option}={config[option]!r}: its update is not B A alone. Only plain LoRA can "
-                "be a starting point."
+                f"The PEFT adapter has {option}={config[option]!r}: its update is not B A alone. Only plain LoRA and "
+                "DoRA can be a starting point."
             )
+    family = DoRA() if config.get("use_dora") else LowRank()
     factors: dict[str, dict[str, Tensor]] = {}
     head = {}
     for key, value in state.items():
         name = key.removeprefix(PREFIX)
         if match := re.fullmatch(r"(.+)\.lora_([AB])(?:\.[^.]+)?\.weight", name):
             factors.setdefault(match[1], {})[match[2]] = value.detach().float()
+        elif match := re.fullmatch(r"(.+)\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?", name):
+            factors.setdefault(match[1], {})["m"] = value.detach().float()
         elif "lora_" in name:
             raise ValueError(f"The PEFT adapter has weights {key!r}, which are no linear layer's A or B.")
         else:
             head[name] = value.detach()
-    layers = {name: Factors(parts["A"], parts["B"]) for name, parts in factors.items()}
-    return Adapters(layers, {name: _peft_scaling(config, name, len(f.A)) for name, f in layers.items()}, head)
+    layers = {name: family.factors(**parts) for name, parts in factors.items()}
+    ranks = {name: len(parts["A"]) for name, parts in factors.items()}
+    scaling = {name: _peft_scaling(config, name, rank) for name, rank in ranks.items()}
+    return Adapters(family, layers, ranks, scaling, head)
 
 
 def _peft_scaling(config: Mapping[str, Any], name: str, rank: int) -> float:
@@ -163,6 +179,45 @@ def _peft_scaling(config: Mapping[str, Any], name: str, rank: int) -> float:
     patterns = config.get("alpha_pattern") or {}
     alpha = next((a for key, a in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), config["lora_alpha"])
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def export_peft(network: AdaptedNetwork, factors: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
+    """Write given factors and the task head as an adapter for `peft.PeftModel.from_pretrained(base, folder)`.
+
+    Args:
+        network: The adapted network.
+        factors: Factors by stack, without draws.
+        folder: Where to write `adapter_config.json` and `adapter_model.safetensors`.
+
+    Raises:
+        ValueError: If the adapters have no form in PEFT's LoRA.
+    """
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    adapters = from_factors(network, factors)
+    tensors = dict(adapters.head)
+    for name, value in adapters.factors.items():
+        tensors |= {f"{name}.{key}": tensor for key, tensor in adapters.family.peft(value).items()}
+    alphas = {name: adapters.scaling[name] * rank for name, rank in adapters.ranks.items()}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (adapters.ranks, alphas))
+    config = LoraConfig(
+        base_model_name_or_path=getattr(network.model, "name_or_path", "") or None,
+        inference_mode=True,
+        r=rank,
+        lora_alpha=alpha,
+        rank_pattern={name: r for name, r in adapters.ranks.items() if r != rank},
+        alpha_pattern={name: a for name, a in alphas.items() if a != alpha},
+        target_modules=list(adapters.factors),
+        modules_to_save=list(network.head_names) or None,
+        fan_in_fan_out=any(type(base).__name__ == "Conv1D" for name in network.stacks for base in network.bases(name)),
+        use_dora=isinstance(adapters.family, DoRA),
+    )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {f"{PREFIX}{name}": value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(content, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(folder)
 
 
 def merge(network: AdaptedNetwork, factors: Mapping[str, Any]) -> nn.Module:

@@ -197,6 +197,37 @@ class Posterior:
         """
         return interop.merge(self.network, self.program.factors_at(self.program.centre()))
 
+    def export_peft(
+        self, folder: str | os.PathLike[str], num_draws: int | None = None, *, seed: int | None = 0
+    ) -> list[Path]:
+        """Write adapters and task head as ordinary PEFT LoRA adapters; DoRA's as PEFT's DoRA.
+
+        Args:
+            folder: Where to write.
+            num_draws: Draws to write, each to a folder of its own, `draw-0`, `draw-1`, …; None for the centre, in
+                `folder` itself. A finite posterior writes its members.
+            seed: Seed of the draws.
+
+        Returns:
+            The folders written, each for `PeftModel.from_pretrained(base, …)`.
+
+        Raises:
+            ValueError: If the adapters have no form in PEFT's LoRA.
+        """
+        with torch.no_grad():
+            if num_draws is None:
+                folders = [(Path(folder), self.program.centre())]
+            else:
+                draws = self.draw(num_draws, seed=seed)
+                count = len(next(iter(draws.values())))
+                folders = [
+                    (Path(folder) / f"draw-{index}", {name: value[index] for name, value in draws.items()})
+                    for index in range(count)
+                ]
+            for path, sites in folders:
+                interop.export_peft(self.network, self.program.factors_at(sites), path)
+        return [path for path, _ in folders]
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write adapters, head, method and history: safetensors and JSON, and the tokenizer's own files.
 

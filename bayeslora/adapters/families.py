@@ -144,6 +144,20 @@ class Family(abc.ABC):
         """The layers that `targets="all-linear"` means, given the names of all linear layers of the body."""
         return list(names)
 
+    def peft(self, factors: Any) -> dict[str, Tensor]:
+        """The parameters of the PEFT LoRA layer that computes the same, by their names there.
+
+        Args:
+            factors: One layer's factors, without s, which PEFT applies itself.
+
+        Raises:
+            ValueError: If there is no such layer.
+        """
+        raise ValueError(
+            f"{type(self).__name__} adapters have no form in PEFT's LoRA, and cannot be exported: low-rank, SVD and "
+            "DoRA adapters can."
+        )
+
     def unstack(self, factors: Any) -> list[Any]:
         """Stacked factors as one tuple of factors per layer."""
         # One `unbind` per factor: its backward pass is a single `stack`, where indexing would add L scatters.
@@ -180,6 +194,9 @@ class LowRank(Family):
             rows = x.reshape(len(A), -1, x.shape[-1])
             update = (rows @ A.mT @ B.mT).view(h.shape)
         return h + update.to(h.dtype)
+
+    def peft(self, factors: Factors) -> dict[str, Tensor]:
+        return {"lora_A.weight": factors.A, "lora_B.weight": factors.B}
 
     def delta(self, factors: Factors, bases: Sequence[nn.Module] = ()) -> Tensor:
         return factors.B @ factors.A
@@ -218,6 +235,9 @@ class SVD(Family):
         h = base(x)
         update = linear(linear(x.to(factors.Q.dtype), factors.Q), _left(factors))
         return h + update.to(h.dtype)
+
+    def peft(self, factors: SVDFactors) -> dict[str, Tensor]:
+        return {"lora_A.weight": factors.Q, "lora_B.weight": _left(factors)}
 
     def delta(self, factors: SVDFactors, bases: Sequence[nn.Module] = ()) -> Tensor:
         return _left(factors) @ factors.Q
@@ -275,6 +295,9 @@ class DoRA(Family):
             square = weight.square().sum(-1) + 2 * cross + ((B @ (A @ A.mT)) * B).sum(-1)
             norm = square.clamp(min=torch.finfo(square.dtype).tiny).sqrt()
         return factors.m / norm
+
+    def peft(self, factors: DoRAFactors) -> dict[str, Tensor]:
+        return {"lora_A.weight": factors.A, "lora_B.weight": factors.B, "lora_magnitude_vector": factors.m}
 
     def delta(self, factors: DoRAFactors, bases: Sequence[nn.Module] = ()) -> Tensor:
         deltas = []
