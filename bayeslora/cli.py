@@ -64,7 +64,9 @@ def fit(
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 3,
     batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-4,
-    num_particles: Annotated[int, typer.Option(help="Draws of the weights per step.")] = 1,
+    num_particles: Annotated[
+        int | None, typer.Option(help="Draws of the weights per step; by default the method's.")
+    ] = None,
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint in the output folder.")] = False,
 ) -> None:

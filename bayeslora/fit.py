@@ -45,7 +45,7 @@ def fit(
     epochs: float = 3,
     batch_size: int = 16,
     learning_rate: float = 3e-4,
-    num_particles: int = 1,
+    num_particles: int | None = None,
     seed: int = 0,
     output_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -77,7 +77,7 @@ def fit(
         epochs: Passes over the data.
         batch_size: Examples per step and device.
         learning_rate: Peak rate of AdamW, decaying linearly to 0.
-        num_particles: Draws of the weights per step, run as one batch.
+        num_particles: Draws of the weights per step, run as one batch; None for the method's, mostly 1.
         seed: Seed of the adapters' start, the data's order and all noise.
         output_dir: Where to save the posterior and the Trainer's checkpoints, if anywhere.
         resume: Continue from the last checkpoint in `output_dir`, if there is one.
@@ -116,6 +116,7 @@ def fit(
         network = AdaptedNetwork(
             model, chosen.family, num_examples=len(train), head_family=chosen.head_family, **layers
         )
+        num_particles = chosen.num_particles if num_particles is None else num_particles
         program = Program(network, chosen, likelihood, num_particles)
         if adapters:
             adapters.start(program)

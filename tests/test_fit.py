@@ -18,7 +18,7 @@ import bayeslora
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.elbo import MeanFieldELBO
 from bayeslora.likelihoods import Classification
-from bayeslora.methods import make_method
+from bayeslora.methods import LoRA, make_method
 from bayeslora.posterior import Posterior
 from bayeslora.prediction import seeded
 from bayeslora.program import Program
@@ -29,7 +29,7 @@ KLS = [f"{stack}.{name}" for stack in ("32x32", "32x48", "48x32") for name in ("
 ]
 
 
-def fit(model: nn.Module | None = None, data: Any = None, method: str = "monteclora", **settings: Any) -> Posterior:
+def fit(model: nn.Module | None = None, data: Any = None, method: Any = "monteclora", **settings: Any) -> Posterior:
     settings = {"rank": 2, "epochs": 2, "learning_rate": 1e-2, "progress": False} | settings
     return bayeslora.fit(model or tiny_bert(), data or tokens(), method, **settings)
 
@@ -211,6 +211,18 @@ def test_several_particles() -> None:
     posterior = fit(num_particles=3)
     assert posterior.program.elbo.num_particles == 3
     assert np.isfinite(posterior.history["loss"]).all()
+
+
+def test_a_method_names_its_own_number_of_particles() -> None:
+    class Twice(LoRA):
+        num_particles = 2
+
+    def particles(**settings: Any) -> int:
+        return fit(method=Twice(), epochs=1, **settings).program.elbo.num_particles
+
+    assert particles() == 2
+    assert particles(num_particles=1) == 1
+    assert fit(epochs=1).program.elbo.num_particles == 1
 
 
 def test_several_particles_average_the_loss_of_one() -> None:

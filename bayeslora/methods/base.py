@@ -35,6 +35,7 @@ class Method(abc.ABC):
         family: Which factors a layer of the body has.
         head_family: Which factors a linear layer of the task head has, for a method that takes the head in as more
             stacks (`stack.in_head`); None, and the head is trained as a point.
+        num_particles: Draws of the weights per training step, where `fit` is given no number.
         guide_learning_rate: Rate of the guide's `log_*` parameters; None for the common one.
         post_hoc: Whether trained adapters and task head stay as `fit(init=…)` gave them.
     """
@@ -42,6 +43,7 @@ class Method(abc.ABC):
     name: ClassVar[str]
     family: ClassVar[Family] = LowRank()
     head_family: ClassVar[Family | None] = None
+    num_particles: ClassVar[int] = 1
     guide_learning_rate: float | None = None
     post_hoc: bool = False
 
