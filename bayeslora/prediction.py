@@ -15,7 +15,7 @@ from torch import Tensor
 from bayeslora import metrics
 from bayeslora.data import to_device
 from bayeslora.metrics import FloatArray
-from bayeslora.program import Program
+from bayeslora.program import Program, evaluating
 from bayeslora.types import Batch, Sites
 
 if TYPE_CHECKING:
@@ -122,10 +122,8 @@ def predict_logits(
     positions: list[np.ndarray] = []
     logits: list[Tensor] = []
     labels: list[Tensor] = []
-    was_training = program.training
-    program.eval()
     try:
-        with torch.inference_mode():
+        with evaluating(program), torch.inference_mode():
             factors = program.factors_at(sites)
             for where, batch in batches:
                 positions.append(where)
@@ -135,7 +133,6 @@ def predict_logits(
                     labels.append(torch.as_tensor(batch["labels"]).cpu())
     finally:
         program.network.unbind()
-        program.train(was_training)
     order = np.argsort(np.concatenate(positions))
     values = torch.cat(logits, dim=1).double().numpy()[:, order]
     return values, torch.cat(labels).numpy()[order] if labels else None

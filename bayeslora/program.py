@@ -103,14 +103,17 @@ class Program(nn.Module):
             return poutine.condition(self.factors, data=dict(sites))()
 
     def centre(self) -> dict[str, Tensor]:
-        """Every site at its guide's mean, `[layer, …]`."""
-        with pyro.validation_enabled(False), AtMean():
+        """Every site at its guide's mean, `[layer, …]`; the guide is in evaluation mode."""
+        with pyro.validation_enabled(False), evaluating(self.guide), AtMean():
             return _latent(poutine.trace(self.guide).get_trace())
 
     def draw(self, num_draws: int) -> dict[str, Tensor]:
-        """Draws of every site from the guide, `[draw, layer, …]`, with torch's current random state."""
+        """Draws of every site from the guide, `[draw, layer, …]`, with torch's current random state.
+
+        They are the posterior's, for prediction: the guide is in evaluation mode, also where training goes on.
+        """
         names = list(self.centre())
-        with pyro.validation_enabled(False):
+        with pyro.validation_enabled(False), evaluating(self.guide):
             draws = Predictive(self.guide, num_samples=num_draws, return_sites=names, parallel=True)()
         return {name: draws[name] for name in names}
 
@@ -126,6 +129,17 @@ class Program(nn.Module):
         kwargs = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
         enable: Any = self.network.model.activation_checkpointing_enable
         enable(activation_checkpointing_kwargs=kwargs, **settings)
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """A module in evaluation mode; afterwards in the mode it was in."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
 
 
 class AtMean(Messenger):

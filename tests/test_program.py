@@ -38,6 +38,23 @@ def test_training_draws_anew_at_every_call() -> None:
     assert not torch.equal(program(**batch(6)).logits, program(**batch(6)).logits)
 
 
+class Moody(torch.nn.Module):
+    """A guide whose site is its mode: 1 in training, 0 in evaluation."""
+
+    def forward(self) -> None:
+        pyro.sample("mode", pyro.distributions.Delta(torch.tensor(float(self.training))))
+
+
+def test_draws_and_centre_are_those_of_evaluation() -> None:
+    program = make()
+    program.guide = Moody()
+    assert program.draw(3)["mode"].tolist() == [0.0] * 3
+    assert program.centre()["mode"].item() == 0.0
+    assert program.guide.training
+    program.eval().draw(1)
+    assert not program.guide.training
+
+
 def test_no_pyro_setting_changes() -> None:
     before = pyro.settings.get()
     program = make(num_particles=2)
