@@ -110,11 +110,11 @@ class AdaptedNetwork(nn.Module):
         family = family or LowRank()
         names = choose_targets(model, targets, family)
         self.model = share_weights(model, self.head_names)
-        stacks = _group(self.model, names, family, rank, num_examples)
+        stacks = _group(self.model, names, family, rank, alpha, num_examples)
         if head_family is not None:
             in_head = [name for name in _linear_layers(self.model) if name.split(".")[0] in self.head_names]
             stacks += _group(
-                self.model, in_head, head_family, rank, num_examples, num_layers=len(names), prefix="head_"
+                self.model, in_head, head_family, rank, alpha, num_examples, num_layers=len(names), prefix="head_"
             )
         self.stacks = Stacks(stacks)
         # A plain dictionary of lists: the layers are registered in the model already.
@@ -126,8 +126,7 @@ class AdaptedNetwork(nn.Module):
                 # Its fused kernel for inference reads the layers' weights and never calls them.
                 module.activation_relu_or_gelu = 0
         for stack in self.stacks.values():
-            alphas = [_lookup(alpha, name, 16) for name in stack.layer_names]
-            scaling = torch.tensor(alphas, dtype=self.dtype) / stack.rank
+            scaling = torch.tensor(stack.scaling, dtype=self.dtype)
             self.register_buffer(f"scaling_{stack.name}", scaling, persistent=False)
 
     @property
@@ -380,6 +379,7 @@ def _group(
     names: Sequence[str],
     family: Family,
     rank: int | Mapping[str, int],
+    alpha: float | Mapping[str, float],
     num_examples: int,
     num_layers: int | None = None,
     prefix: str = "",
@@ -403,6 +403,7 @@ def _group(
             d_in=d_in,
             d_out=d_out,
             rank=layer_rank,
+            scaling=tuple(_lookup(alpha, name, 16) / layer_rank for name in layers),
             num_layers=num_layers or len(names),
             num_examples=num_examples,
             family=family,

@@ -24,6 +24,7 @@ class Stack:
         d_in: Input features of each layer.
         d_out: Output features of each layer.
         rank: Rank r of the adapters.
+        scaling: s of each layer, alpha / r.
         num_layers: L, adapted layers of the *whole body*; `len(stack)` counts this stack's own.
         num_examples: n, training examples.
         family: Which factors a layer has.
@@ -36,6 +37,7 @@ class Stack:
     d_in: int
     d_out: int
     rank: int
+    scaling: tuple[float, ...]
     num_layers: int
     num_examples: int
     family: Family = field(default_factory=LowRank)

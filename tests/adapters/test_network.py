@@ -190,6 +190,7 @@ def test_scaling_is_alpha_over_rank_per_layer() -> None:
     network = AdaptedNetwork(model, targets="attention", rank=4, alpha={"query": 2.0, "key": 8.0})
     scaling = dict(zip(network.stacks["32x32"].layer_names, network.scaling("32x32").tolist(), strict=True))
     assert [scaling[name] for name in ATTENTION_OF_BERT] == [0.5, 2.0, 4.0] * 2
+    assert network.scaling("32x32").tolist() == list(network.stacks["32x32"].scaling)
 
     # The change of one layer's output is its own s B A x.
     factors = random_factors(network)

@@ -50,6 +50,7 @@ def stack() -> Stack:
         d_in=6,
         d_out=5,
         rank=3,
+        scaling=(2.0, 3.0),
         num_layers=3,
         num_examples=10,
     )
