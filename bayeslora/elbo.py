@@ -11,7 +11,7 @@ from pyro.infer import TraceMeanField_ELBO
 from pyro.poutine import Trace
 from torch import Tensor
 
-from bayeslora.distributions import Flat, kl_divergence
+from bayeslora.distributions import FixedNoise, Flat, kl_divergence
 
 
 class MeanFieldELBO(TraceMeanField_ELBO):
@@ -43,7 +43,7 @@ class MeanFieldELBO(TraceMeanField_ELBO):
                 terms[name] = -_log_prob_sum(site)
             elif name not in guide_trace:
                 raise ValueError(f"The prior samples {name!r}, which the guide does not have.")
-            elif not _is_free_point(site, guide_trace.nodes[name]):
+            elif not _is_free(site, guide_trace.nodes[name]):
                 terms[name] = _kl(site, guide_trace.nodes[name])
         for name, site in sites(guide_trace):
             if name not in model_trace:
@@ -87,8 +87,10 @@ def is_plate(site: Any) -> bool:
     return type(site["fn"]).__name__ == "_Subsample"
 
 
-def _is_free_point(site: dict[str, Any], guide_site: dict[str, Any]) -> bool:
-    """A point estimate under a flat prior has nothing to say to the ELBO."""
+def _is_free(site: dict[str, Any], guide_site: dict[str, Any]) -> bool:
+    """A point estimate under a flat prior, and noise that nothing is learned about, have nothing to say to the ELBO."""
+    if isinstance(guide_site["fn"], FixedNoise):
+        return True
     return isinstance(site["fn"], Flat) and isinstance(guide_site["fn"], Delta)
 
 

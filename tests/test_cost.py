@@ -1,4 +1,4 @@
-"""What a MonteCLoRA step costs beyond LoRA's, counted: operations, floating-point work, and memory."""
+"""What a step costs beyond LoRA's, counted: operations, floating-point work, and memory."""
 
 from collections import Counter
 from typing import Any
@@ -91,6 +91,12 @@ def test_a_step_of_ours_dispatches_no_more_operations_than_pefts_lora() -> None:
 def test_operations_of_a_deep_network_are_loras() -> None:
     # All linear layers at the depth of BERT-large.
     assert operations(program("monteclora", layers=24)) <= 1.05 * operations(peft_lora(layers=24))
+
+
+def test_operations_of_lora_dropout_are_loras() -> None:
+    # One instance of the masks: a draw and a product per factor and stack.
+    assert operations(program("lora_dropout", layers=24)) <= 1.05 * operations(program("lora", layers=24))
+    assert flops(program("lora_dropout")) == flops(program("lora"))
 
 
 def test_operations_do_not_grow_with_the_layers_of_a_stack() -> None:

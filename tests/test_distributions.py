@@ -12,6 +12,8 @@ from bayeslora.distributions import (
     ColumnNormal,
     Dirichlet,
     Flat,
+    Mask,
+    RelaxedMask,
     StandardColumns,
     WishartCholesky,
     expected_square_sum,
@@ -185,6 +187,48 @@ def test_flat_prior_has_density_one_and_can_be_sampled() -> None:
     assert flat.sample().shape == (4, 2, 3)
 
 
+@pytest.mark.parametrize("rescale", [True, False])
+def test_mask_is_bernoulli(rescale: bool) -> None:
+    mask = Mask(3, 0.2, rescale, like=torch.zeros(0, dtype=torch.float64)).expand([2])
+    value = mask.rsample(torch.Size([20_000]))
+    assert value.dtype == torch.float64
+    assert set(value.unique().tolist()) == {0.0, 1.25 if rescale else 1.0}
+    assert_mean_close(value, mask.mean)
+    assert mask.mean.unique().item() == pytest.approx(1.0 if rescale else 0.8)
+    expected = dist.Bernoulli(torch.tensor(0.8, dtype=torch.float64)).log_prob(value.ne(0).double()).sum(-1)
+    torch.testing.assert_close(mask.log_prob(value), expected)
+
+
+def test_mask_of_rate_zero_draws_no_random_numbers() -> None:
+    state = torch.get_rng_state()
+    mask = Mask(3, 0.0)
+    value = mask.rsample(torch.Size([2]))
+    assert torch.equal(value, torch.ones(2, 3))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert mask.log_prob(value).tolist() == [0.0, 0.0]
+
+
+def test_mask_needs_a_rate_below_one() -> None:
+    with pytest.raises(ValueError, match=r"p=1\.0: a probability of at least 0 and less than 1"):
+        Mask(3, 1.0)
+
+
+def test_relaxed_mask_diverges_as_the_hard_one() -> None:
+    logits = torch.randn(2, 5, dtype=torch.float64)
+    hard = kl_divergence(dist.Bernoulli(logits=logits), dist.Bernoulli(torch.tensor(0.7, dtype=torch.float64))).sum(-1)
+    torch.testing.assert_close(kl_divergence(RelaxedMask(logits, 0.5), Mask(5, 0.3)), hard)
+
+
+def test_gradients_of_a_relaxed_mask_are_pathwise() -> None:
+    logits = torch.tensor([0.3, -1.0], dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(0)
+    draws = RelaxedMask(logits, 0.5).rsample(torch.Size([20_000]))
+    draws.sum().backward()
+    # d/dℓ σ((ℓ + noise) / τ) = m (1 − m) / τ
+    expected = (draws * (1 - draws) / 0.5).sum(0).detach()
+    torch.testing.assert_close(logits.grad, expected)
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -194,6 +238,8 @@ def test_flat_prior_has_density_one_and_can_be_sampled() -> None:
         lambda: ColumnNormal(torch.eye(3), 4, covariance=WishartCholesky(5, torch.ones(3))),
         lambda: StandardColumns(3, 4),
         lambda: Flat((3, 4)),
+        lambda: Mask(4, 0.3),
+        lambda: RelaxedMask(torch.zeros(4), 0.5),
     ],
 )
 def test_expanded_distributions_draw_and_score_that_shape(make: object) -> None:

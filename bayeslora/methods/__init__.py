@@ -4,11 +4,22 @@ import inspect
 from typing import Any
 
 from bayeslora.methods.base import Method, PerStackMethod, Tuning, unknown_fields
+from bayeslora.methods.lora_dropout import LoRADropout
 from bayeslora.methods.monteclora import MonteCLoRA
 from bayeslora.methods.point import BitFit, DoRA, FullFineTuning, Houlsby, LoRA, Pfeiffer, PointEstimate
 
 METHODS: dict[str, type[Method]] = {
-    cls.name: cls for cls in (LoRA, MonteCLoRA, FullFineTuning, BitFit, DoRA, Houlsby, Pfeiffer)
+    cls.name: cls
+    for cls in (
+        LoRA,
+        FullFineTuning,
+        BitFit,
+        DoRA,
+        Houlsby,
+        Pfeiffer,
+        MonteCLoRA,
+        LoRADropout,
+    )
 }
 """Name to method: what `fit(method=…)` takes."""
 
@@ -56,6 +67,7 @@ __all__ = [
     "FullFineTuning",
     "Houlsby",
     "LoRA",
+    "LoRADropout",
     "Method",
     "MonteCLoRA",
     "PerStackMethod",

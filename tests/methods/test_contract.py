@@ -3,14 +3,17 @@
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import pyro
 import pytest
 import torch
 from pyro import poutine
 
+from bayeslora import metrics
 from bayeslora.distributions import Flat
 from bayeslora.methods import METHODS, Method, PerStackMethod, make_method, register
 from bayeslora.methods.point import LoRA
+from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 from tests.helpers import batch, tiny_bert
 from tests.methods.conftest import NO_DROPOUT, randomise
@@ -134,6 +137,20 @@ def test_draws_have_a_leading_dimension_and_give_logits(method: Method, make_pro
     together = program.logits(draws, batch(5))
     apart = [program.logits({name: value[i] for name, value in draws.items()}, batch(5)) for i in range(4)]
     torch.testing.assert_close(together, torch.stack(apart), rtol=1e-4, atol=1e-5)
+
+
+def test_averaged_probabilities_are_no_worse_than_their_draws_on_average(method: Method, make_program: Make) -> None:
+    # Theorem 4.5 of LoRA Dropout: −log is convex in the prediction. It holds on any data, at any parameters.
+    program = randomise(make_program(method), scale=0.4).eval()
+    inputs = batch(24)
+    posterior = Posterior(program)
+    prediction = posterior.predict({name: value for name, value in inputs.items() if name != "labels"}, 6)
+    labels = inputs["labels"].numpy()
+    members = [metrics.nll(draw, labels) for draw in prediction.draws]
+    assert metrics.nll(prediction.probs, labels) <= np.mean(members) + 1e-12
+    assert posterior.evaluate(({n: v for n, v in inputs.items() if n != "labels"}, labels), 6)["nll"] == pytest.approx(
+        metrics.nll(prediction.probs, labels)
+    )
 
 
 def test_particles_are_averaged(method: Method, make_program: Make) -> None:

@@ -53,6 +53,35 @@ def test_without_noise_monteclora_is_lora(make_program: Make) -> None:
         torch.testing.assert_close(source["B"].loc.grad, target.B.grad, rtol=1e-12, atol=1e-15)
 
 
+def test_without_dropout_lora_dropout_is_lora(make_program: Make) -> None:
+    lora = randomise(make_program("lora"))
+    dropout = make_program("lora_dropout", p=0.0)
+    with torch.no_grad():
+        for name in lora.stacks:
+            dropout.guide[name].A.copy_(lora.guide[name].sites["A"].loc)
+            dropout.guide[name].B.copy_(lora.guide[name].sites["B"].loc)
+        dropout.network.model.classifier.load_state_dict(lora.network.model.classifier.state_dict())
+    outputs = lora(**batch(6)), dropout(**batch(6))
+    assert torch.equal(outputs[0].logits, outputs[1].logits)
+    assert torch.equal(outputs[0].loss, outputs[1].loss)
+    for output in outputs:
+        output.loss.backward()
+    for name in lora.stacks:
+        assert torch.equal(lora.guide[name].sites["A"].loc.grad, dropout.guide[name].A.grad)
+        assert torch.equal(lora.guide[name].sites["B"].loc.grad, dropout.guide[name].B.grad)
+
+
+def test_a_fit_without_dropout_is_loras_bit_for_bit() -> None:
+    # The network's own dropout and the order of the data draw from the same stream: no mask may take from it.
+    settings = {"epochs": 2, "learning_rate": 1e-2, "rank": 2, "progress": False}
+    lora = bayeslora.fit(tiny_bert(), tokens(), "lora", **settings)
+    dropout = bayeslora.fit(tiny_bert(), tokens(), "lora_dropout", p=0.0, num_particles=1, **settings)
+    for name in lora.network.stacks:
+        assert torch.equal(dropout.guide[name].A, lora.guide[name].sites["A"].loc)
+        assert torch.equal(dropout.guide[name].B, lora.guide[name].sites["B"].loc)
+    assert dropout.history["loss"].tolist() == lora.history["loss"].tolist()
+
+
 def test_without_data_the_paper_objective_settles_beside_the_prior(stack: Stack) -> None:
     # KL_W pulls v to 1, KL_N pulls ν v to 1: together (ν + 1) / (2ν).
     guide = settle(MonteCLoRA(kl_weight=1.0, cooperative=False), stack)["6x5"]
