@@ -220,12 +220,13 @@ class SVD(Family):
 
     factors = SVDFactors
     layer_dims = (2, 1, 2)
+    init_scale: ClassVar[float] = 0.02
 
     def shapes(self, d_in: int, d_out: int, rank: int) -> Shapes:
         return {"P": (d_out, rank), "lam": (rank,), "Q": (rank, d_in)}
 
     def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> SVDFactors:
-        P, Q = (0.02 * torch.randn(num_layers, *shapes[name]) for name in ("P", "Q"))
+        P, Q = (self.init_scale * torch.randn(num_layers, *shapes[name]) for name in ("P", "Q"))
         return SVDFactors(P, torch.zeros(num_layers, *shapes["lam"]), Q)
 
     def scale(self, factors: SVDFactors, scaling: Scaling) -> SVDFactors:

@@ -8,17 +8,25 @@ import torch
 
 from bayeslora.adapters import AdaptedNetwork, Stack
 from bayeslora.likelihoods import Classification
-from bayeslora.methods import METHODS, Method, MonteCLoRA, make_method
+from bayeslora.methods import METHODS, Method, make_method
 from bayeslora.program import Program
 from tests.helpers import tiny_bert
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
-@pytest.fixture(params=[*sorted(METHODS), MonteCLoRA(noise_ratio="auto")], ids=str)
+# A method with its defaults, by its name, or with other fields.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in sorted(METHODS)} | {
+    "monteclora auto": ("monteclora", {"noise_ratio": "auto"}),
+    **{f"monteclora on {base}": ("monteclora", {"base": base}) for base in ("full", "dora", "adalora")},
+}
+
+
+@pytest.fixture(params=VARIANTS)
 def method(request: pytest.FixtureRequest) -> Method:
     """Each method with its defaults, and variants with other sites."""
-    return make_method(request.param)
+    name, fields = VARIANTS[request.param]
+    return make_method(name, **fields)
 
 
 @pytest.fixture

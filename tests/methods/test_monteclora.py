@@ -3,6 +3,8 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyro
@@ -12,11 +14,12 @@ import torch.nn.functional as F
 from pyro import poutine
 from torch import Tensor
 
+import bayeslora
 from bayeslora.adapters import Stack, Stacks
 from bayeslora.elbo import MeanFieldELBO
 from bayeslora.methods import MonteCLoRA
 from bayeslora.program import Program
-from tests.helpers import assert_mean_close, batch, tiny_bert
+from tests.helpers import assert_mean_close, batch, tiny_bert, tokens
 from tests.methods.conftest import NO_DROPOUT, randomise
 
 Make = Callable[..., Program]
@@ -257,3 +260,84 @@ def test_fields_out_of_range_say_what_fits(fields: dict[str, object], message: s
 def test_degrees_of_freedom_below_the_rank_are_refused(stack: Stack) -> None:
     with pytest.raises(ValueError, match="at least rank = 3 degrees of freedom"):
         MonteCLoRA(df=2.0).degrees_of_freedom(stack)
+
+
+# Other bases
+
+
+@pytest.mark.parametrize(("base", "point"), [("lora", "lora"), ("full", "full"), ("dora", "dora")])
+def test_without_noise_it_is_the_point_estimate_of_its_base(make_program: Make, base: str, point: str) -> None:
+    reference = randomise(make_program(point, double=True))
+    program = make_program("monteclora", double=True, base=base, noise_ratio=0.0)
+    program.network.load_head(reference.network.head_state())
+    program.guide.start(reference.factors_at(reference.centre()))
+    outputs = [p(**batch(6)) for p in (reference, program)]
+    assert torch.equal(outputs[0].logits, outputs[1].logits)
+
+
+@pytest.mark.parametrize(
+    ("base", "site", "rows", "unit"),
+    [
+        ("lora", "A", 3, 1 / math.sqrt(18)),
+        ("dora", "A", 3, 1 / math.sqrt(18)),
+        ("adalora", "Q", 3, 0.02),
+        ("full", "weight", 5, 0.01 / math.sqrt(18)),
+    ],
+)
+def test_noise_on_the_columns_has_the_loudness_asked_for(
+    stack: Stack, base: str, site: str, rows: int, unit: float
+) -> None:
+    method = MonteCLoRA(base=base, noise_ratio=2.0)  # type: ignore[arg-type]
+    measured = {"m": torch.ones(2, 5, dtype=torch.float64)} if base == "dora" else {}
+    stack = dataclasses.replace(stack, family=method.family, measured=measured)
+    stacks = Stacks([stack])
+    guide = method.guide(stacks).double()
+    assert guide["6x5"].log_scale_diag.shape == (2, rows)
+    with torch.no_grad(), pyro.validation_enabled(False):
+        with pyro.plate("draws", 40_000, dim=-2):
+            trace = poutine.trace(guide).get_trace()
+        sites = {name: s["value"] for name, s in trace.nodes.items() if name.startswith("6x5.")}
+        factors = poutine.condition(method.prior, data=sites)(stacks)["6x5"]
+    noise = getattr(factors, site) - guide["6x5"].loc
+    assert noise.shape[1:] == (2, rows, 6)
+    assert_mean_close(noise, 0.0)
+    assert_mean_close(noise.square(), (2.0 * unit) ** 2)
+    assert_mean_close(noise[:, :, 0, 0] * noise[:, :, 0, 1], 0.0)  # columns are independent given Σ
+    for name, factor in factors._asdict().items():
+        assert name == site or bool((factor == factor[0]).all())
+
+
+@pytest.mark.parametrize("base", ["full", "dora", "adalora"])
+@pytest.mark.parametrize("fields", [{"objective": "elbo"}, {"df": math.inf}, {"sparse": True}, {"analytic": False}])
+def test_every_variant_runs_on_every_base(make_program: Make, base: str, fields: dict[str, Any]) -> None:
+    program = randomise(make_program("monteclora", base=base, **fields), scale=0.05)
+    program(**batch(6)).loss.backward()
+    for name, parameter in program.trainable():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.isfinite().all()), name
+
+
+def test_the_covariance_of_full_weights_has_enough_degrees_of_freedom(stack: Stack) -> None:
+    method = MonteCLoRA(base="full")
+    wide = dataclasses.replace(stack, d_in=6, d_out=9, family=method.family)
+    assert method.rows(wide) == 9
+    assert method.degrees_of_freedom(wide) == 9  # d_in = 6 would make Σ singular
+    assert method.degrees_of_freedom(dataclasses.replace(wide, d_in=12)) == 12
+    with pytest.raises(ValueError, match="at least d_out = 9 degrees of freedom"):
+        MonteCLoRA(base="full", df=7.0).degrees_of_freedom(wide)
+
+
+def test_an_unknown_base_lists_those_there_are() -> None:
+    method = MonteCLoRA()
+    object.__setattr__(method, "base", "houlsby")  # the tests' own type check would come first
+    with pytest.raises(ValueError, match="base='houlsby': give one of lora, full, dora, adalora"):
+        method.__post_init__()
+
+
+def test_a_posterior_remembers_its_base(tmp_path: Path) -> None:
+    posterior = bayeslora.fit(tiny_bert(), tokens(), base="dora", epochs=1, progress=False)
+    posterior.save(tmp_path)
+    loaded = bayeslora.load(tmp_path, tiny_bert())
+    test = tokens(6, seed=2)
+    assert (loaded.predict(test, 3).draws == posterior.predict(test, 3).draws).all()
+    assert posterior.draw(2)["32x32.m"].shape == (2, 8, 32)
