@@ -1,6 +1,6 @@
 """Bayesian adapters for pre-trained networks, written as Pyro programs."""
 
-from bayeslora import distributions, methods, metrics
+from bayeslora import distributions, methods, metrics, theory
 from bayeslora.budget import rank_for_budget
 from bayeslora.fit import fit
 from bayeslora.methods import METHODS, Method, MonteCLoRA, PerStackMethod, register
@@ -23,4 +23,5 @@ __all__ = [
     "metrics",
     "rank_for_budget",
     "register",
+    "theory",
 ]
