@@ -3,19 +3,22 @@
 from bayeslora import distributions, methods, metrics, theory
 from bayeslora.budget import rank_for_budget
 from bayeslora.fit import fit
+from bayeslora.likelihoods import LIKELIHOODS
 from bayeslora.methods import METHODS, Method, MonteCLoRA, PerStackMethod, register
 from bayeslora.posterior import Posterior, load
-from bayeslora.prediction import Prediction
+from bayeslora.prediction import Prediction, RegressionPrediction
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "LIKELIHOODS",
     "METHODS",
     "Method",
     "MonteCLoRA",
     "PerStackMethod",
     "Posterior",
     "Prediction",
+    "RegressionPrediction",
     "distributions",
     "fit",
     "load",

@@ -142,7 +142,7 @@ def run(seed: int = 0) -> Demo:
         test, unfamiliar = (
             posterior.predict(list(table["text"]), NUM_DRAWS, center=center) for table in (words.test, words.unfamiliar)
         )
-        rows.append(Row(name, test, unfamiliar, fit_seconds + time.perf_counter() - start))
+        rows.append(Row(name, test, unfamiliar, fit_seconds + time.perf_counter() - start))  # type: ignore[arg-type]
 
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()

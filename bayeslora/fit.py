@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,7 +16,7 @@ from bayeslora import interop, storage
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.network import logits_of
 from bayeslora.data import LABELS, Source, split, to_device
-from bayeslora.likelihoods import Classification, Likelihood
+from bayeslora.likelihoods import LIKELIHOODS, Classification, Likelihood, RealValued, Regression
 from bayeslora.methods import Method, make_method
 from bayeslora.posterior import Posterior, load
 from bayeslora.prediction import seeded
@@ -37,7 +38,7 @@ def fit(
     *,
     validation: Any = None,
     tokenizer: Any = None,
-    likelihood: Likelihood | None = None,
+    likelihood: Likelihood | str | None = None,
     init: Any = None,
     rank: int | Mapping[str, int] = 8,
     alpha: float | Mapping[str, float] = 16,
@@ -68,7 +69,8 @@ def fit(
         validation: Held-out data, in any of these forms: its NLL at the centre is recorded after each epoch. Methods
             that need some (`noise_ratio="auto"`) hold out a tenth of `data` where none is given.
         tokenizer: For text; found by itself if the model came by name.
-        likelihood: Labels given logits; by default inferred from the network's outputs and the labels.
+        likelihood: Labels given logits: a name in `bayeslora.LIKELIHOODS` or an instance; by default inferred from the
+            network and the labels, and stated in the log.
         init: Trained adapters and task head to start from: a `Posterior` (its centre), a PEFT model, or a folder of
             either; layers, ranks and scaling are then theirs, and `targets`, `rank` and `alpha` are not looked at.
         rank: r, or a mapping from module-name suffix to r.
@@ -97,7 +99,7 @@ def fit(
     seed = seed if args is None else args.seed
     with seeded(seed):
         if isinstance(model, str | os.PathLike):
-            model, tokenizer = _load_model(model, train_data, tokenizer)
+            model, tokenizer = _load_model(model, train_data, tokenizer, likelihood)
         _check_model(model)
         adapters = _adapters(init, model)
         if interop.is_peft_model(model):
@@ -106,7 +108,7 @@ def fit(
             raise ValueError("post_hoc=True keeps trained adapters as they are: pass them, fit(…, init=…).")
         train = Source(train_data, model, tokenizer, "data")
         held_out = None if held_out is None else Source(held_out, model, tokenizer, "validation")
-        likelihood = likelihood or _infer_likelihood(model, train)
+        likelihood = _likelihood(likelihood, model, train)
         for source in (train, held_out):
             _check_labels(source, likelihood)
         tuning_data = held_out
@@ -204,23 +206,35 @@ def _training_arguments(output_dir: str | os.PathLike[str], **settings: Any) -> 
     )
 
 
-def _load_model(name: str | os.PathLike[str], data: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
-    """A classification model and its tokenizer, from a folder or the hub."""
+def _load_model(
+    name: str | os.PathLike[str], data: Any, tokenizer: Any, likelihood: Likelihood | str | None
+) -> tuple[nn.Module, Any]:
+    """A model with an output for such labels, and its tokenizer, from a folder or the hub."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(name)
-    names = _label_names(data)
-    labels = _label_values(data)
-    if names is None and (labels is None or len(labels) == 0):
+    settings = _output_settings(name, data, likelihood)
+    return AutoModelForSequenceClassification.from_pretrained(name, **settings), tokenizer
+
+
+def _output_settings(name: object, data: Any, likelihood: Likelihood | str | None) -> dict[str, Any]:
+    """Number and names of the outputs of a sequence classifier for such data."""
+    names, labels = _label_names(data), _label_values(data)
+    if names:
+        by_index = dict(enumerate(names))
+        return {"num_labels": len(names), "id2label": by_index, "label2id": {n: i for i, n in by_index.items()}}
+    kind = getattr(likelihood, "name", likelihood)
+    values = np.asarray([] if labels is None else labels)
+    if kind in LIKELIHOODS and issubclass(LIKELIHOODS[kind], RealValued):
+        return {"num_labels": 1}
+    if values.ndim == 1 and values.size and not kind and values.dtype.kind == "f":
+        return {"num_labels": 1}
+    if values.size == 0 or values.ndim != 1:
         raise ValueError(
             f"The number of classes for {str(name)!r} cannot be told from the data: pass a model loaded with "
             "num_labels=…."
         )
-    settings: dict[str, Any] = {"num_labels": len(names) if names else max(int(max(labels)) + 1, 2)}
-    if names:
-        settings["id2label"] = dict(enumerate(names))
-        settings["label2id"] = {label: index for index, label in enumerate(names)}
-    return AutoModelForSequenceClassification.from_pretrained(name, **settings), tokenizer
+    return {"num_labels": max(int(max(values)) + 1, 2)}
 
 
 def _check_model(model: Any) -> None:
@@ -247,28 +261,57 @@ def _adapters(init: Any, model: nn.Module) -> interop.Adapters | None:
     raise TypeError(f"init is a {type(init).__name__}; give a Posterior, a PEFT model, or a folder of either.")
 
 
-def _infer_likelihood(model: nn.Module, train: Source) -> Likelihood:
-    """The likelihood that fits what the network returns for the first examples, and their labels."""
+def _likelihood(given: Likelihood | str | None, model: nn.Module, train: Source) -> Likelihood:
+    """The likelihood asked for, or the one that fits what the network returns for the first examples, and their labels.
+
+    It is tried on those examples: what does not fit is said before training starts.
+    """
+    if isinstance(given, str) and given not in LIKELIHOODS:
+        raise ValueError(f"likelihood={given!r} is not known. Likelihoods: {', '.join(LIKELIHOODS)}; or an instance.")
     batch = train.first_batch()
     if "labels" not in batch:
         raise ValueError(
             f"The data has no labels, only {', '.join(batch)}: give a 'labels' or 'label' column, or (inputs, labels)."
         )
-    device = next(model.parameters()).device
-    inputs = {name: value for name, value in to_device(batch, device).items() if name != "labels"}
+    batch = to_device(batch, next(model.parameters()).device)
+    logits = _first_logits(model, batch)
+    labels = torch.as_tensor(batch["labels"])
+    if isinstance(given, Likelihood):
+        likelihood = copy.deepcopy(given)
+    else:
+        cls = LIKELIHOODS[given] if given else _infer_likelihood(logits, labels)
+        likelihood = cls.fitting(logits, train.labels if train.labels is not None else labels.cpu())
+        logger.info("Likelihood: %s, %s.", likelihood.name, likelihood.config())
+    likelihood.check_labels(labels.cpu())
+    with torch.no_grad():
+        log_prob = likelihood.to(logits.device).log_prob(likelihood.select(logits, batch), labels)
+    if log_prob.shape != (len(labels),):
+        raise ValueError(
+            f"Likelihood {likelihood.name!r} does not fit outputs {tuple(logits.shape)} and labels "
+            f"{tuple(labels.shape)}: it gives {tuple(log_prob.shape)} log-likelihoods for {len(labels)} examples."
+        )
+    return likelihood
+
+
+def _first_logits(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
+    """What the base network returns for a batch, in evaluation mode; it is left in the mode it was in."""
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
     modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.no_grad():
-            logits = logits_of(model.eval()(**inputs))
+            return logits_of(model.eval()(**inputs))
     finally:
         for module, mode in modes:
             module.training = mode
-    if logits.dim() == 2 and torch.as_tensor(batch["labels"]).dim() == 1:
-        logger.info("Likelihood: classification, %d classes.", logits.shape[-1])
-        return Classification(logits.shape[-1])
+
+
+def _infer_likelihood(logits: torch.Tensor, labels: torch.Tensor) -> type[Likelihood]:
+    """The class of likelihood for outputs and labels of such shapes and types."""
+    if logits.dim() == 2 and labels.dim() == 1:
+        return Regression if labels.is_floating_point() and logits.shape[-1] == 1 else Classification
     raise ValueError(
-        f"No likelihood is known for outputs {tuple(logits.shape)} and labels "
-        f"{tuple(torch.as_tensor(batch['labels']).shape)} of {len(logits)} examples: pass likelihood=…."
+        f"No likelihood is known for outputs {tuple(logits.shape)} and labels {tuple(labels.shape)} of {len(logits)} "
+        "examples: pass likelihood=…."
     )
 
 

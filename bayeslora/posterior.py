@@ -15,7 +15,7 @@ from bayeslora.adapters import AdaptedNetwork
 from bayeslora.data import Source
 from bayeslora.likelihoods import LIKELIHOODS
 from bayeslora.methods import METHODS, Method, make_method
-from bayeslora.prediction import Prediction, centre_sites, draw, predict_logits, seeded
+from bayeslora.prediction import BasePrediction, Outputs, centre_sites, draw, make_prediction, run, seeded
 from bayeslora.program import Program
 
 if TYPE_CHECKING:
@@ -89,8 +89,10 @@ class Posterior:
 
     def predict(
         self, data: Any, num_draws: int = 32, *, center: bool = False, seed: int | None = 0, batch_size: int = 64
-    ) -> Prediction:
-        """Class probabilities of new examples, averaged over draws of the weights.
+    ) -> BasePrediction:
+        """The predictive distribution of new examples' labels: an equal mixture over draws of the weights.
+
+        Its kind follows the likelihood: a `Prediction` for classes, a `RegressionPrediction` for real numbers.
 
         Args:
             data: As in `fit`; labels are not needed and not looked at.
@@ -104,16 +106,15 @@ class Posterior:
             ValueError: If it is empty, or its inputs are not what the network takes.
         """
         sites = centre_sites(self.program) if center else self.draw(num_draws, seed=seed)
-        logits, _ = self._logits(data, sites, seed, batch_size)
-        return self._prediction(logits)
+        return self._prediction(self._outputs(data, sites, seed, batch_size))
 
     def evaluate(
         self, data: Any, num_draws: int = 32, *, seed: int | None = 0, batch_size: int = 64
     ) -> dict[str, float]:
         """Metrics on labelled data, of the draws' average and, prefixed `center_`, of the centre.
 
-        The centre is the prediction with every site at its guide's mean. `nll` is in nats per example, `ece` has 15
-        equal-width bins, `brier` sums over all classes.
+        The centre is the prediction with every site at its guide's mean. Which metrics there are follows the
+        likelihood (see the page on tasks); `nll` is always in nats per example.
 
         Raises:
             ValueError: If the data has no labels, or labels the network has no class for.
@@ -121,10 +122,9 @@ class Posterior:
         centre, sites = centre_sites(self.program), self.draw(num_draws, seed=seed)
         # The centre goes along as one more draw: the data is read once, in whatever order it comes.
         both = {name: torch.cat([centre[name], sites[name]]) for name in sites}
-        logits, labels = self._labelled(data, both, seed, batch_size)
-        at_centre, at_draws = self._prediction(logits[:1]), self._prediction(logits[1:])
-        scores = metrics.classification_scores(at_draws.probs, labels)
-        centre_scores = metrics.classification_scores(at_centre.probs, labels)
+        outputs, labels = self._labelled(data, both, seed, batch_size)
+        scores = self._prediction(outputs[1:]).scores(labels)
+        centre_scores = self._prediction(outputs[:1]).scores(labels)
         return scores | {f"center_{name}": value for name, value in centre_scores.items()}
 
     def calibrate(
@@ -141,11 +141,22 @@ class Posterior:
             seed: Seed of the draws.
             batch_size: Examples per batch.
 
+        Raises:
+            ValueError: If the likelihood has no logits that a temperature could divide.
+
         References:
             Guo et al. (2017), [On Calibration of Modern Neural Networks](https://arxiv.org/abs/1706.04599).
         """
-        logits, labels = self._labelled(validation, self.draw(num_draws, seed=seed), seed, batch_size)
-        temperature = metrics.fit_temperature(logits, labels)
+        likelihood = self.program.likelihood
+        if not likelihood.has_temperature:
+            raise ValueError(f"The likelihood {likelihood.name!r} has no temperature: there is nothing to calibrate.")
+        outputs, labels = self._labelled(validation, self.draw(num_draws, seed=seed), seed, batch_size)
+
+        def loss(temperature: float) -> float:
+            prediction = make_prediction(likelihood, outputs, temperature)
+            return metrics.mixture_nll(prediction.log_likelihood(labels))
+
+        temperature = metrics.best_temperature(loss)
         return Posterior(self.program, self._history, temperature, self.tokenizer, self.class_names)
 
     def to_arviz(
@@ -167,14 +178,10 @@ class Posterior:
         sites = self.draw(num_draws, seed=seed)
         if data is None:
             return diagnostics.to_arviz(self.program, sites, raw=raw)
-        logits, labels = self._labelled(data, sites, seed, batch_size)
-        probs = metrics.softmax(logits, self.temperature)
-        chosen = np.broadcast_to(labels[None, :, None], (*probs.shape[:2], 1))
-        log_likelihood = np.log(np.maximum(np.take_along_axis(probs, chosen, axis=-1)[..., 0], np.finfo(float).tiny))
-        # Inverse-CDF draws of a label per draw and example.
-        uniform = np.random.default_rng(seed).random((*probs.shape[:2], 1))
-        predicted = np.minimum((probs.cumsum(-1) < uniform).sum(-1), probs.shape[-1] - 1)
-        return diagnostics.to_arviz(self.program, sites, diagnostics.Observed(log_likelihood, predicted, labels), raw)
+        outputs, labels = self._labelled(data, sites, seed, batch_size)
+        prediction = self._prediction(outputs)
+        observed = diagnostics.Observed(prediction.log_likelihood(labels), prediction.sample(seed), labels)
+        return diagnostics.to_arviz(self.program, sites, observed, raw)
 
     def summary(self) -> dict[str, float]:
         """How many numbers are learned, against how many the base model has.
@@ -256,26 +263,24 @@ class Posterior:
             "history": list(self._history),
         }
 
-    def _logits(
-        self, data: Any, sites: Mapping[str, Tensor], seed: int | None, batch_size: int
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Logits `[draw, example, class]` at draws of the sites, and labels where there are any."""
+    def _outputs(self, data: Any, sites: Mapping[str, Tensor], seed: int | None, batch_size: int) -> Outputs:
+        """The network's outputs at draws of the sites."""
         size = len(next(iter(sites.values())))
         with seeded(seed):  # a loader that shuffles takes its seed from the global state
             source = Source(data, self.network.model, self.tokenizer)
-            return predict_logits(self.program, sites, source.batches_by_length(batch_size), size)
+            return run(self.program, sites, source.batches_by_length(batch_size), size)
 
     def _labelled(
         self, data: Any, sites: Mapping[str, Tensor], seed: int | None, batch_size: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        logits, labels = self._logits(data, sites, seed, batch_size)
-        if labels is None:
+    ) -> tuple[Outputs, np.ndarray]:
+        outputs = self._outputs(data, sites, seed, batch_size)
+        if outputs.labels is None:
             raise ValueError("The data has no labels: give a 'labels' or 'label' column, or (inputs, labels).")
-        self.program.likelihood.check_labels(labels)
-        return logits, labels
+        self.program.likelihood.check_labels(outputs.labels)
+        return outputs, outputs.labels
 
-    def _prediction(self, logits: np.ndarray) -> Prediction:
-        return Prediction(metrics.softmax(logits, self.temperature), self.class_names)
+    def _prediction(self, outputs: Outputs) -> BasePrediction:
+        return make_prediction(self.program.likelihood, outputs, self.temperature, self.class_names)
 
 
 def load(folder: str | os.PathLike[str], model: nn.Module | str | None = None) -> Posterior:
@@ -299,7 +304,7 @@ def load(folder: str | os.PathLike[str], model: nn.Module | str | None = None) -
     method = make_method(name, **record["method"]["fields"])
     likelihood = LIKELIHOODS[record["likelihood"]["name"]](**record["likelihood"]["config"])
     if not isinstance(model, nn.Module):
-        model = _load_base(folder, model or record["base"]["name"], record)
+        model = _load_base(folder, model or record["base"]["name"], record, likelihood.num_labels)
     spec = record["network"]
     try:
         network = AdaptedNetwork(model, method.family, head_family=method.head_family, **spec)
@@ -316,7 +321,9 @@ def load(folder: str | os.PathLike[str], model: nn.Module | str | None = None) -
     return Posterior(program.eval(), history, record["temperature"], tokenizer, tuple(names) if names else None)
 
 
-def _load_base(folder: str | os.PathLike[str], name: str | None, record: Mapping[str, Any]) -> nn.Module:
+def _load_base(
+    folder: str | os.PathLike[str], name: str | None, record: Mapping[str, Any], num_labels: int | None
+) -> nn.Module:
     import transformers
 
     cls = getattr(transformers, record["base"]["class"], None)
@@ -325,7 +332,7 @@ def _load_base(folder: str | os.PathLike[str], name: str | None, record: Mapping
             f"The posterior in {folder} does not name a base model that can be loaded: pass model=… (it was a "
             f"{record['base']['class']})."
         )
-    return cls.from_pretrained(name, num_labels=record["likelihood"]["config"]["num_classes"])
+    return cls.from_pretrained(name, **({} if num_labels is None else {"num_labels": num_labels}))
 
 
 def _load_tokenizer(folder: str | os.PathLike[str]) -> Any:

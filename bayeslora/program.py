@@ -36,7 +36,7 @@ class Program(nn.Module):
     Args:
         network: The adapted network.
         method: Prior and guide of its factors.
-        likelihood: Labels given logits.
+        likelihood: Labels given logits; moved to the network's device and precision.
         num_particles: Draws per training step, run as one batch.
     """
 
@@ -49,7 +49,7 @@ class Program(nn.Module):
             raise ValueError(f"num_particles={num_particles}: give a whole number of at least 1.")
         self.network = network
         self.method = method
-        self.likelihood = likelihood
+        self.likelihood = likelihood.to(network.device, network.dtype)
         self.elbo = MeanFieldELBO(num_particles)
         self.guide = method.guide(network.stacks).to(network.device, network.dtype)
         self._terms: tuple[list[str], Tensor] = ([], torch.zeros(0))
@@ -64,7 +64,7 @@ class Program(nn.Module):
 
     def model(self, batch: Batch) -> Tensor:
         """The generative model: factors from the prior, logits from the network, labels from the likelihood."""
-        logits = self.network(self.factors(), _inputs(batch))
+        logits = self.network_logits(self.factors(), batch)
         self.likelihood.observe(logits, batch["labels"])
         return logits
 
@@ -95,7 +95,12 @@ class Program(nn.Module):
 
     def logits(self, sites: Sites, batch: Batch) -> Tensor:
         """Logits at given sites, `[*draw, batch, …]`; labels in the batch are ignored."""
-        return self.network(self.factors_at(sites), _inputs(batch))
+        return self.network_logits(self.factors_at(sites), batch)
+
+    def network_logits(self, factors: Mapping[str, Any], batch: Batch) -> Tensor:
+        """The network's logits at given factors, the part that the labels are about, `[*draw, batch, …]`."""
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        return self.likelihood.select(self.network(factors, inputs), batch)
 
     def factors_at(self, sites: Sites) -> Mapping[str, Any]:
         """Factors of every stack as the prior computes them from given sites."""
@@ -118,7 +123,7 @@ class Program(nn.Module):
         return {name: draws[name] for name in names}
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Named parameters that are learned: the guide's and the task head's."""
+        """Named parameters that are learned: the guide's, the task head's and the likelihood's own."""
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
     def activation_checkpointing_enable(
@@ -149,10 +154,6 @@ class AtMean(Messenger):
         if not (msg["is_observed"] or is_plate(msg)):
             msg["value"] = msg["fn"].mean
             msg["done"] = True
-
-
-def _inputs(batch: Batch) -> dict[str, Any]:
-    return {name: value for name, value in batch.items() if name != "labels"}
 
 
 def _latent(trace: poutine.Trace) -> dict[str, Tensor]:

@@ -63,9 +63,13 @@ def load_files(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
 
 
 def state(program: Program) -> dict[str, Tensor]:
-    """All learned state: the guide's under `guide/`, the task head's under `head/`."""
-    guide = {f"guide/{name}": value for name, value in program.guide.state_dict().items()}
-    return guide | {f"head/{name}": value for name, value in program.network.head_state().items()}
+    """All learned state: the guide's under `guide/`, the task head's under `head/`, and `likelihood/`."""
+    parts = {
+        "guide": program.guide.state_dict(),
+        "head": program.network.head_state(),
+        "likelihood": program.likelihood.state_dict(),
+    }
+    return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
 
 
 def load_state(program: Program, tensors: Mapping[str, Tensor]) -> None:
@@ -74,12 +78,13 @@ def load_state(program: Program, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: If the head does not fit the network's.
     """
-    guide, head = (
+    guide, head, likelihood = (
         {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-        for prefix in ("guide/", "head/")
+        for prefix in ("guide/", "head/", "likelihood/")
     )
     program.guide.load_state_dict(guide)
     program.network.load_head(head)
+    program.likelihood.load_state_dict(likelihood)
 
 
 def history(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> dict[str, list[float]]:

@@ -94,19 +94,23 @@ class ProgramTrainer(Trainer):
     optimizer: torch.optim.Optimizer | None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Two groups: places, with weight decay; spreads (`log_*`), without, at the method's rate for them."""
+        """Places, with weight decay; spreads (`log_*`) and the likelihood's own, without, at rates of their own."""
         if self.optimizer is None:
             places: list[nn.Parameter] = []
             spreads: list[nn.Parameter] = []
+            own: list[nn.Parameter] = []
             for name, parameter in self.program.trainable():
                 is_spread = name.rpartition(".")[2].startswith("log_")
-                (spreads if is_spread else places).append(parameter)
+                (own if name.startswith("likelihood.") else spreads if is_spread else places).append(parameter)
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.program)
             groups: list[dict[str, Any]] = [{"params": places, "weight_decay": self.args.weight_decay}]
             if spreads:
                 rate = self.program.method.guide_learning_rate
                 rate = self.args.learning_rate if rate is None else rate
                 groups.append({"params": spreads, "weight_decay": 0.0, "lr": rate})
+            if own:
+                rate = self.program.likelihood.learning_rate
+                groups.append({"params": own, "weight_decay": 0.0, "lr": rate})
             self.optimizer = cls(groups, **kwargs)
         return self.optimizer
 

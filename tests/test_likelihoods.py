@@ -1,0 +1,169 @@
+"""Likelihoods: what is learned with them, what they infer, and what they refuse."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bayeslora
+from bayeslora.adapters import AdaptedNetwork
+from bayeslora.likelihoods import LIKELIHOODS, Classification, Regression, StudentT
+from bayeslora.methods import make_method
+from bayeslora.program import Program
+from tests.helpers import tiny_bert, tokens
+from tests.test_data import TEXTS, tiny_tokenizer
+
+
+def line(num_outputs: int = 1) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), nn.Linear(8, num_outputs))
+
+
+def numbers(num_examples: int = 160, noise: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(num_examples, 3))
+    return x, 2 * x[:, 0] - x[:, 1] + noise * generator.normal(size=num_examples)
+
+
+def fit(model: nn.Module, data: Any, method: str = "lora", **settings: Any) -> bayeslora.Posterior:
+    settings = {"rank": 1, "epochs": 20, "learning_rate": 2e-2, "progress": False} | settings
+    return bayeslora.fit(model, data, method, **settings)
+
+
+# Real numbers
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "method"), [(None, "monteclora"), ("student_t", "lora"), (StudentT(df=6), "lora")]
+)
+def test_real_labels_are_fitted_and_come_back_from_disk(likelihood: Any, method: str, tmp_path: Path) -> None:
+    x, y = numbers()
+    posterior = fit(line(), (x, y), method, likelihood=likelihood, epochs=20)
+    scores = posterior.evaluate((x, y), num_draws=8)
+    assert scores["pearson"] > 0.95
+    assert scores["nll"] < constant_nll(y) - 0.2
+    posterior.save(tmp_path)
+    loaded = bayeslora.load(tmp_path, line())
+    assert type(loaded.program.likelihood) is type(posterior.program.likelihood)
+    assert loaded.program.likelihood.scale == posterior.program.likelihood.scale
+    assert loaded.evaluate((x, y), num_draws=8) == scores
+
+
+def constant_nll(y: np.ndarray) -> float:
+    """NLL of the labels under one Normal distribution for all."""
+    return 0.5 * math.log(2 * math.pi * math.e * y.var())
+
+
+def test_the_noise_is_learned_to_the_size_of_the_residuals() -> None:
+    x, y = numbers(noise=0.3)
+    posterior = fit(line(), (x, y), epochs=30)
+    residuals = y - posterior.predict(x).mean
+    likelihood = posterior.program.likelihood
+    assert isinstance(likelihood, Regression)
+    assert likelihood.scale == pytest.approx(residuals.std(), rel=0.1)
+    assert likelihood.scale < 0.2 * y.std()  # its start
+
+
+def test_noise_that_is_not_learned_stays() -> None:
+    given = Regression(0.25, learned=False)
+    posterior = fit(line(), numbers(), likelihood=given, epochs=2)
+    assert posterior.program.likelihood.scale == pytest.approx(0.25)
+    assert not any(name.startswith("likelihood") for name, _ in posterior.program.trainable())
+
+
+def test_the_users_likelihood_is_left_alone() -> None:
+    given = Regression(3.0)
+    posterior = fit(line(), numbers(), likelihood=given, epochs=2)
+    assert given.scale == pytest.approx(3.0)
+    assert posterior.program.likelihood.scale < 2.9
+
+
+def test_its_own_parameters_take_no_weight_decay_and_a_rate_of_their_own() -> None:
+    from transformers import TrainingArguments
+
+    from bayeslora.data import Source
+    from bayeslora.trainer import ProgramTrainer
+
+    program = Program(AdaptedNetwork(line(), rank=1), make_method("lora"), Regression())
+    source = Source(numbers(8), line())
+    args = TrainingArguments("unused", weight_decay=0.5, learning_rate=1e-4, report_to=[], disable_tqdm=True)
+    trainer = ProgramTrainer(bayeslora.Posterior(program), {}, source, None, args=args)
+    groups = trainer.create_optimizer().param_groups
+    own = next(group for group in groups if any(p is program.likelihood.log_scale for p in group["params"]))
+    assert (own["weight_decay"], own["lr"], len(own["params"])) == (0.0, Regression.learning_rate, 1)
+    assert groups[0]["weight_decay"] == 0.5
+
+
+def test_nll_is_the_loss_at_the_centre_and_what_loo_sums() -> None:
+    x, y = numbers(60)
+    posterior = fit(line(), (x, y), "monteclora", epochs=5)
+    batch = {"input": torch.as_tensor(x).float(), "labels": torch.as_tensor(y).float()}
+    with torch.no_grad():
+        loss = posterior.program.eval()(**batch).loss.item()
+    scores = posterior.evaluate((x, y), num_draws=9, seed=3)
+    assert scores["center_nll"] == pytest.approx(loss, rel=1e-5)
+    idata = posterior.to_arviz((x, y), num_draws=9, seed=3)
+    terms = idata.log_likelihood["labels"].to_numpy()[0]
+    pointwise = np.log(np.exp(terms).mean(0))
+    assert -pointwise.mean() == pytest.approx(scores["nll"], rel=1e-6)
+
+
+def test_a_temperature_is_nothing_to_real_numbers() -> None:
+    with pytest.raises(ValueError, match="likelihood 'regression' has no temperature"):
+        fit(line(), numbers(), epochs=1).calibrate(numbers())
+
+
+# Inference
+
+
+def test_the_likelihood_is_inferred_and_stated(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="bayeslora"):
+        posterior = fit(tiny_bert(num_labels=1), (tokens(8)[0], np.linspace(0, 1, 8)), epochs=1)
+    assert isinstance(posterior.program.likelihood, Regression)
+    assert "Likelihood: regression" in caplog.text
+
+
+def test_a_name_loads_a_model_that_fits_the_labels(tmp_path: Path) -> None:
+    tiny_bert().bert.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    for likelihood, labels in ((None, [0.5, 1.5, 0.1, 2.0, 1.0]), ("student_t", [0, 1, 0, 2, 1])):
+        posterior = fit(str(tmp_path), (TEXTS, labels), likelihood=likelihood, epochs=1)
+        assert posterior.network.model.config.num_labels == 1
+        posterior.save(tmp_path / "out")
+        assert len(bayeslora.load(tmp_path / "out").predict(TEXTS)) == 5
+
+
+# What does not fit
+
+
+def test_an_unknown_likelihood_lists_those_known() -> None:
+    with pytest.raises(ValueError, match=r"likelihood='gamma' is not known\. Likelihoods: classification, .*instance"):
+        fit(line(), numbers(), likelihood="gamma")
+
+
+def test_regression_needs_one_output() -> None:
+    with pytest.raises(ValueError, match=r"Regression needs one output per example.*returns \(2, 3\).*num_labels=1"):
+        fit(line(3), numbers(), likelihood="regression")
+
+
+def test_labels_that_are_no_numbers() -> None:
+    with pytest.raises(ValueError, match="Labels are NaN or infinite, the first in row 1"):
+        Regression().check_labels([0.5, math.nan])
+    with pytest.raises(ValueError, match=r"Labels are .*U1 of shape \(2,\); regression needs one number"):
+        Regression().check_labels(["a", "b"])
+
+
+@pytest.mark.parametrize("arguments", [{"scale": 0.0}, {"scale": math.inf}, {"df": 2.0}])
+def test_noise_out_of_range(arguments: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"(scale|df)=.*: give a"):
+        StudentT(**arguments)
+
+
+def test_every_likelihood_is_listed_under_its_name() -> None:
+    assert all(cls.name == name for name, cls in LIKELIHOODS.items())
+    assert LIKELIHOODS["classification"] is Classification
