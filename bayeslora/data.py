@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
+logger = logging.getLogger(__name__)
+
 LABELS = ("labels", "label", "label_ids")
+SPAN = ("start_positions", "end_positions")
+
+# What `transformers` takes for the label of a token that is not observed.
+IGNORED = -100
 
 
 class Examples(Dataset[dict[str, Any]]):
@@ -54,6 +61,7 @@ class Source:
     Attributes:
         dataset: The rows, or None where a `DataLoader` was given.
         collate: Rows to a batch.
+        inputs_are_labels: Whether examples without labels are labelled with their tokens (causal language models).
 
     Raises:
         TypeError: If the data has none of these forms.
@@ -64,6 +72,11 @@ class Source:
     def __init__(self, data: Any, model: nn.Module, tokenizer: Any = None, name: str = "data"):
         self.name = name
         self.tokenizer = tokenizer
+        self.inputs_are_labels = False
+        # An encoder-decoder reads its labels, shifted, beside its inputs.
+        self.decoder_inputs: Any = None
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            self.decoder_inputs = getattr(model, "prepare_decoder_input_ids_from_labels", None)
         self.parameters = forward_parameters(model)
         is_double = any(parameter.dtype == torch.float64 for parameter in model.parameters())
         self.dtype = torch.float64 if is_double else torch.get_default_dtype()
@@ -104,9 +117,9 @@ class Source:
             return None if column is None else column.cpu().numpy()
         rows = getattr(self.dataset, "rows", None)
         if isinstance(rows, list) and "labels" in rows[0]:
-            return np.asarray([row["labels"] for row in rows])
+            return _array([row["labels"] for row in rows])
         if self.dataset is not None and hasattr(self.dataset, "column_names"):
-            return np.asarray(self.dataset["labels"]) if "labels" in self.dataset.column_names else None
+            return _array(list(self.dataset["labels"])) if "labels" in self.dataset.column_names else None
         return None
 
     def batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
@@ -137,20 +150,66 @@ class Source:
         return next(self.batches(batch_size))
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Rows to a batch; sequences of tokens are padded when there is a tokenizer."""
+        """Rows to a batch; sequences of tokens are padded when there is a tokenizer, and their labels with −100."""
+        inputs = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
+        labels = [self._tensor(row["labels"]) for row in rows if "labels" in row]
         if self.tokenizer is not None and "input_ids" in rows[0]:
-            from transformers import DataCollatorWithPadding
+            batch = self._padded(inputs)
+        else:
+            batch = {}
+            for name in inputs[0]:
+                values = [self._tensor(row[name]) for row in inputs]
+                if len({value.shape for value in values}) > 1:
+                    raise ValueError(
+                        f"{self.name}: rows of {name!r} have different lengths, and padding them needs the tokenizer: "
+                        "pass tokenizer=…."
+                    )
+                batch[name] = torch.stack(values)
+        if labels:
+            batch["labels"] = self._stacked_labels(labels, batch)
+        return self._finished(batch)
 
-            return dict(DataCollatorWithPadding(self.tokenizer)([dict(row) for row in rows]))
-        batch = {}
-        for name in rows[0]:
-            values = [self._tensor(row[name]) for row in rows]
-            if len({value.shape for value in values}) > 1:
-                raise ValueError(
-                    f"{self.name}: rows of {name!r} have different lengths, and padding them needs the tokenizer: "
-                    "pass tokenizer=…."
-                )
-            batch[name] = torch.stack(values)
+    def _padded(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Sequences of tokens, or several to an example, padded by the tokenizer."""
+        from transformers import DataCollatorWithPadding
+
+        pad = DataCollatorWithPadding(self.tokenizer)
+        if np.ndim(rows[0]["input_ids"][0]) == 0:
+            return dict(pad(rows))
+        # One sequence for each choice.
+        flat = [dict(zip(row, values, strict=True)) for row in rows for values in zip(*row.values(), strict=True)]
+        return {name: value.view(len(rows), -1, value.shape[-1]) for name, value in pad(flat).items()}
+
+    def _stacked_labels(self, labels: list[Tensor], batch: Mapping[str, Any]) -> Tensor:
+        """Labels of all rows; those of tokens, padded as the tokens are."""
+        tokens = batch.get("input_ids")
+        padded = tokens is not None and tokens.dim() == 2 and self.tokenizer is not None
+        if labels[0].dim() != 1 or labels[0].is_floating_point() or not (padded or len({*map(len, labels)}) > 1):
+            return torch.stack(labels)
+        length = max(map(len, labels))
+        mask = batch.get("attention_mask")
+        same = mask is not None and self.decoder_inputs is None and mask.sum(1).tolist() == [*map(len, labels)]
+        left = same and self.tokenizer.padding_side == "left"
+        length = tokens.shape[1] if same and tokens is not None else length
+        missing = [length - len(row) for row in labels]
+        return torch.stack(
+            [
+                torch.nn.functional.pad(row, (count, 0) if left else (0, count), value=IGNORED)
+                for row, count in zip(labels, missing, strict=True)
+            ]
+        )
+
+    def _finished(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with what follows from the rest of it."""
+        if self.inputs_are_labels and "labels" not in batch and "input_ids" in batch:
+            labels = batch["input_ids"].clone()
+            if "attention_mask" in batch:
+                labels[batch["attention_mask"] == 0] = IGNORED
+            batch["labels"] = labels
+        if self.decoder_inputs is not None and "labels" in batch and "decoder_input_ids" not in batch:
+            labels = torch.as_tensor(batch["labels"])
+            if labels.dim() == 2 and not labels.is_floating_point():
+                batch["decoder_input_ids"] = self.decoder_inputs(labels=labels)
         return batch
 
     def _with_rows(self, loader: DataLoader[Any]) -> DataLoader[Any]:
@@ -161,7 +220,7 @@ class Source:
         return DataLoader(
             loader.dataset,
             batch_sampler=loader.batch_sampler,
-            collate_fn=lambda rows: self._row(loader.collate_fn(rows)),
+            collate_fn=lambda rows: self._finished(self._row(loader.collate_fn(rows))),
             num_workers=loader.num_workers,
             worker_init_fn=loader.worker_init_fn,
             generator=loader.generator,
@@ -194,9 +253,10 @@ class Source:
         if isinstance(inputs, (list, tuple)) and inputs and isinstance(inputs[0], str):
             rows = self._tokenize(list(inputs))
             if labels is not None:
-                rows = [{**row, "labels": label} for row, label in zip(rows, np.asarray(labels).tolist(), strict=True)]
+                values = self._label_values(labels)
+                rows = [{**row, "labels": label} for row, label in zip(rows, values, strict=True)]
             return Examples(rows, dict)
-        columns = dict(inputs) if isinstance(inputs, Mapping) else {self.parameters[0]: inputs}
+        columns = _with_span(dict(inputs)) if isinstance(inputs, Mapping) else {self.parameters[0]: inputs}
         if labels is not None:
             columns["labels"] = labels
         tensors = {
@@ -214,11 +274,20 @@ class Source:
         for label in LABELS[1:]:
             if label in table.column_names and "labels" not in table.column_names:
                 table = table.rename_column(label, "labels")
-        texts = [
-            name
-            for name in table.column_names
-            if name != "labels" and getattr(table.features[name], "dtype", "") in ("string", "large_string")
-        ]
+        if all(name in table.column_names for name in SPAN) and "labels" not in table.column_names:
+            table = table.map(
+                lambda rows: {"labels": [list(ends) for ends in zip(*(rows[name] for name in SPAN), strict=True)]},
+                batched=True,
+                remove_columns=list(SPAN),
+            )
+        if self.decoder_inputs is not None and _is_text(table.features.get("labels")):
+            table = table.map(
+                lambda rows: {"labels": self._label_values(list(rows["labels"]))},
+                batched=True,
+                features=None,
+                remove_columns=["labels"],
+            )
+        texts = [name for name in table.column_names if name != "labels" and _is_text(table.features[name])]
         if len(table) and not any(name in self.parameters for name in table.column_names):
             if not texts:
                 raise ValueError(
@@ -241,6 +310,13 @@ class Source:
                 _raise_unless(self.name, name, np.asarray(finite))
         return table
 
+    def _label_values(self, labels: Any) -> list[Any]:
+        """Labels as a list; texts, for an encoder-decoder, as tokens."""
+        values = list(labels) if isinstance(labels, (list, tuple)) else np.asarray(labels).tolist()
+        if self.decoder_inputs is not None and values and isinstance(values[0], str):
+            return self._encode(text_target=values)["input_ids"]
+        return values
+
     def _tensor(self, value: Any) -> Tensor:
         """A tensor, in double precision only for a network that is: NumPy's and Python's numbers are, by themselves."""
         value = torch.as_tensor(value)
@@ -250,17 +326,19 @@ class Source:
         encoded = self._encode(texts)
         return [{name: encoded[name][i] for name in encoded if name in self.parameters} for i in range(len(texts))]
 
-    def _encode(self, *texts: list[str]) -> Mapping[str, Any]:
+    def _encode(self, *texts: list[str], text_target: list[str] | None = None) -> Mapping[str, Any]:
         if self.tokenizer is None:
             raise ValueError(
                 f"{self.name} is text, and there is no tokenizer: pass tokenizer=AutoTokenizer.from_pretrained(…), or "
                 "name the model by its path so that its tokenizer can be found."
             )
+        if text_target is not None:
+            return self.tokenizer(text_target=text_target, truncation=True)
         return self.tokenizer(*texts, truncation=True)
 
     def _row(self, row: Any) -> dict[str, Any]:
         if isinstance(row, Mapping):
-            row = dict(row)
+            row = _with_span(dict(row))
             for label in LABELS[1:]:
                 if label in row and "labels" not in row:
                     row["labels"] = row.pop(label)
@@ -313,12 +391,51 @@ def forward_parameters(model: nn.Module) -> list[str]:
     """Names of the inputs that a network's `forward` takes."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(model.forward).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind in kinds and parameter.name != "labels"]
+    return [p.name for p in parameters if p.kind in kinds and p.name not in ("labels", *SPAN)]
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """The batch with its tensors on that device."""
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+def with_padding(model: nn.Module, tokenizer: Any) -> tuple[nn.Module, Any]:
+    """A model and a tokenizer that can pad: where there is no padding token, the one that ends a text serves.
+
+    What was given is left as it was. `transformers` models that classify by the last token of a text need to know the
+    padding token, too.
+    """
+    if tokenizer is None:
+        return model, tokenizer
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token = tokenizer.eos_token
+        logger.info("The tokenizer has no padding token: padding with %r.", tokenizer.eos_token)
+    config: Any = getattr(model, "config", None)
+    if tokenizer.pad_token is not None and getattr(config, "pad_token_id", 0) is None:
+        model = copy.copy(model)  # another module around the same parts
+        config = copy.deepcopy(config)
+        config.pad_token_id = tokenizer.pad_token_id
+        model.config = config
+    return model, tokenizer
+
+
+def _with_span(row: dict[str, Any]) -> dict[str, Any]:
+    """First and last token of an answer as one label."""
+    if all(name in row for name in SPAN) and "labels" not in row:
+        row["labels"] = torch.stack([torch.as_tensor(row.pop(name)) for name in SPAN], dim=-1)
+    return row
+
+
+def _array(labels: list[Any]) -> np.ndarray:
+    """Labels of all examples; those of tokens, where examples differ in length, one after another."""
+    if labels and isinstance(labels[0], (list, tuple, np.ndarray, Tensor)) and len({*map(len, labels)}) > 1:
+        return np.concatenate([np.asarray(row) for row in labels])
+    return np.asarray(labels)
+
+
+def _is_text(feature: Any) -> bool:
+    return getattr(feature, "dtype", "") in ("string", "large_string")
 
 
 def _has_tokens(rows: Any) -> bool:

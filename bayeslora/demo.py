@@ -17,8 +17,8 @@ import pandas as pd
 
 from bayeslora import metrics
 from bayeslora.fit import fit
+from bayeslora.outcomes import Prediction
 from bayeslora.posterior import Posterior, load
-from bayeslora.prediction import Prediction
 
 NUM_TRAIN, NUM_HELD_OUT, NUM_TEST = 300, 200, 1000
 NUM_DRAWS = 16

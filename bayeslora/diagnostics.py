@@ -18,14 +18,18 @@ class Observed(NamedTuple):
     """Draws of the predictive distribution at observed examples.
 
     Args:
-        log_likelihood: Nats, `[draw, example]`.
-        predicted: Labels drawn from the predictive distribution, `[draw, example]`.
-        labels: `[example]`.
+        log_likelihood: Nats, `[draw, example]`, or `[draw, token]`.
+        predicted: Labels drawn from the predictive distribution, `[draw, example, …]`, or `[draw, token]`.
+        labels: `[example, …]`, or `[token]`.
+        are_tokens: Whether labels are tokens, of which each example has several.
+        per_token: Whether `log_likelihood` has a term for each token.
     """
 
     log_likelihood: np.ndarray
     predicted: np.ndarray
     labels: np.ndarray
+    are_tokens: bool = False
+    per_token: bool = False
 
 
 def summary_draws(program: Program, sites: Sites) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
@@ -89,12 +93,15 @@ def to_arviz(program: Program, sites: Sites, observed: Observed | None = None, r
     coords: dict[str, Any] = {f"{stack.name}_layer": list(stack.layer_names) for stack in program.stacks.values()}
     groups: dict[str, Any] = {"posterior": {name: value[None] for name, value in values.items()}}
     if observed is not None:
-        coords["example"] = np.arange(len(observed.labels))
-        dims["labels"] = ["example"]
+        label = "tokens" if observed.are_tokens else "labels"
+        term = "tokens" if observed.per_token else "labels"
+        for name, size in ((label, len(observed.labels)), (term, observed.log_likelihood.shape[1])):
+            dims[name] = ["token" if name == "tokens" else "example"]
+            coords[dims[name][0]] = np.arange(size)
         groups |= {
-            "posterior_predictive": {"labels": observed.predicted[None]},
-            "log_likelihood": {"labels": observed.log_likelihood[None]},
-            "observed_data": {"labels": observed.labels},
+            "posterior_predictive": {label: observed.predicted[None]},
+            "log_likelihood": {term: observed.log_likelihood[None]},
+            "observed_data": {label: observed.labels},
         }
     return from_dict(groups, coords, dims)
 

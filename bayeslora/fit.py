@@ -4,19 +4,35 @@ import copy
 import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyro
 import torch
 from torch import nn
 
 from bayeslora import interop, storage
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.network import logits_of
-from bayeslora.data import LABELS, Source, split, to_device
-from bayeslora.likelihoods import LIKELIHOODS, Classification, Likelihood, RealValued, Regression
+from bayeslora.data import LABELS, SPAN, Source, split, to_device, with_padding
+from bayeslora.likelihoods import (
+    LIKELIHOODS,
+    AnswerLetters,
+    CausalLM,
+    Classification,
+    Likelihood,
+    MultiLabel,
+    MultipleChoice,
+    Observation,
+    QuestionAnswering,
+    RealValued,
+    Regression,
+    Seq2SeqLM,
+    StudentT,
+    TokenClassification,
+)
 from bayeslora.methods import Method, make_method
 from bayeslora.posterior import Posterior, load
 from bayeslora.prediction import seeded
@@ -38,7 +54,7 @@ def fit(
     *,
     validation: Any = None,
     tokenizer: Any = None,
-    likelihood: Likelihood | str | None = None,
+    likelihood: Likelihood | str | Callable[..., Any] | None = None,
     init: Any = None,
     rank: int | Mapping[str, int] = 8,
     alpha: float | Mapping[str, float] = 16,
@@ -69,8 +85,9 @@ def fit(
         validation: Held-out data, in any of these forms: its NLL at the centre is recorded after each epoch. Methods
             that need some (`noise_ratio="auto"`) hold out a tenth of `data` where none is given.
         tokenizer: For text; found by itself if the model came by name.
-        likelihood: Labels given logits: a name in `bayeslora.LIKELIHOODS` or an instance; by default inferred from the
-            network and the labels, and stated in the log.
+        likelihood: Labels given logits: a name in `bayeslora.LIKELIHOODS`, an instance, or a callable that makes a Pyro
+            observation (see `likelihoods.Observation`); by default inferred from the network and the labels, and stated
+            in the log.
         init: Trained adapters and task head to start from: a `Posterior` (its centre), a PEFT model, or a folder of
             either; layers, ranks and scaling are then theirs, and `targets`, `rank` and `alpha` are not looked at.
         rank: r, or a mapping from module-name suffix to r.
@@ -106,9 +123,13 @@ def fit(
             model = interop.base_of_peft(model)
         if chosen.post_hoc and adapters is None:
             raise ValueError("post_hoc=True keeps trained adapters as they are: pass them, fit(…, init=…).")
+        model, tokenizer = with_padding(model, tokenizer)
         train = Source(train_data, model, tokenizer, "data")
         held_out = None if held_out is None else Source(held_out, model, tokenizer, "validation")
         likelihood = _likelihood(likelihood, model, train)
+        for source in (train, held_out):
+            if source is not None:
+                source.inputs_are_labels = isinstance(likelihood, CausalLM)
         for source in (train, held_out):
             _check_labels(source, likelihood)
         tuning_data = held_out
@@ -206,35 +227,65 @@ def _training_arguments(output_dir: str | os.PathLike[str], **settings: Any) -> 
     )
 
 
-def _load_model(
-    name: str | os.PathLike[str], data: Any, tokenizer: Any, likelihood: Likelihood | str | None
-) -> tuple[nn.Module, Any]:
-    """A model with an output for such labels, and its tokenizer, from a folder or the hub."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+def _load_model(name: str | os.PathLike[str], data: Any, tokenizer: Any, likelihood: Any) -> tuple[nn.Module, Any]:
+    """A model with the output that such labels and likelihood need, and its tokenizer, from a folder or the hub."""
+    import transformers
 
-    tokenizer = tokenizer or AutoTokenizer.from_pretrained(name)
-    settings = _output_settings(name, data, likelihood)
-    return AutoModelForSequenceClassification.from_pretrained(name, **settings), tokenizer
+    columns = getattr(data, "column_names", None) or (list(data) if isinstance(data, Mapping) else ())
+    kind = _kind(likelihood, columns, _label_values(data))
+    settings = _output_settings(name, data, kind) if kind in NUMBERED else {}
+    if kind is Classification and "pixel_values" in columns:
+        return transformers.AutoModelForImageClassification.from_pretrained(name, **settings), tokenizer
+    tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(name)
+    return getattr(transformers, AUTO_CLASSES.get(kind, DEFAULT)).from_pretrained(name, **settings), tokenizer
 
 
-def _output_settings(name: object, data: Any, likelihood: Likelihood | str | None) -> dict[str, Any]:
-    """Number and names of the outputs of a sequence classifier for such data."""
+DEFAULT = "AutoModelForSequenceClassification"
+AUTO_CLASSES: dict[type[Likelihood], str] = {
+    TokenClassification: "AutoModelForTokenClassification",
+    MultipleChoice: "AutoModelForMultipleChoice",
+    QuestionAnswering: "AutoModelForQuestionAnswering",
+    AnswerLetters: "AutoModelForCausalLM",
+    CausalLM: "AutoModelForCausalLM",
+    Seq2SeqLM: "AutoModelForSeq2SeqLM",
+}
+"""What a name is loaded as, where that is no sequence classifier."""
+
+NUMBERED = (Classification, TokenClassification, MultiLabel, Regression, StudentT, Observation)
+"""Likelihoods whose models are loaded with `num_labels`."""
+
+
+def _kind(likelihood: Any, columns: Sequence[str], labels: Any) -> type[Likelihood]:
+    """The class of likelihood that is asked for, or that the labels alone suggest."""
+    if likelihood is not None:
+        if isinstance(likelihood, Likelihood):
+            return type(likelihood)
+        return LIKELIHOODS.get(likelihood, Classification) if isinstance(likelihood, str) else Observation
+    if all(name in columns for name in SPAN):
+        return QuestionAnswering
+    first = labels[0] if labels is not None and len(labels) else 0
+    if np.ndim(first) == 1:
+        return MultiLabel if np.asarray(first).dtype.kind == "f" else TokenClassification
+    return Regression if np.asarray(first).dtype.kind == "f" else Classification
+
+
+def _output_settings(name: object, data: Any, kind: type[Likelihood]) -> dict[str, Any]:
+    """Number and names of a model's outputs for such data."""
     names, labels = _label_names(data), _label_values(data)
     if names:
         by_index = dict(enumerate(names))
         return {"num_labels": len(names), "id2label": by_index, "label2id": {n: i for i, n in by_index.items()}}
-    kind = getattr(likelihood, "name", likelihood)
-    values = np.asarray([] if labels is None else labels)
-    if kind in LIKELIHOODS and issubclass(LIKELIHOODS[kind], RealValued):
+    if issubclass(kind, RealValued):
         return {"num_labels": 1}
-    if values.ndim == 1 and values.size and not kind and values.dtype.kind == "f":
-        return {"num_labels": 1}
-    if values.size == 0 or values.ndim != 1:
+    if labels is None or len(labels) == 0 or isinstance(labels[0], str):
         raise ValueError(
             f"The number of classes for {str(name)!r} cannot be told from the data: pass a model loaded with "
             "num_labels=…."
         )
-    return {"num_labels": max(int(max(values)) + 1, 2)}
+    if kind is MultiLabel:
+        return {"num_labels": len(labels[0])}
+    largest = max(int(np.max(row)) for row in labels)
+    return {"num_labels": max(largest + 1, 2)}
 
 
 def _check_model(model: Any) -> None:
@@ -261,13 +312,17 @@ def _adapters(init: Any, model: nn.Module) -> interop.Adapters | None:
     raise TypeError(f"init is a {type(init).__name__}; give a Posterior, a PEFT model, or a folder of either.")
 
 
-def _likelihood(given: Likelihood | str | None, model: nn.Module, train: Source) -> Likelihood:
+def _likelihood(given: Likelihood | str | Callable[..., Any] | None, model: nn.Module, train: Source) -> Likelihood:
     """The likelihood asked for, or the one that fits what the network returns for the first examples, and their labels.
 
     It is tried on those examples: what does not fit is said before training starts.
     """
     if isinstance(given, str) and given not in LIKELIHOODS:
-        raise ValueError(f"likelihood={given!r} is not known. Likelihoods: {', '.join(LIKELIHOODS)}; or an instance.")
+        raise ValueError(
+            f"likelihood={given!r} is not known. Likelihoods: {', '.join(LIKELIHOODS)}; or an instance, or a callable."
+        )
+    kind = given.name if isinstance(given, Likelihood) else given
+    train.inputs_are_labels = kind == CausalLM.name or (given is None and _is_a(model, "CAUSAL_LM"))
     batch = train.first_batch()
     if "labels" not in batch:
         raise ValueError(
@@ -278,12 +333,15 @@ def _likelihood(given: Likelihood | str | None, model: nn.Module, train: Source)
     labels = torch.as_tensor(batch["labels"])
     if isinstance(given, Likelihood):
         likelihood = copy.deepcopy(given)
+    elif given is not None and not isinstance(given, str):
+        likelihood = Observation(given)
     else:
-        cls = LIKELIHOODS[given] if given else _infer_likelihood(logits, labels)
-        likelihood = cls.fitting(logits, train.labels if train.labels is not None else labels.cpu())
+        cls = LIKELIHOODS[given] if given else _infer_likelihood(model, logits, labels)
+        values = train.labels if train.labels is not None else labels.cpu()
+        likelihood = cls.fitting(logits, values, train.tokenizer)
         logger.info("Likelihood: %s, %s.", likelihood.name, likelihood.config())
     likelihood.check_labels(labels.cpu())
-    with torch.no_grad():
+    with torch.no_grad(), pyro.validation_enabled(False):
         log_prob = likelihood.to(logits.device).log_prob(likelihood.select(logits, batch), labels)
     if log_prob.shape != (len(labels),):
         raise ValueError(
@@ -305,14 +363,39 @@ def _first_logits(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
             module.training = mode
 
 
-def _infer_likelihood(logits: torch.Tensor, labels: torch.Tensor) -> type[Likelihood]:
-    """The class of likelihood for outputs and labels of such shapes and types."""
+def _infer_likelihood(model: nn.Module, logits: torch.Tensor, labels: torch.Tensor) -> type[Likelihood]:
+    """The class of likelihood for a model, and outputs and labels of such shapes and types."""
+    per_token = labels.dim() == 2 and logits.dim() == 3 and not labels.is_floating_point()
     if logits.dim() == 2 and labels.dim() == 1:
+        if _is_a(model, "MULTIPLE_CHOICE"):
+            return MultipleChoice
         return Regression if labels.is_floating_point() and logits.shape[-1] == 1 else Classification
+    if logits.dim() == 2 and labels.shape == logits.shape:
+        return MultiLabel
+    if per_token and labels.shape[1] == 2 and _is_a(model, "QUESTION_ANSWERING"):
+        return QuestionAnswering
+    if logits.dim() == 3 and labels.dim() == 1 and _is_a(model, "CAUSAL_LM"):
+        return AnswerLetters
+    if per_token and labels.shape == logits.shape[:2]:
+        if _is_a(model, "CAUSAL_LM"):
+            return CausalLM
+        if _is_a(model, "SEQ_TO_SEQ_CAUSAL_LM") or _is_a(model, "MASKED_LM"):
+            return Seq2SeqLM
+        return TokenClassification
     raise ValueError(
         f"No likelihood is known for outputs {tuple(logits.shape)} and labels {tuple(labels.shape)} of {len(logits)} "
         "examples: pass likelihood=…."
     )
+
+
+def _is_a(model: nn.Module, task: str) -> bool:
+    """Whether `transformers` lists a model's class for a task, such as `"CAUSAL_LM"`."""
+    if not hasattr(model, "config"):
+        return False
+    from transformers.models.auto import modeling_auto
+
+    listed = getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES")
+    return type(model).__name__ in listed.values()
 
 
 def _check_labels(source: Source | None, likelihood: Likelihood) -> None:

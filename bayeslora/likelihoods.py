@@ -8,16 +8,23 @@ the task, and every token of the data weighs the same. (`transformers` divides b
 
 import abc
 import math
+import string
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor, nn
 
-from bayeslora.types import Batch, Logits, RealLogits
+from bayeslora.types import Batch, Logits, RealLogits, TokenLogits
+
+IGNORED = -100
+"""The label of a token that is not observed, as everywhere in `transformers`."""
 
 
 class Likelihood(nn.Module, abc.ABC):
@@ -39,12 +46,13 @@ class Likelihood(nn.Module, abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def fitting(cls, logits: Tensor, labels: Any) -> "Likelihood":
+    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "Likelihood":
         """One for a network with such outputs and data with such labels.
 
         Args:
             logits: What the network returns for a few examples.
             labels: Labels of the training data, as many as are at hand.
+            tokenizer: The data's tokenizer, if there is one.
         """
 
     @abc.abstractmethod
@@ -114,11 +122,84 @@ class Classification(Categorical):
         self.num_classes = num_classes
 
     @classmethod
-    def fitting(cls, logits: Tensor, labels: Any) -> "Classification":
+    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "Classification":
         return cls(logits.shape[-1])
 
     def config(self) -> dict[str, Any]:
         return {"num_classes": self.num_classes}
+
+
+class MultipleChoice(Categorical):
+    r"""One of several choices per example, of which the network scores each: $p(y) = \mathrm{softmax}(f)_y$.
+
+    Args:
+        num_choices: Number of choices.
+    """
+
+    name = "multiple_choice"
+
+    def __init__(self, num_choices: int):
+        super().__init__()
+        self.num_classes = num_choices
+
+    @classmethod
+    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "MultipleChoice":
+        return cls(logits.shape[-1])
+
+    @property
+    def num_labels(self) -> int | None:
+        return None
+
+    def config(self) -> dict[str, Any]:
+        return {"num_choices": self.num_classes}
+
+
+class AnswerLetters(Categorical):
+    r"""One of several answers per prompt: the next token of a causal language model, restricted to their letters.
+
+    Args:
+        token_ids: The token of each answer.
+    """
+
+    name = "answer_letters"
+
+    def __init__(self, token_ids: Sequence[int]):
+        super().__init__()
+        if len(set(token_ids)) < 2 or len(set(token_ids)) < len(token_ids):
+            raise ValueError(f"token_ids={list(token_ids)}: give two or more different tokens, one for each answer.")
+        self.token_ids = list(token_ids)
+        self.num_classes = len(self.token_ids)
+
+    @classmethod
+    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "AnswerLetters":
+        if tokenizer is None:
+            raise ValueError(
+                "Which tokens stand for the answers cannot be told without the tokenizer: pass tokenizer=…, or "
+                "likelihood=AnswerLetters(token_ids=[…])."
+            )
+        count = max(int(np.max(np.asarray(labels))) + 1, 2)
+        return cls.of(tokenizer, [f" {letter}" for letter in string.ascii_uppercase[:count]])
+
+    @classmethod
+    def of(cls, tokenizer: Any, answers: Sequence[str]) -> "AnswerLetters":
+        """The last token of each answer, such as `" A"`, `" B"`, `" C"`."""
+        return cls([tokenizer(answer, add_special_tokens=False)["input_ids"][-1] for answer in answers])
+
+    @property
+    def num_labels(self) -> int | None:
+        return None
+
+    def select(self, logits: Float[Tensor, "*draw batch token vocabulary"], batch: Batch) -> Logits:
+        """Logits of the answers after the last token that is no padding."""
+        last = torch.full((logits.shape[-3],), logits.shape[-2] - 1, device=logits.device)
+        mask = batch.get("attention_mask")
+        if mask is not None:
+            last = (mask.to(logits.device) * torch.arange(mask.shape[-1], device=logits.device)).argmax(-1)
+        ids = torch.as_tensor(self.token_ids, device=logits.device)
+        return logits[..., torch.arange(len(last), device=logits.device), last, :][..., ids]
+
+    def config(self) -> dict[str, Any]:
+        return {"token_ids": self.token_ids}
 
 
 class RealValued(Likelihood):
@@ -139,7 +220,7 @@ class RealValued(Likelihood):
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learned)
 
     @classmethod
-    def fitting(cls, logits: Tensor, labels: Any) -> "RealValued":
+    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "RealValued":
         spread = float(np.std(np.asarray(labels, dtype=np.float64)))
         return cls(spread if 0 < spread < math.inf else 1.0)
 
@@ -218,7 +299,268 @@ class StudentT(RealValued):
         return {**super().config(), "df": self.df}
 
 
-LIKELIHOODS: dict[str, type[Likelihood]] = {cls.name: cls for cls in (Classification, Regression, StudentT)}
+class MultiLabel(Likelihood):
+    r"""Any of several labels per example, independent given the logits: $p(y_j = 1) = 1 / (1 + e^{-f_j})$.
+
+    Args:
+        num_classes: Number of labels.
+    """
+
+    name = "multilabel"
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.num_classes = num_classes
+
+    @classmethod
+    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "MultiLabel":
+        return cls(logits.shape[-1])
+
+    @property
+    def num_labels(self) -> int | None:
+        return self.num_classes
+
+    def distribution(self, logits: Logits) -> dist.Distribution:
+        return dist.Bernoulli(logits=_precise(logits)).to_event(1)
+
+    def observe(self, logits: Logits, labels: Tensor) -> None:
+        super().observe(logits, labels.to(_precise(logits).dtype))
+
+    def log_prob(self, logits: Logits, labels: Tensor) -> Tensor:
+        return super().log_prob(logits, labels.to(_precise(logits).dtype))
+
+    def check_labels(self, labels: Any) -> None:
+        values = np.asarray(labels)
+        if values.ndim != 2 or values.shape[-1] != self.num_classes or not np.isin(values, (0, 1)).all():
+            raise ValueError(
+                f"Labels of shape {values.shape} do not fit {self.num_classes} labels per example: give a row of "
+                f"{self.num_classes} numbers, 0 or 1, for each."
+            )
+
+    def config(self) -> dict[str, Any]:
+        return {"num_classes": self.num_classes}
+
+
+class Tokens(dist.TorchDistribution):
+    r"""Independent categorical tokens, one event; a value of −100 is not observed.
+
+    Args:
+        logits: `[…, token, class]`.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    has_rsample = False
+
+    def __init__(self, logits: Tensor):
+        self.logits = logits
+        super().__init__(logits.shape[:-2], logits.shape[-2:-1], validate_args=False)
+
+    def token_log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability of each token, 0 where it is not observed, `[…, token]`."""
+        value = value.expand(self.logits.shape[:-1])
+        losses = F.cross_entropy(self.logits.flatten(0, -2), value.flatten(), ignore_index=IGNORED, reduction="none")
+        return -losses.view(value.shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.token_log_prob(value).sum(-1)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return dist.Categorical(logits=self.logits).sample(sample_shape)
+
+
+class PerToken(Likelihood):
+    r"""A class per token, independent given the logits, $\prod_t \mathrm{softmax}(f_t)_{y_t}$; −100 is not observed.
+
+    Attributes:
+        shift: How many tokens before its own place a label's logits are.
+    """
+
+    shift: ClassVar[int] = 0
+    num_classes: int
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.num_classes = num_classes
+
+    @classmethod
+    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "PerToken":
+        return cls(logits.shape[-1])
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """The label that each position of the logits is about, `[batch, token]`; −100 where there is none."""
+        return F.pad(labels[:, self.shift :], (0, self.shift), value=IGNORED)
+
+    def distribution(self, logits: TokenLogits) -> dist.Distribution:
+        return Tokens(_precise(logits))
+
+    def observe(self, logits: TokenLogits, labels: Tensor) -> None:
+        super().observe(logits, self.targets(labels))
+
+    def log_prob(self, logits: TokenLogits, labels: Tensor) -> Tensor:
+        return super().log_prob(logits, self.targets(labels))
+
+    def check_labels(self, labels: Any) -> None:
+        _check_classes(labels, self.num_classes, f"{self.name} (besides {IGNORED}, not observed)", IGNORED)
+
+    def config(self) -> dict[str, Any]:
+        return {"num_classes": self.num_classes}
+
+
+class TokenClassification(PerToken):
+    """One class per token, such as the parts of a name; tokens labelled −100 are not observed.
+
+    Args:
+        num_classes: Number of classes.
+    """
+
+    name = "token_classification"
+
+    @property
+    def num_labels(self) -> int | None:
+        return self.num_classes
+
+
+class LanguageModel(PerToken):
+    """The tokens of a vocabulary, each given those before it (or, of a masked model, around it).
+
+    A vocabulary is too large to keep every draw's probabilities: predictions are summarised token by token.
+    """
+
+    has_temperature = False
+
+
+class CausalLM(LanguageModel):
+    """The next token, of a causal language model; tokens labelled −100, such as a prompt, are not observed.
+
+    Labels are those of `transformers`, at the place of the token itself; where the data has none, they are the inputs.
+
+    Args:
+        num_classes: Size of the vocabulary.
+    """
+
+    name = "causal_lm"
+    shift = 1
+
+
+class Seq2SeqLM(LanguageModel):
+    """The tokens that an encoder-decoder writes, or that a masked language model fills in; −100 is not observed.
+
+    Args:
+        num_classes: Size of the vocabulary.
+    """
+
+    name = "seq2seq_lm"
+
+
+class Positions(dist.TorchDistribution):
+    """Start and end of a span, independent: one event of two positions.
+
+    Args:
+        logits: `[…, position, 2]`.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    has_rsample = False
+
+    def __init__(self, logits: Tensor):
+        self.ends = dist.Categorical(logits=logits.transpose(-2, -1))
+        super().__init__(logits.shape[:-2], (2,), validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.ends.log_prob(value).sum(-1)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.ends.sample(sample_shape)
+
+
+class QuestionAnswering(Likelihood):
+    r"""First and last token of the answer: $p(i, j) = \mathrm{softmax}(f^{start})_i\, \mathrm{softmax}(f^{end})_j$.
+
+    Labels are `[start, end]`, or the two columns `start_positions` and `end_positions`. Padding has probability 0.
+    (`transformers` halves the sum of the two losses; this is the log-likelihood of both.)
+    """
+
+    name = "question_answering"
+
+    @classmethod
+    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "QuestionAnswering":
+        return cls()
+
+    def select(self, logits: TokenLogits, batch: Batch) -> TokenLogits:
+        mask = batch.get("attention_mask")
+        if mask is None:
+            return logits
+        return _precise(logits).masked_fill((mask.to(logits.device) == 0)[..., None], -math.inf)
+
+    def distribution(self, logits: TokenLogits) -> dist.Distribution:
+        return Positions(_precise(logits))
+
+    def check_labels(self, labels: Any) -> None:
+        values = np.asarray(labels)
+        if values.dtype.kind not in "iu" or values.ndim != 2 or values.shape[-1] != 2 or (values < 0).any():
+            raise ValueError(
+                f"Labels are {values.dtype} of shape {values.shape}; question answering needs the position of the "
+                "answer's first and last token, from 0, for each example (those of the first token for no answer)."
+            )
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+
+class Observation(Likelihood):
+    """A likelihood of your own: a callable that makes the observation, as in a Pyro program.
+
+    For counts, say: `lambda logits, labels: pyro.sample("labels", dist.Poisson(logits[..., 0].exp()), obs=labels)`. It
+    makes one site, `"labels"`, of batch shape `[*draw, batch]`, and runs in a plate over the examples of a batch.
+
+    Args:
+        observe: Called with logits `[*draw, batch, …]` and labels `[batch, …]`, or None to draw them.
+    """
+
+    name = "observation"
+    has_temperature = False
+
+    def __init__(self, observe: Callable[[Tensor, Tensor | None], Any]):
+        super().__init__()
+        self.make = observe
+
+    @classmethod
+    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "Observation":
+        raise ValueError("likelihood='observation' needs the callable itself: likelihood=your_callable.")
+
+    def site(self, logits: Tensor, labels: Tensor | None) -> dict[str, Any]:
+        """The site that the callable makes."""
+        trace = poutine.trace(self.make).get_trace(_precise(logits), labels)
+        names = [name for name, site in trace.nodes.items() if site["type"] == "sample"]
+        if names != ["labels"]:
+            raise ValueError(f"The likelihood makes sites {names}: let it make one, 'labels'.")
+        return trace.nodes["labels"]
+
+    def distribution(self, logits: Tensor) -> dist.Distribution:
+        return self.site(logits, None)["fn"]
+
+    def observe(self, logits: Tensor, labels: Tensor) -> None:
+        size = len(labels)
+        with pyro.plate("examples", size, dim=-1), poutine.scale(scale=1 / size):
+            self.make(_precise(logits), labels)
+
+    def log_prob(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return self.site(logits, labels)["fn"].log_prob(labels)
+
+    def check_labels(self, labels: Any) -> None:
+        """Nothing is known about the labels."""
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    cls.name: cls
+    for cls in (
+        *(Classification, Regression, StudentT, MultiLabel, TokenClassification, MultipleChoice, AnswerLetters),
+        *(QuestionAnswering, CausalLM, Seq2SeqLM, Observation),
+    )
+}
 """Name to class: what `fit(likelihood=…)` takes."""
 
 

@@ -115,6 +115,96 @@ def classification_scores(probs: ArrayLike, labels: ArrayLike) -> dict[str, floa
     }
 
 
+def class_scores(probs: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+    """Macro F1 (over classes that occur, predicted or true), Matthews correlation, adaptive and classwise ECE."""
+    from sklearn.metrics import f1_score, matthews_corrcoef
+
+    predicted = np.asarray(probs).argmax(-1)
+    several = len(np.unique(np.concatenate([predicted, np.asarray(labels)]))) > 1
+    return {
+        "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
+        "matthews": float(matthews_corrcoef(labels, predicted)) if several else 0.0,
+        "adaptive_ece": adaptive_ece(probs, labels),
+        "classwise_ece": classwise_ece(probs, labels),
+    }
+
+
+def adaptive_ece(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> float:
+    """Calibration error of the top class in bins of equal count instead of equal width.
+
+    References:
+        Nixon et al. (2019), [Measuring Calibration in Deep Learning](https://arxiv.org/abs/1904.01685).
+    """
+    probs = np.asarray(probs, dtype=np.float64)
+    return _gap_of_equal_counts(probs.max(-1), probs.argmax(-1) == np.asarray(labels), num_bins)
+
+
+def classwise_ece(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> float:
+    """Calibration error of every class's probability, in equal-width bins on [0, 1], averaged over classes.
+
+    References:
+        Kull et al. (2019), [Beyond Temperature Scaling](https://arxiv.org/abs/1910.12656).
+    """
+    probs, labels = np.asarray(probs, dtype=np.float64), np.asarray(labels)
+    index = np.clip(np.ceil(probs * num_bins).astype(int) - 1, 0, num_bins - 1)
+    gaps = [
+        np.abs(np.bincount(index[:, c], (labels == c) - probs[:, c], num_bins)).sum() / len(labels)
+        for c in range(probs.shape[-1])
+    ]
+    return float(np.mean(gaps))
+
+
+def _gap_of_equal_counts(confidence: FloatArray, correct: np.ndarray, num_bins: int) -> float:
+    order = np.argsort(confidence, kind="stable")
+    bins = np.array_split((correct.astype(np.float64) - confidence)[order], min(num_bins, len(order)))
+    return float(sum(abs(part.sum()) for part in bins) / len(order))
+
+
+def multilabel_scores(probs: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+    """Share of labels told right, of examples with all labels right, macro F1 at 0.5, mean (p − y)² per label.
+
+    Args:
+        probs: `[example, label]`.
+        labels: 0 or 1, `[example, label]`.
+    """
+    from sklearn.metrics import f1_score
+
+    probs, labels = np.asarray(probs, dtype=np.float64), np.asarray(labels).astype(int)
+    right = (probs > 0.5) == labels
+    return {
+        "accuracy": float(right.mean()),
+        "exact_match": float(right.all(-1).mean()),
+        "macro_f1": float(f1_score(labels, (probs > 0.5).astype(int), average="macro", zero_division=0)),
+        "brier": float(((probs - labels) ** 2).mean()),
+    }
+
+
+def span_scores(predicted: np.ndarray, labels: ArrayLike) -> dict[str, float]:
+    """Exact match, and F1 of the tokens of two spans, averaged over examples.
+
+    As SQuAD's, but on positions: articles and punctuation count, and the same words elsewhere do not.
+
+    Args:
+        predicted: First and last token, `[example, 2]`.
+        labels: Likewise.
+    """
+    labels = np.asarray(labels)
+    first, last = np.maximum(predicted[:, 0], labels[:, 0]), np.minimum(predicted[:, 1], labels[:, 1])
+    shared = np.maximum(last - first + 1, 0)
+    sizes = (predicted[:, 1] - predicted[:, 0] + 1) + (labels[:, 1] - labels[:, 0] + 1)
+    return {
+        "exact_match": float((predicted == labels).all(-1).mean()),
+        "f1": float((2 * shared / sizes).mean()),
+    }
+
+
+def sigmoid(logits: ArrayLike) -> FloatArray:
+    """1 / (1 + exp(−logits))."""
+    from scipy.special import expit
+
+    return expit(np.asarray(logits, dtype=np.float64))
+
+
 def softmax(logits: ArrayLike, temperature: float = 1.0) -> FloatArray:
     """Probabilities from logits, the last axis summing to one, at a temperature."""
     from scipy.special import softmax as scipy_softmax

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from bayeslora import diagnostics, interop, metrics, storage
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.data import Source
-from bayeslora.likelihoods import LIKELIHOODS
+from bayeslora.data import Source, with_padding
+from bayeslora.likelihoods import LIKELIHOODS, CausalLM, Observation
 from bayeslora.methods import METHODS, Method, make_method
-from bayeslora.prediction import BasePrediction, Outputs, centre_sites, draw, make_prediction, run, seeded
+from bayeslora.outcomes import BasePrediction, LanguagePrediction, make_prediction
+from bayeslora.prediction import centre_sites, draw, run, seeded
 from bayeslora.program import Program
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Posterior:
             ValueError: If it is empty, or its inputs are not what the network takes.
         """
         sites = centre_sites(self.program) if center else self.draw(num_draws, seed=seed)
-        return self._prediction(self._outputs(data, sites, seed, batch_size))
+        return self._prediction(self._outputs(data, sites, seed, batch_size, with_labels=False))
 
     def evaluate(
         self, data: Any, num_draws: int = 32, *, seed: int | None = 0, batch_size: int = 64
@@ -120,11 +121,10 @@ class Posterior:
             ValueError: If the data has no labels, or labels the network has no class for.
         """
         centre, sites = centre_sites(self.program), self.draw(num_draws, seed=seed)
-        # The centre goes along as one more draw: the data is read once, in whatever order it comes.
-        both = {name: torch.cat([centre[name], sites[name]]) for name in sites}
-        outputs, labels = self._labelled(data, both, seed, batch_size)
-        scores = self._prediction(outputs[1:]).scores(labels)
-        centre_scores = self._prediction(outputs[:1]).scores(labels)
+        outputs, labels = self._labelled(data, sites, seed, batch_size)
+        scores = self._prediction(outputs).scores(labels)
+        outputs, labels = self._labelled(data, centre, seed, batch_size)
+        centre_scores = self._prediction(outputs).scores(labels)
         return scores | {f"center_{name}": value for name, value in centre_scores.items()}
 
     def calibrate(
@@ -160,7 +160,14 @@ class Posterior:
         return Posterior(self.program, self._history, temperature, self.tokenizer, self.class_names)
 
     def to_arviz(
-        self, data: Any = None, num_draws: int = 100, *, seed: int | None = 0, batch_size: int = 64, raw: bool = False
+        self,
+        data: Any = None,
+        num_draws: int = 100,
+        *,
+        seed: int | None = 0,
+        batch_size: int = 64,
+        raw: bool = False,
+        per_token: bool = False,
     ) -> "az.InferenceData":
         """Draws as arviz groups: `posterior`, and for data `posterior_predictive`, `log_likelihood`, `observed_data`.
 
@@ -174,13 +181,20 @@ class Posterior:
             seed: Seed of the draws.
             batch_size: Examples per batch.
             raw: Also every site as drawn: large, and slow to summarise.
+            per_token: Whether `log_likelihood` has a term per token, where labels are tokens, instead of one per
+                example. `az.loo` then leaves out tokens, which are not independent of the rest of their example.
         """
         sites = self.draw(num_draws, seed=seed)
         if data is None:
             return diagnostics.to_arviz(self.program, sites, raw=raw)
         outputs, labels = self._labelled(data, sites, seed, batch_size)
         prediction = self._prediction(outputs)
-        observed = diagnostics.Observed(prediction.log_likelihood(labels), prediction.sample(seed), labels)
+        are_tokens = hasattr(prediction, "rows")
+        per_token = per_token and are_tokens
+        log_likelihood = prediction.row_log_likelihood if per_token else prediction.log_likelihood
+        observed = diagnostics.Observed(
+            log_likelihood(labels), prediction.sample(seed), labels, are_tokens=are_tokens, per_token=per_token
+        )
         return diagnostics.to_arviz(self.program, sites, observed, raw)
 
     def summary(self) -> dict[str, float]:
@@ -263,32 +277,41 @@ class Posterior:
             "history": list(self._history),
         }
 
-    def _outputs(self, data: Any, sites: Mapping[str, Tensor], seed: int | None, batch_size: int) -> Outputs:
+    def _outputs(
+        self, data: Any, sites: Mapping[str, Tensor], seed: int | None, batch_size: int, with_labels: bool = True
+    ) -> Any:
         """The network's outputs at draws of the sites."""
         size = len(next(iter(sites.values())))
         with seeded(seed):  # a loader that shuffles takes its seed from the global state
             source = Source(data, self.network.model, self.tokenizer)
-            return run(self.program, sites, source.batches_by_length(batch_size), size)
+            source.inputs_are_labels = isinstance(self.program.likelihood, CausalLM)
+            return run(self.program, sites, source.batches_by_length(batch_size), size, with_labels)
 
     def _labelled(
         self, data: Any, sites: Mapping[str, Tensor], seed: int | None, batch_size: int
-    ) -> tuple[Outputs, np.ndarray]:
+    ) -> tuple[Any, np.ndarray]:
         outputs = self._outputs(data, sites, seed, batch_size)
-        if outputs.labels is None:
+        labels = outputs.tokens if isinstance(outputs, LanguagePrediction) else outputs.labels
+        if labels is None:
             raise ValueError("The data has no labels: give a 'labels' or 'label' column, or (inputs, labels).")
-        self.program.likelihood.check_labels(outputs.labels)
-        return outputs, outputs.labels
+        self.program.likelihood.check_labels(labels)
+        return outputs, labels
 
-    def _prediction(self, outputs: Outputs) -> BasePrediction:
+    def _prediction(self, outputs: Any) -> BasePrediction:
         return make_prediction(self.program.likelihood, outputs, self.temperature, self.class_names)
 
 
-def load(folder: str | os.PathLike[str], model: nn.Module | str | None = None) -> Posterior:
+def load(
+    folder: str | os.PathLike[str],
+    model: nn.Module | str | None = None,
+    likelihood: Callable[[Tensor, Tensor | None], Any] | None = None,
+) -> Posterior:
     """Read a posterior that `Posterior.save` wrote.
 
     Args:
         folder: Where it was saved.
         model: The base model, an instance or a path or hub name; None for the one named at the fit.
+        likelihood: The callable that the posterior was fitted with, if its likelihood was one: code is not saved.
 
     Raises:
         FileNotFoundError: If there is no posterior in the folder.
@@ -302,22 +325,26 @@ def load(folder: str | os.PathLike[str], model: nn.Module | str | None = None) -
             f"bayeslora.register first. Known: {', '.join(METHODS)}."
         )
     method = make_method(name, **record["method"]["fields"])
-    likelihood = LIKELIHOODS[record["likelihood"]["name"]](**record["likelihood"]["config"])
+    spec = record["likelihood"]
+    if spec["name"] == Observation.name:
+        if likelihood is None:
+            raise ValueError(f"The posterior in {folder} has a likelihood of its own: pass load(…, likelihood=…).")
+        spec = {**spec, "config": {"observe": likelihood}}
+    labels = LIKELIHOODS[spec["name"]](**spec["config"])
     if not isinstance(model, nn.Module):
-        model = _load_base(folder, model or record["base"]["name"], record, likelihood.num_labels)
-    spec = record["network"]
+        model = _load_base(folder, model or record["base"]["name"], record, labels.num_labels)
+    # Without one, a tokenizer's files can be those of an earlier posterior in this folder.
+    model, tokenizer = with_padding(model, _load_tokenizer(folder) if record["tokenizer"] else None)
     try:
-        network = AdaptedNetwork(model, method.family, head_family=method.head_family, **spec)
+        network = AdaptedNetwork(model, method.family, head_family=method.head_family, **record["network"])
     except ValueError as error:
         raise ValueError(f"The posterior in {folder} belongs to another base model: {error}") from None
     storage.check_base(network, tensors.pop("fingerprint"))
     with seeded(0):  # a guide draws its start, which the saved state replaces
-        program = Program(network, method, likelihood, record["num_particles"])
+        program = Program(network, method, labels, record["num_particles"])
     storage.load_state(program, tensors)
     history = storage.history(tensors, record)
     names = record["class_names"]
-    # Without one, a tokenizer's files can be those of an earlier posterior in this folder.
-    tokenizer = _load_tokenizer(folder) if record["tokenizer"] else None
     return Posterior(program.eval(), history, record["temperature"], tokenizer, tuple(names) if names else None)
 
 

@@ -1,293 +1,24 @@
-"""Draws and predictions from a fitted program."""
+"""Draws of a fitted program, and the network run on them."""
 
 import abc
 import contextlib
-import dataclasses
-import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property, singledispatch
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from bayeslora import metrics
 from bayeslora.data import to_device
-from bayeslora.likelihoods import Categorical, Likelihood, RealValued
-from bayeslora.metrics import FloatArray, Noise
+from bayeslora.likelihoods import IGNORED, LanguageModel, Likelihood, PerToken, QuestionAnswering
+from bayeslora.outcomes import LanguagePrediction, Outputs, Rows
 from bayeslora.program import Program, evaluating
 from bayeslora.types import Batch, Sites
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # Rows × positions up to which draws are folded into one pass. Folding is faster only while a pass is bound by
 # overhead: 0.57 × a loop's time at 16 × 6 tokens, the same at 16 × 64.
 FOLDED_POSITIONS = 2048
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What a network returned at several draws, and what it was asked about.
-
-    Args:
-        logits: `[draw, row, …]`; a row is an example, or a token of one.
-        labels: `[row, …]`, or None where the data has none.
-    """
-
-    logits: FloatArray
-    labels: np.ndarray | None
-
-    def __getitem__(self, draws: slice) -> "Outputs":
-        """The same at some of the draws."""
-        return dataclasses.replace(self, logits=self.logits[draws])
-
-
-class BasePrediction(abc.ABC):
-    """The predictive distribution of the labels: an equal mixture over draws of the weights, row by row.
-
-    A row is an example, or a token of one. Entropies are in nats.
-
-    Attributes:
-        draws: What every draw says, `[draw, row, …]`.
-    """
-
-    draws: np.ndarray
-
-    @property
-    @abc.abstractmethod
-    def predicted(self) -> np.ndarray:
-        """The one label to give if one must be given, `[row, …]`."""
-
-    @property
-    @abc.abstractmethod
-    def aleatoric(self) -> FloatArray:
-        """Entropy per draw, averaged, in nats, `[row]`: what would remain if the weights were known."""
-
-    @property
-    @abc.abstractmethod
-    def epistemic(self) -> FloatArray:
-        """Mutual information of label and weights in nats, `[row]`: entropy − aleatoric, 0 for one draw."""
-
-    @property
-    def entropy(self) -> FloatArray:
-        """Entropy of the mixture in nats, `[row]`: all uncertainty about the label."""
-        return self.aleatoric + self.epistemic
-
-    @abc.abstractmethod
-    def log_likelihood(self, labels: np.ndarray) -> FloatArray:
-        """Log-likelihood ln p(labels) of every draw in nats, `[draw, example]`."""
-
-    @abc.abstractmethod
-    def sample(self, seed: int | None = 0) -> np.ndarray:
-        """One label per draw and row from the predictive distribution, `[draw, row, …]`."""
-
-    @abc.abstractmethod
-    def scores(self, labels: np.ndarray) -> dict[str, float]:
-        """The task's metrics; `nll` is in nats per example."""
-
-    @abc.abstractmethod
-    def to_pandas(self) -> "pd.DataFrame":
-        """A row per row of the prediction."""
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return self.draws.shape[1]
-
-
-@dataclass(frozen=True)
-class Prediction(BasePrediction):
-    """Class probabilities, `S` draws of them, for `N` examples and `C` classes.
-
-    Args:
-        draws: Probabilities per draw, `[draw, example, class]`.
-        class_names: Names of the classes, or None.
-    """
-
-    draws: Float[np.ndarray, "draw example class"]
-    class_names: tuple[str, ...] | None = None
-
-    @cached_property
-    def probs(self) -> FloatArray:
-        """Probabilities averaged over draws, `[example, class]`."""
-        return self.draws.mean(0)
-
-    @property
-    def predicted(self) -> np.ndarray:
-        """Most probable class, `[example]`, as a number."""
-        return self.probs.argmax(-1)
-
-    @cached_property
-    def entropy(self) -> FloatArray:
-        """Entropy of the averaged probabilities in nats, `[example]`: all uncertainty about the label."""
-        return metrics.entropy(self.probs)
-
-    @cached_property
-    def aleatoric(self) -> FloatArray:
-        return metrics.entropy(self.draws).mean(0)
-
-    @cached_property
-    def epistemic(self) -> FloatArray:
-        # As the mean KL from the draws to their average, which rounding cannot make negative.
-        return metrics.relative_entropy(self.draws, self.probs).mean(0)
-
-    def log_likelihood(self, labels: np.ndarray) -> FloatArray:
-        return np.stack([-metrics.nll_per_example(probs, labels) for probs in self.draws])
-
-    def sample(self, seed: int | None = 0) -> np.ndarray:
-        return _sample_classes(self.draws, seed)
-
-    def scores(self, labels: np.ndarray) -> dict[str, float]:
-        """As `metrics.classification_scores`."""
-        return metrics.classification_scores(self.probs, labels)
-
-    def to_pandas(self) -> "pd.DataFrame":
-        """A row per example: predicted class, a probability per class, and the three uncertainties."""
-        import pandas as pd
-
-        names = self.class_names or tuple(str(index) for index in range(self.probs.shape[-1]))
-        columns: dict[str, Any] = {"predicted": [names[index] for index in self.predicted]}
-        columns |= {f"p({name})": self.probs[:, index] for index, name in enumerate(names)}
-        return pd.DataFrame(columns | _uncertainty(self))
-
-
-@dataclass(frozen=True)
-class RegressionPrediction(BasePrediction):
-    r"""A real number per example: an equal mixture over draws of $f_s + \sigma \epsilon$.
-
-    The noise ε is standard Normal, or Student's t. Densities are per unit of the labels: entropies in nats depend on
-    that unit and may be negative; `epistemic`, a difference of two, does not and is not.
-
-    Args:
-        draws: $f_s$, `[draw, example]`.
-        scale: σ, in units of the labels.
-        df: Degrees of freedom of the noise, infinite for Normal noise.
-    """
-
-    draws: Float[np.ndarray, "draw example"]
-    scale: float
-    df: float = math.inf
-
-    @property
-    def noise(self) -> Noise:
-        """The noise ε."""
-        return Noise(self.df)
-
-    @cached_property
-    def mean(self) -> FloatArray:
-        """Mean, `[example]`."""
-        return self.draws.mean(0)
-
-    @property
-    def predicted(self) -> FloatArray:
-        """The mean, `[example]`."""
-        return self.mean
-
-    @property
-    def aleatoric_variance(self) -> FloatArray:
-        """Variance of the noise, `[example]`."""
-        return np.full(len(self), self.scale**2 * self.noise.variance)
-
-    @cached_property
-    def epistemic_variance(self) -> FloatArray:
-        """Variance of the draws' means, `[example]`."""
-        return self.draws.var(0)
-
-    @property
-    def variance(self) -> FloatArray:
-        """Variance, `[example]`: aleatoric + epistemic."""
-        return self.aleatoric_variance + self.epistemic_variance
-
-    @property
-    def aleatoric(self) -> FloatArray:
-        """Entropy of the noise in nats, `[example]`."""
-        return np.full(len(self), self.noise.entropy + math.log(self.scale))
-
-    @cached_property
-    def epistemic(self) -> FloatArray:
-        r"""Mutual information of label and weights in nats, `[example]`, by quadrature over the noise."""
-        return metrics.mixture_information(self.draws, self.scale, self.noise)
-
-    def quantile(self, q: float) -> FloatArray:
-        """The q-quantile of the mixture, `[example]`, by bisection of its distribution function."""
-        return metrics.mixture_quantile(self.draws, self.scale, q, self.noise)
-
-    def interval(self, level: float = 0.9) -> Float[np.ndarray, "example 2"]:
-        """Lower and upper end of the central interval that holds that share of the probability."""
-        if not 0 < level < 1:
-            raise ValueError(f"level={level!r}: give a probability between 0 and 1.")
-        return np.stack([self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)], axis=-1)
-
-    def crps(self, labels: np.ndarray) -> FloatArray:
-        """Continuous ranked probability score in units of the labels, `[example]`."""
-        return metrics.mixture_crps(self.draws, labels, self.scale, self.noise)
-
-    def log_likelihood(self, labels: np.ndarray) -> FloatArray:
-        return self.noise.log_density((labels - self.draws) / self.scale) - math.log(self.scale)
-
-    def sample(self, seed: int | None = 0) -> FloatArray:
-        return self.draws + self.scale * self.noise.sample(self.draws.shape, seed)
-
-    def scores(self, labels: np.ndarray) -> dict[str, float]:
-        """NLL, RMSE, MAE, Pearson and Spearman correlation, CRPS, and the share of labels in the 90 % interval."""
-        lower, upper = self.interval(0.9).T
-        return {
-            "nll": metrics.mixture_nll(self.log_likelihood(labels)),
-            **metrics.regression_scores(self.mean, labels),
-            "crps": float(self.crps(labels).mean()),
-            "coverage_90": float(((lower <= labels) & (labels <= upper)).mean()),
-        }
-
-    def to_pandas(self) -> "pd.DataFrame":
-        """A row per example: mean, standard deviation, 90 % interval, and the three uncertainties."""
-        import pandas as pd
-
-        lower, upper = self.interval(0.9).T
-        columns = {"predicted": self.mean, "sd": np.sqrt(self.variance), "lower_90": lower, "upper_90": upper}
-        return pd.DataFrame(columns | _uncertainty(self))
-
-
-@singledispatch
-def make_prediction(
-    likelihood: Likelihood, outputs: Outputs, temperature: float = 1.0, class_names: tuple[str, ...] | None = None
-) -> BasePrediction:
-    """The prediction that a likelihood makes of the network's outputs.
-
-    Args:
-        likelihood: Labels given logits.
-        outputs: Logits at several draws.
-        temperature: Divides the logits of likelihoods that have one.
-        class_names: Names of the classes, or None.
-    """
-    raise NotImplementedError(f"There is no prediction for {type(likelihood).__name__}.")
-
-
-@make_prediction.register
-def _(
-    likelihood: Categorical, outputs: Outputs, temperature: float = 1.0, class_names: tuple[str, ...] | None = None
-) -> BasePrediction:
-    return Prediction(metrics.softmax(outputs.logits, temperature), class_names)
-
-
-@make_prediction.register
-def _(
-    likelihood: RealValued, outputs: Outputs, temperature: float = 1.0, class_names: tuple[str, ...] | None = None
-) -> BasePrediction:
-    return RegressionPrediction(outputs.logits, likelihood.scale, likelihood.df)
-
-
-def _uncertainty(prediction: BasePrediction) -> dict[str, FloatArray]:
-    return {name: getattr(prediction, name) for name in ("entropy", "aleatoric", "epistemic")}
-
-
-def _sample_classes(probs: FloatArray, seed: int | None) -> np.ndarray:
-    """Classes by inversion of the distribution function, the last axis taken out."""
-    uniform = np.random.default_rng(seed).random((*probs.shape[:-1], 1))
-    return np.minimum((probs.cumsum(-1) < uniform).sum(-1), probs.shape[-1] - 1)
 
 
 @contextlib.contextmanager
@@ -320,45 +51,181 @@ def draw(program: Program, num_draws: int, seed: int | None) -> dict[str, Tensor
         return {name: value.detach() for name, value in program.draw(finite or num_draws).items()}
 
 
-def run(program: Program, sites: Sites, batches: Iterable[tuple[np.ndarray, Batch]], num_draws: int) -> Outputs:
-    """The network's outputs at draws of the sites.
+def run(
+    program: Program,
+    sites: Sites,
+    batches: Iterable[tuple[np.ndarray, Batch]],
+    num_draws: int,
+    with_labels: bool = True,
+) -> Any:
+    """The network's outputs at draws of the sites: `Outputs`, or for a language model its `LanguagePrediction`.
 
     Args:
         program: The program; it is left in the mode it was in.
         sites: Draws, `[draw, layer, …]`.
         batches: The data: positions of the examples, and their batch.
         num_draws: Size of the `draw` dimension.
+        with_labels: Whether labels are looked at. Without them, the rows of a token task are all that is no padding.
     """
-    positions: list[np.ndarray] = []
-    logits: list[Tensor] = []
-    labels: list[Tensor] = []
+    collect = Summaries if isinstance(program.likelihood, LanguageModel) else Everything
+    collector = collect(program.likelihood, with_labels)
     try:
         with evaluating(program), torch.inference_mode():
             factors = program.factors_at(sites)
             for where, batch in batches:
-                positions.append(where)
-                on_device = to_device(batch, program.device)
-                logits.append(_batch_logits(program, factors, on_device, num_draws).cpu())
-                if batch.get("labels") is not None:
-                    labels.append(torch.as_tensor(batch["labels"]).cpu())
+                collector.add(where, batch, _chunks(program, factors, to_device(batch, program.device), num_draws))
     finally:
         program.network.unbind()
-    order = np.argsort(np.concatenate(positions))
-    values = torch.cat(logits, dim=1).double().numpy()[:, order]
-    return Outputs(values, torch.cat(labels).numpy()[order] if labels else None)
+    return collector.result()
 
 
-def _batch_logits(program: Program, factors: Mapping[str, Any], batch: Batch, num_draws: int) -> Tensor:
+class Collector(abc.ABC):
+    """Takes in what the network says of one batch after another.
+
+    Args:
+        likelihood: Labels given logits.
+        with_labels: Whether labels are looked at.
+    """
+
+    def __init__(self, likelihood: Likelihood, with_labels: bool):
+        self.likelihood = likelihood
+        self.with_labels = with_labels
+        self.examples: list[np.ndarray] = []
+        self.positions: list[np.ndarray] = []
+        self.num_examples = 0
+
+    @abc.abstractmethod
+    def add(self, where: np.ndarray, batch: Batch, chunks: Iterator[Tensor]) -> None:
+        """Take in a batch: positions of its examples in the data, and logits of a few draws at a time."""
+
+    @abc.abstractmethod
+    def result(self) -> Any:
+        """All of it, in the data's order."""
+
+    def place(self, where: np.ndarray, rows: Tensor | None = None, shift: int = 0) -> None:
+        """Note which examples, or which of their tokens, `[batch, token]`, the next rows belong to."""
+        self.num_examples += len(where)
+        example, position = (np.arange(len(where)), np.zeros(len(where), int)) if rows is None else _nonzero(rows)
+        self.examples.append(where[example])
+        self.positions.append(position + shift)
+
+    @property
+    def order(self) -> np.ndarray:
+        return np.lexsort((np.concatenate(self.positions), np.concatenate(self.examples)))
+
+    @property
+    def rows(self) -> Rows:
+        """Places of the rows, in the data's order."""
+        order = self.order
+        return Rows(np.concatenate(self.examples)[order], np.concatenate(self.positions)[order], self.num_examples)
+
+
+class Everything(Collector):
+    """Keeps all logits."""
+
+    def __init__(self, likelihood: Likelihood, with_labels: bool):
+        super().__init__(likelihood, with_labels)
+        self.logits: list[np.ndarray] = []
+        self.labels: list[np.ndarray] = []
+
+    def add(self, where: np.ndarray, batch: Batch, chunks: Iterator[Tensor]) -> None:
+        logits = torch.cat([chunk.cpu() for chunk in chunks], dim=0)
+        labels = batch.get("labels") if self.with_labels else None
+        labels = None if labels is None else torch.as_tensor(labels).cpu()
+        rows = None
+        if isinstance(self.likelihood, PerToken):
+            labels = None if labels is None else self.likelihood.targets(labels)
+            rows = _tokens(batch, logits) if labels is None else labels != IGNORED
+            logits, labels = logits[:, rows], None if labels is None else labels[rows]
+        self.place(where, rows)
+        self.logits.append(logits.double().numpy())
+        if labels is not None:
+            self.labels.append(labels.numpy())
+
+    def result(self) -> Outputs:
+        padded = self.logits
+        if isinstance(self.likelihood, QuestionAnswering):
+            longest = max(values.shape[2] for values in self.logits)
+            # Positions that only longer examples have are as impossible as padding.
+            padded = [
+                np.pad(values, ((0, 0), (0, 0), (0, longest - values.shape[2]), (0, 0)), constant_values=-np.inf)
+                for values in self.logits
+            ]
+        labels = np.concatenate(self.labels)[self.order] if self.labels else None
+        rows = self.rows if isinstance(self.likelihood, PerToken) else None
+        return Outputs(np.concatenate(padded, axis=1)[:, self.order], labels, rows)
+
+
+class Summaries(Collector):
+    """Keeps a few numbers per observed token: a vocabulary's logits at all draws do not fit the memory."""
+
+    likelihood: LanguageModel
+
+    def __init__(self, likelihood: Likelihood, with_labels: bool):
+        super().__init__(likelihood, with_labels)
+        self.parts: list[dict[str, np.ndarray]] = []
+
+    def add(self, where: np.ndarray, batch: Batch, chunks: Iterator[Tensor]) -> None:
+        if batch.get("labels") is None:
+            raise ValueError(
+                "A language model's prediction says how probable given tokens are, and the data has none: give a "
+                "'labels' column."
+            )
+        targets = self.likelihood.targets(torch.as_tensor(batch["labels"]))
+        seen = targets != IGNORED
+        tokens = targets[seen]
+        self.place(where, seen, self.likelihood.shift)
+        total: Any = 0.0
+        aleatoric: Any = 0.0
+        draws, sampled = [], []
+        for logits in chunks:
+            rows = logits[:, seen.to(logits.device)]
+            probs = rows.to(torch.promote_types(rows.dtype, torch.float32)).softmax(-1)
+            given = tokens.to(probs.device).expand(probs.shape[:-1])[..., None]
+            draws.append(probs.gather(-1, given)[..., 0].cpu())
+            sampled.append(torch.multinomial(probs.flatten(0, 1), 1).view(probs.shape[:-1]).cpu())
+            aleatoric = aleatoric + torch.special.entr(probs).sum((0, -1)).double()
+            total = total + probs.double().sum(0)
+        num_draws = sum(map(len, draws))
+        mean = total / num_draws
+        self.parts.append(
+            {
+                "draws": torch.cat(draws).double().numpy(),
+                "tokens": tokens.numpy(),
+                "most_probable": mean.argmax(-1).cpu().numpy(),
+                "mixture_entropy": torch.special.entr(mean).sum(-1).cpu().numpy(),
+                "mean_entropy": (aleatoric / num_draws).cpu().numpy(),
+                "sampled": torch.cat(sampled).numpy(),
+            }
+        )
+
+    def result(self) -> LanguagePrediction:
+        parts, order = self.parts, self.order
+        columns = {name: np.concatenate([part[name] for part in parts], axis=-1)[..., order] for name in parts[0]}
+        return LanguagePrediction(**columns, rows=self.rows)
+
+
+def _nonzero(rows: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    example, position = rows.cpu().numpy().nonzero()
+    return example, position
+
+
+def _tokens(batch: Batch, logits: Tensor) -> Tensor:
+    """Which positions are no padding, `[batch, token]`."""
+    mask = batch.get("attention_mask")
+    return torch.ones(logits.shape[1:3], dtype=torch.bool) if mask is None else mask.cpu() != 0
+
+
+def _chunks(program: Program, factors: Mapping[str, Any], batch: Batch, num_draws: int) -> Iterator[Tensor]:
+    """Logits of a batch, a few draws at a time, `[draw, batch, …]`."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     positions = max(value[:, :1].numel() if value.is_floating_point() else value.numel() for value in tensors(inputs))
     chunk = max(1, FOLDED_POSITIONS // positions)
-    chunks = []
     for start in range(0, num_draws, chunk):
         part = {
             name: type(value)(*(factor[start : start + chunk] for factor in value)) for name, value in factors.items()
         }
-        chunks.append(program.network_logits(part, batch))
-    return torch.cat(chunks)
+        yield program.network_logits(part, batch)
 
 
 def tensors(batch: Batch) -> list[Tensor]:

@@ -14,6 +14,7 @@ Batch = Mapping[str, Any]
 """Keyword arguments of the network's forward, with `labels` beside them."""
 
 Logits = Float[Tensor, "*draw batch class"]
+TokenLogits = Float[Tensor, "*draw batch token class"]
 RealLogits = Float[Tensor, "*draw batch"]
 Labels = Int[Tensor, "batch"]
 PerLayer = Float[Tensor, "*draw layer"]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import bayeslora
+from bayeslora import metrics
 from bayeslora.data import Source, forward_parameters, split, to_device
 from tests.helpers import tiny_bert, tokens
 
@@ -282,7 +283,7 @@ def test_predictions_come_back_in_the_datas_order() -> None:
     alone = np.concatenate([posterior.predict([text]).probs for text in TEXTS])
     assert np.ptp(alone[:, 0]) > 1e-4  # the texts differ
     np.testing.assert_allclose(together, alone, atol=1e-6)
-    expected = bayeslora.metrics.classification_scores(alone, LABELS)
+    expected = metrics.classification_scores(alone, LABELS) | metrics.class_scores(alone, LABELS)
     assert posterior.evaluate((TEXTS, LABELS), batch_size=2) == pytest.approx(
         expected | {f"center_{name}": value for name, value in expected.items()}, abs=1e-6
     )

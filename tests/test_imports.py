@@ -16,7 +16,7 @@ ORDER = (
     ("adapters", "distributions"),
     ("priors", "guides", "curvature", "elbo", "tuning"),
     ("methods",),
-    ("program", "budget"),
+    ("program", "budget", "outcomes"),
     ("prediction", "storage"),
     ("diagnostics", "interop", "report"),
     ("posterior",),

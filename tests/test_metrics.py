@@ -71,3 +71,36 @@ def test_temperature_of_draws_minimises_the_nll_of_their_average() -> None:
         return metrics.nll(metrics.softmax(logits, temperature).mean(0), labels)
 
     assert loss(best) <= min(loss(best * 1.02), loss(best / 1.02))
+
+
+def test_macro_f1_and_matthews_by_hand() -> None:
+    scores = metrics.class_scores(PROBS, LABELS)  # predicted 0, 0, 1, 1; true 0, 1, 1, 1
+    assert scores["macro_f1"] == pytest.approx((2 / 3 + 4 / 5) / 2)
+    assert scores["matthews"] == pytest.approx((1 * 2 - 1 * 0) / np.sqrt(2 * 3 * 1 * 2))
+    assert metrics.class_scores([[0.9, 0.1]], [0])["matthews"] == 0
+
+
+def test_adaptive_and_classwise_calibration_errors_by_hand() -> None:
+    # Two bins of two, by confidence: .55 (right), .6 (wrong); .8, .9 (right).
+    assert metrics.adaptive_ece(PROBS, LABELS, 2) == pytest.approx((abs(1 - 1.15) + abs(2 - 1.7)) / 4)
+    # Both classes, two bins: class 0 has .2, .45 (never) and .6, .9 (once).
+    one_class = (abs(0 - 0.65) + abs(1 - 1.5)) / 4
+    assert metrics.classwise_ece(PROBS, LABELS, 2) == pytest.approx(one_class)
+
+
+def test_span_scores_count_shared_positions() -> None:
+    scores = metrics.span_scores(np.array([[2, 4], [5, 5], [0, 0]]), [[3, 6], [5, 5], [2, 3]])
+    assert scores["exact_match"] == pytest.approx(1 / 3)
+    assert scores["f1"] == pytest.approx((2 * 2 / 7 + 1 + 0) / 3)
+
+
+def test_multilabel_scores_by_hand() -> None:
+    scores = metrics.multilabel_scores([[0.9, 0.2], [0.6, 0.6]], [[1, 0], [0, 1]])
+    assert scores["accuracy"] == 0.75
+    assert scores["exact_match"] == 0.5
+    assert scores["brier"] == pytest.approx((0.01 + 0.04 + 0.36 + 0.16) / 4)
+    assert scores["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_nll_of_a_mixture_averages_probabilities_not_their_logarithms() -> None:
+    assert metrics.mixture_nll(np.log([[0.2, 0.5], [0.4, 0.1]])) == pytest.approx(-np.log(0.3))

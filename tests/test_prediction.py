@@ -4,13 +4,23 @@ import itertools
 import math
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from scipy import integrate, stats
 
-from bayeslora import RegressionPrediction
-from bayeslora.likelihoods import Regression, StudentT
+from bayeslora import (
+    MultiLabelPrediction,
+    ObservationPrediction,
+    Prediction,
+    RegressionPrediction,
+    SpanPrediction,
+    TokenPrediction,
+)
+from bayeslora.likelihoods import CausalLM, Regression, StudentT
 from bayeslora.metrics import Noise
+from bayeslora.outcomes import Rows
+from bayeslora.prediction import Summaries
 from tests.helpers import assert_mean_close, assert_uniform
 
 LOC = np.array([[0.0, 1.0, -4.0], [0.5, 1.0, 2.0], [2.0, 1.0, 9.0]])
@@ -132,3 +142,92 @@ def test_a_level_is_a_probability(prediction: RegressionPrediction, level: float
         prediction.interval(level)
     with pytest.raises(ValueError, match=r"q=1\.5: give a probability"):
         prediction.quantile(1.5)
+
+
+# Other kinds of labels
+
+
+def simplex(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).dirichlet(np.ones(shape[-1]), shape[:-1])
+
+
+def test_spans_are_pairs_whose_ends_the_draws_tie_together() -> None:
+    draws = np.moveaxis(simplex(3, 2, 2, 5), -2, -1)  # [draw, example, position, end]
+    prediction = SpanPrediction(draws, max_length=3)
+    for example in range(2):
+        pairs = np.mean([np.outer(draw[example, :, 0], draw[example, :, 1]) for draw in draws], axis=0)
+        np.testing.assert_allclose(prediction.joint(example), pairs)
+        assert prediction.entropy[example] == pytest.approx(-(pairs * np.log(pairs)).sum())
+        valid = {(i, j): pairs[i, j] for i in range(5) for j in range(i, min(i + 3, 5))}
+        assert tuple(prediction.predicted[example]) == max(valid, key=valid.__getitem__)
+        assert prediction.confidence[example] == max(valid.values())
+    labels = np.array([[1, 2], [0, 4]])
+    expected = np.log(draws[:, [0, 1], labels[:, 0], 0]) + np.log(draws[:, [0, 1], labels[:, 1], 1])
+    np.testing.assert_allclose(prediction.log_likelihood(labels), expected)
+    assert (SpanPrediction(draws[:1]).epistemic == 0).all()
+
+
+def test_multilabel_sums_over_an_examples_labels() -> None:
+    draws = np.random.default_rng(0).random((4, 3, 2))
+    prediction = MultiLabelPrediction(draws, ("cat", "dog"))
+    labels = np.array([[0, 1], [1, 1], [0, 0]])
+    expected = stats.bernoulli.logpmf(labels, draws).sum(-1)
+    np.testing.assert_allclose(prediction.log_likelihood(labels), expected)
+    np.testing.assert_allclose(prediction.aleatoric, stats.bernoulli.entropy(draws).sum(-1).mean(0))
+    np.testing.assert_allclose(prediction.entropy, stats.bernoulli.entropy(draws.mean(0)).sum(-1))
+    table = prediction.to_pandas()
+    for names, probs in zip(table["predicted"], prediction.probs, strict=True):
+        assert names == tuple(name for name, p in zip(("cat", "dog"), probs, strict=True) if p > 0.5)
+
+
+def test_tokens_add_up_to_their_examples() -> None:
+    rows = Rows(np.array([0, 0, 2, 2, 2]), np.array([1, 2, 0, 1, 2]), 3)  # the second example has no token
+    prediction = TokenPrediction(simplex(4, 5, 3), rows)
+    labels = np.array([0, 2, 1, 1, 0])
+    tokens = np.log(prediction.draws[:, np.arange(5), labels])
+    expected = np.stack([tokens[:, :2].sum(1), np.zeros(4), tokens[:, 2:].sum(1)], axis=1)
+    np.testing.assert_allclose(prediction.log_likelihood(labels), expected)
+    scores = prediction.scores(labels)
+    assert scores["nll"] == pytest.approx(-np.log(np.exp(expected).mean(0)).mean())
+    assert scores["nll_per_token"] == pytest.approx(-np.log(np.exp(tokens).mean(0)).mean())
+    assert list(prediction.to_pandas().columns[:3]) == ["example", "position", "predicted"]
+
+
+def test_a_likelihood_of_ones_own_is_estimated_from_samples() -> None:
+    rates = torch.tensor([[1.0, 20.0], [4.0, 20.0]], dtype=torch.float64)
+    prediction = ObservationPrediction([dist.Poisson(rate) for rate in rates], num_samples=20_000)
+    np.testing.assert_allclose(prediction.predicted, rates.mean(0))
+    counts = np.arange(200)[:, None, None]
+    pmf = stats.poisson.pmf(counts, rates.numpy())
+    entropy = -(pmf.mean(1) * np.log(np.maximum(pmf.mean(1), 1e-300))).sum(0)
+    # The standard deviation of a surprise is below 1 here.
+    np.testing.assert_allclose(prediction.entropy, entropy, atol=4.3 / math.sqrt(20_000))
+    assert prediction.epistemic[1] == pytest.approx(0, abs=1e-12)
+    np.testing.assert_allclose(
+        prediction.log_likelihood(np.array([3.0, 18.0])), stats.poisson.logpmf([3, 18], rates.numpy())
+    )
+
+
+def test_a_language_models_summary_is_that_of_all_its_probabilities() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 3, 6, 11, generator=generator)
+    labels = torch.randint(0, 11, (3, 6), generator=generator)
+    labels[1, 3:] = -100
+    summaries = Summaries(CausalLM(11), with_labels=True)
+    summaries.add(np.array([2, 0]), {"labels": labels[:2]}, iter([logits[:3, :2], logits[3:, :2]]))
+    summaries.add(np.array([1]), {"labels": labels[2:]}, iter([logits[:, 2:]]))
+    prediction = summaries.result()
+    probs = logits.softmax(-1).numpy()[:, [1, 2, 0]]  # in the data's order
+    labels = labels[[1, 2, 0]]
+    example, position = np.nonzero(labels[:, 1:].numpy() != -100)
+    rows, tokens = probs[:, example, position], labels[example, position + 1].numpy()
+    np.testing.assert_array_equal(prediction.rows.example, example)
+    np.testing.assert_array_equal(prediction.rows.position, position + 1)
+    np.testing.assert_array_equal(prediction.tokens, tokens)
+    np.testing.assert_allclose(prediction.draws, rows[:, np.arange(len(tokens)), tokens], rtol=1e-5)
+    full = Prediction(rows)
+    np.testing.assert_allclose(prediction.entropy, full.entropy, rtol=1e-5)
+    np.testing.assert_allclose(prediction.aleatoric, full.aleatoric, rtol=1e-5)
+    np.testing.assert_array_equal(prediction.predicted, full.predicted)
+    scores = prediction.scores(prediction.tokens)
+    assert scores["perplexity"] == pytest.approx(math.exp(-np.log(prediction.probs).mean()))
