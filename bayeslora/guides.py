@@ -1,11 +1,10 @@
 """Guides: modules that hold all learned adapter state and sample the sites of their prior.
 
-Parameters in another space say so in their name. Those named `log_*` describe the spread of a distribution, not its
-place: they take no weight decay, and a method may give them a learning rate of their own.
+Parameters in another space say so in their name. Those named `log_*` or `sqrt_*` describe the spread of a distribution,
+not its place: they take no weight decay, and a method may give them a learning rate of their own.
 """
 
 import abc
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,9 @@ from torch import Tensor, nn
 
 from bayeslora.adapters import Stack
 from bayeslora.adapters.families import kaiming as kaiming
+
+SPREADS = ("log_", "sqrt_")
+"""How the names of parameters that describe a spread begin."""
 
 
 class Site(nn.Module, abc.ABC):
@@ -47,13 +49,13 @@ class Normal(Site):
 
     Args:
         loc: Starting mean, `[layer, …]`.
-        scale: Starting standard deviation.
+        scale: Starting standard deviation, a number or `[layer, …]`.
     """
 
-    def __init__(self, loc: Tensor, scale: float):
+    def __init__(self, loc: Tensor, scale: float | Tensor):
         super().__init__()
         self.loc = nn.Parameter(loc)
-        self.log_scale = nn.Parameter(torch.full_like(loc, math.log(scale)))
+        self.log_scale = nn.Parameter(torch.as_tensor(scale).log().expand_as(loc).clone())
 
     def forward(self) -> dist.Distribution:
         return dist.Normal(self.loc, self.log_scale.exp()).to_event(self.loc.dim() - 1)

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from bayeslora import storage
+from bayeslora import guides, storage
 from bayeslora.data import Source, to_device
 from bayeslora.methods import Tuning
 from bayeslora.posterior import Posterior
@@ -94,13 +94,13 @@ class ProgramTrainer(Trainer):
     optimizer: torch.optim.Optimizer | None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Places, with weight decay; spreads (`log_*`) and the likelihood's own, without, at rates of their own."""
+        """Places, with weight decay; spreads and the likelihood's own, without, at rates of their own."""
         if self.optimizer is None:
             places: list[nn.Parameter] = []
             spreads: list[nn.Parameter] = []
             own: list[nn.Parameter] = []
             for name, parameter in self.program.trainable():
-                is_spread = name.rpartition(".")[2].startswith("log_")
+                is_spread = name.rpartition(".")[2].startswith(guides.SPREADS)
                 (own if name.startswith("likelihood.") else spreads if is_spread else places).append(parameter)
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.program)
             groups: list[dict[str, Any]] = [{"params": places, "weight_decay": self.args.weight_decay}]

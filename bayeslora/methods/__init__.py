@@ -4,9 +4,11 @@ import inspect
 from typing import Any
 
 from bayeslora.methods.base import Method, PerStackMethod, Tuning, unknown_fields
+from bayeslora.methods.blob import BLoB
 from bayeslora.methods.lora_dropout import LoRADropout
 from bayeslora.methods.monteclora import MonteCLoRA
 from bayeslora.methods.point import BitFit, DoRA, FullFineTuning, Houlsby, LoRA, Pfeiffer, PointEstimate
+from bayeslora.methods.scalabl import ScalaBL
 
 METHODS: dict[str, type[Method]] = {
     cls.name: cls
@@ -19,6 +21,8 @@ METHODS: dict[str, type[Method]] = {
         Pfeiffer,
         MonteCLoRA,
         LoRADropout,
+        BLoB,
+        ScalaBL,
     )
 }
 """Name to method: what `fit(method=…)` takes."""
@@ -62,6 +66,7 @@ def make_method(method: str | Method, **fields: Any) -> Method:
 
 __all__ = [
     "METHODS",
+    "BLoB",
     "BitFit",
     "DoRA",
     "FullFineTuning",
@@ -73,6 +78,7 @@ __all__ = [
     "PerStackMethod",
     "Pfeiffer",
     "PointEstimate",
+    "ScalaBL",
     "Tuning",
     "make_method",
     "register",

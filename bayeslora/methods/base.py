@@ -36,7 +36,7 @@ class Method(abc.ABC):
         head_family: Which factors a linear layer of the task head has, for a method that takes the head in as more
             stacks (`stack.in_head`); None, and the head is trained as a point.
         num_particles: Draws of the weights per training step, where `fit` is given no number.
-        guide_learning_rate: Rate of the guide's `log_*` parameters; None for the common one.
+        guide_learning_rate: Rate of the guide's `log_*` and `sqrt_*` parameters; None for the common one.
         post_hoc: Whether trained adapters and task head stay as `fit(init=…)` gave them.
     """
 

@@ -12,7 +12,7 @@ from scipy import stats
 import bayeslora
 from bayeslora.adapters import Stack, Stacks
 from bayeslora.elbo import MeanFieldELBO, total
-from bayeslora.methods import Method, MonteCLoRA
+from bayeslora.methods import BLoB, Method, MonteCLoRA, ScalaBL
 from bayeslora.methods.point import LoRA
 from bayeslora.program import Program
 from tests.helpers import FAILURE_RATE, assert_mean_close, assert_uniform, batch, tiny_bert, tokens
@@ -99,6 +99,15 @@ def test_without_data_the_map_estimate_is_the_priors_mode(stack: Stack) -> None:
     guide = settle(LoRA(prior_scale=0.5), stack)["6x5"]
     for site in guide.sites.values():
         torch.testing.assert_close(site.loc, torch.zeros_like(site.loc), rtol=0, atol=1e-3)
+
+
+def test_without_data_a_mean_field_guide_returns_its_prior(stack: Stack) -> None:
+    blob = settle(BLoB(prior_scale=0.3), stack)["6x5"].sites["A"]()
+    torch.testing.assert_close(blob.mean, torch.zeros(2, 3, 6), rtol=0, atol=1e-3)
+    torch.testing.assert_close(blob.stddev, torch.full((2, 3, 6), 0.3), rtol=1e-3, atol=0)
+    scalabl = settle(ScalaBL(prior_scale=0.5), stack)["6x5"].sites["g"]()
+    torch.testing.assert_close(scalabl.mean, torch.zeros(2, 3), rtol=0, atol=1e-3)
+    torch.testing.assert_close(scalabl.stddev, torch.full((2, 3), 0.5), rtol=1e-3, atol=0)
 
 
 def test_a_map_prior_adds_its_log_density_per_example(make_program: Make) -> None:
