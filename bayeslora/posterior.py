@@ -89,7 +89,14 @@ class Posterior:
         return draw(self.program, num_draws, seed)
 
     def predict(
-        self, data: Any, num_draws: int = 32, *, center: bool = False, seed: int | None = 0, batch_size: int = 64
+        self,
+        data: Any,
+        num_draws: int = 32,
+        *,
+        center: bool = False,
+        approximation: str | None = None,
+        seed: int | None = 0,
+        batch_size: int = 64,
     ) -> BasePrediction:
         """The predictive distribution of new examples' labels: an equal mixture over draws of the weights.
 
@@ -99,6 +106,10 @@ class Posterior:
             data: As in `fit`; labels are not needed and not looked at.
             num_draws: Draws of the weights.
             center: One prediction, with every site at its guide's mean, instead: LoRA's cost.
+            approximation: `"draws"` runs the network on each draw. `"linear"` runs it once, and backwards once for each
+                class but one, and takes the draws through its first-order expansion in the factors: if those are
+                Gaussian with covariance C, the logits are N(f, J C Jᵀ), f the centre's. It warns where the network
+                itself, run on a few draws, disagrees. None for the method's own.
             seed: Seed of the draws.
             batch_size: Examples per batch.
 
@@ -107,28 +118,40 @@ class Posterior:
             ValueError: If it is empty, or its inputs are not what the network takes.
         """
         sites = centre_sites(self.program) if center else self.draw(num_draws, seed=seed)
-        return self._prediction(self._outputs(data, sites, seed, batch_size, with_labels=False))
+        return self._prediction(self._outputs(data, sites, seed, batch_size, approximation, with_labels=False))
 
     def evaluate(
-        self, data: Any, num_draws: int = 32, *, seed: int | None = 0, batch_size: int = 64
+        self,
+        data: Any,
+        num_draws: int = 32,
+        *,
+        approximation: str | None = None,
+        seed: int | None = 0,
+        batch_size: int = 64,
     ) -> dict[str, float]:
         """Metrics on labelled data, of the draws' average and, prefixed `center_`, of the centre.
 
         The centre is the prediction with every site at its guide's mean. Which metrics there are follows the
-        likelihood (see the page on tasks); `nll` is always in nats per example.
+        likelihood (see the page on tasks); `nll` is always in nats per example. Arguments are those of `predict`.
 
         Raises:
             ValueError: If the data has no labels, or labels the network has no class for.
         """
         centre, sites = centre_sites(self.program), self.draw(num_draws, seed=seed)
-        outputs, labels = self._labelled(data, sites, seed, batch_size)
+        outputs, labels = self._labelled(data, sites, seed, batch_size, approximation)
         scores = self._prediction(outputs).scores(labels)
         outputs, labels = self._labelled(data, centre, seed, batch_size)
         centre_scores = self._prediction(outputs).scores(labels)
         return scores | {f"center_{name}": value for name, value in centre_scores.items()}
 
     def calibrate(
-        self, validation: Any, num_draws: int = 32, *, seed: int | None = 0, batch_size: int = 64
+        self,
+        validation: Any,
+        num_draws: int = 32,
+        *,
+        approximation: str | None = None,
+        seed: int | None = 0,
+        batch_size: int = 64,
     ) -> "Posterior":
         """A new posterior whose logits are divided by the temperature that fits held-out data best.
 
@@ -138,6 +161,7 @@ class Posterior:
         Args:
             validation: Labelled data that the fit has not seen.
             num_draws: Draws of the weights.
+            approximation: As in `predict`.
             seed: Seed of the draws.
             batch_size: Examples per batch.
 
@@ -150,7 +174,8 @@ class Posterior:
         likelihood = self.program.likelihood
         if not likelihood.has_temperature:
             raise ValueError(f"The likelihood {likelihood.name!r} has no temperature: there is nothing to calibrate.")
-        outputs, labels = self._labelled(validation, self.draw(num_draws, seed=seed), seed, batch_size)
+        sites = self.draw(num_draws, seed=seed)
+        outputs, labels = self._labelled(validation, sites, seed, batch_size, approximation)
 
         def loss(temperature: float) -> float:
             prediction = make_prediction(likelihood, outputs, temperature)
@@ -278,19 +303,39 @@ class Posterior:
         }
 
     def _outputs(
-        self, data: Any, sites: Mapping[str, Tensor], seed: int | None, batch_size: int, with_labels: bool = True
+        self,
+        data: Any,
+        sites: Mapping[str, Tensor],
+        seed: int | None,
+        batch_size: int,
+        approximation: str | None,
+        with_labels: bool = True,
     ) -> Any:
         """The network's outputs at draws of the sites."""
+        approximation = approximation or self.method.approximation
+        if approximation not in ("draws", "linear"):
+            raise ValueError(f"approximation={approximation!r}: give 'draws' or 'linear'.")
+        if approximation == "linear" and (self.method.num_draws(self.guide) or 1) > 1:
+            raise ValueError(
+                f"The members of {self.method.name!r} lie around no common centre to linearise the network at: predict "
+                "with approximation='draws'."
+            )
         size = len(next(iter(sites.values())))
         with seeded(seed):  # a loader that shuffles takes its seed from the global state
             source = Source(data, self.network.model, self.tokenizer)
             source.inputs_are_labels = isinstance(self.program.likelihood, CausalLM)
-            return run(self.program, sites, source.batches_by_length(batch_size), size, with_labels)
+            batches = source.batches_by_length(batch_size)
+            return run(self.program, sites, batches, size, with_labels, approximation == "linear")
 
     def _labelled(
-        self, data: Any, sites: Mapping[str, Tensor], seed: int | None, batch_size: int
+        self,
+        data: Any,
+        sites: Mapping[str, Tensor],
+        seed: int | None,
+        batch_size: int,
+        approximation: str | None = "draws",
     ) -> tuple[Any, np.ndarray]:
-        outputs = self._outputs(data, sites, seed, batch_size)
+        outputs = self._outputs(data, sites, seed, batch_size, approximation)
         labels = outputs.tokens if isinstance(outputs, LanguagePrediction) else outputs.labels
         if labels is None:
             raise ValueError("The data has no labels: give a 'labels' or 'label' column, or (inputs, labels).")

@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import random
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayeslora.adapters.network import has_rows
 from bayeslora.data import to_device
 from bayeslora.likelihoods import IGNORED, LanguageModel, Likelihood, PerToken, QuestionAnswering
 from bayeslora.outcomes import LanguagePrediction, Outputs, Rows
@@ -19,6 +21,12 @@ from bayeslora.types import Batch, Sites
 # Rows × positions up to which draws are folded into one pass. Folding is faster only while a pass is bound by
 # overhead: 0.57 × a loop's time at 16 × 6 tokens, the same at 16 × 64.
 FOLDED_POSITIONS = 2048
+
+
+# Linearised prediction is compared with the network itself on so many examples of the first batch, at so many draws.
+CHECKED_EXAMPLES, CHECKED_DRAWS = 16, 8
+# Mean distance of their probabilities beyond which it warns: five points of a hundred.
+TRUSTED_DISTANCE = 0.05
 
 
 @contextlib.contextmanager
@@ -57,6 +65,7 @@ def run(
     batches: Iterable[tuple[np.ndarray, Batch]],
     num_draws: int,
     with_labels: bool = True,
+    linear: bool = False,
 ) -> Any:
     """The network's outputs at draws of the sites: `Outputs`, or for a language model its `LanguagePrediction`.
 
@@ -66,14 +75,24 @@ def run(
         batches: The data: positions of the examples, and their batch.
         num_draws: Size of the `draw` dimension.
         with_labels: Whether labels are looked at. Without them, the rows of a token task are all that is no padding.
+        linear: Whether the network's first-order expansion in the factors is run on the draws, not the network.
     """
     collect = Summaries if isinstance(program.likelihood, LanguageModel) else Everything
     collector = collect(program.likelihood, with_labels)
     try:
-        with evaluating(program), torch.inference_mode():
+        with evaluating(program), torch.inference_mode(not linear):
             factors = program.factors_at(sites)
+            linearised = program.linearised(sites) if linear else None
             for where, batch in batches:
-                collector.add(where, batch, _chunks(program, factors, to_device(batch, program.device), num_draws))
+                on_device = to_device(batch, program.device)
+                if linearised is None:
+                    collector.add(where, batch, _chunks(program, factors, on_device, num_draws))
+                    continue
+                inputs = {name: value for name, value in on_device.items() if name != "labels"}
+                logits = linearised(inputs)
+                if not collector.num_examples:
+                    _check_linear(program, factors, inputs, logits)
+                collector.add(where, batch, iter([logits]))
     finally:
         program.network.unbind()
     return collector.result()
@@ -226,6 +245,25 @@ def _chunks(program: Program, factors: Mapping[str, Any], batch: Batch, num_draw
             name: type(value)(*(factor[start : start + chunk] for factor in value)) for name, value in factors.items()
         }
         yield program.network_logits(part, batch)
+
+
+def _check_linear(program: Program, factors: Mapping[str, Any], inputs: Batch, linear: Tensor) -> None:
+    """Warn if linearised probabilities are far from the network's own, on a few draws and examples."""
+    linear = linear[:CHECKED_DRAWS, :CHECKED_EXAMPLES]
+    few_draws = {name: type(value)(*(f[:CHECKED_DRAWS] for f in value)) for name, value in factors.items()}
+    size = max(len(value) for value in tensors(inputs))
+    few = {n: v[:CHECKED_EXAMPLES] if has_rows(v) and len(v) == size else v for n, v in inputs.items()}
+    with torch.inference_mode():
+        exact = torch.cat(list(_chunks(program, few_draws, few, len(linear))))
+    probs, linear_probs = (torch.softmax(logits.double(), -1).mean(0) for logits in (exact, linear))
+    distance = float((probs - linear_probs).abs().sum(-1).mean()) / 2
+    if distance > TRUSTED_DISTANCE:
+        warnings.warn(
+            f"Linearised predictions are not to be trusted here: on {len(probs)} examples, averaged over the same "
+            f"{len(linear)} draws, their probabilities are {distance:.2f} from the network's (total variation). The "
+            "noise is too loud for a first-order expansion: predict with approximation='draws'.",
+            stacklevel=2,
+        )
 
 
 def tensors(batch: Batch) -> list[Tensor]:

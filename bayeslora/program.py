@@ -11,9 +11,9 @@ from pyro.infer import Predictive
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from bayeslora.adapters import AdaptedNetwork, Stacks
+from bayeslora.adapters import AdaptedNetwork, Linearised, Stacks
 from bayeslora.elbo import MeanFieldELBO, is_plate, sites
-from bayeslora.likelihoods import Likelihood
+from bayeslora.likelihoods import Classification, Likelihood
 from bayeslora.methods import Method
 from bayeslora.types import Batch, Sites
 
@@ -106,6 +106,12 @@ class Program(nn.Module):
         """Factors of every stack as the prior computes them from given sites."""
         with pyro.validation_enabled(False):
             return poutine.condition(self.factors, data=dict(sites))()
+
+    def linearised(self, sites: Sites) -> Linearised:
+        """Logits to first order in the factors as a function of inputs, at draws of the sites, `[draw, layer, …]`."""
+        # Under a softmax, logits matter only up to a constant.
+        contrasts = isinstance(self.likelihood, Classification)
+        return Linearised(self.network, self.factors_at(self.centre()), self.factors_at(sites), contrasts)
 
     def centre(self) -> dict[str, Tensor]:
         """Every site at its guide's mean, `[layer, …]`; the guide is in evaluation mode."""

@@ -17,6 +17,7 @@ from bayeslora.adapters.families import (
     LowRank,
     SVDFactors,
 )
+from bayeslora.adapters.linear import Linearised
 from bayeslora.adapters.network import AdaptedNetwork, choose_targets
 from bayeslora.adapters.stack import Stack, Stacks
 
@@ -35,6 +36,7 @@ __all__ = [
     "Family",
     "Full",
     "FullFactors",
+    "Linearised",
     "LowRank",
     "SVDFactors",
     "Stack",

@@ -236,11 +236,9 @@ class AdaptedNetwork(nn.Module):
         if num_draws is None:
             self.bind(factors)
             return logits_of(self.model(**inputs))
-        size = next(len(value) for value in inputs.values() if _has_rows(value))
+        size = next(len(value) for value in inputs.values() if has_rows(value))
         rows = {
-            name: value.repeat(num_draws, *[1] * (value.dim() - 1))
-            if _has_rows(value) and len(value) == size
-            else value
+            name: value.repeat(num_draws, *[1] * (value.dim() - 1)) if has_rows(value) and len(value) == size else value
             for name, value in inputs.items()
         }
         self.bind(factors, num_draws * size if num_draws > 1 else None)
@@ -435,7 +433,8 @@ def _has_rows_first(x: Tensor, rows: int) -> bool:
     return len(x) == rows and (x.shape[1] != rows or torch.is_grad_enabled())
 
 
-def _has_rows(value: object) -> bool:
+def has_rows(value: object) -> bool:
+    """Whether an input of the network is a tensor with a first dimension."""
     return isinstance(value, Tensor) and value.dim() > 0
 
 

@@ -38,6 +38,7 @@ class Method(abc.ABC):
         num_particles: Draws of the weights per training step, where `fit` is given no number.
         guide_learning_rate: Rate of the guide's `log_*` and `sqrt_*` parameters; None for the common one.
         post_hoc: Whether trained adapters and task head stay as `fit(init=…)` gave them.
+        approximation: How a posterior predicts by default: `"draws"`, running the network on draws, or `"linear"`.
     """
 
     name: ClassVar[str]
@@ -46,6 +47,7 @@ class Method(abc.ABC):
     num_particles: ClassVar[int] = 1
     guide_learning_rate: float | None = None
     post_hoc: bool = False
+    approximation: ClassVar[str] = "draws"
 
     @abc.abstractmethod
     def prior(self, stacks: Stacks) -> Mapping[str, Any]:

@@ -1,0 +1,98 @@
+"""A network to first order in its factors."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayeslora.adapters.network import AdaptedNetwork, NotFoldedError, has_rows, logits_of
+from bayeslora.types import Batch
+
+# Numbers in the gradients held at once: examples × factors.
+GRADIENT_NUMBERS = 2**26
+
+
+class Linearised:
+    r"""Logits to first order in the factors, about their centre.
+
+    $$f_s(x) = f(x) + J(x)\, \delta_s, \qquad J = \partial f / \partial(\mathrm{factors}),$$
+
+    with $\delta_s$ the difference of draw s from the centre. For Gaussian factors with covariance C, the logits are
+    draws from $N(f, J C J^\top)$, jointly over examples: the network runs once, and backwards once per class, however
+    many draws there are. Every example gets factors of its own, a copy of the centre's, so that one backward pass gives
+    a gradient per example.
+
+    Args:
+        network: The network.
+        centre: Factors at which it is expanded, by stack, `[layer, …]`.
+        draws: Factors, by stack, `[draw, layer, …]`.
+        contrasts: Whether the logits matter only up to a constant, as under a softmax: one backward pass less, and the
+            first logit is the same in every draw.
+    """
+
+    def __init__(
+        self, network: AdaptedNetwork, centre: Mapping[str, Any], draws: Mapping[str, Any], contrasts: bool = False
+    ):
+        self.network = network
+        self.centre = {name: type(value)(*(factor.detach() for factor in value)) for name, value in centre.items()}
+        self.contrasts = contrasts
+        self.num_draws = len(next(iter(draws.values()))[0])
+        self.differences: dict[tuple[str, int], Tensor] = {}
+        for name, value in draws.items():
+            for index, (factor, at_centre) in enumerate(zip(value, self.centre[name], strict=True)):
+                difference = (factor - at_centre).detach().flatten(1)
+                if bool(difference.any()):  # points need no gradient
+                    self.differences[name, index] = difference
+        numbers = sum(difference.shape[1] for difference in self.differences.values())
+        self.rows = max(1, GRADIENT_NUMBERS // max(numbers, 1))
+
+    def __call__(self, inputs: Batch) -> Tensor:
+        """Logits, `[draw, batch, class]`, without a gradient.
+
+        Raises:
+            ValueError: If the network's output is not `[batch, class]`, or an adapted layer's input not batch first.
+        """
+        size = next(len(value) for value in inputs.values() if has_rows(value))
+        chunks = []
+        for start in range(0, size, self.rows):
+            part = {
+                name: value[start : start + self.rows] if has_rows(value) and len(value) == size else value
+                for name, value in inputs.items()
+            }
+            chunks.append(self._chunk(part, min(self.rows, size - start)))
+        return torch.cat(chunks, dim=1)
+
+    def _chunk(self, inputs: Batch, size: int) -> Tensor:
+        factors = {
+            name: type(value)(*(factor.expand(size, *factor.shape) for factor in value))
+            for name, value in self.centre.items()
+        }
+        wanted = [factors[name][index].requires_grad_() for name, index in self.differences]
+        with torch.enable_grad():
+            self.network.bind(factors, size)
+            try:
+                logits = logits_of(self.network.model(**inputs))
+            except NotFoldedError:
+                raise ValueError(
+                    f"{type(self.network.model).__name__} does not keep the batch first in every adapted layer, so "
+                    "that it has no gradient per example: predict with approximation='draws'."
+                ) from None
+            if logits.dim() != 2:
+                raise ValueError(
+                    f"The network's output is {tuple(logits.shape)}; linearised prediction is for one vector of "
+                    "logits per example: predict with approximation='draws'."
+                )
+            outputs = (logits[:, 1:] - logits[:, :1]) if self.contrasts else logits
+            changes = [self._change(output.sum(), wanted) for output in outputs.unbind(1)] if wanted else []
+        self.network.unbind()
+        result = logits.detach().repeat(self.num_draws, 1, 1)
+        for index, change in enumerate(changes, start=int(self.contrasts)):
+            result[..., index] += change
+        return result
+
+    def _change(self, output: Tensor, wanted: list[Tensor]) -> Tensor:
+        """J δ of one output, `[draw, batch]`."""
+        gradients = torch.autograd.grad(output, wanted, retain_graph=True)
+        parts = zip(self.differences.values(), gradients, strict=True)
+        return torch.stack([difference @ gradient.flatten(1).T for difference, gradient in parts]).sum(0)
