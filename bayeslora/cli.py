@@ -95,8 +95,12 @@ def fit(
             resume=resume,
             **fields,
         )
-    last = posterior.history.iloc[-1]
-    console.print(f"Saved in {output}. Step {last['step']:.0f}: loss {last['loss']:.4f}, NLL {last['nll']:.4f} nats.")
+    history = posterior.history
+    end = "".join(
+        f" Step {last['step']:.0f}: loss {last['loss']:.4f}, NLL {last['nll']:.4f} nats."
+        for last in history.tail(1).to_dict("records")
+    )
+    console.print(f"Saved in {output}.{end}")
 
 
 @app.command()

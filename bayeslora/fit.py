@@ -4,7 +4,7 @@ import copy
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,8 @@ def fit(
         rank: r, or a mapping from module-name suffix to r.
         alpha: LoRA's alpha; the update is multiplied by alpha / r. Or a mapping, likewise.
         targets: Layers to adapt: `"all-linear"`, `"attention"`, a suffix, a list of suffixes, or a regular expression.
-        epochs: Passes over the data.
+        epochs: Passes over the data. With 0, or where a method has nothing to train (`post_hoc`), there is no training:
+            the starting point is refined, if the method does that, and returned.
         batch_size: Examples per step and device.
         learning_rate: Peak rate of AdamW, decaying linearly to 0.
         num_particles: Draws of the weights per step, run as one batch; None for the method's, mostly 1.
@@ -159,14 +160,27 @@ def fit(
                 save_strategy="epoch" if output_dir else "no",
                 eval_strategy="epoch" if held_out else "no",
             )
-            _train(posterior, history, train, held_out, tuning_data, training, callbacks, resume)
+            steps = training.max_steps > 0 or training.num_train_epochs > 0
+            if steps and any(True for _ in program.trainable()):
+                _train(posterior, history, train, held_out, tuning_data, training, callbacks, resume)
         program.eval()
-        program.guide = chosen.refine(
-            program, program.guide, train.batches(batch_size), held_out.batches(batch_size) if held_out else ()
-        )
+        batches = [Batches(source, batch_size, program.device) if source else () for source in (train, held_out)]
+        program.guide = chosen.refine(program, program.guide, *batches)
     if (output_dir or args) and training.should_save:
         posterior.save(training.output_dir)
     return posterior
+
+
+class Batches:
+    """Batches of data on a device, in order, as often as they are gone over."""
+
+    def __init__(self, source: Source, batch_size: int, device: torch.device):
+        self.source = source
+        self.batch_size = batch_size
+        self.device = device
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (to_device(batch, self.device) for batch in self.source.batches(self.batch_size))
 
 
 def _train(

@@ -9,6 +9,7 @@ from bayeslora.methods.lora_dropout import LoRADropout
 from bayeslora.methods.monteclora import MonteCLoRA
 from bayeslora.methods.point import BitFit, DoRA, FullFineTuning, Houlsby, LoRA, Pfeiffer, PointEstimate
 from bayeslora.methods.scalabl import ScalaBL
+from bayeslora.methods.tfb import TFB
 
 METHODS: dict[str, type[Method]] = {
     cls.name: cls
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
         MonteCLoRA,
         LoRADropout,
         BLoB,
+        TFB,
         ScalaBL,
     )
 }
@@ -66,6 +68,7 @@ def make_method(method: str | Method, **fields: Any) -> Method:
 
 __all__ = [
     "METHODS",
+    "TFB",
     "BLoB",
     "BitFit",
     "DoRA",

@@ -84,7 +84,17 @@ class Method(abc.ABC):
         """Set what training data cannot tell, from held-out batches; the program is in evaluation mode."""
 
     def refine(self, program: Any, guide: nn.Module, train: Iterable[Any], validation: Iterable[Any]) -> nn.Module:
-        """Called once after training, with batches of data; returns the guide to use."""
+        """Called once after training, or instead of it where there is nothing to train; returns the guide to use.
+
+        What it finds belongs into parameters and buffers that a new guide already has: a saved posterior is loaded into
+        a new guide, by their names.
+
+        Args:
+            program: The fitted program, in evaluation mode.
+            guide: Its guide.
+            train: Batches of the training data on the network's device, which can be gone over again.
+            validation: Likewise, of the held-out data; empty where there is none.
+        """
         return guide
 
     def replace(self, **fields: Any) -> "Method":
