@@ -74,6 +74,8 @@ def _kl(site: dict[str, Any], guide_site: dict[str, Any]) -> Tensor:
         kl = kl_divergence(guide_site["fn"], site["fn"])
     except NotImplementedError:  # how torch says that this pair has no closed form
         return _log_prob_sum(guide_site) - _log_prob_sum({**site, "scale": guide_site["scale"]})
+    if isinstance(guide_site["fn"], Delta):  # Pyro's divergence of a point leaves out the density it may carry
+        kl = kl + guide_site["fn"].log_density
     return scale_and_mask(kl, guide_site["scale"], guide_site["mask"]).sum()
 
 

@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from bayeslora.adapters import Stack
 from bayeslora.adapters.families import kaiming as kaiming
 
-SPREADS = ("log_", "sqrt_")
-"""How the names of parameters that describe a spread begin."""
+
+def is_spread(name: str) -> bool:
+    """Whether a parameter describes a spread: `log_*` and `sqrt_*`; of Pyro's own guides, `scale…` and `cov_…`."""
+    parts = name.split(".")
+    return parts[-1].startswith(("log_", "sqrt_")) or any(part.startswith(("scale", "cov_")) for part in parts)
 
 
 class Site(nn.Module, abc.ABC):

@@ -1,6 +1,6 @@
 """What the user holds after a fit."""
 
-import dataclasses
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -291,7 +291,7 @@ class Posterior:
         """What is saved beside the learned state, ready for JSON."""
         model = self.network.model
         return {
-            "method": {"name": self.method.name, "fields": dataclasses.asdict(self.method)},  # type: ignore[call-overload]
+            "method": _method_record(self.method),
             "likelihood": {"name": self.program.likelihood.name, "config": self.program.likelihood.config()},
             "network": storage.network_record(self.network),
             "base": {"class": type(model).__name__, "name": getattr(model, "name_or_path", "") or None},
@@ -349,7 +349,9 @@ class Posterior:
 def load(
     folder: str | os.PathLike[str],
     model: nn.Module | str | None = None,
+    *,
     likelihood: Callable[[Tensor, Tensor | None], Any] | None = None,
+    method: Method | None = None,
 ) -> Posterior:
     """Read a posterior that `Posterior.save` wrote.
 
@@ -357,19 +359,24 @@ def load(
         folder: Where it was saved.
         model: The base model, an instance or a path or hub name; None for the one named at the fit.
         likelihood: The callable that the posterior was fitted with, if its likelihood was one: code is not saved.
+        method: The method it was fitted with, if that holds a function of your own, which is not saved; None for the
+            one that was saved.
 
     Raises:
         FileNotFoundError: If there is no posterior in the folder.
-        ValueError: If it is damaged, belongs to another base model, or is of a method that is not registered.
+        ValueError: If it is damaged, belongs to another base model, is of a method that is not registered or not the
+            one given, or was fitted with a function of your own and no method is given.
     """
     tensors, record = storage.load_files(folder)
     name = record["method"]["name"]
-    if name not in METHODS:
+    if method is not None and _method_record(method) != record["method"]:
+        raise ValueError(f"The posterior in {folder} is of {record['method']}, not of {_method_record(method)}.")
+    if method is None and name not in METHODS:
         raise ValueError(
             f"The posterior in {folder} is of method {name!r}, which is not known here: register its class with "
             f"bayeslora.register first. Known: {', '.join(METHODS)}."
         )
-    method = make_method(name, **record["method"]["fields"])
+    method = method or make_method(name, **record["method"]["fields"])
     spec = record["likelihood"]
     if spec["name"] == Observation.name:
         if likelihood is None:
@@ -391,6 +398,10 @@ def load(
     history = storage.history(tensors, record)
     names = record["class_names"]
     return Posterior(program.eval(), history, record["temperature"], tokenizer, tuple(names) if names else None)
+
+
+def _method_record(method: Method) -> dict[str, Any]:
+    return json.loads(json.dumps({"name": method.name, "fields": method.record()}))
 
 
 def _load_base(

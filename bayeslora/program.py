@@ -163,4 +163,8 @@ class AtMean(Messenger):
 
 
 def _latent(trace: poutine.Trace) -> dict[str, Tensor]:
-    return {name: site["value"] for name, site in sites(trace) if not site["is_observed"]}
+    return {
+        name: site["value"]
+        for name, site in sites(trace)
+        if not (site["is_observed"] or site["infer"].get("is_auxiliary"))
+    }

@@ -100,7 +100,7 @@ class ProgramTrainer(Trainer):
             spreads: list[nn.Parameter] = []
             own: list[nn.Parameter] = []
             for name, parameter in self.program.trainable():
-                is_spread = name.rpartition(".")[2].startswith(guides.SPREADS)
+                is_spread = guides.is_spread(name)
                 (own if name.startswith("likelihood.") else spreads if is_spread else places).append(parameter)
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.program)
             groups: list[dict[str, Any]] = [{"params": places, "weight_decay": self.args.weight_decay}]

@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+from bayeslora.methods.autoguide import AutoGuide
 from bayeslora.methods.base import Method, PerStackMethod, Tuning, unknown_fields
 from bayeslora.methods.blob import BLoB
 from bayeslora.methods.lora_dropout import LoRADropout
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
         BLoB,
         TFB,
         ScalaBL,
+        AutoGuide,
     )
 }
 """Name to method: what `fit(method=…)` takes."""
@@ -69,6 +71,7 @@ def make_method(method: str | Method, **fields: Any) -> Method:
 __all__ = [
     "METHODS",
     "TFB",
+    "AutoGuide",
     "BLoB",
     "BitFit",
     "DoRA",

@@ -97,6 +97,10 @@ class Method(abc.ABC):
         """
         return guide
 
+    def record(self) -> dict[str, Any]:
+        """Its fields, ready for JSON."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
     def replace(self, **fields: Any) -> "Method":
         """The same method with other values of some of its fields."""
         unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(self)})  # type: ignore[arg-type]

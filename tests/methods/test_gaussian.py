@@ -1,16 +1,18 @@
 """A linear layer, Gaussian labels, a Gaussian prior on `A`, and `B` held: the posterior is known."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bayeslora.adapters import AdaptedNetwork
+from bayeslora.adapters import AdaptedNetwork, Factors, Stack
 from bayeslora.likelihoods import Likelihood
-from bayeslora.methods import BLoB, Method
+from bayeslora.methods import AutoGuide, BLoB, Method
 from bayeslora.program import Program
 from tests.helpers import assert_mean_close
 
@@ -81,6 +83,48 @@ def gradients(program: Program, problem: Problem, num_draws: int = 2_000) -> dic
     names, parameters = zip(*program.trainable(), strict=True)
     draws = [torch.autograd.grad(program(**problem.batch).loss, parameters) for _ in range(num_draws)]
     return {name: torch.stack(column) for name, column in zip(names, zip(*draws, strict=True), strict=True)}
+
+
+def holding(B: Tensor) -> Callable[[Stack], Factors]:
+    """The prior of `A`, with `B` known."""
+
+    def prior_program(stack: Stack) -> Factors:
+        with stack.layers:
+            A = pyro.sample(f"{stack.name}.A", dist.Normal(0.0, PRIOR).expand(stack.A_shape).to_event(2))
+        return Factors(A, B.expand(*A.shape[:-2], *B.shape))
+
+    return prior_program
+
+
+def test_the_full_rank_autoguide_holds_the_exact_posterior(problem: Problem) -> None:
+    method = AutoGuide(prior_program=holding(problem.B), autoguide="AutoMultivariateNormal")
+    program = make_program(method, problem)
+    auto = program.guide["3x4"].auto
+    covariance = problem.precision.inverse()
+    tril = torch.linalg.cholesky(covariance)
+    with torch.no_grad(), pyro.settings.context(module_local_params=True):
+        auto.loc.copy_(problem.mean)
+        auto.scale = tril.diagonal()
+        auto.scale_tril = tril / tril.diagonal()[:, None]
+    for gradient in gradients(program, problem).values():
+        assert_mean_close(gradient, 0.0)
+    centred = program.draw(4_000)["3x4.A"].flatten(1) - problem.mean
+    assert_mean_close(centred, 0.0)
+    assert_mean_close(centred[:, :, None] * centred[:, None, :], covariance)
+    with torch.no_grad():
+        auto.scale_tril_unconstrained.mul_(0.5)
+    with pytest.raises(AssertionError, match="z-score"):
+        assert_mean_close(gradients(program, problem)["guide.3x4.auto.scale_tril_unconstrained"], 0.0)
+
+
+def test_the_mean_field_autoguide_has_its_known_optimum(problem: Problem) -> None:
+    program = make_program(AutoGuide(prior_program=holding(problem.B)), problem)
+    auto = program.guide["3x4"].auto
+    with torch.no_grad(), pyro.settings.context(module_local_params=True):
+        getattr(auto.locs, "3x4").A = problem.mean.view(1, RANK, D_IN)
+        getattr(auto.scales, "3x4").A = problem.precision.diagonal().rsqrt().view(1, RANK, D_IN)
+    for gradient in gradients(program, problem).values():
+        assert_mean_close(gradient, 0.0)
 
 
 def test_the_mean_field_optimum_has_the_posteriors_mean_and_conditional_variances(problem: Problem) -> None:

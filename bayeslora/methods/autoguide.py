@@ -1,0 +1,140 @@
+"""Any prior over a stack's factors, with any of Pyro's automatic guides."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyro
+import pyro.infer.autoguide
+import torch
+from pyro import poutine
+from pyro.infer.autoguide.initialization import init_to_mean, init_to_value
+from torch import nn
+
+from bayeslora import priors
+from bayeslora.adapters import Stack
+from bayeslora.methods.base import PerStackMethod
+
+
+@dataclass(frozen=True)
+class AutoGuide(PerStackMethod):
+    r"""A prior of your own over the factors, and one of Pyro's automatic guides.
+
+    For each stack, with $z$ all its sites and $\theta = \theta(z)$ its factors,
+
+    $$p(z) \text{ as written}, \qquad q(z) = T_\#\, N(m, C),$$
+
+    with $T$ the map from the reals to the sites' supports, and $C$ as the guide has it: diagonal for `"AutoNormal"`
+    and `"AutoDiagonalNormal"`, full for `"AutoMultivariateNormal"`, low rank plus diagonal for
+    `"AutoLowRankMultivariateNormal"`. The last two tie the numbers of a stack together; stacks are independent. The
+    loss per example is the NLL at a draw plus temperature / n times $\ln q(z) - \ln p(z)$ at it, in nats.
+
+    Args:
+        prior_program: A Pyro program of one stack: it samples sites named `<stack>.<name>`, within `stack.layers` if
+            they belong to layers, and returns the stack's factors. None for independent $N(0, \sigma_p^2)$ entries.
+        autoguide: The name of a class in `pyro.infer.autoguide`, such a class, or any function that takes the prior, a
+            program without arguments, and `init_loc_fn`, and returns a guide of that kind.
+        prior_scale: $\sigma_p$ of the default prior, in units of the weights.
+        init_scale: Starting standard deviation of every number, for guides that have one.
+        temperature: Multiplies the divergence.
+        guide_learning_rate: Learning rate of what describes $C$; None for the common one.
+
+    The guide starts where the network does: sites that are named after factors at those the adapters start from, others
+    at their prior's mean. The centre is its median.
+
+    Raises:
+        ValueError: If there is no autoguide of that name, it has no median, or a field is not positive.
+
+    References:
+        Kucukelbir et al. (2017), [Automatic Differentiation Variational Inference](https://arxiv.org/abs/1603.00788);
+        Bingham et al. (2019), [Pyro](https://arxiv.org/abs/1810.09538).
+    """
+
+    name = "autoguide"
+    prior_program: Callable[[Stack], Any] | str | None = None
+    autoguide: Callable[..., Any] | str = "AutoNormal"
+    prior_scale: float = 0.2
+    init_scale: float = 0.01
+    temperature: float = 1.0
+    guide_learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("prior_scale", "init_scale", "temperature"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"{field}={getattr(self, field)!r}: give a positive number, however small.")
+        if isinstance(self.prior_program, str):
+            raise ValueError(f"prior_program={self.prior_program!r} is the name of a function: {PASS_AGAIN}")
+        if isinstance(self.autoguide, str) and not hasattr(pyro.infer.autoguide, self.autoguide):
+            names = ", ".join(name for name in pyro.infer.autoguide.__all__ if name.endswith("Normal"))
+            raise ValueError(f"autoguide={self.autoguide!r} is none of Pyro's ({names}, …): {PASS_AGAIN}")
+
+    def record(self) -> dict[str, Any]:
+        return {name: _name(value) if callable(value) else value for name, value in super().record().items()}
+
+    def stack_prior(self, stack: Stack) -> Any:
+        with poutine.scale(scale=self.temperature / stack.num_examples):
+            return self.sites(stack)
+
+    def stack_guide(self, stack: Stack) -> nn.Module:
+        return StackAutoGuide(self, stack)
+
+    def sites(self, stack: Stack) -> Any:
+        """The unscaled prior of one stack."""
+        if callable(self.prior_program):
+            return self.prior_program(stack)
+        with stack.layers:
+            shapes = stack.shapes.items()
+            factors = {n: pyro.sample(f"{stack.name}.{n}", priors.normal(s, self.prior_scale)) for n, s in shapes}
+        return stack.family.factors(**factors)
+
+    def make(self, stack: Stack, values: dict[str, torch.Tensor]) -> Any:
+        """An automatic guide of one stack that starts at the given sites."""
+        make = getattr(pyro.infer.autoguide, self.autoguide) if isinstance(self.autoguide, str) else self.autoguide
+        settings: dict[str, Any] = {"init_loc_fn": init_to_value(values=values, fallback=init_to_mean)}
+        if "init_scale" in inspect.signature(make).parameters:
+            settings["init_scale"] = self.init_scale
+        guide = make(partial(self.sites, stack), **settings)
+        # Its parameters and its joint sample are named so: after the class alone, those of two stacks would be one.
+        guide._pyro_name = f"{type(guide).__name__}.{stack.name}"
+        return guide
+
+
+PASS_AGAIN = "pass the function itself; for a saved posterior, bayeslora.load(folder, model, method=AutoGuide(…))."
+
+
+class StackAutoGuide(nn.Module):
+    """One of Pyro's automatic guides, over one stack."""
+
+    def __init__(self, method: AutoGuide, stack: Stack):
+        super().__init__()
+        self.method = method
+        self.stack = stack
+        self.start(stack.initial())
+
+    def forward(self) -> None:
+        scale = self.method.temperature / self.stack.num_examples
+        # Otherwise its parameters would live in Pyro's global store.
+        with pyro.settings.context(module_local_params=True), poutine.scale(scale=scale):
+            self.auto()
+
+    def start(self, factors: Any) -> None:
+        """Begin at trained factors: sites of their names have them as median."""
+        like = next(self.parameters(), torch.zeros(()))
+        values = {f"{self.stack.name}.{name}": value.detach().cpu() for name, value in factors._asdict().items()}
+        with pyro.settings.context(module_local_params=True):
+            auto = self.method.make(self.stack, values)
+            auto()  # it creates its parameters on the first call
+            try:
+                auto.median()
+            except NotImplementedError:
+                raise ValueError(f"{type(auto).__name__} has no median, which the centre needs: use another.") from None
+        self.auto = auto.to(like.device, like.dtype)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    """How a function or class is named in a saved posterior: those of Pyro's without their module."""
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    is_pyros = getattr(pyro.infer.autoguide, name, None) is function
+    return name if is_pyros else f"{getattr(function, '__module__', '')}.{name}"
