@@ -63,7 +63,7 @@ class Head(nn.Module):
 class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh())
+        self.body = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh())
         self.head = Head()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def test_the_heads_linear_layers_are_stacks_after_the_bodys() -> None:
     assert network.stacks["head_6x3"].layer_names == ("head.out",)
     assert network.stacks["head_6x3"].shapes == {"weight": (3, 6), "bias": (3,)}
     # The head is not counted, whichever stack is asked.
-    assert {stack.num_layers for stack in network.stacks.values()} == {network.stacks.num_layers} == {2}
+    assert {stack.num_layers for stack in network.stacks.values()} == {network.stacks.num_layers} == {3}
     assert {stack.num_examples for stack in network.stacks.values()} == {7}
     learned = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     assert learned == ["model.head.norm.weight", "model.head.norm.bias"]
