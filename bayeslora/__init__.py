@@ -1,6 +1,6 @@
 """Bayesian adapters for pre-trained networks, written as Pyro programs."""
 
-from bayeslora import distributions, methods, metrics, theory
+from bayeslora import distributions, likelihoods, methods, metrics, theory
 from bayeslora.budget import rank_for_budget
 from bayeslora.fit import fit
 from bayeslora.likelihoods import LIKELIHOODS
@@ -34,6 +34,7 @@ __all__ = [
     "TokenPrediction",
     "distributions",
     "fit",
+    "likelihoods",
     "load",
     "methods",
     "metrics",

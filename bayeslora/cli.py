@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bayeslora.likelihoods import LIKELIHOODS
 from bayeslora.methods import METHODS, unknown_fields
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Bayesian adapters for pre-trained networks.")
@@ -55,6 +56,9 @@ def fit(
     data: Annotated[str, typer.Option(help="A CSV, JSON or Parquet file, a folder of them, or a hub name.")],
     output: Annotated[Path, typer.Option(help="Where to save the posterior.")],
     method: Annotated[str, typer.Option(help="One of: " + ", ".join(METHODS))] = "monteclora",
+    likelihood: Annotated[
+        str | None, typer.Option(help="What the labels are; by default inferred: " + ", ".join(LIKELIHOODS))
+    ] = None,
     validation: Annotated[str | None, typer.Option(help="Held-out data; by default the data's own split.")] = None,
     targets: Annotated[
         str, typer.Option(help="all-linear, attention, a suffix or a regular expression.")
@@ -82,6 +86,7 @@ def fit(
             model,
             rows,
             method,
+            likelihood=likelihood,
             validation=split(read(validation), "train") if validation else None,
             targets=targets,
             rank=rank,

@@ -348,7 +348,7 @@ def _likelihood(given: Likelihood | str | Callable[..., Any] | None, model: nn.M
     if isinstance(given, Likelihood):
         likelihood = copy.deepcopy(given)
     elif given is not None and not isinstance(given, str):
-        likelihood = Observation(given)
+        likelihood = Observation(copy.deepcopy(given))
     else:
         cls = LIKELIHOODS[given] if given else _infer_likelihood(model, logits, labels)
         values = train.labels if train.labels is not None else labels.cpu()

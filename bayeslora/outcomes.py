@@ -1,6 +1,7 @@
 """Predictions: what draws of the network's logits say about the labels, one class for each kind of label."""
 
 import abc
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -609,9 +610,9 @@ def make_prediction(
         temperature: Divides the logits of likelihoods that have one.
         class_names: Names of the classes, or None.
     """
-    return ObservationPrediction(
-        [likelihood.distribution(logits) for logits in torch.as_tensor(outputs.logits)],
-    )
+    # On the processor and in double precision, as the logits are; without gradients, which NumPy does not know.
+    likelihood = copy.deepcopy(likelihood).to("cpu", torch.float64).requires_grad_(False)
+    return ObservationPrediction([likelihood.distribution(logits) for logits in torch.as_tensor(outputs.logits)])
 
 
 @make_prediction.register

@@ -1,5 +1,6 @@
 """What the user holds after a fit."""
 
+import copy
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -381,7 +382,7 @@ def load(
     if spec["name"] == Observation.name:
         if likelihood is None:
             raise ValueError(f"The posterior in {folder} has a likelihood of its own: pass load(…, likelihood=…).")
-        spec = {**spec, "config": {"observe": likelihood}}
+        spec = {**spec, "config": {"observe": copy.deepcopy(likelihood)}}
     labels = LIKELIHOODS[spec["name"]](**spec["config"])
     if not isinstance(model, nn.Module):
         model = _load_base(folder, model or record["base"]["name"], record, labels.num_labels)

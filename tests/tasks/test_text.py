@@ -288,6 +288,31 @@ def test_a_callable_observes_the_labels(method: Method, tmp_path: Path) -> None:
     assert prediction.sample(seed=1).shape == (1 if method.name == "lora" else 4, 200)
 
 
+class Laplace(torch.nn.Module):
+    """Real labels with a learned scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor | None) -> None:
+        pyro.sample("labels", dist.Laplace(logits[..., 0], self.log_scale.exp()), obs=labels)
+
+
+def test_what_a_callable_module_learns_is_saved(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Linear(8, 1))
+    data = (torch.randn(40, 3), 0.01 * torch.randn(40))
+    given = Laplace()
+    posterior = fit(network, data, likelihood=given, epochs=4, rank=1)
+    assert given.log_scale == 0
+    scale = posterior.program.likelihood.make.log_scale
+    assert scale < -0.1
+    posterior.save(tmp_path)
+    loaded = bayeslora.load(tmp_path, network, likelihood=Laplace())
+    assert loaded.program.likelihood.make.log_scale == scale
+    assert loaded.evaluate(data) == posterior.evaluate(data)
+
+
 def test_a_callable_that_does_not_fit_says_so() -> None:
     network = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Linear(8, 2))
     data = (torch.randn(8, 3), torch.zeros(8, 2))
