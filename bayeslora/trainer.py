@@ -15,7 +15,7 @@ from bayeslora.data import Source, to_device
 from bayeslora.methods import Tuning
 from bayeslora.posterior import Posterior
 from bayeslora.prediction import seeded
-from bayeslora.program import Program
+from bayeslora.program import Program, evaluating
 from bayeslora.types import Batch
 
 TUNING_SHARE = 0.3
@@ -223,10 +223,9 @@ class Tune(TrainerCallback):
         budget = TUNING_SHARE * PASSES_PER_STEP * seen / len(self.tuning.moments) / self.tuning.passes
         # Every process takes the same examples and draws: their parameters stay equal.
         with seeded(state.global_step):
-            was_training = self.program.training
-            self.program.eval()
-            self.program.method.tune(self.program, self._batches(max(FEWEST_TUNING, int(budget))))
-            self.program.train(was_training)
+            batches = self._batches(max(FEWEST_TUNING, int(budget)))
+            with evaluating(self.program):
+                self.program.method.tune(self.program, batches)
 
     def _batches(self, size: int) -> list[Batch]:
         """Batches of that many held-out examples, or of all, on the program's device."""

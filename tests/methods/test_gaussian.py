@@ -34,6 +34,10 @@ class Homoscedastic(Likelihood):
 
     name = "homoscedastic"
 
+    @classmethod
+    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "Homoscedastic":
+        return cls()
+
     def distribution(self, logits: Tensor) -> dist.Distribution:
         return dist.Normal(logits, NOISE).to_event(1)
 
