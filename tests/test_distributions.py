@@ -12,6 +12,7 @@ from bayeslora.distributions import (
     ColumnNormal,
     Dirichlet,
     Flat,
+    KroneckerNormal,
     Mask,
     RelaxedMask,
     StandardColumns,
@@ -247,3 +248,24 @@ def test_expanded_distributions_draw_and_score_that_shape(make: object) -> None:
     value = distribution.rsample(torch.Size([5]))
     assert value.shape == (5, 7, 2, *distribution.event_shape)
     assert distribution.log_prob(value).shape == (5, 7, 2)
+
+
+@pytest.mark.parametrize("rank", [4, 2])
+def test_kronecker_normal_is_the_multivariate_normal_with_that_precision(rank: int) -> None:
+    torch.manual_seed(6)
+    rows, columns = (
+        torch.linalg.qr(torch.randn(3, 3).double())[0],
+        torch.linalg.qr(torch.randn(4, 4).double())[0][:, :rank],
+    )
+    row_values, column_values, tau = torch.rand(3).double(), 3 * torch.rand(rank).double(), torch.tensor(0.5).double()
+    loc = torch.randn(3, 4).double()
+    normal = KroneckerNormal(loc, rows, row_values, columns, column_values, tau)
+    R, C = rows @ torch.diag(row_values) @ rows.T, columns @ torch.diag(column_values) @ columns.T
+    precision = torch.kron(R, C) + tau * torch.eye(12).double()
+    dense = dist.MultivariateNormal(loc.flatten(), precision_matrix=precision)
+    values = torch.randn(5, 3, 4).double()
+    torch.testing.assert_close(normal.log_prob(values), dense.log_prob(values.flatten(1)))
+    centred = (normal.rsample((20_000,)) - loc).flatten(1)
+    assert_mean_close(centred, 0.0)
+    assert_mean_close(centred[:, :, None] * centred[:, None, :], dense.covariance_matrix)
+    assert normal.expand((2,)).rsample((7,)).shape == (7, 2, 3, 4)

@@ -6,6 +6,7 @@ from typing import Any
 from bayeslora.methods.autoguide import AutoGuide
 from bayeslora.methods.base import Method, PerStackMethod, Tuning, unknown_fields
 from bayeslora.methods.blob import BLoB
+from bayeslora.methods.laplace import Laplace
 from bayeslora.methods.lora_dropout import LoRADropout
 from bayeslora.methods.monteclora import MonteCLoRA
 from bayeslora.methods.point import BitFit, DoRA, FullFineTuning, Houlsby, LoRA, Pfeiffer, PointEstimate
@@ -26,6 +27,7 @@ METHODS: dict[str, type[Method]] = {
         BLoB,
         TFB,
         ScalaBL,
+        Laplace,
         AutoGuide,
     )
 }
@@ -77,6 +79,7 @@ __all__ = [
     "DoRA",
     "FullFineTuning",
     "Houlsby",
+    "Laplace",
     "LoRA",
     "LoRADropout",
     "Method",

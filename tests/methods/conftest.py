@@ -71,3 +71,15 @@ def randomise(program: Program, scale: float = 0.2, seed: int = 5) -> Program:
         for _, parameter in program.trainable():
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
     return program
+
+
+def dense_precision(matrix: Any) -> torch.Tensor:
+    """R ⊗ C + τ I of a Laplace approximation, over the entries of the matrix row by row, `[layer, number, number]`."""
+    R, C = (
+        getattr(matrix, f"{side}_basis")
+        @ torch.diag_embed(getattr(matrix, f"{side}_values"))
+        @ getattr(matrix, f"{side}_basis").mT
+        for side in ("row", "column")
+    )
+    products = torch.stack([torch.kron(r, c) for r, c in zip(R, C, strict=True)])
+    return products + matrix.precision * torch.eye(products.shape[-1], dtype=products.dtype)

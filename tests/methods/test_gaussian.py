@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from bayeslora.adapters import AdaptedNetwork, Factors, Stack
 from bayeslora.likelihoods import Likelihood
-from bayeslora.methods import AutoGuide, BLoB, Method
+from bayeslora.methods import AutoGuide, BLoB, Laplace, Method
 from bayeslora.program import Program
 from tests.helpers import assert_mean_close
+from tests.methods.conftest import dense_precision
 
 NOISE, PRIOR = 0.3, 0.7
 NUM_EXAMPLES, D_IN, D_OUT, RANK, S = 7, 3, 4, 2, 1.5
@@ -119,6 +120,19 @@ def test_the_full_rank_autoguide_holds_the_exact_posterior(problem: Problem) -> 
         auto.scale_tril_unconstrained.mul_(0.5)
     with pytest.raises(AssertionError, match="z-score"):
         assert_mean_close(gradients(program, problem)["guide.3x4.auto.scale_tril_unconstrained"], 0.0)
+
+
+def test_laplace_is_exact(problem: Problem) -> None:
+    program = make_program(Laplace(prior_precision=PRIOR**-2), problem).eval()
+    matrices = program.guide["3x4"].matrices
+    with torch.no_grad():
+        hold(matrices["A"].loc, problem.mean.view(1, RANK, D_IN))
+        hold(matrices["B"].loc, problem.B[None])
+    halves = [{name: value[rows] for name, value in problem.batch.items()} for rows in (slice(3), slice(3, None))]
+    program.guide = program.method.refine(program, program.guide, halves, [])
+    torch.testing.assert_close(dense_precision(matrices["A"])[0], problem.precision)
+    centred = program.draw(4_000)["3x4.A"].flatten(1) - problem.mean
+    assert_mean_close(centred[:, :, None] * centred[:, None, :], problem.precision.inverse())
 
 
 def test_the_mean_field_autoguide_has_its_known_optimum(problem: Problem) -> None:

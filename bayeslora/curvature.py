@@ -1,0 +1,193 @@
+"""Gauss-Newton matrices over the factors, Kronecker-factored."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from torch import Tensor
+
+from bayeslora.adapters import Affine, Family, LowRank
+
+
+class Kronecker(NamedTuple):
+    r"""A factored matrix $R \otimes C$ over the entries of a matrix: R over its rows, C over its columns.
+
+    Each as eigenvectors, `[size, rank]`, and eigenvalues, `[rank]`; what they leave out has eigenvalue 0.
+    """
+
+    row_basis: Tensor
+    row_values: Tensor
+    column_basis: Tensor
+    column_values: Tensor
+
+
+class Gram:
+    r"""The Gram matrix $\sum x x^\top$ of vectors that come in batches, or its best approximation of a given rank.
+
+    Args:
+        rank: Eigenvectors that are kept. If fewer than numbers in a vector, they are those of the vectors so far,
+            truncated after each batch.
+    """
+
+    def __init__(self, rank: int):
+        self.rank = rank
+        self.exact: Tensor | None = None
+        self.root: Tensor | None = None
+
+    def add(self, vectors: Tensor) -> None:
+        """Add vectors, `[…, size]`."""
+        rows = vectors.reshape(-1, vectors.shape[-1])
+        if self.rank >= rows.shape[1]:
+            gram = rows.double().T @ rows.double()
+            self.exact = gram if self.exact is None else self.exact + gram
+            return
+        stacked = rows if self.root is None else torch.cat([self.root, rows])
+        _, values, basis = torch.linalg.svd(stacked, full_matrices=False)
+        self.root = values[: self.rank, None] * basis[: self.rank]
+
+    def eigh(self) -> tuple[Tensor, Tensor]:
+        """Eigenvectors, `[size, rank]`, and eigenvalues, `[rank]`."""
+        if self.exact is not None:
+            values, basis = torch.linalg.eigh(self.exact)
+            return basis, values.clamp(min=0)
+        assert self.root is not None
+        values = self.root.norm(dim=1)
+        basis = (self.root / values.clamp(min=torch.finfo(values.dtype).tiny)[:, None]).T
+        missing = self.rank - len(values)  # fewer vectors than the rank
+        return torch.nn.functional.pad(basis, (0, missing)), torch.nn.functional.pad(values.square(), (0, missing))
+
+
+class Curvature:
+    """Sums over the data for one matrix of factors of one layer.
+
+    Args:
+        ranks: Eigenvectors that are kept, of rows and columns.
+    """
+
+    def __init__(self, ranks: tuple[int, int]):
+        self.gradients, self.inputs = (Gram(rank) for rank in ranks)
+        self.positions = 0
+
+    def kronecker(self) -> Kronecker:
+        """Summed gradients ⊗ mean inputs."""
+        inputs, input_values = self.inputs.eigh()
+        return Kronecker(*self.gradients.eigh(), inputs, input_values / max(self.positions, 1))
+
+
+def gauss_newton(
+    program: Any, batches: Iterable[Mapping[str, Any]], ranks: Mapping[str, tuple[int, int]]
+) -> dict[str, list[Kronecker]]:
+    r"""Kronecker-factored Gauss-Newton matrices of the negative log-likelihood, summed over examples, at the centre.
+
+    A matrix of factors F that maps inputs z to F z, at positions t of examples n, has the Gauss-Newton matrix
+
+    $$\sum_n J_n^\top \Lambda_n J_n \;\approx\; \Big(\sum_{n,t,c} g_{ntc}\, g_{ntc}^\top\Big) \otimes
+      \Big(\frac1M \sum_{n,t} z_{nt}\, z_{nt}^\top\Big),$$
+
+    with $\Lambda_n$ the Hessian of the negative log-likelihood in the logits, $\Lambda = S S^\top$, and $g_{ntc}$ the
+    gradient with respect to F z of the logits' product with column c of S. M counts the positions that have a gradient:
+    padding does not count. For `A`, z = x; for `B`, z = s A x; for `weight`, which has the bias as its last column,
+    z = (x, 1).
+
+    Args:
+        program: A program, in evaluation mode.
+        batches: Batches with labels.
+        ranks: The matrices wanted, `<stack>.<name>`, and how many eigenvectors of their rows and columns are kept.
+
+    Returns:
+        For each of them, the factored matrix of each layer.
+
+    Raises:
+        ValueError: If the network's output is not one vector of logits per example.
+
+    References:
+        Martens and Grosse (2015), [Optimizing Neural Networks with Kronecker-factored Approximate
+        Curvature](https://arxiv.org/abs/1503.05671).
+    """
+    names = dict.fromkeys(site.rpartition(".")[0] for site in ranks)
+    layers = [(name, index) for name in names for index in range(len(program.stacks[name]))]
+    sums = {(site, index): Curvature(ranks[site]) for site in ranks for index in _indices(program, site)}
+    at_centre = program.factors_at(program.centre())
+    factors = {name: type(value)(*(factor.detach() for factor in value)) for name, value in at_centre.items()}
+    seen: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+
+    def matrices(key: tuple[str, int], g: Tensor) -> dict[tuple[str, int], tuple[Tensor, Tensor]]:
+        name, index = key
+        its_factors = [factor[index] for factor in factors[name]]
+        s = program.network.scaling(name)[index]
+        parts = _matrices(program.stacks[name].family, its_factors, s, seen[key][0], g)
+        return {(f"{name}.{part}", index): value for part, value in parts.items() if f"{name}.{part}" in ranks}
+
+    hooks = [
+        program.network.layers(name)[index].register_forward_hook(_keep(seen, (name, index))) for name, index in layers
+    ]
+    try:
+        for batch in batches:
+            with torch.enable_grad():
+                logits = program.network(factors, {name: value for name, value in batch.items() if name != "labels"})
+            outputs = [seen[key][1] for key in layers]
+            reached = [torch.zeros_like(output[..., 0], dtype=torch.bool) for output in outputs]
+            for column in hessian_root(program.likelihood, logits, batch["labels"]):
+                for key, g, where in zip(
+                    layers, torch.autograd.grad(logits, outputs, column, retain_graph=True), reached, strict=True
+                ):
+                    where |= g.any(-1)
+                    for matrix, (_, gradient) in matrices(key, g).items():
+                        sums[matrix].gradients.add(gradient)
+            for key, output, where in zip(layers, outputs, reached, strict=True):
+                for matrix, (z, _) in matrices(key, output.detach()).items():
+                    sums[matrix].inputs.add(z[where])
+                    sums[matrix].positions += int(where.sum())
+    finally:
+        for hook in hooks:
+            hook.remove()
+        program.network.unbind()
+    return {site: [sums[site, index].kronecker() for index in _indices(program, site)] for site in ranks}
+
+
+def hessian_root(likelihood: Any, logits: Tensor, labels: Tensor) -> list[Tensor]:
+    r"""Columns, `[batch, class]` each, of a root S of the negative log-likelihood's Hessian, $\Lambda = S S^\top$.
+
+    Columns that are zero for all examples are left out: a softmax of C classes has C − 1.
+    """
+    if logits.dim() != 2:
+        raise ValueError(
+            f"The network's output is {tuple(logits.shape)}; the curvature needs one vector of logits per example."
+        )
+    f = logits.detach().requires_grad_()
+    with torch.enable_grad(), pyro.validation_enabled(False):
+        nll = -likelihood.log_prob(f, labels).sum()
+        (gradient,) = torch.autograd.grad(nll, f, create_graph=True)
+        rows = [torch.autograd.grad(column.sum(), f, retain_graph=True)[0] for column in gradient.unbind(1)]
+    values, vectors = torch.linalg.eigh(torch.stack(rows, dim=1).double())
+    root = (vectors * values.clamp(min=0).sqrt()[:, None]).to(logits.dtype)
+    nonzero = values.amax(0) > values.max() * torch.finfo(logits.dtype).eps
+    return list(root[..., nonzero].unbind(-1))
+
+
+def _indices(program: Any, site: str) -> range:
+    return range(len(program.stacks[site.rpartition(".")[0]]))
+
+
+def _keep(seen: dict[tuple[str, int], tuple[Tensor, Tensor]], key: tuple[str, int]) -> Any:
+    """A hook that keeps a layer's input, and its output as something to differentiate by."""
+
+    def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        # Before the first adapted layer nothing has a gradient.
+        seen[key] = inputs[0].detach(), output if output.requires_grad else output.requires_grad_()
+        return output
+
+    return hook
+
+
+def _matrices(
+    family: Family, factors: list[Tensor], s: Tensor, x: Tensor, g: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """A layer's matrices of factors: their inputs, `[…, column]`, and their outputs' gradients, `[…, row]`."""
+    if isinstance(family, LowRank):
+        A, B = factors
+        return {"A": (x, s * (g @ B)), "B": (s * (x @ A.T), g)}
+    if isinstance(family, Affine):
+        return {"weight": (torch.cat([x, torch.ones_like(x[..., :1])], dim=-1), g)}
+    raise TypeError(f"The curvature of {type(family).__name__} factors is not known; that of low-rank ones is.")
