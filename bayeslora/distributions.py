@@ -21,6 +21,7 @@ __all__ = [
     "KroneckerNormal",
     "Mask",
     "RelaxedMask",
+    "Seed",
     "WishartCholesky",
     "expected_square_sum",
     "kl_divergence",
@@ -431,6 +432,35 @@ class Mask(FixedNoise):
     @property
     def mean(self) -> Tensor:
         return self.like.new_full(self.batch_shape + self.event_shape, 1.0 if self.rescale else 1 - self.p)
+
+
+class Seed(FixedNoise):
+    """A number that names a draw of noise, uniform on (−1, 1); 0, its mean, is for no noise.
+
+    Args:
+        silent: Whether there is no noise: every draw is 0.
+        like: A tensor whose dtype and device the draws have; torch's defaults without one.
+    """
+
+    support = constraints.interval(-1, 1)
+
+    def __init__(self, silent: bool = False, like: Tensor | None = None, batch_shape: tuple[int, ...] = ()):
+        self.silent = silent
+        super().__init__((), like, batch_shape)
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "Seed":
+        return Seed(self.silent, self.like, tuple(batch_shape))
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        value = self.like.new_zeros(self._extended_shape(torch.Size(sample_shape)))
+        return value if self.silent else value.uniform_(-1, 1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return torch.full_like(value, -math.log(2))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.like.new_zeros(self.batch_shape)
 
 
 class RelaxedMask(Independent):

@@ -60,7 +60,7 @@ class Adapters:
             TypeError: If the program's adapters are of another family.
             ValueError: If the head does not fit the network's.
         """
-        family = next(iter(program.stacks.values())).family
+        family = next(iter(program.stacks.values())).family.without_noise()
         if family.factors is not self.family.factors:
             own, given = (f"{type(f).__name__} ({', '.join(f.factors._fields)})" for f in (family, self.family))
             raise TypeError(
@@ -87,11 +87,12 @@ def from_factors(network: AdaptedNetwork, factors: Mapping[str, Any]) -> Adapter
     scaling: dict[str, float] = {}
     body = {name: stack for name, stack in network.stacks.items() if not stack.in_head}
     for name, stack in body.items():
+        family = stack.family.without_noise()
         for index, layer in enumerate(stack.layer_names):
-            layers[layer] = stack.family.factors(*(factor[index].clone() for factor in factors[name]))
+            layers[layer] = family.factors(*(getattr(factors[name], f)[index].clone() for f in family.factors._fields))
             ranks[layer] = stack.rank
             scaling[layer] = float(network.scaling(name)[index])
-    return Adapters(stack.family, layers, ranks, scaling, trained_head(network, factors))
+    return Adapters(family, layers, ranks, scaling, trained_head(network, factors))
 
 
 def trained_head(network: AdaptedNetwork, factors: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -31,14 +31,16 @@ class OperationCounter(TorchDispatchMode):
 
 
 def program(method: str, rank: int = 8, targets: str = "all-linear", layers: int = 6, **fields: Any) -> Program:
-    network = AdaptedNetwork(tiny_bert(**DEEP | {"num_hidden_layers": layers}), rank=rank, targets=targets)
-    return Program(network, make_method(method, **fields), Classification(3)).train()
+    made = make_method(method, **fields)
+    network = AdaptedNetwork(tiny_bert(**DEEP | {"num_hidden_layers": layers}), made.family, rank=rank, targets=targets)
+    return Program(network, made, Classification(3)).train()
 
 
-def peft_lora(rank: int = 8, layers: int = 6) -> torch.nn.Module:
+def peft_lora(rank: int = 8, layers: int = 6, dropout: float = 0.0) -> torch.nn.Module:
     config = peft.LoraConfig(
         r=rank,
         lora_alpha=16,
+        lora_dropout=dropout,
         target_modules=["query", "key", "value", "dense"],
         exclude_modules=".*pooler.*",
         task_type="SEQ_CLS",
@@ -97,6 +99,11 @@ def test_operations_of_lora_dropout_are_loras() -> None:
     # One instance of the masks: a draw and a product per factor and stack.
     assert operations(program("lora_dropout", layers=24)) <= 1.05 * operations(program("lora", layers=24))
     assert flops(program("lora_dropout")) == flops(program("lora"))
+
+
+def test_operations_of_mc_dropout_are_those_of_pefts_lora_dropout() -> None:
+    assert operations(program("mc_dropout", p=0.1)) <= operations(peft_lora(dropout=0.1))
+    assert operations(program("mc_dropout", p=0.0)) <= 1.05 * operations(program("lora"))
 
 
 def test_operations_do_not_grow_with_the_layers_of_a_stack() -> None:

@@ -15,6 +15,7 @@ from bayeslora.distributions import (
     KroneckerNormal,
     Mask,
     RelaxedMask,
+    Seed,
     StandardColumns,
     WishartCholesky,
     expected_square_sum,
@@ -214,6 +215,15 @@ def test_mask_needs_a_rate_below_one() -> None:
         Mask(3, 1.0)
 
 
+def test_seeds_are_uniform_around_a_mean_that_is_none() -> None:
+    seed = Seed(like=torch.zeros((), dtype=torch.float64)).expand([2])
+    values = seed.rsample(torch.Size([2_000]))
+    assert_uniform((values.flatten().numpy() + 1) / 2)
+    assert seed.log_prob(values).exp().unique().item() == pytest.approx(1 / 2)
+    assert seed.mean.tolist() == [0.0, 0.0]
+    assert Seed(silent=True).rsample(torch.Size([3])).tolist() == [0.0] * 3
+
+
 def test_relaxed_mask_diverges_as_the_hard_one() -> None:
     logits = torch.randn(2, 5, dtype=torch.float64)
     hard = kl_divergence(dist.Bernoulli(logits=logits), dist.Bernoulli(torch.tensor(0.7, dtype=torch.float64))).sum(-1)
@@ -241,6 +251,7 @@ def test_gradients_of_a_relaxed_mask_are_pathwise() -> None:
         lambda: Flat((3, 4)),
         lambda: Mask(4, 0.3),
         lambda: RelaxedMask(torch.zeros(4), 0.5),
+        lambda: Seed(),
     ],
 )
 def test_expanded_distributions_draw_and_score_that_shape(make: object) -> None:

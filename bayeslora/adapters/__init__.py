@@ -14,7 +14,9 @@ from bayeslora.adapters.families import (
     Family,
     Full,
     FullFactors,
+    InputDropout,
     LowRank,
+    SeededFactors,
     SVDFactors,
 )
 from bayeslora.adapters.linear import Linearised
@@ -36,9 +38,11 @@ __all__ = [
     "Family",
     "Full",
     "FullFactors",
+    "InputDropout",
     "Linearised",
     "LowRank",
     "SVDFactors",
+    "SeededFactors",
     "Stack",
     "Stacks",
     "choose_targets",

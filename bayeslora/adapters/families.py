@@ -34,6 +34,14 @@ class Factors(NamedTuple):
     B: Tensor
 
 
+class SeededFactors(NamedTuple):
+    """`A` and `B` as of low rank, and `seed` `[*draw, layer]`, a number that names a draw of the noise; 0 for none."""
+
+    A: Tensor
+    B: Tensor
+    seed: Tensor
+
+
 class SVDFactors(NamedTuple):
     """`P` `[*draw, layer, d_out, rank]`, λ as `lam` `[*draw, layer, rank]`, and `Q` `[*draw, layer, rank, d_in]`."""
 
@@ -158,6 +166,10 @@ class Family(abc.ABC):
             "DoRA adapters can."
         )
 
+    def without_noise(self) -> "Family":
+        """The family that computes the same where there is no noise; its factors are these without the noise's."""
+        return self
+
     def unstack(self, factors: Any) -> list[Any]:
         """Stacked factors as one tuple of factors per layer."""
         # One `unbind` per factor: its backward pass is a single `stack`, where indexing would add L scatters.
@@ -172,40 +184,86 @@ class LowRank(Family):
         Hu et al. (2021), [LoRA](https://arxiv.org/abs/2106.09685).
     """
 
-    factors = Factors
-    layer_dims = (2, 2)
+    factors: ClassVar[Any] = Factors
+    layer_dims: ClassVar[tuple[int, ...]] = (2, 2)
 
     def shapes(self, d_in: int, d_out: int, rank: int) -> Shapes:
         return {"A": (rank, d_in), "B": (d_out, rank)}
 
-    def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> Factors:
+    def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> Any:
         return Factors(kaiming(num_layers, *shapes["A"]), torch.zeros(num_layers, *shapes["B"]))
 
-    def scale(self, factors: Factors, scaling: Scaling) -> Factors:
-        return Factors(factors.A, factors.B * scaling[:, None, None])
+    def scale(self, factors: Any, scaling: Scaling) -> Any:
+        return factors._replace(B=factors.B * scaling[:, None, None])
 
-    def forward(self, base: nn.Module, x: Tensor, factors: Factors) -> Tensor:
-        A, B = factors
+    def forward(self, base: nn.Module, x: Tensor, factors: Any) -> Tensor:
         h = base(x)
-        x = x.to(A.dtype)
-        if A.dim() == 2:
-            update = F.linear(F.linear(x, A), B)
-        else:
-            rows = x.reshape(len(A), -1, x.shape[-1])
-            update = (rows @ A.mT @ B.mT).view(h.shape)
-        return h + update.to(h.dtype)
+        return h + self.update(x.to(factors.A.dtype), factors).to(h.dtype)
 
-    def peft(self, factors: Factors) -> dict[str, Tensor]:
+    def update(self, x: Tensor, factors: Any) -> Tensor:
+        """What one layer's output gains, s B A x."""
+        A, B = factors.A, factors.B
+        if A.dim() == 2:
+            return F.linear(F.linear(x, A), B)
+        rows = x.reshape(len(A), -1, x.shape[-1])
+        return (rows @ A.mT @ B.mT).view(*x.shape[:-1], B.shape[-2])
+
+    def peft(self, factors: Any) -> dict[str, Tensor]:
         return {"lora_A.weight": factors.A, "lora_B.weight": factors.B}
 
-    def delta(self, factors: Factors, bases: Sequence[nn.Module] = ()) -> Tensor:
+    def delta(self, factors: Any, bases: Sequence[nn.Module] = ()) -> Tensor:
         return factors.B @ factors.A
 
-    def difference_norm(
-        self, factors: Factors, reference: Factors | None = None, bases: Sequence[nn.Module] = ()
-    ) -> PerLayer:
+    def difference_norm(self, factors: Any, reference: Any | None = None, bases: Sequence[nn.Module] = ()) -> PerLayer:
         parts = [factors] if reference is None else [factors, factors._replace(A=reference.A, B=-reference.B)]
         return norm_of_products([(part.B, part.A) for part in parts])
+
+
+class InputDropout(LowRank):
+    r"""LoRA with dropout on the adapter's input: $h = W_0 x + s B A\, (x \odot m)$, $m_i \in \{0, 1/(1-p)\}$.
+
+    In training mode it is torch's dropout, with torch's random state. In evaluation mode, the seed of a draw says what
+    its mask is, for a batch of a given shape: the same for every batch of that shape, and however draws are grouped.
+
+    Args:
+        p: Probability that an entry of the input is dropped.
+    """
+
+    factors = SeededFactors
+    layer_dims = (2, 2, 0)
+
+    def __init__(self, p: float):
+        self.p = p
+
+    def shapes(self, d_in: int, d_out: int, rank: int) -> Shapes:
+        return {**super().shapes(d_in, d_out, rank), "seed": ()}
+
+    def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> SeededFactors:
+        A, B = super().initial(num_layers, shapes, measured)
+        return SeededFactors(A, B, torch.zeros(num_layers))
+
+    def forward(self, base: nn.Module, x: Tensor, factors: SeededFactors) -> Tensor:
+        h = base(x)
+        x = x.to(factors.A.dtype)
+        x = F.dropout(x, self.p) if base.training else self._dropped(x, factors.seed)
+        return h + self.update(x, factors).to(h.dtype)
+
+    def _dropped(self, x: Tensor, seed: Tensor) -> Tensor:
+        """The input under the mask of each draw, whose rows are together."""
+        seeds = seed.reshape(-1).tolist()
+        if self.p == 0 or not any(seeds):
+            return x
+        masks = torch.ones(len(seeds), x.numel() // len(seeds), dtype=x.dtype, device=x.device)
+        generator = torch.Generator(x.device)
+        for mask, number in zip(masks, seeds, strict=True):
+            if number:
+                # A whole number, of which a generator on the CPU looks at no more than 32 bits.
+                generator.manual_seed(int(number * 2**23))
+                mask.bernoulli_(1 - self.p, generator=generator).div_(1 - self.p)
+        return x * masks.view(x.shape)
+
+    def without_noise(self) -> LowRank:
+        return LowRank()
 
 
 class SVD(Family):

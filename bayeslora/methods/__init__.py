@@ -8,6 +8,7 @@ from bayeslora.methods.base import Method, PerStackMethod, Tuning, unknown_field
 from bayeslora.methods.blob import BLoB
 from bayeslora.methods.laplace import Laplace
 from bayeslora.methods.lora_dropout import LoRADropout
+from bayeslora.methods.mc_dropout import MCDropout
 from bayeslora.methods.monteclora import MonteCLoRA
 from bayeslora.methods.point import BitFit, DoRA, FullFineTuning, Houlsby, LoRA, Pfeiffer, PointEstimate
 from bayeslora.methods.scalabl import ScalaBL
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Method]] = {
         Pfeiffer,
         MonteCLoRA,
         LoRADropout,
+        MCDropout,
         BLoB,
         TFB,
         ScalaBL,
@@ -82,6 +84,7 @@ __all__ = [
     "Laplace",
     "LoRA",
     "LoRADropout",
+    "MCDropout",
     "Method",
     "MonteCLoRA",
     "PerStackMethod",

@@ -53,32 +53,32 @@ def test_without_noise_monteclora_is_lora(make_program: Make) -> None:
         torch.testing.assert_close(source["B"].loc.grad, target.B.grad, rtol=1e-12, atol=1e-15)
 
 
-def test_without_dropout_lora_dropout_is_lora(make_program: Make) -> None:
-    lora = randomise(make_program("lora"))
-    dropout = make_program("lora_dropout", p=0.0)
-    with torch.no_grad():
-        for name in lora.stacks:
-            dropout.guide[name].A.copy_(lora.guide[name].sites["A"].loc)
-            dropout.guide[name].B.copy_(lora.guide[name].sites["B"].loc)
-        dropout.network.model.classifier.load_state_dict(lora.network.model.classifier.state_dict())
-    outputs = lora(**batch(6)), dropout(**batch(6))
+@pytest.mark.parametrize("name", ["lora_dropout", "mc_dropout"])
+def test_without_dropout_the_dropout_methods_are_lora(make_program: Make, name: str) -> None:
+    methods = (("lora", {}), (name, {"p": 0.0}))
+    programs = [randomise(make_program(method, **fields)).train() for method, fields in methods]
+    parameters = [dict(program.trainable()) for program in programs]
+    for values in zip(*(p.values() for p in parameters), strict=True):
+        assert torch.equal(*values)
+    outputs = [program(**batch(6)) for program in programs]
     assert torch.equal(outputs[0].logits, outputs[1].logits)
     assert torch.equal(outputs[0].loss, outputs[1].loss)
     for output in outputs:
         output.loss.backward()
-    for name in lora.stacks:
-        assert torch.equal(lora.guide[name].sites["A"].loc.grad, dropout.guide[name].A.grad)
-        assert torch.equal(lora.guide[name].sites["B"].loc.grad, dropout.guide[name].B.grad)
+    for values in zip(*(p.values() for p in parameters), strict=True):
+        assert torch.equal(values[0].grad, values[1].grad)
+    draws = [program.eval().logits(program.draw(2), batch(6)) for program in programs]
+    assert torch.equal(*draws)
 
 
-def test_a_fit_without_dropout_is_loras_bit_for_bit() -> None:
+@pytest.mark.parametrize("name", ["lora_dropout", "mc_dropout"])
+def test_a_fit_without_dropout_is_loras_bit_for_bit(name: str) -> None:
     # The network's own dropout and the order of the data draw from the same stream: no mask may take from it.
     settings = {"epochs": 2, "learning_rate": 1e-2, "rank": 2, "progress": False}
     lora = bayeslora.fit(tiny_bert(), tokens(), "lora", **settings)
-    dropout = bayeslora.fit(tiny_bert(), tokens(), "lora_dropout", p=0.0, num_particles=1, **settings)
-    for name in lora.network.stacks:
-        assert torch.equal(dropout.guide[name].A, lora.guide[name].sites["A"].loc)
-        assert torch.equal(dropout.guide[name].B, lora.guide[name].sites["B"].loc)
+    dropout = bayeslora.fit(tiny_bert(), tokens(), name, p=0.0, num_particles=1, **settings)
+    for values in zip(lora.program.trainable(), dropout.program.trainable(), strict=True):
+        assert torch.equal(values[0][1], values[1][1])
     assert dropout.history["loss"].tolist() == lora.history["loss"].tolist()
 
 

@@ -1,0 +1,76 @@
+"""Monte Carlo dropout: LoRA whose input dropout stays on in prediction."""
+
+from dataclasses import dataclass
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from bayeslora import guides, priors
+from bayeslora.adapters import InputDropout, SeededFactors, Stack
+from bayeslora.distributions import Seed
+from bayeslora.methods.base import PerStackMethod
+
+
+@dataclass(frozen=True)
+class MCDropout(PerStackMethod):
+    r"""Points `A` and `B`, and dropout on the adapter's input that stays on in prediction.
+
+    For each layer, with a mask per row and token, drawn anew for every draw:
+
+    $$h = W_0 x + s B A\, (x \odot m), \qquad (1 - p)\, m_i \sim \mathrm{Bernoulli}(1 - p).$$
+
+    The dropout is part of the layer's forward pass, not a site. In training it is the `lora_dropout` of PEFT. In
+    prediction a draw has one number per layer, `seed`, from which the layer's masks are drawn: the same draw gives the
+    same prediction of the same batch. The centre has no dropout.
+
+    Args:
+        p: Probability that an entry of the adapter's input is dropped, $0 \le p < 1$.
+
+    Raises:
+        ValueError: If p is out of its range.
+
+    Differs from the paper: dropout is on the adapters' inputs alone; the network's own dropout is off in prediction.
+
+    References:
+        Gal and Ghahramani (2015), [Dropout as a Bayesian Approximation](https://arxiv.org/abs/1506.02142).
+    """
+
+    name = "mc_dropout"
+    p: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.p < 1:
+            raise ValueError(f"p={self.p!r}: give a probability of at least 0 and less than 1.")
+
+    @property
+    def family(self) -> InputDropout:  # type: ignore[override]
+        return InputDropout(self.p)
+
+    def stack_prior(self, stack: Stack) -> SeededFactors:
+        with stack.layers:
+            A = pyro.sample(f"{stack.name}.A", priors.flat(stack.A_shape))
+            B = pyro.sample(f"{stack.name}.B", priors.flat(stack.B_shape))
+            seed = pyro.sample(f"{stack.name}.seed", Seed())
+        return SeededFactors(A, B, seed)
+
+    def stack_guide(self, stack: Stack) -> nn.Module:
+        return guides.Sites(
+            stack,
+            A=guides.Point(guides.kaiming(len(stack), *stack.A_shape)),
+            B=guides.Point(torch.zeros(len(stack), *stack.B_shape)),
+            seed=Seeds(),
+        )
+
+
+class Seeds(guides.Site):
+    """Seeds for prediction; in training, where masks come from torch's random state, none is drawn."""
+
+    like: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("like", torch.zeros(()), persistent=False)
+
+    def forward(self) -> Seed:
+        return Seed(silent=self.training, like=self.like)
