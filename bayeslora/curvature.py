@@ -155,14 +155,14 @@ def hessian_root(likelihood: Any, logits: Tensor, labels: Tensor) -> list[Tensor
         raise ValueError(
             f"The network's output is {tuple(logits.shape)}; the curvature needs one vector of logits per example."
         )
-    f = logits.detach().requires_grad_()
+    f = logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).requires_grad_()
     with torch.enable_grad(), pyro.validation_enabled(False):
         nll = -likelihood.log_prob(f, labels).sum()
         (gradient,) = torch.autograd.grad(nll, f, create_graph=True)
         rows = [torch.autograd.grad(column.sum(), f, retain_graph=True)[0] for column in gradient.unbind(1)]
     values, vectors = torch.linalg.eigh(torch.stack(rows, dim=1).double())
     root = (vectors * values.clamp(min=0).sqrt()[:, None]).to(logits.dtype)
-    nonzero = values.amax(0) > values.max() * torch.finfo(logits.dtype).eps
+    nonzero = values.amax(0) > values.max() * torch.finfo(f.dtype).eps
     return list(root[..., nonzero].unbind(-1))
 
 
@@ -185,6 +185,7 @@ def _matrices(
     family: Family, factors: list[Tensor], s: Tensor, x: Tensor, g: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """A layer's matrices of factors: their inputs, `[…, column]`, and their outputs' gradients, `[…, row]`."""
+    x, g = x.to(factors[0].dtype), g.to(factors[0].dtype)  # the network may be in half precision
     if isinstance(family, LowRank):
         A, B = factors
         return {"A": (x, s * (g @ B)), "B": (s * (x @ A.T), g)}

@@ -86,7 +86,8 @@ class Linearised:
             outputs = (logits[:, 1:] - logits[:, :1]) if self.contrasts else logits
             changes = [self._change(output.sum(), wanted) for output in outputs.unbind(1)] if wanted else []
         self.network.unbind()
-        result = logits.detach().repeat(self.num_draws, 1, 1)
+        # A network in half precision has factors, and their effect, in single.
+        result = logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).repeat(self.num_draws, 1, 1)
         for index, change in enumerate(changes, start=int(self.contrasts)):
             result[..., index] += change
         return result

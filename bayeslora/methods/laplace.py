@@ -233,11 +233,12 @@ def _weights(program: Any, site: str, matrix: Matrix) -> Tensor:
     name = site.rpartition(".")[0]
     if not program.stacks[name].in_head:
         return matrix.loc.detach()
-    bases = [
-        torch.cat([base.weight, (torch.zeros(len(base.weight)) if base.bias is None else base.bias)[:, None]], dim=1)
-        for base in program.network.bases(name)
-    ]
-    return matrix.loc.detach() + torch.stack(bases)
+    weights = matrix.loc.detach().clone()
+    for layer, base in zip(weights, program.network.bases(name), strict=True):
+        layer[:, :-1] += base.weight.T if type(base).__name__ == "Conv1D" else base.weight
+        if base.bias is not None:
+            layer[:, -1] += base.bias
+    return weights
 
 
 def _least_nll(program: Any, matrices: dict[str, Matrix], batches: Iterable[Any]) -> float:

@@ -16,9 +16,8 @@ from bayeslora.methods.base import PerStackMethod
 
 logger = logging.getLogger(__name__)
 
-FIRST_SIGMA = 0.01
-OCTAVES = 10
-STEPS_PER_OCTAVE = 16
+FIRST_SIGMA, OCTAVES, STEPS_PER_OCTAVE = 0.01, 10, 16
+"""The grid of σ: where the search begins, how far it goes either way, and how fine it is."""
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,18 @@ def test_a_truncated_curvature_is_never_larger(make_program: Make) -> None:
     assert truncated.guide["32x32"].matrices["A"].column_basis.shape == (8, 32, 5)
 
 
+def test_a_network_in_half_precision_has_factors_and_curvature_in_single() -> None:
+    network = AdaptedNetwork(tiny_bert().bfloat16(), rank=2, num_examples=48, head_family=Laplace.head_family)
+    program = randomise(Program(network, Laplace(prior_precision=100.0), Classification(3))).eval()
+    program.guide = program.method.refine(program, program.guide, [batch(24)], [])
+    assert {value.dtype for value in program.guide.state_dict().values()} == {torch.float32}
+    words = {name: value for name, value in batch(5).items() if name != "labels"}
+    logits = program.linearised(program.draw(4))(words)
+    assert logits.dtype == torch.float32
+    assert bool(logits.isfinite().all())
+    assert float(logits.std(0).max()) > 0
+
+
 def test_a_gram_matrix_of_low_rank_is_recovered() -> None:
     torch.manual_seed(1)
     vectors = torch.randn(40, 3).double() @ torch.randn(3, 10).double()
