@@ -37,7 +37,9 @@ def rank_for_budget(
     chosen = make_method(method, **hyperparameters)
 
     def network(rank: int) -> AdaptedNetwork:
-        return AdaptedNetwork(model, chosen.family, targets, rank, head_family=chosen.head_family)
+        return AdaptedNetwork(
+            model, chosen.family, targets, rank, head_family=chosen.head_family, start_rank=chosen.start_rank
+        )
 
     def size(rank: int) -> int:
         with torch.random.fork_rng():  # guides draw where they start
@@ -52,7 +54,7 @@ def rank_for_budget(
     largest = min(min(stack.d_in, stack.d_out) for stack in network(1).stacks.values() if not stack.in_head)
     # Doubling first: no guide is made that learns more than about twice the budget.
     rank = 1
-    while 2 * rank <= largest and size(2 * rank) <= budget:
+    while chosen.start_rank(2 * rank) <= largest and size(2 * rank) <= budget:
         rank *= 2
-    candidates = range(rank, min(2 * rank, largest) + 1)
+    candidates = [r for r in range(rank, 2 * rank + 1) if chosen.start_rank(r) <= largest]
     return candidates[bisect_right(candidates, budget, key=size) - 1]

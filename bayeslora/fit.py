@@ -136,7 +136,8 @@ def fit(
         tuning_data = held_out
         if chosen.tuning() and held_out is None:
             train, tuning_data = _hold_out(train, chosen)
-        layers = adapters.network_settings() if adapters else {"targets": targets, "rank": rank, "alpha": alpha}
+        asked = {"targets": targets, "rank": rank, "alpha": alpha, "start_rank": chosen.start_rank}
+        layers: dict[str, Any] = adapters.network_settings() if adapters else asked
         network = AdaptedNetwork(
             model, chosen.family, num_examples=len(train), head_family=chosen.head_family, **layers
         )

@@ -80,7 +80,12 @@ class Sites(nn.Module):
         self.sites = nn.ModuleDict(sites)
 
     def forward(self) -> dict[str, Tensor]:
-        with self.stack.layers, poutine.scale(scale=self.scale):
+        with self.stack.layers:
+            return self.sample()
+
+    def sample(self) -> dict[str, Tensor]:
+        """Sample the sites, within the plate over the layers."""
+        with poutine.scale(scale=self.scale):
             return {name: pyro.sample(f"{self.stack.name}.{name}", site()) for name, site in self.sites.items()}
 
     def start(self, factors: Any) -> None:

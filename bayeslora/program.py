@@ -38,6 +38,10 @@ class Program(nn.Module):
         method: Prior and guide of its factors.
         likelihood: Labels given logits; moved to the network's device and precision.
         num_particles: Draws per training step, run as one batch.
+
+    Attributes:
+        num_steps: Optimiser steps of the whole training, for methods with a schedule. The Trainer sets it; a loop of
+            your own has to.
     """
 
     # The Trainer would otherwise pass `num_items_in_batch`, which is nothing to a loss that is already a mean.
@@ -52,6 +56,7 @@ class Program(nn.Module):
         self.likelihood = likelihood.to(network.device, network.dtype)
         self.elbo = MeanFieldELBO(num_particles)
         self.guide = method.guide(network.stacks).to(network.device, network.dtype)
+        self.num_steps: int | None = None
         self._terms: tuple[list[str], Tensor] = ([], torch.zeros(0))
 
     @property

@@ -199,6 +199,9 @@ class AfterStep(TrainerCallback):
     def __init__(self, program: Program):
         self.program = program
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self.program.num_steps = state.max_steps
+
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         self.program.method.after_step(self.program, state.global_step + 1)
 

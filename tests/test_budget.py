@@ -67,3 +67,10 @@ def test_random_states_are_left_alone() -> None:
 def test_what_cannot_be_met_says_so(method: str, budget: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rank_for_budget(tiny_bert(), method, budget)
+
+
+def test_ranks_that_are_pruned_count_at_their_start() -> None:
+    per_rank = PER_RANK + 12  # and λ of twelve layers
+    assert rank_for_budget(tiny_bert(), "adalora", 6 * per_rank) == 4
+    assert rank_for_budget(tiny_bert(), "adalora", 6 * per_rank - 1) == 3
+    assert rank_for_budget(tiny_bert(), "adalora", 10**9) == 21  # starts at 32

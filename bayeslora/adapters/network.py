@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -90,6 +90,8 @@ class AdaptedNetwork(nn.Module):
         alpha: LoRA's alpha, s = alpha / r; or a mapping, likewise (16).
         num_examples: n, training examples, for the methods that scale by it.
         head_family: Which factors a linear layer of the task head has; None for a head that is trained as a point.
+        start_rank: The rank that a layer asked to have r is given, for methods that prune; by default r. Stacks, and s,
+            know the given one alone.
 
     Raises:
         ValueError: If no layer matches `targets`, or a rank does not fit its layer.
@@ -104,17 +106,26 @@ class AdaptedNetwork(nn.Module):
         alpha: float | Mapping[str, float] = 16,
         num_examples: int = 1,
         head_family: Family | None = None,
+        start_rank: Callable[[int], int] = int,
     ):
         super().__init__()
         self.head_names = head_names(model)
         family = family or LowRank()
         names = choose_targets(model, targets, family)
         self.model = share_weights(model, self.head_names)
-        stacks = _group(self.model, names, family, rank, alpha, num_examples)
+        stacks = _group(self.model, names, family, rank, start_rank, alpha, num_examples)
         if head_family is not None:
             in_head = [name for name in _linear_layers(self.model) if name.split(".")[0] in self.head_names]
             stacks += _group(
-                self.model, in_head, head_family, rank, alpha, num_examples, num_layers=len(names), prefix="head_"
+                self.model,
+                in_head,
+                head_family,
+                rank,
+                start_rank,
+                alpha,
+                num_examples,
+                num_layers=len(names),
+                prefix="head_",
             )
         self.stacks = Stacks(stacks)
         # A plain dictionary of lists: the layers are registered in the model already.
@@ -377,6 +388,7 @@ def _group(
     names: Sequence[str],
     family: Family,
     rank: int | Mapping[str, int],
+    start_rank: Callable[[int], int],
     alpha: float | Mapping[str, float],
     num_examples: int,
     num_layers: int | None = None,
@@ -386,12 +398,17 @@ def _group(
     for name in names:
         features = _features(model.get_submodule(name))
         assert features is not None
-        layer_rank = _lookup(rank, name, 8) if family.has_rank else min(features)
-        if not isinstance(layer_rank, int) or not 1 <= layer_rank <= min(features):
-            raise ValueError(
-                f"rank={layer_rank!r} does not fit layer {name!r}, which is {features[0]} to {features[1]} "
-                f"features: give a whole number from 1 to {min(features)}, or leave the layer out of `targets`."
-            )
+        layer_rank = min(features)
+        if family.has_rank:
+            given = _lookup(rank, name, 8)
+            layer_rank = start_rank(given) if isinstance(given, int) else 0
+            if not 1 <= layer_rank <= min(features):
+                starts = f", which starts at {layer_rank}," if layer_rank not in (0, given) else ""
+                largest = sum(start_rank(r) <= min(features) for r in range(1, min(features) + 1))
+                raise ValueError(
+                    f"rank={given!r}{starts} does not fit layer {name!r}, which is {features[0]} to {features[1]} "
+                    f"features: give a whole number from 1 to {largest}, or leave the layer out of `targets`."
+                )
         groups.setdefault((*features, layer_rank), []).append(name)
     several = family.has_rank and len({layer_rank for _, _, layer_rank in groups}) > 1
     return [

@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+from bayeslora.methods.adalora import AdaLoRA
 from bayeslora.methods.autoguide import AutoGuide
 from bayeslora.methods.base import Method, PerStackMethod, Tuning, unknown_fields
 from bayeslora.methods.blob import BLoB
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
         DoRA,
         Houlsby,
         Pfeiffer,
+        AdaLoRA,
         MonteCLoRA,
         LoRADropout,
         MCDropout,
@@ -75,6 +77,7 @@ def make_method(method: str | Method, **fields: Any) -> Method:
 __all__ = [
     "METHODS",
     "TFB",
+    "AdaLoRA",
     "AutoGuide",
     "BLoB",
     "BitFit",

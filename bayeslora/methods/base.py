@@ -57,6 +57,10 @@ class Method(abc.ABC):
     def guide(self, stacks: Stacks) -> nn.Module:
         """The same sites from q; all learned adapter state lives in this module."""
 
+    def start_rank(self, rank: int) -> int:
+        """The rank at which a layer starts, given the one asked of `fit`; for methods that prune."""
+        return rank
+
     def num_draws(self, guide: nn.Module) -> int | None:
         """Draws of a finite posterior, which are enumerated; None where draws are sampled."""
         return None
@@ -74,7 +78,7 @@ class Method(abc.ABC):
         return {}
 
     def after_step(self, program: Any, step: int) -> None:
-        """Called after each optimiser step, while the gradients are still there."""
+        """Called after each optimiser step, from 1 to `program.num_steps`, while the gradients are still there."""
 
     def tuning(self) -> Tuning | None:
         """When `tune` is to be called; None for a method that needs no held-out data."""

@@ -1,0 +1,190 @@
+"""AdaLoRA: singular triplets pruned by their importance, to a rank that differs from layer to layer."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from torch import Tensor, nn
+
+from bayeslora import guides, priors
+from bayeslora.adapters import SVD, Stack, SVDFactors
+from bayeslora.methods.base import PerStackMethod
+from bayeslora.types import PerLayer, Sites
+
+
+@dataclass(frozen=True)
+class AdaLoRA(PerStackMethod):
+    r"""A point estimate of $P$, λ and $Q$ whose least important triplets are pruned while training.
+
+    For each layer $h = W_0 x + s P\, \mathrm{diag}(\lambda)\, Q x$, with flat priors. The loss per example, in nats, is
+
+    $$\ell = \mathrm{NLL} + \gamma \sum_{\mathrm{layers}}
+      \big( \lVert P^\top P - I \rVert_F^2 + \lVert Q Q^\top - I \rVert_F^2 \big).$$
+
+    After every step the sensitivity $I = \lvert w\, \partial \ell / \partial w \rvert$ of each entry $w$ is smoothed,
+
+    $$\bar I \leftarrow \beta_1 \bar I + (1 - \beta_1) I, \qquad
+      U \leftarrow \beta_2 U + (1 - \beta_2) \lvert I - \bar I \rvert,$$
+
+    and $\bar I\, U$ is its score. The importance of triplet i, $(P_{:,i}, \lambda_i, Q_{i,:})$, is the score of
+    $\lambda_i$ plus the mean scores of $P_{:,i}$ and of $Q_{i,:}$. Of T steps, the first $t_i$ prune nothing. Then, at
+    every ΔT-th step t, all $\lambda_i$ but those of the b(t) most important triplets of the whole network become 0:
+
+    $$b(t) = b_T + (b_0 - b_T) \Big( 1 - \frac{t - t_i}{T - t_i - t_f} \Big)^3,$$
+
+    rounded down; they go on learning, and may come back. From step $T - t_f$ on the scores are frozen, and every step
+    prunes to the same $b_T$ triplets.
+
+    Args:
+        init_ratio: $b_0 / b_T$. The `rank` of `fit` is the mean rank that is left, $b_T$ over the number of layers;
+            layers start at `init_ratio` times it, rounded up, and s is alpha over the rank they start at. Adapters from
+            `fit(init=…)` are at the start, and end with their rank over `init_ratio`, rounded down.
+        orthogonality: γ, in nats.
+        warmup: $t_i / T$.
+        final: $t_f / T$.
+        interval: ΔT, in steps.
+        beta1: $\beta_1$, of the mean.
+        beta2: $\beta_2$, of the spread.
+
+    Raises:
+        ValueError: If a field is out of its range; after a step, if the program has not been told T.
+
+    Differs from the released code: the penalty is that of the paper's formula, the sum over layers of squared norms,
+    not the mean of the norms.
+
+    References:
+        Zhang et al. (2023), [AdaLoRA](https://arxiv.org/abs/2303.10512).
+    """
+
+    name = "adalora"
+    family = SVD()
+    init_ratio: float = 1.5
+    orthogonality: float = 0.5
+    warmup: float = 0.1
+    final: float = 0.5
+    interval: int = 10
+    beta1: float = 0.85
+    beta2: float = 0.85
+
+    def __post_init__(self) -> None:
+        def require(holds: bool, field: str, what: str) -> None:
+            if not holds:
+                raise ValueError(f"{field}={getattr(self, field)!r}: {what}.")
+
+        require(self.init_ratio >= 1, "init_ratio", "give a number of at least 1")
+        require(self.orthogonality >= 0, "orthogonality", "give a number of at least 0")
+        require(self.interval >= 1, "interval", "give a whole number of at least 1")
+        for field in ("warmup", "final", "beta1", "beta2"):
+            require(0 <= getattr(self, field) < 1, field, "give a number of at least 0 and less than 1")
+        require(self.warmup + self.final <= 1, "final", f"with warmup={self.warmup} it is more than the whole training")
+
+    def start_rank(self, rank: int) -> int:
+        return math.ceil(self.init_ratio * rank - 1e-9)
+
+    def target_rank(self, start_rank: int) -> int:
+        """The mean rank that is left of the one that layers start at: the inverse of `start_rank`."""
+        return max(1, math.floor(start_rank / self.init_ratio + 1e-9))
+
+    def stack_prior(self, stack: Stack) -> SVDFactors:
+        with stack.layers, poutine.scale(scale=1 / stack.num_examples):
+            return SVDFactors(*(pyro.sample(f"{stack.name}.{n}", priors.flat(s)) for n, s in stack.shapes.items()))
+
+    def stack_guide(self, stack: Stack) -> nn.Module:
+        return AdaLoRAGuide(self, stack)
+
+    def num_draws(self, guide: nn.Module) -> int | None:
+        return 1
+
+    def after_step(self, program: Any, step: int) -> None:
+        if program.num_steps is None:
+            raise ValueError(f"The schedule of {self.name!r} needs the number of steps: set program.num_steps.")
+        # A method that puts something on this one's factors has its guides within its own.
+        stacks = [module for module in program.guide.modules() if isinstance(module, AdaLoRAGuide)]
+        first, last = self.phases(program.num_steps)
+        if step <= last:
+            for stack in stacks:
+                stack.update_scores()
+        if step >= last or (step > first and step % self.interval == 0):
+            prune(stacks, self.budget(step, program.num_steps, [guide.stack for guide in stacks]))
+
+    def phases(self, num_steps: int) -> tuple[int, int]:
+        """The last step that prunes nothing, $t_i$, and the first one at the final budget, $T - t_f$."""
+        return round(self.warmup * num_steps), num_steps - round(self.final * num_steps)
+
+    def budget(self, step: int, num_steps: int, stacks: Sequence[Stack]) -> int:
+        """b(t): how many triplets of these stacks are left after a step."""
+        start = sum(len(stack) * stack.rank for stack in stacks)
+        target = sum(len(stack) * self.target_rank(stack.rank) for stack in stacks)
+        first, last = self.phases(num_steps)
+        if step >= last:
+            return target
+        left = 1 - max(0, step - first) / (last - first) if last > first else 1
+        return target + int((start - target) * left**3)
+
+    def summaries(self, stack: Stack, sites: Sites) -> Mapping[str, tuple[Tensor, tuple[str, ...]]]:
+        return {"rank": (sites["lam"].ne(0).double().sum(-1), ())}
+
+
+def prune(stacks: Sequence["AdaLoRAGuide"], budget: int) -> None:
+    """Set λ to 0 but for the most important triplets of all stacks, as many as the budget says."""
+    importance = [stack.importance() for stack in stacks]
+    scores = torch.cat([part.flatten() for part in importance])
+    dropped = torch.ones_like(scores, dtype=torch.bool)
+    dropped[scores.topk(budget).indices] = False
+    for stack, mask in zip(stacks, dropped.split([part.numel() for part in importance]), strict=True):
+        lam = stack.point("lam")
+        lam.data.masked_fill_(mask.view_as(lam), 0)
+
+
+class AdaLoRAGuide(guides.Sites):
+    """Points for the factors of one stack, the penalty on them, and the scores of their entries as buffers."""
+
+    def __init__(self, method: AdaLoRA, stack: Stack):
+        factors = stack.initial()._asdict()
+        points = {name: guides.Point(value) for name, value in factors.items()}
+        super().__init__(stack, scale=1 / stack.num_examples, **points)
+        self.method = method
+        for name, value in factors.items():
+            self.register_buffer(f"sensitivity_{name}", torch.zeros_like(value))
+            self.register_buffer(f"uncertainty_{name}", torch.zeros_like(value))
+
+    def point(self, name: str) -> nn.Parameter:
+        """A factor, `[layer, …]`."""
+        return self.get_parameter(f"sites.{name}.loc")
+
+    def sample(self) -> dict[str, Tensor]:
+        factors = super().sample()
+        if self.method.orthogonality:
+            # In the guide, a factor enters the loss with a plus sign.
+            penalty = self.method.orthogonality * self.distance_from_orthogonal()
+            pyro.factor(f"{self.stack.name}.orthogonality", penalty, has_rsample=True)
+        return factors
+
+    def distance_from_orthogonal(self) -> PerLayer:
+        r"""$\lVert P^\top P - I \rVert_F^2 + \lVert Q Q^\top - I \rVert_F^2$, `[layer]`."""
+        P, Q = self.point("P"), self.point("Q")
+        identity = torch.eye(self.stack.rank, dtype=P.dtype, device=P.device)
+        return (P.mT @ P - identity).square().sum((-2, -1)) + (Q @ Q.mT - identity).square().sum((-2, -1))
+
+    @torch.no_grad()
+    def update_scores(self) -> None:
+        """Smooth the sensitivity of every entry, and how far it is from its mean, at the gradients that are there."""
+        method = self.method
+        for name in self.sites:
+            point = self.point(name)
+            assert point.grad is not None
+            # Half-precision training lets gradients overflow now and then, and takes no step then.
+            sensitivity = (point * point.grad).abs().nan_to_num(0, 0, 0)
+            mean, spread = self.get_buffer(f"sensitivity_{name}"), self.get_buffer(f"uncertainty_{name}")
+            mean.lerp_(sensitivity, 1 - method.beta1)
+            spread.lerp_((sensitivity - mean).abs(), 1 - method.beta2)
+
+    def importance(self) -> Float[Tensor, "layer rank"]:
+        """Of every triplet: the score of λ plus the mean scores of its column of `P` and its row of `Q`."""
+        P, lam, Q = (self.get_buffer(f"sensitivity_{n}") * self.get_buffer(f"uncertainty_{n}") for n in self.sites)
+        return P.mean(-2) + lam + Q.mean(-1)
