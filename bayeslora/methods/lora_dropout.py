@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -11,11 +11,19 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from bayeslora import guides, priors
-from bayeslora.adapters import Factors, Stack
+from bayeslora import priors
+from bayeslora.adapters import Family, Stack
 from bayeslora.distributions import Mask, RelaxedMask
+from bayeslora.methods.adalora import AdaLoRA
 from bayeslora.methods.base import PerStackMethod
+from bayeslora.methods.point import LoRA
 from bayeslora.types import PerLayer, Sites
+
+BASES: dict[str, tuple[PerStackMethod, str, str]] = {
+    "lora": (LoRA(), "A", "B"),
+    "adalora": (AdaLoRA(), "Q", "P"),
+}
+"""What dropout is put on: the method of the points, and its factors whose columns and whose rows are dropped."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,9 @@ class LoRADropout(PerStackMethod):
     distribution), prediction hard ones; the loss has, for every feature, the divergence of the hard masks,
     $\mathrm{KL}(\mathrm{Bernoulli}(1 - p) \Vert \mathrm{Bernoulli}(1 - p^0))$ times temperature / n.
 
+    On `base="adalora"` the update is $s P\, \mathrm{diag}(\lambda)\, Q$: one mask is on the columns of $Q$, one on the
+    rows of $P$, and none on λ.
+
     Args:
         p: Probability that a feature is dropped, $0 \le p < 1$, or `"learn"`.
         rescale: Whether kept features are multiplied by 1/(1−p): then $E[\hat B \hat A] = BA$. In the paper's form it
@@ -48,6 +59,7 @@ class LoRADropout(PerStackMethod):
         relaxation: Temperature of the concrete distribution of `"learn"`.
         temperature: Multiplies the KL of `"learn"`.
         guide_learning_rate: Learning rate of the rates' log-odds; None for the common one.
+        base: Whose features are dropped: `"lora"`, or `"adalora"`, with its penalty and its budget, at their defaults.
 
     Raises:
         ValueError: If a field is out of its range, or does not go with `"learn"`.
@@ -57,7 +69,7 @@ class LoRADropout(PerStackMethod):
     Differs from the paper: `rescale` and `"learn"` are ours.
 
     References:
-        Lin et al. (2024), [LoRA Dropout](https://arxiv.org/abs/2404.09610), §3.2-3.4, Eq. 11.
+        Lin et al. (2024), [LoRA Dropout](https://arxiv.org/abs/2404.09610), §3.2-3.4, Eq. 4-6 and 11.
     """
 
     name = "lora_dropout"
@@ -71,12 +83,14 @@ class LoRADropout(PerStackMethod):
     relaxation: float = 0.1
     temperature: float = 1.0
     guide_learning_rate: float | None = None
+    base: Literal["lora", "adalora"] = "lora"
 
     def __post_init__(self) -> None:
         def require(holds: bool, field: str, what: str) -> None:
             if not holds:
                 raise ValueError(f"{field}={getattr(self, field)!r}: {what}.")
 
+        require(self.base in BASES, "base", f"give one of {', '.join(BASES)}")
         if self.p == "learn":
             require(not self.rescale, "rescale", "p='learn' has no fixed rate to rescale by")
             require(self.train_dropout, "train_dropout", "p='learn' learns the rates from dropout in training")
@@ -88,30 +102,52 @@ class LoRADropout(PerStackMethod):
         for field in ("relaxation", "temperature"):
             require(getattr(self, field) > 0, field, "give a positive number")
 
-    def stack_prior(self, stack: Stack) -> Factors:
+    @property
+    def points(self) -> PerStackMethod:
+        """The method of the points, `base`."""
+        return BASES[self.base][0]
+
+    @property
+    def family(self) -> Family:  # type: ignore[override]
+        """The adapter family of `base`."""
+        return self.points.family
+
+    def start_rank(self, rank: int) -> int:
+        return self.points.start_rank(rank)
+
+    def after_step(self, program: Any, step: int) -> None:
+        self.points.after_step(program, step)
+
+    def masked(self, stack: Stack) -> Mapping[str, int]:
+        """The factors that are masked, and how many features each mask has: the input's first."""
+        _, columns, rows = BASES[self.base]
+        return {columns: stack.d_in, rows: stack.d_out}
+
+    def stack_prior(self, stack: Stack) -> Any:
         p = self.prior_p if self.p == "learn" else self.p
-        with stack.layers, poutine.scale(scale=self.temperature / stack.num_examples):
-            A = pyro.sample(f"{stack.name}.A", priors.flat(stack.A_shape))
-            B = pyro.sample(f"{stack.name}.B", priors.flat(stack.B_shape))
-            mask_A = pyro.sample(f"{stack.name}.mask_A", Mask(stack.d_in, p, self.rescale))
-            mask_B = pyro.sample(f"{stack.name}.mask_B", Mask(stack.d_out, p, self.rescale))
-        return masked(Factors(A, B), mask_A, mask_B)
+        with stack.layers:
+            with poutine.scale(scale=1 / stack.num_examples):
+                points = {n: pyro.sample(f"{stack.name}.{n}", priors.flat(shape)) for n, shape in stack.shapes.items()}
+            with poutine.scale(scale=self.temperature / stack.num_examples):
+                mask_in, mask_out = (
+                    pyro.sample(f"{stack.name}.mask_{name}", Mask(size, p, self.rescale))
+                    for name, size in self.masked(stack).items()
+                )
+        columns, rows = self.masked(stack)
+        kept = {columns: points[columns] * mask_in[..., None, :], rows: points[rows] * mask_out[..., None]}
+        return stack.family.factors(**points | kept)
 
     def stack_guide(self, stack: Stack) -> nn.Module:
         return LoRADropoutGuide(self, stack)
 
     def summaries(self, stack: Stack, sites: Sites) -> Mapping[str, tuple[Tensor, tuple[str, ...]]]:
-        dropped = {name: sites[f"mask_{name}"].eq(0).double().mean(-1) for name in ("A", "B")}
-        return {f"dropped_{name}": (value, ()) for name, value in dropped.items()}
-
-
-def masked(factors: Factors, mask_A: Tensor, mask_B: Tensor) -> Factors:
-    """Drop input features, `[*draw, layer, d_in]`, and output features, `[*draw, layer, d_out]`, of the update."""
-    return Factors(factors.A * mask_A[..., None, :], factors.B * mask_B[..., None])
+        dropped = {name: sites[f"mask_{name}"].eq(0).double().mean(-1) for name in self.masked(stack)}
+        own = {f"dropped_{name}": (value, ()) for name, value in dropped.items()}
+        return {**self.points.summaries(stack, sites), **own}
 
 
 class LoRADropoutGuide(nn.Module):
-    """q over one stack's sites: points for `A` and `B`; masks at the prior's rate, or at learned ones."""
+    """q over one stack's sites: the points of `base`; masks at the prior's rate, or at learned ones."""
 
     scaling: Tensor
 
@@ -119,53 +155,56 @@ class LoRADropoutGuide(nn.Module):
         super().__init__()
         self.method = method
         self.stack = stack
-        self.A = nn.Parameter(guides.kaiming(len(stack), *stack.A_shape))
-        self.B = nn.Parameter(torch.zeros(len(stack), *stack.B_shape))
+        self.points: Any = method.points.stack_guide(stack)
         if method.p == "learn":
             start = torch.full((len(stack),), math.log(method.prior_p / (1 - method.prior_p)))
-            self.log_odds_A = nn.Parameter(start.clone())  # ln(p / (1 − p))
-            self.log_odds_B = nn.Parameter(start)
+            for name in method.masked(stack):
+                self.register_parameter(f"log_odds_{name}", nn.Parameter(start.clone()))  # ln(p / (1 − p))
         self.register_buffer("scaling", torch.tensor(stack.scaling), persistent=False)
 
     def forward(self) -> None:
         method, stack = self.method, self.stack
         with stack.layers:
+            self.points.sample()
             with poutine.scale(scale=method.temperature / stack.num_examples):
-                pyro.sample(f"{stack.name}.A", dist.Delta(self.A, event_dim=2))
-                pyro.sample(f"{stack.name}.B", dist.Delta(self.B, event_dim=2))
-                pyro.sample(f"{stack.name}.mask_A", self.mask("A", stack.d_in))
-                pyro.sample(f"{stack.name}.mask_B", self.mask("B", stack.d_out))
+                for name, size in method.masked(stack).items():
+                    pyro.sample(f"{stack.name}.mask_{name}", self.mask(name, size))
             if method.sparsity:
                 # In the guide, a factor enters the loss with a plus sign.
                 pyro.factor(f"{stack.name}.sparsity", method.sparsity * self.dropped_square(), has_rsample=True)
 
-    def mask(self, factor: Literal["A", "B"], size: int) -> dist.Distribution:
+    @property
+    def factors(self) -> Any:
+        """The points, `[layer, …]` each."""
+        return self.stack.family.factors(**{name: site.loc for name, site in self.points.sites.items()})
+
+    def mask(self, factor: str, size: int) -> dist.Distribution:
         """The distribution of a factor's mask, in training or in prediction."""
         method = self.method
         p = self.rate(factor)
         if not isinstance(p, Tensor):
-            return Mask(size, p, method.rescale, like=self.A)
-        logits = -getattr(self, f"log_odds_{factor}")[..., None].expand(-1, size)
+            return Mask(size, p, method.rescale, like=next(self.parameters()))
+        logits = -self.get_parameter(f"log_odds_{factor}")[..., None].expand(-1, size)
         if self.training:
             return RelaxedMask(logits, method.relaxation)
         return dist.Bernoulli(logits=logits).to_event(1)
 
-    def rate(self, factor: Literal["A", "B"]) -> float | Tensor:
+    def rate(self, factor: str) -> float | Tensor:
         """P of a factor's mask: a number, 0 where dropout is off, or the learned rates, `[layer]`."""
         method = self.method
         if not (method.train_dropout if self.training else method.test_dropout):
             return 0.0
-        return getattr(self, f"log_odds_{factor}").sigmoid() if method.p == "learn" else method.p
+        return self.get_parameter(f"log_odds_{factor}").sigmoid() if method.p == "learn" else method.p
 
     def dropped_square(self) -> PerLayer:
         r"""What the masks drop of the update, squared and expected: $(2p - p^2) \lVert s B A \rVert_F^2$, `[layer]`."""
+        pair = self.stack.family.peft(self.factors)  # the update as a product of two, in any family
+        A, B = pair["lora_A.weight"], pair["lora_B.weight"]
         # ‖BA‖² = tr(BᵀB AAᵀ): Gram matrices of size r, not weights.
-        square = ((self.B.mT @ self.B) * (self.A @ self.A.mT)).sum((-2, -1))
-        dropped = 1 - (1 - self.rate("A")) * (1 - self.rate("B"))
-        return dropped * self.scaling**2 * square
+        square = ((B.mT @ B) * (A @ A.mT)).sum((-2, -1))
+        kept = [1 - self.rate(name) for name in self.method.masked(self.stack)]
+        return (1 - kept[0] * kept[1]) * self.scaling**2 * square
 
-    def start(self, factors: Factors) -> None:
+    def start(self, factors: Any) -> None:
         """Begin at trained factors."""
-        with torch.no_grad():
-            self.A.copy_(factors.A)
-            self.B.copy_(factors.B)
+        self.points.start(factors)

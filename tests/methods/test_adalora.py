@@ -275,3 +275,39 @@ def test_without_the_number_of_steps_the_hook_says_so(make_program: Make) -> Non
 def test_fields_out_of_range_say_what_fits(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AdaLoRA(**fields)
+
+
+# LoRA Dropout on it
+
+
+def test_lora_dropout_of_zero_on_adalora_is_adalora_bit_for_bit() -> None:
+    adalora = fit()
+    dropout = fit(method="lora_dropout", base="adalora", p=0.0, num_particles=1)
+    assert dropout.history["loss"].tolist() == adalora.history["loss"].tolist()
+    for name in adalora.network.stacks:
+        own, points = adalora.guide[name].state_dict(), dropout.guide[name].points.state_dict()
+        assert own.keys() == points.keys()
+        assert all(torch.equal(own[key], points[key]) for key in own)
+    assert singular_values(dropout.program).count_nonzero() == 4 * adalora.network.stacks.num_layers
+
+
+def test_masks_are_on_columns_of_Q_and_rows_of_P_and_none_on_the_singular_values(make_program: Make) -> None:
+    program = randomise(make_program("lora_dropout", base="adalora", p=0.4))
+    draws = program.draw(40)
+    for name, factors in program.factors_at(draws).items():
+        points = program.guide[name].factors
+        kept_in, kept_out = factors.Q.ne(0), factors.P.ne(0)
+        for kept, dim in ((kept_in, -2), (kept_out, -1)):
+            assert torch.equal(kept.any(dim), kept.all(dim))
+            assert not bool(kept.all())
+        assert torch.equal(factors.Q, points.Q * kept_in)
+        assert torch.equal(factors.P, points.P * kept_out)
+        assert torch.equal(factors.lam, points.lam.expand_as(factors.lam))
+
+
+def test_sparsity_weighs_the_whole_update_of_adalora(make_program: Make) -> None:
+    program = randomise(make_program("lora_dropout", base="adalora", p=0.3, double=True))
+    for guide in program.guide.values():
+        P, lam, Q = guide.factors
+        update = 8 / 4 * P @ torch.diag_embed(lam) @ Q
+        torch.testing.assert_close(guide.dropped_square(), (2 * 0.3 - 0.3**2) * update.square().sum((-2, -1)))

@@ -31,7 +31,7 @@ def draws_of_factors(method: LoRADropout, stack: Stack, num_draws: int) -> tuple
     stacks = Stacks([stack])
     guide = method.guide(stacks).double().eval()
     with torch.no_grad(), pyro.validation_enabled(False):
-        guide["6x5"].B.normal_()
+        guide["6x5"].factors.B.normal_()
         with pyro.plate("draws", num_draws, dim=-2):
             trace = poutine.trace(guide).get_trace()
         sites = {name: site["value"] for name, site in trace.nodes.items() if name.startswith("6x5.")}
@@ -47,7 +47,7 @@ def test_an_entry_of_the_update_is_zero_with_probability_2p_minus_p_squared(stac
 @pytest.mark.parametrize(("rescale", "factor"), [(False, 0.7**2), (True, 1.0)])
 def test_mean_of_the_update(stack: Stack, rescale: bool, factor: float) -> None:
     factors, guide = draws_of_factors(LoRADropout(p=0.3, rescale=rescale), stack, 10_000)
-    assert_mean_close(factors.B @ factors.A, factor * guide.B @ guide.A)
+    assert_mean_close(factors.B @ factors.A, factor * guide.factors.B @ guide.factors.A)
 
 
 def test_whole_features_are_dropped_and_the_rank_dimension_never_is(stack: Stack) -> None:
@@ -57,8 +57,8 @@ def test_whole_features_are_dropped_and_the_rank_dimension_never_is(stack: Stack
         assert torch.equal(kept.any(dim), kept.all(dim))
         assert not bool(kept.all())
     # What is kept is A and B as they are.
-    assert torch.equal(factors.A, guide.A * kept_in)
-    assert torch.equal(factors.B, guide.B * kept_out)
+    assert torch.equal(factors.A, guide.factors.A * kept_in)
+    assert torch.equal(factors.B, guide.factors.B * kept_out)
 
 
 def test_masks_of_draws_and_layers_are_independent(stack: Stack) -> None:
@@ -82,9 +82,9 @@ def test_centre_and_merged_weights_have_the_mean_of_the_update(
     for name, stack in program.stacks.items():
         guide = program.guide[name]
         centre = program.factors_at(program.centre())[name]
-        torch.testing.assert_close(centre.B @ centre.A, factor * guide.B @ guide.A)
+        torch.testing.assert_close(centre.B @ centre.A, factor * guide.factors.B @ guide.factors.A)
         for index, layer in enumerate(stack.layer_names):
-            update = 8 / 4 * factor * guide.B[index] @ guide.A[index]
+            update = 8 / 4 * factor * guide.factors.B[index] @ guide.factors.A[index]
             weight = base.get_parameter(f"{layer}.weight") + update
             torch.testing.assert_close(merged.get_parameter(f"{layer}.weight"), weight)
     inputs = batch(5)
@@ -110,7 +110,7 @@ def loss_by_hand(program: Program, inputs: dict[str, Tensor], num_particles: int
             guide = program.guide[name]
             masks = [trace.nodes[f"{name}.mask_{factor}"]["value"][instance] for factor in ("A", "B")]
             for layer, layer_name in enumerate(stack.layer_names):
-                update = 8 / 4 * guide.B[layer] @ guide.A[layer]
+                update = 8 / 4 * guide.factors.B[layer] @ guide.factors.A[layer]
                 dropped = torch.diag(masks[1][layer]) @ update @ torch.diag(masks[0][layer])
                 weights[f"{layer_name}.weight"] = base.get_parameter(f"{layer_name}.weight") + dropped
                 penalty = penalty + (2 * method.p - method.p**2) * update.square().sum()
@@ -192,7 +192,7 @@ def test_without_training_dropout_the_loss_is_loras(make_program: Make) -> None:
     program = randomise(make_program("lora_dropout", train_dropout=False, sparsity=0.5))
     lora = make_program("lora")
     lora.network.model.classifier.load_state_dict(program.network.model.classifier.state_dict())
-    lora.guide.start({name: type(program.factors()[name])(guide.A, guide.B) for name, guide in program.guide.items()})
+    lora.guide.start({name: guide.factors for name, guide in program.guide.items()})
     assert program(**batch(5)).loss.item() == pytest.approx(lora(**batch(5)).loss.item(), rel=1e-6)
 
 
@@ -272,10 +272,10 @@ def test_gradients_reach_learned_rates(make_program: Make, sparsity: float) -> N
 def test_sparsity_of_learned_rates_weighs_what_both_masks_drop(stack: Stack) -> None:
     _, guide = learned(stack)
     with torch.no_grad():
-        guide["6x5"].B.normal_()
+        guide["6x5"].factors.B.normal_()
     part = guide["6x5"]
     p_A, p_B = part.rate("A"), part.rate("B")
-    update = torch.tensor([2.0, 3.0], dtype=torch.float64)[:, None, None] * part.B @ part.A
+    update = torch.tensor([2.0, 3.0], dtype=torch.float64)[:, None, None] * part.factors.B @ part.factors.A
     torch.testing.assert_close(part.dropped_square(), (p_A + p_B - p_A * p_B) * update.square().sum((-2, -1)))
 
 
