@@ -48,6 +48,28 @@ class Arrays(Dataset[dict[str, Any]]):
         return {name: column[index] for name, column in self.columns.items()}
 
 
+class OwnOrders(Dataset[tuple[dict[str, Any], ...]]):
+    """Rows of a dataset for several readers, each of which has an order of its own.
+
+    However the items are shuffled, every reader gets every row once, and the first reader gets the rows in the items'
+    own order. The other readers' orders are drawn from torch's random state.
+
+    Args:
+        rows: The dataset.
+        readers: How many there are.
+    """
+
+    def __init__(self, rows: Any, readers: int):
+        self.rows = rows
+        self.orders = [list(range(len(rows))), *(torch.randperm(len(rows)).tolist() for _ in range(readers - 1))]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Any], ...]:
+        return tuple(self.rows[order[index]] for order in self.orders)
+
+
 class Source:
     """Data in any of the forms `fit` takes, as a dataset of rows and as batches.
 

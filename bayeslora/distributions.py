@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pyro.distributions import Delta, Independent, RelaxedBernoulli, TorchDistribution
 from pyro.distributions import Dirichlet as PyroDirichlet
-from pyro.distributions import Independent, RelaxedBernoulli, TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints, kl_divergence, register_kl
 from torch.distributions.utils import lazy_property
@@ -16,6 +16,7 @@ from torch.distributions.utils import lazy_property
 __all__ = [
     "ColumnNormal",
     "Dirichlet",
+    "Enumerated",
     "FixedNoise",
     "Flat",
     "KroneckerNormal",
@@ -432,6 +433,27 @@ class Mask(FixedNoise):
     @property
     def mean(self) -> Tensor:
         return self.like.new_full(self.batch_shape + self.event_shape, 1.0 if self.rescale else 1 - self.p)
+
+
+class Enumerated(Delta):
+    """Equally probable values, which a plate of draws takes in order, from the first again after the last.
+
+    Without draws it is at the last value, its mean by convention: that of the distribution belongs to no member.
+
+    Args:
+        values: The values, `[member, layer, …]`; the batch shape is `[layer]`.
+    """
+
+    def __init__(self, values: Tensor):
+        self.values = values
+        super().__init__(values[-1], event_dim=values.dim() - 2)
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Delta:
+        draws = batch_shape[:-1]
+        if not draws:
+            return self
+        order = torch.arange(math.prod(draws), device=self.values.device) % len(self.values)
+        return Delta(self.values[order].view(*draws, *self.values.shape[1:]), event_dim=self.event_dim)
 
 
 class Seed(FixedNoise):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters import Stack
 from bayeslora.adapters.families import kaiming as kaiming
+from bayeslora.distributions import Enumerated
 
 
 def is_spread(name: str) -> bool:
@@ -62,6 +63,55 @@ class Normal(Site):
 
     def forward(self) -> dist.Distribution:
         return dist.Normal(self.loc, self.log_scale.exp()).to_event(self.loc.dim() - 1)
+
+
+class Members(Site):
+    """The points of an ensemble's members.
+
+    Args:
+        values: Their starting values, `[member, layer, …]`.
+    """
+
+    def __init__(self, values: Tensor):
+        super().__init__()
+        self.loc = nn.Parameter(values)
+
+    def forward(self) -> dist.Distribution:
+        return Enumerated(self.loc)
+
+
+class Snapshots(Site):
+    """A learned point, and earlier values of it, which are what the guide draws in evaluation mode.
+
+    Args:
+        value: Its starting value, `[layer, …]`.
+        room: How many snapshots there can be.
+    """
+
+    snapshots: Tensor
+    taken: Tensor
+
+    def __init__(self, value: Tensor, room: int):
+        super().__init__()
+        self.loc = nn.Parameter(value)
+        self.register_buffer("snapshots", torch.zeros(room, *value.shape))
+        # No integer: a guide is of one dtype.
+        self.register_buffer("taken", torch.zeros(()))
+
+    @property
+    def size(self) -> int:
+        """How many snapshots there are."""
+        return int(self.taken)
+
+    def take(self) -> None:
+        """Keep the point as it is now."""
+        self.snapshots[self.size].copy_(self.loc.detach())
+        self.taken += 1
+
+    def forward(self) -> dist.Distribution:
+        if self.training or not self.size:
+            return dist.Delta(self.loc, event_dim=self.loc.dim() - 1)
+        return Enumerated(self.snapshots[: self.size])
 
 
 class Sites(nn.Module):

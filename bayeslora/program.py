@@ -25,6 +25,10 @@ class Output(NamedTuple):
     logits: Tensor
 
 
+ROWS_BY_DRAW = "rows_by_draw"
+"""What a training batch says if its rows are blocks of equal size, one for each particle."""
+
+
 class Program(nn.Module):
     """The generative model of labels given inputs, its guide, and the negative ELBO.
 
@@ -51,13 +55,28 @@ class Program(nn.Module):
         super().__init__()
         if num_particles < 1:
             raise ValueError(f"num_particles={num_particles}: give a whole number of at least 1.")
+        if method.own_batches and num_particles != method.num_particles:
+            raise ValueError(
+                f"num_particles={num_particles}: {method.name!r} has one particle per member, {method.num_particles}; "
+                "leave num_particles out."
+            )
         self.network = network
         self.method = method
         self.likelihood = likelihood.to(network.device, network.dtype)
         self.elbo = MeanFieldELBO(num_particles)
         self.guide = method.guide(network.stacks).to(network.device, network.dtype)
-        self.num_steps: int | None = None
+        self._num_steps: int | None = None
         self._terms: tuple[list[str], Tensor] = ([], torch.zeros(0))
+
+    @property
+    def num_steps(self) -> int:
+        if self._num_steps is None:
+            raise ValueError(f"The schedule of {self.method.name!r} needs the number of steps: set program.num_steps.")
+        return self._num_steps
+
+    @num_steps.setter
+    def num_steps(self, value: int) -> None:
+        self._num_steps = value
 
     @property
     def stacks(self) -> Stacks:
@@ -70,8 +89,9 @@ class Program(nn.Module):
     def model(self, batch: Batch) -> Tensor:
         """The generative model: factors from the prior, logits from the network, labels from the likelihood."""
         logits = self.network_logits(self.factors(), batch)
+        # Rows of particles of their own: the ELBO sums the same over all particles, and divides by their number.
         self.likelihood.observe(logits, batch["labels"])
-        return logits
+        return logits.unflatten(0, (self.elbo.num_particles, -1)) if batch.get(ROWS_BY_DRAW) else logits
 
     def factors(self) -> Mapping[str, Any]:
         """The method's prior, run on this network's stacks and device."""
@@ -104,8 +124,8 @@ class Program(nn.Module):
 
     def network_logits(self, factors: Mapping[str, Any], batch: Batch) -> Tensor:
         """The network's logits at given factors, the part that the labels are about, `[*draw, batch, …]`."""
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
-        return self.likelihood.select(self.network(factors, inputs), batch)
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", ROWS_BY_DRAW)}
+        return self.likelihood.select(self.network(factors, inputs, bool(batch.get(ROWS_BY_DRAW))), batch)
 
     def factors_at(self, sites: Sites) -> Mapping[str, Any]:
         """Factors of every stack as the prior computes them from given sites."""

@@ -1,6 +1,7 @@
 """The `transformers` Trainer, driving a program."""
 
 import json
+import logging
 import math
 from typing import Any
 
@@ -11,12 +12,14 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from bayeslora import guides, storage
-from bayeslora.data import Source, to_device
+from bayeslora.data import OwnOrders, Source, to_device
 from bayeslora.methods import Tuning
 from bayeslora.posterior import Posterior
 from bayeslora.prediction import seeded
-from bayeslora.program import Program, evaluating
+from bayeslora.program import ROWS_BY_DRAW, Program, evaluating
 from bayeslora.types import Batch
+
+logger = logging.getLogger(__name__)
 
 TUNING_SHARE = 0.3
 """What the hook for held-out data may cost, as a share of the fit."""
@@ -64,11 +67,17 @@ class ProgramTrainer(Trainer):
         self.program: Program = posterior.program
         self.train_source = train
         self.validation_source = validation
+        rows: Any = train.dataset
+        if self.program.method.own_batches and self.program.elbo.num_particles > 1:
+            if rows is None:
+                logger.warning("All members get the same batches, the DataLoader's: give a dataset for their own.")
+            else:
+                rows = OwnOrders(rows, self.program.elbo.num_particles)
         super().__init__(
             model=self.program,
-            train_dataset=train.dataset,
+            train_dataset=rows,
             eval_dataset=validation.dataset if validation else None,
-            data_collator=train.collate,
+            data_collator=self._collate,
             **others,
         )
         self.remove_callback(PrinterCallback)
@@ -80,6 +89,13 @@ class ProgramTrainer(Trainer):
         self.last_good = LastGood(self.program)
         # Rows that are computed one by one have not been looked at before training.
         self.labels_unseen = train.labels is None
+
+    def _collate(self, rows: list[Any]) -> dict[str, Any]:
+        """Rows to a batch; those of several readers to blocks of one."""
+        if not isinstance(rows[0], tuple):
+            return self.train_source.collate(rows)
+        blocks = zip(*rows, strict=True)
+        return {**self.train_source.collate([row for block in blocks for row in block]), ROWS_BY_DRAW: True}
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.train_source) or super().get_train_dataloader()

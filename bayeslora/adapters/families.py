@@ -449,6 +449,9 @@ class Affine(Additive):
     factors = AffineFactors
     layer_dims = (2, 1)
 
+    def measure(self, bases: Sequence[nn.Module]) -> Mapping[str, Tensor]:
+        return {"W0": torch.stack([_precise(frozen_weight(base)) for base in bases])}
+
 
 @dataclass(frozen=True)
 class Bottleneck(Family):

@@ -233,12 +233,13 @@ class AdaptedNetwork(nn.Module):
         factor = factors[name][0]
         return len(factor) if factor.dim() > stack.family.layer_dims[0] + 1 else None
 
-    def forward(self, factors: Mapping[str, Any], inputs: Batch) -> Tensor:
+    def forward(self, factors: Mapping[str, Any], inputs: Batch, rows_by_draw: bool = False) -> Tensor:
         """Logits, `[*draw, batch, …]`.
 
         Args:
             factors: Stack name to factors, `[*draw, layer, …]`.
             inputs: Keyword arguments of the model.
+            rows_by_draw: Whether each draw has rows of its own, a block of the batch; the logits are then `[batch, …]`.
 
         Raises:
             ValueError: If gradients are asked for at several draws, of a network that does not keep the batch first.
@@ -248,6 +249,9 @@ class AdaptedNetwork(nn.Module):
             self.bind(factors)
             return logits_of(self.model(**inputs))
         size = next(len(value) for value in inputs.values() if has_rows(value))
+        if rows_by_draw:
+            self.bind(factors, size)
+            return logits_of(self.model(**inputs))
         rows = {
             name: value.repeat(num_draws, *[1] * (value.dim() - 1)) if has_rows(value) and len(value) == size else value
             for name, value in inputs.items()

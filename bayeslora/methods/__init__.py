@@ -7,6 +7,7 @@ from bayeslora.methods.adalora import AdaLoRA
 from bayeslora.methods.autoguide import AutoGuide
 from bayeslora.methods.base import Method, PerStackMethod, Tuning, unknown_fields
 from bayeslora.methods.blob import BLoB
+from bayeslora.methods.ensemble import CheckpointEnsemble, DeepEnsemble
 from bayeslora.methods.laplace import Laplace
 from bayeslora.methods.lora_dropout import LoRADropout
 from bayeslora.methods.mc_dropout import MCDropout
@@ -28,6 +29,8 @@ METHODS: dict[str, type[Method]] = {
         MonteCLoRA,
         LoRADropout,
         MCDropout,
+        DeepEnsemble,
+        CheckpointEnsemble,
         BLoB,
         TFB,
         ScalaBL,
@@ -81,6 +84,8 @@ __all__ = [
     "AutoGuide",
     "BLoB",
     "BitFit",
+    "CheckpointEnsemble",
+    "DeepEnsemble",
     "DoRA",
     "FullFineTuning",
     "Houlsby",

@@ -101,8 +101,6 @@ class AdaLoRA(PerStackMethod):
         return 1
 
     def after_step(self, program: Any, step: int) -> None:
-        if program.num_steps is None:
-            raise ValueError(f"The schedule of {self.name!r} needs the number of steps: set program.num_steps.")
         # A method that puts something on this one's factors has its guides within its own.
         stacks = [module for module in program.guide.modules() if isinstance(module, AdaLoRAGuide)]
         first, last = self.phases(program.num_steps)

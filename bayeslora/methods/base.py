@@ -36,6 +36,8 @@ class Method(abc.ABC):
         head_family: Which factors a linear layer of the task head has, for a method that takes the head in as more
             stacks (`stack.in_head`); None, and the head is trained as a point.
         num_particles: Draws of the weights per training step, where `fit` is given no number.
+        own_batches: Whether the particles are the members of an ensemble, `num_particles` of them, each of which trains
+            on batches of its own.
         guide_learning_rate: Rate of the guide's `log_*` and `sqrt_*` parameters; None for the common one.
         post_hoc: Whether trained adapters and task head stay as `fit(init=…)` gave them.
         approximation: How a posterior predicts by default: `"draws"`, running the network on draws, or `"linear"`.
@@ -45,6 +47,7 @@ class Method(abc.ABC):
     family: ClassVar[Family] = LowRank()
     head_family: ClassVar[Family | None] = None
     num_particles: ClassVar[int] = 1
+    own_batches: ClassVar[bool] = False
     guide_learning_rate: float | None = None
     post_hoc: bool = False
     approximation: ClassVar[str] = "draws"

@@ -45,7 +45,9 @@ def make_program() -> Callable[..., Program]:
             num_examples=48,
             head_family=chosen.head_family,
         )
-        return Program(network, chosen, Classification(3), num_particles)
+        # An ensemble's particles are its members.
+        count = chosen.num_particles if chosen.own_batches else num_particles
+        return Program(network, chosen, Classification(3), count)
 
     return make
 

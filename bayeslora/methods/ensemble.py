@@ -1,0 +1,141 @@
+"""Ensembles: members trained from several starts, or kept from one run."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from bayeslora import guides, priors
+from bayeslora.adapters import Affine, Stack
+from bayeslora.methods.base import PerStackMethod
+
+
+@dataclass(frozen=True)
+class Ensemble(PerStackMethod):
+    """A finite posterior: every member has points of its own for all factors, those of the task head included.
+
+    Args:
+        members: M, how many there are.
+    """
+
+    head_family = Affine()
+    members: int = 3
+
+    def __post_init__(self) -> None:
+        if self.members < 1:
+            raise ValueError(f"members={self.members!r}: give a whole number of at least 1.")
+
+    def stack_prior(self, stack: Stack) -> Any:
+        with stack.layers:
+            factors = {f: pyro.sample(f"{stack.name}.{f}", priors.flat(shape)) for f, shape in stack.shapes.items()}
+        return stack.family.factors(**factors)
+
+
+@dataclass(frozen=True)
+class DeepEnsemble(Ensemble):
+    r"""M LoRAs with starts, task heads and data orders of their own, trained together around one frozen network.
+
+    The posterior is $\frac1M \sum_m \delta(\theta - \theta_m)$, with $\theta_m$ all of member m's `A` and `B` and the
+    change of its head. The loss per example is the average over members of a member's NLL on its own batch, in nats. A
+    draw is a member: M draws are the members in order, each once. The centre is the last member.
+
+    A step takes M batches, one per member, in one pass of M times as many rows: M steps of LoRA, with one frozen
+    network in memory. A `DataLoader` of the user's has one batch for all of them.
+
+    Args:
+        members: M.
+        fresh_heads: Whether all members but the last start from heads of their own, the entries of the head's weights
+            in another order; otherwise, all from the head that the model has. Started with `fit(init=…)`, all have the
+            trained head and adapters.
+
+    Raises:
+        ValueError: If there is no member.
+
+    Differs from the paper: no adversarial training; members share the frozen network.
+
+    References:
+        Lakshminarayanan et al. (2016), [deep ensembles](https://arxiv.org/abs/1612.01474).
+    """
+
+    name = "deep_ensemble"
+    own_batches = True
+    fresh_heads: bool = True
+
+    @property
+    def num_particles(self) -> int:  # type: ignore[override]
+        return self.members
+
+    def stack_guide(self, stack: Stack) -> nn.Module:
+        others = [self._start(stack) for _ in range(self.members - 1)]
+        starts = zip(*others, stack.initial(), strict=True)
+        values = dict(zip(stack.shapes, map(torch.stack, starts), strict=True))
+        sites: dict[str, Any] = {name: guides.Members(value) for name, value in values.items()}
+        return guides.Sites(stack, **sites)
+
+    def num_draws(self, guide: nn.Module) -> int:
+        return self.members
+
+    def _start(self, stack: Stack) -> Any:
+        factors = stack.initial()
+        if not (stack.in_head and self.fresh_heads):
+            return factors
+        return factors._replace(weight=shuffled(stack.measured["W0"]) - stack.measured["W0"])
+
+
+def shuffled(weights: Tensor) -> Tensor:
+    """The entries of each layer's weight, `[layer, d_out, d_in]`, in another order: their law, whatever it is."""
+    return torch.stack([weight.flatten()[torch.randperm(weight.numel())].view_as(weight) for weight in weights])
+
+
+@dataclass(frozen=True)
+class CheckpointEnsemble(Ensemble):
+    r"""The last M checkpoints of one run of LoRA, adapters and task head: LoRA's cost of training.
+
+    The posterior is $\frac1M \sum_m \delta(\theta - \theta_{t_m})$, with $\theta_t$ the factors after step t of T, and
+    $t_m = T\,(1 - f\,(1 - m/M))$, rounded, m = 1 … M. The loss is the NLL per example. A draw is a member: M draws are
+    the checkpoints in order, each once. The centre is the last member, the end of the run.
+
+    Args:
+        members: M; a run of fewer steps has fewer.
+        last_part: f, the part of the run, up to its end, over which the checkpoints are spread evenly.
+
+    Raises:
+        ValueError: If there is no member, or f is not in (0, 1].
+
+    References:
+        Chen et al. (2017), [Checkpoint Ensembles](https://arxiv.org/abs/1710.03282).
+    """
+
+    name = "checkpoint_ensemble"
+    members: int = 5
+    last_part: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.last_part <= 1:
+            raise ValueError(f"last_part={self.last_part!r}: give a fraction of the run, above 0 and at most 1.")
+
+    def stack_guide(self, stack: Stack) -> nn.Module:
+        starts = stack.initial()._asdict()
+        sites: dict[str, Any] = {name: guides.Snapshots(value, self.members) for name, value in starts.items()}
+        return guides.Sites(stack, **sites)
+
+    def num_draws(self, guide: nn.Module) -> int:
+        return max(1, snapshots(guide)[0].size)
+
+    def after_step(self, program: Any, step: int) -> None:
+        if step in self.steps(program.num_steps):
+            for site in snapshots(program.guide):
+                site.take()
+
+    def steps(self, num_steps: int) -> set[int]:
+        """The steps, of so many, after which a checkpoint is kept."""
+        moments = (1 - self.last_part * (1 - member / self.members) for member in range(1, self.members + 1))
+        return {max(1, round(num_steps * moment)) for moment in moments}
+
+
+def snapshots(guide: nn.Module) -> list[guides.Snapshots]:
+    """The sites of a guide that keep snapshots."""
+    return [site for site in guide.modules() if isinstance(site, guides.Snapshots)]
