@@ -1,6 +1,6 @@
 """Sentence tasks over seeds: LoRA, PEFT's MonteCLoRA and ours, with temperature scaling beside each.
 
-    BAYESLORA_DATA=… python benchmarks/tasks_study.py [--tasks mrpc stsb] [--seeds 3]
+    BAYESLORA_DATA=… python benchmarks/tasks_study.py [--tasks mrpc stsb] [--seeds 3] [--methods LoRA …]
 
 500 training pairs, 500 held out, tested on unused rows of the published training file; 8 epochs at 2e-3, the last one.
 Every run is stored in benchmarks/results/tasks as it ends: an interrupted study goes on where it stopped. Each setting
@@ -40,6 +40,7 @@ SETTINGS: dict[str, Any] = {
 METHODS: dict[str, Any] = {
     "LoRA": "lora",
     "MonteCLoRA": MonteCLoRA(),
+    "MonteCLoRA, auto": MonteCLoRA(noise_ratio="auto"),
     "MonteCLoRA, paper": MonteCLoRA.paper(),
     "MonteCLoRA, elbo": MonteCLoRA(objective="elbo"),
     "MonteCLoRA, post hoc": MonteCLoRA(post_hoc=True),
@@ -82,7 +83,8 @@ def run(task_name: str, seed: int, name: str) -> dict[str, Any]:
             lora = bayeslora.fit(encoder, task.train, "lora", seed=seed, **SETTINGS)
             posterior = bayeslora.fit(encoder, task.train, METHODS[name], init=lora, seed=seed, **SETTINGS)
         else:
-            posterior = bayeslora.fit(encoder, task.train, METHODS[name], seed=seed, **SETTINGS)
+            tuned = {"validation": task.held_out} if METHODS[name].tuning() else {}
+            posterior = bayeslora.fit(encoder, task.train, METHODS[name], seed=seed, **tuned, **SETTINGS)
         record["seconds"] = round(time.perf_counter() - start, 1)
         return record | predictions(posterior, task)
 
@@ -143,18 +145,20 @@ def peft_monteclora(encoder: str, task: glue.Task, seed: int, folder: str) -> di
     }
 
 
-def table(records: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
-    """Means over seeds, with paired bootstrap intervals of the NLL's difference to LoRA with temperature."""
+def table(records: dict[str, dict[int, dict[str, Any]]]) -> pd.DataFrame:
+    """Means over a method's seeds, with paired bootstrap intervals of the NLL's difference to LoRA with temperature."""
     rows = []
-    for name, runs in records.items():
+    for name, by_seed in records.items():
+        runs = list(by_seed.values())
         for kind, suffix in (("probs", ""), ("calibrated", " + temperature")):
             scores = pd.DataFrame(
                 metrics.classification_scores(probabilities(run[kind]), np.asarray(run["labels"])) for run in runs
             ).mean()
-            low, high = interval(runs, kind, records["LoRA"])
+            low, high = interval(runs, kind, [records["LoRA"][seed] for seed in by_seed])
             rows.append(
                 {
                     "method": name + suffix,
+                    "seeds": str(len(runs)),
                     "majority": float(np.mean([metrics.majority_rate(run["labels"]) for run in runs])),
                     **scores.to_dict(),
                     "nll − nll of LoRA + temperature": f"{low:+.3f} to {high:+.3f}",
@@ -178,15 +182,16 @@ def interval(runs: list[dict[str, Any]], kind: str, lora: list[dict[str, Any]]) 
 
 
 def main() -> None:
-    """Run what is missing, one seed of every method before the next; then write the tables of complete seeds."""
+    """Run what is missing, one seed of every method before the next, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(NUM_TEST), choices=list(NUM_TEST))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     options = parser.parse_args()
     STORE.mkdir(parents=True, exist_ok=True)
     for seed in range(options.seeds):
         for task in options.tasks:
-            for name in METHODS:
+            for name in options.methods:
                 path = stored(task, seed, name)
                 if not path.exists():
                     path.write_text(json.dumps(run(task, seed, name)) + "\n")
@@ -200,21 +205,20 @@ def stored(task: str, seed: int, name: str) -> Path:
 
 
 def write(num_seeds: int) -> None:
-    """Put a table of each task into the documents, over the seeds of which every method has been run."""
+    """Put a table of each task into the documents, over the seeds that each method has been run on."""
     parts = []
     for task, title in TITLES.items():
-        seeds = [seed for seed in range(num_seeds) if all(stored(task, seed, name).exists() for name in METHODS)]
-        if not seeds:
-            continue
-        records: dict[str, list[dict[str, Any]]] = {}
+        records: dict[str, dict[int, dict[str, Any]]] = {}
         for name in METHODS:
-            records[name] = [json.loads(stored(task, seed, name).read_text()) for seed in seeds]
-            if name == "LoRA":
-                records["LoRA, best epoch"] = [run | run["best epoch"] for run in records[name]]
-        count = len(records["LoRA"][0]["labels"])
-        parts.append(
-            f"### {title}\n\nSeeds: {len(seeds)}, with {count} test examples each.\n\n{markdown(table(records))}"
-        )
+            paths = {seed: stored(task, seed, name) for seed in range(num_seeds)}
+            runs = {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
+            if runs:
+                records[name] = runs
+            if runs and name == "LoRA":
+                records["LoRA, best epoch"] = {seed: run | run["best epoch"] for seed, run in runs.items()}
+        if records:
+            count = len(records["LoRA"][0]["labels"])
+            parts.append(f"### {title}\n\n{count} test examples a seed.\n\n{markdown(table(records))}")
     print("\n\n".join(parts))
     fill(ROOT / "docs" / "results.md", "sentence-tasks", "\n\n".join(parts))
 
