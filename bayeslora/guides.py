@@ -114,6 +114,18 @@ class Snapshots(Site):
         return Enumerated(self.snapshots[: self.size])
 
 
+def last_steps(num_steps: int, count: int, last_part: float) -> set[int]:
+    """So many of a run's steps, spread evenly over its last part, the last step among them.
+
+    Args:
+        num_steps: Steps of the run.
+        count: How many; fewer in a shorter run.
+        last_part: Which fraction of the run, up to its end.
+    """
+    moments = (1 - last_part * (1 - index / count) for index in range(1, count + 1))
+    return {max(1, round(num_steps * moment)) for moment in moments}
+
+
 class Sites(nn.Module):
     """A stack's guide in which the sites are independent.
 

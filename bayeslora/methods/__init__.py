@@ -14,6 +14,7 @@ from bayeslora.methods.mc_dropout import MCDropout
 from bayeslora.methods.monteclora import MonteCLoRA
 from bayeslora.methods.point import BitFit, DoRA, FullFineTuning, Houlsby, LoRA, Pfeiffer, PointEstimate
 from bayeslora.methods.scalabl import ScalaBL
+from bayeslora.methods.swag import SWAG
 from bayeslora.methods.tfb import TFB
 
 METHODS: dict[str, type[Method]] = {
@@ -31,6 +32,7 @@ METHODS: dict[str, type[Method]] = {
         MCDropout,
         DeepEnsemble,
         CheckpointEnsemble,
+        SWAG,
         BLoB,
         TFB,
         ScalaBL,
@@ -79,6 +81,7 @@ def make_method(method: str | Method, **fields: Any) -> Method:
 
 __all__ = [
     "METHODS",
+    "SWAG",
     "TFB",
     "AdaLoRA",
     "AutoGuide",

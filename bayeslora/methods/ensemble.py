@@ -126,14 +126,9 @@ class CheckpointEnsemble(Ensemble):
         return max(1, snapshots(guide)[0].size)
 
     def after_step(self, program: Any, step: int) -> None:
-        if step in self.steps(program.num_steps):
+        if step in guides.last_steps(program.num_steps, self.members, self.last_part):
             for site in snapshots(program.guide):
                 site.take()
-
-    def steps(self, num_steps: int) -> set[int]:
-        """The steps, of so many, after which a checkpoint is kept."""
-        moments = (1 - self.last_part * (1 - member / self.members) for member in range(1, self.members + 1))
-        return {max(1, round(num_steps * moment)) for moment in moments}
 
 
 def snapshots(guide: nn.Module) -> list[guides.Snapshots]:

@@ -10,6 +10,7 @@ import torch
 
 import bayeslora
 from bayeslora.data import OwnOrders
+from bayeslora.guides import last_steps
 from bayeslora.interop import from_program
 from bayeslora.methods import CheckpointEnsemble, make_method
 from bayeslora.posterior import Posterior
@@ -134,8 +135,8 @@ def test_ensembles_say_how_many_particles_they_have(make_program: Make) -> None:
 
 
 def test_checkpoints_are_spread_over_the_last_part() -> None:
-    assert CheckpointEnsemble(members=4, last_part=0.5).steps(80) == {50, 60, 70, 80}
-    assert CheckpointEnsemble(members=5, last_part=1.0).steps(3) == {1, 2, 3}
+    assert last_steps(80, 4, 0.5) == {50, 60, 70, 80}
+    assert last_steps(3, 5, 1.0) == {1, 2, 3}
 
 
 def test_a_checkpoint_ensemble_keeps_what_lora_was(tmp_path: Path) -> None:

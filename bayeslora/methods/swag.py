@@ -1,0 +1,137 @@
+"""SWAG: a Gaussian fitted to the path of training."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from bayeslora import guides, priors
+from bayeslora.adapters import Affine, Stack, Stacks
+from bayeslora.distributions import Deviations, SharedNoise
+from bayeslora.methods.base import PerStackMethod
+
+
+@dataclass(frozen=True)
+class SWAG(PerStackMethod):
+    r"""A Gaussian around the average of LoRA's path, adapters and task head, from a last phase of training.
+
+    In the collection phase, the last part of the run, snapshots $\theta_i$ are taken at even intervals; kept are their
+    mean $\bar\theta$, the mean of their squares, and the last M deviations $D = (\theta_i - \bar\theta_i)$, each from
+    the mean at that time. A draw is
+
+    $$\bar\theta + \tfrac{1}{\sqrt2}\, \mathrm{diag}^{1/2} z_1 + \frac{1}{\sqrt{2 (M - 1)}}\, D z_2, \qquad
+      \mathrm{diag} = \max(\overline{\theta^2} - \bar\theta^2, 0),$$
+
+    with $z_1, z_2$ standard Normal, $z_2 \in \mathbb{R}^M$ one for the whole network; the last term is there for M ≥ 2.
+    The loss is the NLL per example. The centre is $\bar\theta$.
+
+    Args:
+        snapshots: How many snapshots are taken.
+        deviations: Largest M.
+        last_part: The part of the run, up to its end, over which the snapshots are spread.
+
+    Raises:
+        ValueError: If a number is less than 1, or the part is not in (0, 1].
+
+    Differs from the paper: the learning rate in the collection phase is the Trainer's, which decays by default.
+
+    References:
+        Maddox et al. (2019), [SWAG](https://arxiv.org/abs/1902.02476), Algorithm 1.
+    """
+
+    name = "swag"
+    head_family = Affine()
+    snapshots: int = 20
+    deviations: int = 10
+    last_part: float = 0.5
+
+    def __post_init__(self) -> None:
+        for field in ("snapshots", "deviations"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)!r}: give a whole number of at least 1.")
+        if not 0 < self.last_part <= 1:
+            raise ValueError(f"last_part={self.last_part!r}: give a fraction of the run, above 0 and at most 1.")
+
+    def stack_prior(self, stack: Stack) -> Any:
+        with stack.layers:
+            factors = {f: pyro.sample(f"{stack.name}.{f}", priors.flat(shape)) for f, shape in stack.shapes.items()}
+        return stack.family.factors(**factors)
+
+    def stack_guide(self, stack: Stack) -> nn.Module:
+        starts = stack.initial()._asdict()
+        sites: dict[str, Any] = {name: Moments(value, self.deviations) for name, value in starts.items()}
+        return guides.Sites(stack, **sites)
+
+    def guide(self, stacks: Stacks) -> nn.Module:
+        return SWAGGuide({name: self.stack_guide(stack) for name, stack in stacks.items()}, self.deviations)
+
+    def num_draws(self, guide: nn.Module) -> int | None:
+        # Without two snapshots, there is nothing but a point.
+        return 1 if int(moments(guide)[0].collected) < 2 else None
+
+    def after_step(self, program: Any, step: int) -> None:
+        if step in guides.last_steps(program.num_steps, self.snapshots, self.last_part):
+            for site in moments(program.guide):
+                site.collect()
+
+
+class Moments(guides.Site):
+    """A learned point, and the running moments of the values it had when `collect` was called.
+
+    Args:
+        value: Its starting value, `[layer, …]`.
+        room: How many deviations are kept.
+    """
+
+    mean: Tensor
+    square: Tensor
+    deviations: Tensor
+    collected: Tensor
+
+    def __init__(self, value: Tensor, room: int):
+        super().__init__()
+        self.loc = nn.Parameter(value)
+        self.register_buffer("mean", torch.zeros_like(value))
+        self.register_buffer("square", torch.zeros_like(value))
+        self.register_buffer("deviations", torch.zeros(room, *value.shape))
+        # No integer: a guide is of one dtype.
+        self.register_buffer("collected", torch.zeros(()))
+        self.noise: SharedNoise | None = None
+
+    def collect(self) -> None:
+        """Take the point as it is now into the moments."""
+        count, value = int(self.collected), self.loc.detach()
+        self.mean.mul_(count).add_(value).div_(count + 1)
+        self.square.mul_(count).add_(value.square()).div_(count + 1)
+        self.deviations[count % len(self.deviations)] = value - self.mean
+        self.collected += 1
+
+    def forward(self) -> dist.Distribution:
+        count = int(self.collected)
+        if self.training or not count:
+            return dist.Delta(self.loc, event_dim=self.loc.dim() - 1)
+        assert self.noise is not None
+        spread = (self.square - self.mean.square()).clamp(min=0).sqrt()
+        return Deviations(self.mean, spread, self.deviations[:count], self.noise)
+
+
+class SWAGGuide(guides.PerStack):
+    """The guides of all stacks, tied by the noise that multiplies the deviations."""
+
+    def __init__(self, stacks: dict[str, nn.Module], room: int):
+        super().__init__(stacks)
+        self.room = room
+
+    def forward(self) -> dict[str, Any]:
+        noise = SharedNoise(self.room)
+        for site in moments(self):
+            site.noise = noise
+        return super().forward()
+
+
+def moments(guide: nn.Module) -> list[Moments]:
+    """The sites of a guide that keep moments."""
+    return [site for site in guide.modules() if isinstance(site, Moments)]
