@@ -36,7 +36,7 @@ def sites_near_centre(program: Program, scale: float, num_draws: int = 3) -> dic
     return {name: (centre[name] + scale * (value - centre[name])).detach() for name, value in draws.items()}
 
 
-@pytest.mark.parametrize("method", ["blob", "scalabl", "monteclora", "lora"])
+@pytest.mark.parametrize("method", ["blob", "scalabl", "monteclora", "autoguide", "lora"])
 def test_it_is_the_networks_derivative(method: str) -> None:
     program = make_program(method)
     errors = []
