@@ -147,6 +147,12 @@ def test_members_have_no_common_centre(posterior: Posterior, monkeypatch: pytest
         posterior.predict(TEST, approximation="linear")
 
 
+def test_noise_beside_the_factors_has_no_first_order() -> None:
+    posterior = bayeslora.fit(tiny_bert(), tokens(), "mc_dropout", epochs=1, progress=False)
+    with pytest.raises(ValueError, match="InputDropout has noise of its own"):
+        posterior.predict(tokens()[0], approximation="linear")
+
+
 def test_unknown_approximations_say_what_there_is(posterior: Posterior) -> None:
     with pytest.raises(ValueError, match="approximation='quadratic': give 'draws' or 'linear'"):
         posterior.predict(TEST, approximation="quadratic")

@@ -29,11 +29,20 @@ class Linearised:
         draws: Factors, by stack, `[draw, layer, …]`.
         contrasts: Whether the logits matter only up to a constant, as under a softmax: one backward pass less, and the
             first logit is the same in every draw.
+
+    Raises:
+        ValueError: If a family has noise beside its factors.
     """
 
     def __init__(
         self, network: AdaptedNetwork, centre: Mapping[str, Any], draws: Mapping[str, Any], contrasts: bool = False
     ):
+        for stack in network.stacks.values():
+            if stack.family.without_noise() is not stack.family:
+                raise ValueError(
+                    f"{type(stack.family).__name__} has noise of its own, in which the network has no gradient: "
+                    "predict with approximation='draws'."
+                )
         self.network = network
         self.centre = {name: type(value)(*(factor.detach() for factor in value)) for name, value in centre.items()}
         self.contrasts = contrasts
