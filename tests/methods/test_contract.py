@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -222,6 +223,12 @@ def test_fields_are_set_by_name_and_unknown_ones_are_listed(method: Method) -> N
         make_method(method.name, nonsense=1)
     with pytest.raises(TypeError, match="has no field 'nonsense'"):
         make_method(method, nonsense=1)
+
+
+def test_every_method_stands_in_the_documentation() -> None:
+    root = Path(__file__).parents[2]
+    pages = [(root / page).read_text() for page in ("README.md", "docs/methods/index.md")]
+    assert [name for name in METHODS if not all(f"`{name}`" in page for page in pages)] == []
 
 
 def test_unknown_methods_list_those_there_are() -> None:
