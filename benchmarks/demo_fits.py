@@ -136,17 +136,17 @@ def difference(pairs: Iterable[tuple[float, float]]) -> str:
 # What changes, the change, and what the paper finds.
 ABLATIONS: list[tuple[str, dict[str, Any], str]] = [
     ("default: K=4, c=4, α at 1, η=1e-5, cooperative", {}, ""),
-    *((f"K={k}, same loudness", {"components": k}, "6a") for k in (1, 2, 8, 16, 64)),
-    *((f"K={k}, same ε", {"components": k, "sample_scale": DEFAULT_EPSILON}, "6a") for k in (1, 2, 8, 16, 64)),
+    *((f"K={k}, same loudness", {"components": k}, "6a") for k in (1, 64)),
+    *((f"K={k}, same ε", {"components": k, "sample_scale": DEFAULT_EPSILON}, "6a") for k in (1, 16, 64)),
     ("α starts at random", {"concentration_init": "random"}, "6b"),
     *((f"ε={e:g}", {"sample_scale": e}, "6c") for e in (1e-3, 5e-3, 2e-2)),
-    *((f"η={e:g}", {"kl_weight": e}, "6d") for e in (1e-7, 1e-3, 1e-1)),
+    *((f"η={e:g}", {"kl_weight": e}, "6d") for e in (1e-3, 1e-1)),
     ("without the cooperative loss", {"cooperative": False}, "6e"),
     ("sparse, same loudness", {"sparse": True}, "8"),
 ]
 
 
-def ablations(seeds: range = range(5)) -> None:
+def ablations(seeds: range = range(3)) -> None:
     """Each argument of the paper's Figures 6 and 8, one at a time."""
     complete(fit(seed, **fields) for seed in seeds for _, fields, _ in ABLATIONS)
     done = stored()

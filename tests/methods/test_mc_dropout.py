@@ -142,12 +142,20 @@ def test_a_posterior_survives_the_disk_and_can_be_started_from(tmp_path: Path) -
     posterior = bayeslora.fit(tiny_bert(), tokens(), "mc_dropout", p=0.4, **settings)
     posterior.save(tmp_path)
     loaded = bayeslora.load(tmp_path, tiny_bert())
-    assert all(stack.family.p == 0.4 for stack in loaded.network.stacks.values())
+    assert loaded.network.stacks["32x32"].family.p == 0.4
     inputs, _ = tokens(5)
     assert np.array_equal(loaded.predict(inputs, 3).draws, posterior.predict(inputs, 3).draws)
-    started = bayeslora.fit(tiny_bert(), tokens(), "lora", init=posterior, **(settings | {"learning_rate": 0.0}))
+    settings |= {"learning_rate": 0.0}
+    lora = bayeslora.fit(tiny_bert(), tokens(), "lora", init=posterior, **settings)
+    again = bayeslora.fit(tiny_bert(), tokens(), "mc_dropout", init=lora, **settings)
     for name in posterior.network.stacks:
-        assert torch.equal(started.guide[name].sites["A"].loc, posterior.guide[name].sites["A"].loc)
+        for started in (lora, again):
+            assert torch.equal(started.guide[name].sites["A"].loc, posterior.guide[name].sites["A"].loc)
+    (exported,) = posterior.export_peft(tmp_path / "peft")
+    assert np.array_equal(
+        bayeslora.fit(tiny_bert(), tokens(), "lora", init=exported, **settings).predict(inputs, center=True).probs,
+        posterior.predict(inputs, center=True).probs,
+    )
 
 
 def test_no_seed_is_drawn_in_training(make_program: Make) -> None:
