@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bayeslora import diagnostics, interop, metrics, storage
+from bayeslora import diagnostics, generation, interop, metrics, storage
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.data import Source, with_padding
+from bayeslora.generation import Generation
 from bayeslora.likelihoods import LIKELIHOODS, CausalLM, Observation
 from bayeslora.methods import METHODS, Method, make_method
 from bayeslora.outcomes import BasePrediction, LanguagePrediction, make_prediction
@@ -144,6 +145,43 @@ class Posterior:
         outputs, labels = self._labelled(data, centre, seed, batch_size)
         centre_scores = self._prediction(outputs).scores(labels)
         return scores | {f"center_{name}": value for name, value in centre_scores.items()}
+
+    def generate(
+        self,
+        inputs: Any,
+        num_draws: int = 8,
+        *,
+        average: bool = False,
+        center: bool = False,
+        seed: int | None = 0,
+        **generation_settings: Any,
+    ) -> Generation:
+        """Texts that continue prompts, with the uncertainty about every token; of a language model.
+
+        Every draw of the weights writes a text of its own: it is one draw from the first token to the last. Each text
+        is then scored under all draws, which takes a pass over its tokens per draw. With `average=True` the draws write
+        one text together: the distribution of each next token is the average of theirs, and its entropy and mutual
+        information come from the same pass. Both keep the model's cache.
+
+        Args:
+            inputs: A text or texts, with the posterior's tokenizer; token ids, as an array or a list for each prompt;
+                or a mapping of the model's inputs, padded on the left if the model continues its prompt. All prompts
+                run as one batch.
+            num_draws: Draws of the weights; a finite posterior has its members, each once.
+            average: Whether the draws write one text together.
+            center: One text, with every site at its guide's mean, instead: LoRA's cost.
+            seed: Seed of the draws, and of the tokens where they are sampled.
+            generation_settings: Of the model's own `generate`, such as `max_new_tokens`, `do_sample`, `temperature`; of
+                draws that write by themselves, also those of beam search.
+
+        Raises:
+            ValueError: If the model does not write text, the prompts do not fit it, or the settings ask for several
+                texts per prompt, or for anything but greedy search and sampling of an average.
+        """
+        prompts = generation.encode(inputs, self.network.model, self.tokenizer)
+        with seeded(seed):  # tokens are sampled from the random state that the draws leave
+            sites = centre_sites(self.program) if center else self.draw(num_draws, seed=None)
+            return generation.generate(self.program, sites, prompts, average, self.tokenizer, generation_settings)
 
     def calibrate(
         self,

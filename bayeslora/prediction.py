@@ -4,7 +4,7 @@ import abc
 import contextlib
 import random
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,7 @@ def run(
             for where, batch in batches:
                 on_device = to_device(batch, program.device)
                 if linearised is None:
-                    collector.add(where, batch, _chunks(program, factors, on_device, num_draws))
+                    collector.add(where, batch, chunks(program.network_logits, factors, on_device, num_draws))
                     continue
                 inputs = {name: value for name, value in on_device.items() if name != "labels"}
                 logits = linearised(inputs)
@@ -235,8 +235,10 @@ def _tokens(batch: Batch, logits: Tensor) -> Tensor:
     return torch.ones(logits.shape[1:3], dtype=torch.bool) if mask is None else mask.cpu() != 0
 
 
-def _chunks(program: Program, factors: Mapping[str, Any], batch: Batch, num_draws: int) -> Iterator[Tensor]:
-    """Logits of a batch, a few draws at a time, `[draw, batch, …]`."""
+def chunks(
+    logits: Callable[[Mapping[str, Any], Batch], Tensor], factors: Mapping[str, Any], batch: Batch, num_draws: int
+) -> Iterator[Tensor]:
+    """Logits of a batch as a function of factors, a few draws at a time, `[draw, batch, …]`."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     positions = max(value[:, :1].numel() if value.is_floating_point() else value.numel() for value in tensors(inputs))
     chunk = max(1, FOLDED_POSITIONS // positions)
@@ -244,7 +246,7 @@ def _chunks(program: Program, factors: Mapping[str, Any], batch: Batch, num_draw
         part = {
             name: type(value)(*(factor[start : start + chunk] for factor in value)) for name, value in factors.items()
         }
-        yield program.network_logits(part, batch)
+        yield logits(part, batch)
 
 
 def _check_linear(program: Program, factors: Mapping[str, Any], inputs: Batch, linear: Tensor) -> None:
@@ -254,7 +256,7 @@ def _check_linear(program: Program, factors: Mapping[str, Any], inputs: Batch, l
     size = max(len(value) for value in tensors(inputs))
     few = {n: v[:CHECKED_EXAMPLES] if has_rows(v) and len(v) == size else v for n, v in inputs.items()}
     with torch.inference_mode():
-        exact = torch.cat(list(_chunks(program, few_draws, few, len(linear))))
+        exact = torch.cat(list(chunks(program.network_logits, few_draws, few, len(linear))))
     probs, linear_probs = (torch.softmax(logits.double(), -1).mean(0) for logits in (exact, linear))
     distance = float((probs - linear_probs).abs().sum(-1).mean()) / 2
     if distance > TRUSTED_DISTANCE:

@@ -18,7 +18,7 @@ ORDER = (
     ("methods",),
     ("program", "budget", "outcomes"),
     ("prediction", "storage"),
-    ("diagnostics", "interop", "report"),
+    ("diagnostics", "generation", "interop", "report"),
     ("posterior",),
     ("fit", "trainer"),
     ("study", "demo"),

@@ -1,0 +1,410 @@
+"""Text written by draws of a language model, or by their average."""
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from bayeslora.adapters import AdaptedNetwork
+from bayeslora.adapters.network import NotFoldedError
+from bayeslora.data import forward_parameters, to_device
+from bayeslora.likelihoods import IGNORED, CausalLM, Seq2SeqLM
+from bayeslora.metrics import FloatArray
+from bayeslora.prediction import Summaries, chunks
+from bayeslora.program import Program, evaluating
+from bayeslora.types import Sites
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Generation:
+    r"""Texts that continue prompts, and how probable and how sure each of their tokens was under `S` draws.
+
+    A text is written by one draw of the weights, and there is one for each draw; or by the average of the draws, and
+    there is one. Either way every draw says how probable each token $y_t$ is, given the prompt and the tokens before:
+
+    $$\ln p_s(y) = \sum_t \ln p_s(y_t \mid y_{<t}), \qquad p(y) = \frac1S \sum_s p_s(y).$$
+
+    Probabilities are the network's, before temperature, top-k and the like. Where a text has ended, tokens are padding
+    and numbers NaN.
+
+    Args:
+        tokens: Tokens written, `[text, prompt, token]`.
+        written: Which of them belong to the text, up to and with the one that ends it, `[text, prompt, token]`.
+        token_log_probs: $\ln p_s(y_t \mid y_{<t})$ in nats, `[draw, text, prompt, token]`.
+        entropy: Entropy of the next token's distribution, averaged over draws, in nats, `[text, prompt, token]`.
+        aleatoric: Entropy per draw, averaged, in nats, `[text, prompt, token]`.
+        texts: The text that continues each prompt, `[text][prompt]`; None without a tokenizer.
+    """
+
+    tokens: Int[np.ndarray, "text prompt token"]
+    written: Bool[np.ndarray, "text prompt token"]
+    token_log_probs: Float[np.ndarray, "draw text prompt token"]
+    entropy: Float[np.ndarray, "text prompt token"]
+    aleatoric: Float[np.ndarray, "text prompt token"]
+    texts: tuple[tuple[str, ...], ...] | None = None
+
+    @property
+    def epistemic(self) -> FloatArray:
+        """Mutual information of next token and weights in nats, `[text, prompt, token]`: entropy − aleatoric."""
+        # Rounding can make the difference of two sums over a vocabulary negative.
+        return np.maximum(self.entropy - self.aleatoric, 0)
+
+    @property
+    def log_probs(self) -> FloatArray:
+        r"""$\ln p_s(y)$ of every text under every draw in nats, `[draw, text, prompt]`; a draw's own is `[s, s]`."""
+        return np.nansum(self.token_log_probs, axis=-1)
+
+    @property
+    def log_prob(self) -> FloatArray:
+        r"""$\ln p(y)$ in nats, `[text, prompt]`: of the text's probability averaged over draws."""
+        return np.logaddexp.reduce(self.log_probs, axis=0) - math.log(len(self.log_probs))
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A row per token: text, prompt, position, the token, its probability averaged over draws, uncertainties."""
+        import pandas as pd
+
+        text, prompt, position = self.written.nonzero()
+        columns = {"text": text, "prompt": prompt, "position": position, "token": self.tokens[self.written]}
+        columns["p(token)"] = np.exp(self.token_log_probs[:, self.written]).mean(0)
+        columns |= {name: getattr(self, name)[self.written] for name in ("entropy", "aleatoric", "epistemic")}
+        return pd.DataFrame(columns)
+
+
+class Text(NamedTuple):
+    """What `Generation` holds of the texts of one draw, or of the average, with all its tokens' numbers."""
+
+    tokens: np.ndarray  # [prompt, token]
+    log_probs: FloatArray  # [draw, prompt, token]
+    entropy: FloatArray  # [prompt, token]
+    aleatoric: FloatArray  # [prompt, token]
+
+
+def generate(
+    program: Program,
+    sites: Sites,
+    prompts: Mapping[str, Tensor],
+    average: bool,
+    tokenizer: Any = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Generation:
+    """Continue prompts, with torch's current random state.
+
+    Args:
+        program: The program; it is left in the mode it was in, its network without factors.
+        sites: Draws, `[draw, layer, …]`.
+        prompts: The model's inputs, as `encode` makes them.
+        average: Whether the average of the draws writes one text, instead of each draw one.
+        tokenizer: Makes texts of tokens.
+        settings: Of the model's own `generate`.
+
+    Raises:
+        ValueError: If several texts per prompt are asked for; or, of the average, anything but greedy search and
+            sampling.
+    """
+    network = program.network
+    config, others = _settings(network.model, dict(settings or {}), average)
+    prompts = to_device(prompts, program.device)
+    num_draws = len(next(iter(sites.values())))
+    try:
+        with evaluating(program), torch.inference_mode():
+            factors = program.factors_at(sites)
+            if average:
+                parts = [_average(network, factors, num_draws, prompts, config, others)]
+            else:
+                written = []
+                for index in range(num_draws):
+                    network.bind({n: type(value)(*(f[index] for f in value)) for n, value in factors.items()})
+                    written.append(_continue(network.model, prompts, config, others))
+                parts = [_score(network, factors, num_draws, prompts, sequences) for sequences in written]
+    finally:
+        network.unbind()
+    return _together(parts, config, tokenizer)
+
+
+def encode(inputs: Any, model: nn.Module, tokenizer: Any = None) -> dict[str, Tensor]:
+    """Prompts as the model's inputs, with a mask of their padding: on the left, if they are to be continued.
+
+    Args:
+        inputs: A text or texts; token ids, as an array or a list for each prompt; or a mapping of the model's inputs.
+        model: The model.
+        tokenizer: For texts. It is left as it is.
+
+    Raises:
+        ValueError: If the model does not write text; if there is no prompt, or no tokenizer for texts; if token ids are
+            not a row for each prompt; if the mapping has no `input_ids`, or has the start of the text to write; or if
+            prompts to be continued are padded on the right.
+    """
+    writes: Any = getattr(model, "can_generate", bool)
+    if not writes():
+        raise ValueError(
+            f"{type(model).__name__} does not write text: fit a causal language model or an encoder-decoder, such as "
+            "AutoModelForCausalLM or AutoModelForSeq2SeqLM loads, with likelihood='causal_lm' or 'seq2seq_lm'."
+        )
+    left = not _is_encoder_decoder(model)
+    inputs = [inputs] if isinstance(inputs, str) else inputs
+    if len(inputs) == 0:
+        raise ValueError("There are no prompts.")
+    if not isinstance(inputs, Mapping):
+        is_text = isinstance(inputs[0], str)
+        inputs = _tokenized(list(inputs), tokenizer, left) if is_text else _padded(inputs, left)
+    parameters = forward_parameters(model)
+    encoded = {name: torch.as_tensor(value) for name, value in inputs.items() if name in parameters}
+    if "input_ids" not in encoded or "decoder_input_ids" in encoded:
+        raise ValueError(
+            f"The prompts have {', '.join(inputs)}: give 'input_ids', and beside them what else the model reads, but "
+            "not what it is to write."
+        )
+    encoded.setdefault("attention_mask", torch.ones_like(encoded["input_ids"]))
+    if left and not bool(encoded["attention_mask"][:, -1].all()):
+        raise ValueError("Prompts end in padding, which the model would continue: pad them on the left.")
+    return encoded
+
+
+def _tokenized(texts: list[str], tokenizer: Any, left: bool) -> Mapping[str, Any]:
+    if tokenizer is None:
+        raise ValueError("The prompts are text, and the posterior has no tokenizer: fit with tokenizer=…, or give ids.")
+    if left:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.padding_side = "left"
+    return tokenizer(texts, padding=True, return_tensors="pt")
+
+
+def _padded(prompts: Sequence[Any], left: bool) -> Mapping[str, Any]:
+    """Token ids of any lengths; what stands for padding does not matter, as it is not looked at."""
+    rows = [torch.as_tensor(prompt) for prompt in prompts]
+    if any(row.dim() != 1 or len(row) == 0 or row.is_floating_point() for row in rows):
+        raise ValueError("A prompt is no row of token ids: give a list of whole numbers for each prompt, or texts.")
+    longest = max(map(len, rows))
+    gaps = [(longest - len(row), 0) if left else (0, longest - len(row)) for row in rows]
+    return {
+        "input_ids": torch.stack([F.pad(row, gap) for row, gap in zip(rows, gaps, strict=True)]),
+        "attention_mask": torch.stack([F.pad(torch.ones_like(row), g) for row, g in zip(rows, gaps, strict=True)]),
+    }
+
+
+def _is_encoder_decoder(model: nn.Module) -> bool:
+    config: Any = model.config
+    return bool(config.is_encoder_decoder)
+
+
+def _settings(model: nn.Module, settings: dict[str, Any], average: bool) -> tuple[Any, dict[str, Any]]:
+    """The generation's configuration, and arguments that are not part of it."""
+    from transformers.generation import GenerationMode
+
+    own: Any = model.generation_config
+    config = copy.deepcopy(settings.pop("generation_config", None) or own)
+    others = config.update(**settings)
+    if config.eos_token_id is None:
+        config.eos_token_id = own.eos_token_id
+    if config.pad_token_id is None:
+        config.pad_token_id = own.pad_token_id if own.pad_token_id is not None else _ends(config)[0]
+    config.return_dict_in_generate = False  # tokens are all that is needed
+    if average:
+        config.disable_compile = True  # what `Mixture` notes at each step is no part of a graph
+    if (config.num_return_sequences or 1) > 1:
+        raise ValueError(
+            f"num_return_sequences={config.num_return_sequences}: a draw writes one text for each prompt. Ask for more "
+            "draws, or repeat the prompts."
+        )
+    mode = config.get_generation_mode(others.get("assistant_model"))
+    plain = mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE) and not config.prefill_chunk_size
+    if average and not plain:
+        raise ValueError(
+            f"The average of draws writes one token after another, and the settings ask for {mode.value}, or a prompt "
+            "in chunks: leave them out for greedy search, set do_sample=True, or let every draw write, average=False."
+        )
+    return config, others
+
+
+def _ends(config: Any) -> list[int]:
+    """Tokens that end a text; token 0, to pad with, where there are none."""
+    ids = config.eos_token_id
+    return [0] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+
+
+def _continue(model: Any, prompts: Mapping[str, Tensor], config: Any, others: Mapping[str, Any]) -> Tensor:
+    """The model's sequences, `[prompt, token]`: what they start with, and what is written."""
+    return model.generate(**prompts, generation_config=config, **others)
+
+
+def _start(model: nn.Module, prompts: Mapping[str, Tensor]) -> int:
+    """How many tokens of a sequence are not written: the prompt, or an encoder-decoder's first."""
+    return 1 if _is_encoder_decoder(model) else prompts["input_ids"].shape[1]
+
+
+def _score(
+    network: AdaptedNetwork, factors: Mapping[str, Any], num_draws: int, prompts: Mapping[str, Tensor], written: Tensor
+) -> Text:
+    """What every draw says of given texts, `[prompt, token]`, in one pass over all of their tokens."""
+    model, start = network.model, _start(network.model, prompts)
+    tokens = written[:, start:]
+    likelihood: type[CausalLM | Seq2SeqLM]
+    if _is_encoder_decoder(model):
+        likelihood, first = Seq2SeqLM, 0
+        labels = tokens
+        inputs = {**prompts, "decoder_input_ids": written[:, :-1]}
+    else:
+        likelihood, first = CausalLM, start
+        labels = F.pad(tokens, (start, 0), value=IGNORED)
+        mask = F.pad(prompts["attention_mask"], (0, tokens.shape[1]), value=1)
+        inputs = {**prompts, "input_ids": written, "attention_mask": mask}
+        if "position_ids" in forward_parameters(model):
+            # A model counts padding on the left as positions, unless it is told not to, as `generate` does.
+            inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        if "token_type_ids" in prompts:  # what is written is of the prompt's last type
+            types = prompts["token_type_ids"]
+            inputs["token_type_ids"] = torch.cat([types, types[:, -1:].expand_as(tokens)], 1)
+    config: Any = model.config
+    collector = Summaries(likelihood(config.get_text_config().vocab_size), with_labels=True)
+    collector.add(np.arange(len(tokens)), {"labels": labels.cpu()}, chunks(network, factors, inputs, num_draws))
+    scored = collector.result()
+
+    def place(values: FloatArray) -> FloatArray:
+        grid = np.full((*values.shape[:-1], *tokens.shape), np.nan)
+        grid[..., scored.rows.example, scored.rows.position - first] = values
+        return grid
+
+    log_probs = scored.row_log_likelihood(scored.tokens)
+    return Text(tokens.cpu().numpy(), place(log_probs), place(scored.entropy), place(scored.aleatoric))
+
+
+def _average(
+    network: AdaptedNetwork,
+    factors: Mapping[str, Any],
+    num_draws: int,
+    prompts: Mapping[str, Tensor],
+    config: Any,
+    others: Mapping[str, Any],
+) -> Text:
+    """One text per prompt, each token from the draws' averaged probabilities."""
+    size, length = prompts["input_ids"].shape
+    if num_draws * size == length:
+        # Of a square of rows and tokens it cannot be told which is which: one more prompt, which is dropped again.
+        prompts = {name: torch.cat([value, value[-1:]]) for name, value in prompts.items()}
+    rows = len(prompts["input_ids"])
+    network.bind(factors, num_draws * rows if num_draws > 1 else None)
+    model: Any = network.model
+    with Mixture(num_draws, rows).of(model) as mixture:
+        try:
+            written = _continue(model, prompts, config, others)
+        except NotFoldedError:
+            raise ValueError(
+                f"{type(model).__name__} does not keep the batch first in every adapted layer, or runs without a "
+                "cache, so that draws cannot write together: leave use_cache on, or let every draw write, "
+                "average=False."
+            ) from None
+    text = mixture.text(written[:, _start(model, prompts) :])
+    return Text(*(value[..., :size, :] for value in text))
+
+
+class Mixture:
+    r"""Makes a model's next-token distribution the average over draws, $\frac1S \sum_s p_s(y_t \mid y_{<t})$.
+
+    Its `generate` sees one row per prompt. Inside, every draw has a row of its own, and with it a cache of its own; the
+    logits that come out are the logarithm of the averaged probabilities.
+
+    Args:
+        num_draws: S.
+        size: Prompts.
+    """
+
+    def __init__(self, num_draws: int, size: int):
+        self.num_draws = num_draws
+        self.size = size
+        self.last: Tensor | None = None
+        self.log_probs: list[Tensor] = []
+        self.entropy: list[Tensor] = []
+        self.aleatoric: list[Tensor] = []
+
+    @contextlib.contextmanager
+    def of(self, model: Any) -> Iterator["Mixture"]:
+        """A model with this distribution; afterwards it is as it was."""
+        hooks = [
+            model.register_forward_pre_hook(self.spread, with_kwargs=True),
+            model.register_forward_hook(self.mix, with_kwargs=True),
+        ]
+        if _is_encoder_decoder(model):  # `generate` runs the encoder by itself, once
+            hooks.append(model.get_encoder().register_forward_pre_hook(self.spread, with_kwargs=True))
+        try:
+            yield self
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def spread(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Repeat the rows of all inputs for every draw; an encoder's outputs have them."""
+        return args, {
+            # Vectors are positions, which rows share.
+            name: value.repeat(self.num_draws, *[1] * (value.dim() - 1))
+            if isinstance(value, Tensor) and value.dim() > 1 and len(value) == self.size
+            else value
+            for name, value in kwargs.items()
+        }
+
+    def mix(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Average the next token's probabilities over draws."""
+        ids = kwargs["decoder_input_ids" if _is_encoder_decoder(module) else "input_ids"]
+        if self.last is not None:
+            self.choose(ids[: self.size, -1])
+        logits = output.logits[:, -1]
+        log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        self.last = log_probs.view(self.num_draws, self.size, -1)
+        mixture = self.last.logsumexp(0) - math.log(self.num_draws)
+        self.entropy.append(torch.special.entr(mixture.exp()).sum(-1))
+        self.aleatoric.append(torch.special.entr(self.last.exp()).sum(-1).mean(0))
+        output.logits = mixture[:, None]
+        return output
+
+    def choose(self, tokens: Tensor) -> None:
+        """Note how probable the token was that came last, `[prompt]`."""
+        assert self.last is not None
+        self.log_probs.append(self.last.gather(-1, tokens.expand(self.num_draws, -1)[..., None])[..., 0])
+
+    def text(self, tokens: Tensor) -> Text:
+        """All that was written, `[prompt, token]`, and its probabilities."""
+        self.choose(tokens[:, -1])
+        # Some devices learn one pass too late that all texts have ended.
+        numbers = (
+            torch.stack(steps[: tokens.shape[1]], dim=-1).double().cpu().numpy()
+            for steps in (self.log_probs, self.entropy, self.aleatoric)
+        )
+        return Text(tokens.cpu().numpy(), *numbers)
+
+
+def _together(texts: Sequence[Text], config: Any, tokenizer: Any) -> Generation:
+    """Texts of any lengths in one grid, without what comes after their ends."""
+    longest = max(text.tokens.shape[-1] for text in texts)
+
+    def grid(values: Sequence[np.ndarray], fill: float) -> np.ndarray:
+        gaps = ([(0, 0)] * (value.ndim - 1) + [(0, longest - value.shape[-1])] for value in values)
+        return np.stack([np.pad(v, gap, constant_values=fill) for v, gap in zip(values, gaps, strict=True)], axis=-3)
+
+    ends = _ends(config) if config.eos_token_id is not None else []
+    written = []
+    for text in texts:
+        ended = np.isin(text.tokens, ends).cumsum(-1)
+        written.append((ended - np.isin(text.tokens, ends)) == 0)
+    in_text = grid(written, fill=False)
+    tokens = np.where(in_text, grid([text.tokens for text in texts], 0), config.pad_token_id)
+    log_probs, entropy, aleatoric = (
+        np.where(in_text, grid([getattr(text, name) for text in texts], np.nan), np.nan)
+        for name in ("log_probs", "entropy", "aleatoric")
+    )
+    decoded = None
+    if tokenizer is not None:
+        decoded = tuple(
+            tuple(tokenizer.decode(row[kept], skip_special_tokens=True) for row, kept in zip(rows, kepts, strict=True))
+            for rows, kepts in zip(tokens, in_text, strict=True)
+        )
+    return Generation(tokens, in_text, log_probs, entropy, aleatoric, decoded)
