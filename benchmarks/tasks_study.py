@@ -150,6 +150,7 @@ def table(records: dict[str, dict[int, dict[str, Any]]]) -> pd.DataFrame:
     rows = []
     for name, by_seed in records.items():
         runs = list(by_seed.values())
+        known = [run["seconds"] for run in runs if run["seconds"]]  # a run that was suspended has no time
         for kind, suffix in (("probs", ""), ("calibrated", " + temperature")):
             scores = pd.DataFrame(
                 metrics.classification_scores(probabilities(run[kind]), np.asarray(run["labels"])) for run in runs
@@ -162,7 +163,7 @@ def table(records: dict[str, dict[int, dict[str, Any]]]) -> pd.DataFrame:
                     "majority": float(np.mean([metrics.majority_rate(run["labels"]) for run in runs])),
                     **scores.to_dict(),
                     "nll − nll of LoRA + temperature": f"{low:+.3f} to {high:+.3f}",
-                    "seconds": float(np.mean([run["seconds"] for run in runs])),
+                    "fit, s": f"{np.mean(known):.0f}" if known else "–",
                 }
             )
     return pd.DataFrame(rows)
