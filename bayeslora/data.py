@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
+from bayeslora.types import IGNORED
+
 logger = logging.getLogger(__name__)
 
 LABELS = ("labels", "label", "label_ids")
 SPAN = ("start_positions", "end_positions")
-
-# What `transformers` takes for the label of a token that is not observed.
-IGNORED = -100
 
 
 class Examples(Dataset[dict[str, Any]]):

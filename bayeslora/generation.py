@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.network import NotFoldedError
 from bayeslora.data import forward_parameters, to_device
-from bayeslora.likelihoods import IGNORED, CausalLM, Seq2SeqLM
+from bayeslora.likelihoods import CausalLM, Seq2SeqLM
 from bayeslora.metrics import FloatArray
 from bayeslora.prediction import Summaries, chunks
 from bayeslora.program import Program, evaluating
-from bayeslora.types import Sites
+from bayeslora.types import IGNORED, Sites
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,10 +21,7 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor, nn
 
-from bayeslora.types import Batch, Logits, RealLogits, TokenLogits
-
-IGNORED = -100
-"""The label of a token that is not observed, as everywhere in `transformers`."""
+from bayeslora.types import IGNORED, Batch, Logits, RealLogits, TokenLogits
 
 
 class Likelihood(nn.Module, abc.ABC):

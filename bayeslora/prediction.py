@@ -13,10 +13,10 @@ from torch import Tensor
 
 from bayeslora.adapters.network import has_rows
 from bayeslora.data import to_device
-from bayeslora.likelihoods import IGNORED, LanguageModel, Likelihood, PerToken, QuestionAnswering
+from bayeslora.likelihoods import LanguageModel, Likelihood, PerToken, QuestionAnswering
 from bayeslora.outcomes import LanguagePrediction, Outputs, Rows
 from bayeslora.program import Program, evaluating
-from bayeslora.types import Batch, Sites
+from bayeslora.types import IGNORED, Batch, Sites
 
 # Rows × positions up to which draws are folded into one pass. Folding is faster only while a pass is bound by
 # overhead: 0.57 × a loop's time at 16 × 6 tokens, the same at 16 × 64.

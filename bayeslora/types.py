@@ -21,3 +21,6 @@ PerLayer = Float[Tensor, "*draw layer"]
 Scaling = Float[Tensor, "layer"]
 Sites = Mapping[str, Tensor]
 """Site name to value, `[layer, …]`, or `[draw, layer, …]` for several draws."""
+
+IGNORED = -100
+"""The label of a token that is not observed, as everywhere in `transformers`."""

@@ -72,16 +72,14 @@ class AdaLoRA(PerStackMethod):
     beta2: float = 0.85
 
     def __post_init__(self) -> None:
-        def require(holds: bool, field: str, what: str) -> None:
-            if not holds:
-                raise ValueError(f"{field}={getattr(self, field)!r}: {what}.")
-
-        require(self.init_ratio >= 1, "init_ratio", "give a number of at least 1")
-        require(self.orthogonality >= 0, "orthogonality", "give a number of at least 0")
-        require(self.interval >= 1, "interval", "give a whole number of at least 1")
+        self.require(self.init_ratio >= 1, "init_ratio", "give a number of at least 1")
+        self.require(self.orthogonality >= 0, "orthogonality", "give a number of at least 0")
+        self.require(self.interval >= 1, "interval", "give a whole number of at least 1")
         for field in ("warmup", "final", "beta1", "beta2"):
-            require(0 <= getattr(self, field) < 1, field, "give a number of at least 0 and less than 1")
-        require(self.warmup + self.final <= 1, "final", f"with warmup={self.warmup} it is more than the whole training")
+            self.require(0 <= getattr(self, field) < 1, field, "give a number of at least 0 and less than 1")
+        self.require(
+            self.warmup + self.final <= 1, "final", f"with warmup={self.warmup} it is more than the whole training"
+        )
 
     def start_rank(self, rank: int) -> int:
         return math.ceil(self.init_ratio * rank - 1e-9)

@@ -62,8 +62,7 @@ class AutoGuide(PerStackMethod):
 
     def __post_init__(self) -> None:
         for field in ("prior_scale", "init_scale", "temperature"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{field}={getattr(self, field)!r}: give a positive number, however small.")
+            self.require(getattr(self, field) > 0, field, "give a positive number, however small")
         if isinstance(self.prior_program, str):
             raise ValueError(f"prior_program={self.prior_program!r} is the name of a function: {PASS_AGAIN}")
         if isinstance(self.autoguide, str) and not hasattr(pyro.infer.autoguide, self.autoguide):

@@ -108,6 +108,15 @@ class Method(abc.ABC):
         """Its fields, ready for JSON."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
+    def require(self, holds: bool, field: str, what: str) -> None:
+        """Refuse the value of a field, and say what to give, unless a condition holds.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        if not holds:
+            raise ValueError(f"{field}={getattr(self, field)!r}: {what}.")
+
     def replace(self, **fields: Any) -> "Method":
         """The same method with other values of some of its fields."""
         unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(self)})  # type: ignore[arg-type]

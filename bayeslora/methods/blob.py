@@ -50,8 +50,7 @@ class BLoB(PerStackMethod):
 
     def __post_init__(self) -> None:
         for field in ("prior_scale", "init_root", "temperature"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{field}={getattr(self, field)!r}: give a positive number, however small.")
+            self.require(getattr(self, field) > 0, field, "give a positive number, however small")
 
     def stack_prior(self, stack: Stack) -> Factors:
         with stack.layers, poutine.scale(scale=self.temperature / stack.num_examples):

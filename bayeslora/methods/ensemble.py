@@ -24,8 +24,7 @@ class Ensemble(PerStackMethod):
     members: int = 3
 
     def __post_init__(self) -> None:
-        if self.members < 1:
-            raise ValueError(f"members={self.members!r}: give a whole number of at least 1.")
+        self.require(self.members >= 1, "members", "give a whole number of at least 1")
 
     def stack_prior(self, stack: Stack) -> Any:
         with stack.layers:
@@ -114,8 +113,7 @@ class CheckpointEnsemble(Ensemble):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.last_part <= 1:
-            raise ValueError(f"last_part={self.last_part!r}: give a fraction of the run, above 0 and at most 1.")
+        self.require(0 < self.last_part <= 1, "last_part", "give a fraction of the run, above 0 and at most 1")
 
     def stack_guide(self, stack: Stack) -> nn.Module:
         starts = stack.initial()._asdict()

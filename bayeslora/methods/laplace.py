@@ -69,15 +69,12 @@ class Laplace(PerStackMethod):
 
     def __post_init__(self) -> None:
         if isinstance(self.prior_precision, str):
-            if self.prior_precision not in ("validation", "evidence"):
-                raise ValueError(
-                    f"prior_precision={self.prior_precision!r}: give 'validation', 'evidence' or a positive number."
-                )
-        elif not self.prior_precision > 0:
-            raise ValueError(f"prior_precision={self.prior_precision!r}: give a positive number.")
+            known = self.prior_precision in ("validation", "evidence")
+            self.require(known, "prior_precision", "give 'validation', 'evidence' or a positive number")
+        else:
+            self.require(self.prior_precision > 0, "prior_precision", "give a positive number")
         for field in ("max_width", "kept"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)!r}: give a whole number of at least 1.")
+            self.require(getattr(self, field) >= 1, field, "give a whole number of at least 1")
 
     def stack_prior(self, stack: Stack) -> Any:
         with stack.layers:

@@ -86,21 +86,17 @@ class LoRADropout(PerStackMethod):
     base: Literal["lora", "adalora"] = "lora"
 
     def __post_init__(self) -> None:
-        def require(holds: bool, field: str, what: str) -> None:
-            if not holds:
-                raise ValueError(f"{field}={getattr(self, field)!r}: {what}.")
-
-        require(self.base in BASES, "base", f"give one of {', '.join(BASES)}")
+        self.require(self.base in BASES, "base", f"give one of {', '.join(BASES)}")
         if self.p == "learn":
-            require(not self.rescale, "rescale", "p='learn' has no fixed rate to rescale by")
-            require(self.train_dropout, "train_dropout", "p='learn' learns the rates from dropout in training")
+            self.require(not self.rescale, "rescale", "p='learn' has no fixed rate to rescale by")
+            self.require(self.train_dropout, "train_dropout", "p='learn' learns the rates from dropout in training")
         else:
             in_range = not isinstance(self.p, str) and 0 <= self.p < 1
-            require(in_range, "p", "give a probability of at least 0 and less than 1, or 'learn'")
-        require(0 < self.prior_p < 1, "prior_p", "give a probability between 0 and 1")
-        require(self.sparsity >= 0, "sparsity", "give a number of at least 0")
+            self.require(in_range, "p", "give a probability of at least 0 and less than 1, or 'learn'")
+        self.require(0 < self.prior_p < 1, "prior_p", "give a probability between 0 and 1")
+        self.require(self.sparsity >= 0, "sparsity", "give a number of at least 0")
         for field in ("relaxation", "temperature"):
-            require(getattr(self, field) > 0, field, "give a positive number")
+            self.require(getattr(self, field) > 0, field, "give a positive number")
 
     @property
     def points(self) -> PerStackMethod:

@@ -125,28 +125,26 @@ class MonteCLoRA(PerStackMethod):
         return cls(**{"sample_scale": 5e-3, "analytic": False, **fields})
 
     def __post_init__(self) -> None:
-        def require(holds: bool, field: str, what: str) -> None:
-            if not holds:
-                raise ValueError(f"{field}={getattr(self, field)!r}: {what}.")
-
-        require(self.base in BASES, "base", f"give one of {', '.join(BASES)}")
-        require(self.components >= 1, "components", "give a whole number of at least 1")
-        require(self.concentration_init in ("prior", "random"), "concentration_init", "give 'prior' or 'random'")
-        require(self.objective in ("paper", "elbo"), "objective", "give 'paper' or 'elbo'")
+        self.require(self.base in BASES, "base", f"give one of {', '.join(BASES)}")
+        self.require(self.components >= 1, "components", "give a whole number of at least 1")
+        self.require(self.concentration_init in ("prior", "random"), "concentration_init", "give 'prior' or 'random'")
+        self.require(self.objective in ("paper", "elbo"), "objective", "give 'paper' or 'elbo'")
         for field in ("concentration", "kl_weight", "temperature", "prior_scale_B"):
-            require(getattr(self, field) > 0, field, "give a positive number, however small")
-        require(self.prior_scale is None or self.prior_scale > 0, "prior_scale", "give a positive number, or None")
+            self.require(getattr(self, field) > 0, field, "give a positive number, however small")
+        self.require(self.prior_scale is None or self.prior_scale > 0, "prior_scale", "give a positive number, or None")
         if isinstance(self.noise_ratio, str):
-            require(self.noise_ratio == "auto", "noise_ratio", "give a number of at least 0, or 'auto'")
-            require(self.sample_scale is None, "sample_scale", "it would replace noise_ratio='auto'; give one of them")
+            self.require(self.noise_ratio == "auto", "noise_ratio", "give a number of at least 0, or 'auto'")
+            self.require(
+                self.sample_scale is None, "sample_scale", "it would replace noise_ratio='auto'; give one of them"
+            )
         else:
-            require(self.noise_ratio >= 0, "noise_ratio", "give a number of at least 0, or 'auto'")
-        require(self.sample_scale is None or self.sample_scale >= 0, "sample_scale", "give a number of at least 0")
+            self.require(self.noise_ratio >= 0, "noise_ratio", "give a number of at least 0, or 'auto'")
+        self.require(self.sample_scale is None or self.sample_scale >= 0, "sample_scale", "give a number of at least 0")
         if isinstance(self.df, str):
-            require(self.df in ("features", "rank"), "df", "give 'features', 'rank' or a number")
+            self.require(self.df in ("features", "rank"), "df", "give 'features', 'rank' or a number")
         if self.objective == "elbo":
             silent = 0 in (self.noise_ratio, self.sample_scale)
-            require(not silent, "objective", "'elbo' needs noise: a point has no divergence from a Normal prior")
+            self.require(not silent, "objective", "'elbo' needs noise: a point has no divergence from a Normal prior")
 
     @property
     def family(self) -> Family:  # type: ignore[override]

@@ -28,8 +28,8 @@ class PointEstimate(PerStackMethod):
     prior_scale: float | None = None
 
     def __post_init__(self) -> None:
-        if self.prior_scale is not None and not self.prior_scale > 0:
-            raise ValueError(f"prior_scale={self.prior_scale!r}: give a positive standard deviation, or None.")
+        positive = self.prior_scale is None or self.prior_scale > 0
+        self.require(positive, "prior_scale", "give a positive standard deviation, or None")
 
     def stack_prior(self, stack: Stack) -> Any:
         with stack.layers, poutine.scale(scale=1 / stack.num_examples):

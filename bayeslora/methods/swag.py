@@ -50,10 +50,8 @@ class SWAG(PerStackMethod):
 
     def __post_init__(self) -> None:
         for field in ("snapshots", "deviations"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)!r}: give a whole number of at least 1.")
-        if not 0 < self.last_part <= 1:
-            raise ValueError(f"last_part={self.last_part!r}: give a fraction of the run, above 0 and at most 1.")
+            self.require(getattr(self, field) >= 1, field, "give a whole number of at least 1")
+        self.require(0 < self.last_part <= 1, "last_part", "give a fraction of the run, above 0 and at most 1")
 
     def stack_prior(self, stack: Stack) -> Any:
         with stack.layers:

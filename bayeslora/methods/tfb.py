@@ -58,8 +58,7 @@ class TFB(PerStackMethod):
     post_hoc: bool = False
 
     def __post_init__(self) -> None:
-        if not self.tolerance > 0:
-            raise ValueError(f"tolerance={self.tolerance!r}: give a positive number, such as 0.003 for 0.3 %.")
+        self.require(self.tolerance > 0, "tolerance", "give a positive number, such as 0.003 for 0.3 %")
 
     def stack_prior(self, stack: Stack) -> Factors:
         with stack.layers:
