@@ -127,8 +127,10 @@ def complete(items: Iterable[Fit]) -> None:
 
 
 def difference(pairs: Iterable[tuple[float, float]]) -> str:
-    """Mean and 95 % t interval over seeds of the first minus the second."""
+    """Mean and 95 % t interval over seeds of the first minus the second; of one seed, the difference alone."""
     values = np.asarray([a - b for a, b in pairs])
+    if len(values) == 1:
+        return f"{values[0]:+.3f}"
     width = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
     return f"{values.mean():+.3f} ({values.mean() - width:+.3f} to {values.mean() + width:+.3f})"
 
