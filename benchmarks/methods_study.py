@@ -76,6 +76,7 @@ def write(records: pd.DataFrame) -> None:
     complete = records.groupby("seed")["method"].nunique()
     records = records[records["seed"].isin(complete[complete == complete.max()].index)]
     mean = records.groupby("method", sort=False).mean(numeric_only=True).drop(columns="seed")
+    mean = mean.reindex([name for name in METHODS if name in mean.index])
     columns = ["majority", "accuracy", "nll", "ece", "brier", "AUROC unfamiliar", "nll + T", "ece + T"]
     table = mean[columns].assign(
         **{
