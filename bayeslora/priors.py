@@ -1,7 +1,11 @@
 """The distributions that priors are written with, one layer's worth: a plate makes them a stack's."""
 
+from typing import Any
+
+import pyro
 import pyro.distributions as dist
 
+from bayeslora.adapters import Stack
 from bayeslora.distributions import Flat
 
 
@@ -18,3 +22,9 @@ def normal(shape: tuple[int, ...], scale: float) -> dist.Distribution:
 def flat(shape: tuple[int, ...]) -> Flat:
     """The improper uniform prior: with a point guide, plain maximum likelihood."""
     return Flat(shape)
+
+
+def flat_factors(stack: Stack) -> Any:
+    """All factors of a stack as sites of their names under the improper uniform prior; within `stack.layers`."""
+    sites = {name: pyro.sample(f"{stack.name}.{name}", flat(shape)) for name, shape in stack.shapes.items()}
+    return stack.family.factors(**sites)

@@ -1,5 +1,8 @@
 """What the tests share: small networks, small data, and comparisons whose width is derived."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from scipy import stats
@@ -98,3 +101,21 @@ def batch(num_examples: int = 4, **settings: int) -> dict[str, Tensor]:
     """One batch of `tokens`, labels included."""
     inputs, labels = tokens(num_examples, **settings)
     return {**inputs, "labels": labels}
+
+
+def assert_checkpointing_keeps_gradients(make: Callable[[], Any]) -> None:
+    """A program's gradients are the same with activation checkpointing, from the same random state.
+
+    Args:
+        make: Builds the program, in training mode.
+    """
+    gradients = []
+    for checkpointing in (False, True):
+        program = make()
+        if checkpointing:
+            program.activation_checkpointing_enable()
+        torch.manual_seed(2)
+        program(**batch(6)).loss.backward()
+        gradients.append([parameter.grad for _, parameter in program.trainable()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed, rtol=1e-5, atol=1e-7)

@@ -8,7 +8,7 @@ from bayeslora.adapters import AdaptedNetwork
 from bayeslora.likelihoods import Classification
 from bayeslora.methods import make_method
 from bayeslora.program import Program
-from tests.helpers import batch, tiny_bert, tiny_llama
+from tests.helpers import assert_checkpointing_keeps_gradients, batch, tiny_bert, tiny_llama
 
 
 def make(method: str = "monteclora", **settings: object) -> Program:
@@ -77,21 +77,15 @@ def test_particles_must_be_at_least_one() -> None:
 
 
 def test_activation_checkpointing_gives_the_same_gradients() -> None:
-    gradients = []
-    for checkpointing in (False, True):
-        model = tiny_llama()
-        program = Program(AdaptedNetwork(model, rank=4), make_method("monteclora"), Classification(3))
+    def make() -> Program:
+        program = Program(AdaptedNetwork(tiny_llama(), rank=4), make_method("monteclora"), Classification(3))
         with torch.no_grad():
             for name in program.stacks:
                 torch.manual_seed(1)
                 program.guide[name].B.normal_()
-        if checkpointing:
-            program.activation_checkpointing_enable()
-        torch.manual_seed(2)
-        program(**batch(6)).loss.backward()
-        gradients.append([parameter.grad for _, parameter in program.trainable()])
-    for plain, checkpointed in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, checkpointed, rtol=1e-5, atol=1e-7)
+        return program
+
+    assert_checkpointing_keeps_gradients(make)
 
 
 def test_priors_constants_are_made_on_the_networks_device() -> None:

@@ -90,7 +90,7 @@ class AdaLoRA(PerStackMethod):
 
     def stack_prior(self, stack: Stack) -> SVDFactors:
         with stack.layers, poutine.scale(scale=1 / stack.num_examples):
-            return SVDFactors(*(pyro.sample(f"{stack.name}.{n}", priors.flat(s)) for n, s in stack.shapes.items()))
+            return priors.flat_factors(stack)
 
     def stack_guide(self, stack: Stack) -> nn.Module:
         return AdaLoRAGuide(self, stack)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +27,7 @@ class Ensemble(PerStackMethod):
 
     def stack_prior(self, stack: Stack) -> Any:
         with stack.layers:
-            factors = {f: pyro.sample(f"{stack.name}.{f}", priors.flat(shape)) for f, shape in stack.shapes.items()}
-        return stack.family.factors(**factors)
+            return priors.flat_factors(stack)
 
 
 @dataclass(frozen=True)

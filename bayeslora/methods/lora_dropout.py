@@ -123,15 +123,15 @@ class LoRADropout(PerStackMethod):
         p = self.prior_p if self.p == "learn" else self.p
         with stack.layers:
             with poutine.scale(scale=1 / stack.num_examples):
-                points = {n: pyro.sample(f"{stack.name}.{n}", priors.flat(shape)) for n, shape in stack.shapes.items()}
+                points = priors.flat_factors(stack)
             with poutine.scale(scale=self.temperature / stack.num_examples):
                 mask_in, mask_out = (
                     pyro.sample(f"{stack.name}.mask_{name}", Mask(size, p, self.rescale))
                     for name, size in self.masked(stack).items()
                 )
         columns, rows = self.masked(stack)
-        kept = {columns: points[columns] * mask_in[..., None, :], rows: points[rows] * mask_out[..., None]}
-        return stack.family.factors(**points | kept)
+        kept_in, kept_out = mask_in[..., None, :], mask_out[..., None]
+        return points._replace(**{columns: getattr(points, columns) * kept_in, rows: getattr(points, rows) * kept_out})
 
     def stack_guide(self, stack: Stack) -> nn.Module:
         return LoRADropoutGuide(self, stack)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -55,8 +54,7 @@ class SWAG(PerStackMethod):
 
     def stack_prior(self, stack: Stack) -> Any:
         with stack.layers:
-            factors = {f: pyro.sample(f"{stack.name}.{f}", priors.flat(shape)) for f, shape in stack.shapes.items()}
-        return stack.family.factors(**factors)
+            return priors.flat_factors(stack)
 
     def stack_guide(self, stack: Stack) -> nn.Module:
         starts = stack.initial()._asdict()

@@ -62,9 +62,7 @@ class TFB(PerStackMethod):
 
     def stack_prior(self, stack: Stack) -> Factors:
         with stack.layers:
-            A = pyro.sample(f"{stack.name}.A", priors.flat(stack.A_shape))
-            B = pyro.sample(f"{stack.name}.B", priors.flat(stack.B_shape))
-        return Factors(A, B)
+            return priors.flat_factors(stack)
 
     def stack_guide(self, stack: Stack) -> nn.Module:
         return TFBGuide(stack, learned=not self.post_hoc)

@@ -14,7 +14,7 @@ from bayeslora.likelihoods import Classification
 from bayeslora.methods import MCDropout, make_method
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
-from tests.helpers import assert_mean_close, batch, tiny_bert, tiny_llama, tokens
+from tests.helpers import assert_checkpointing_keeps_gradients, assert_mean_close, batch, tiny_bert, tiny_llama, tokens
 from tests.methods.conftest import NO_DROPOUT, randomise
 
 Make = Callable[..., Program]
@@ -123,18 +123,12 @@ def test_the_centre_has_no_dropout(make_program: Make) -> None:
 
 
 def test_activation_checkpointing_sees_the_same_masks() -> None:
-    gradients = []
-    for checkpointing in (False, True):
+    def make() -> Program:
         method = MCDropout(p=0.3)
-        program = Program(AdaptedNetwork(tiny_llama(), method.family, rank=4), method, Classification(3))
-        randomise(program).train()
-        if checkpointing:
-            program.activation_checkpointing_enable()
-        torch.manual_seed(2)
-        program(**batch(6)).loss.backward()
-        gradients.append([parameter.grad for _, parameter in program.trainable()])
-    for plain, checkpointed in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, checkpointed, rtol=1e-5, atol=1e-7)
+        network = AdaptedNetwork(tiny_llama(), method.family, rank=4)
+        return randomise(Program(network, method, Classification(3))).train()
+
+    assert_checkpointing_keeps_gradients(make)
 
 
 def test_a_posterior_survives_the_disk_and_can_be_started_from(tmp_path: Path) -> None:
