@@ -1,10 +1,11 @@
 """Sentence tasks over seeds: LoRA, PEFT's MonteCLoRA and ours, with temperature scaling beside each.
 
-    BAYESLORA_DATA=… python benchmarks/tasks_study.py [--tasks mrpc stsb] [--seeds 3] [--methods LoRA …]
+    BAYESLORA_DATA=… python benchmarks/tasks_study.py [--tasks mrpc stsb] [--seeds 3] [--methods LoRA …] [--ratios]
 
 500 training pairs, 500 held out, tested on unused rows of the published training file; 8 epochs at 2e-3, the last one.
 Every run is stored in benchmarks/results/tasks as it ends: an interrupted study goes on where it stopped. Each setting
-was fixed before looking at test examples: c is the default, 4, and nothing is chosen on the tasks.
+was fixed before looking at test examples: c is the default, 4, and nothing is chosen on the tasks. With --ratios, STS-B
+is fitted at other fixed noise ratios too, for the comparison of "auto" with the one chosen on the held-out pairs.
 """
 
 import argparse
@@ -46,18 +47,22 @@ METHODS: dict[str, Any] = {
     "MonteCLoRA, post hoc": MonteCLoRA(post_hoc=True),
     "PEFT MonteCLoRA": None,
 }
+RATIOS: dict[str, Any] = {f"MonteCLoRA, c={c}": MonteCLoRA(noise_ratio=c) for c in (1, 2, 8, 16)}
 
 
 def predictions(posterior: bayeslora.Posterior, task: glue.Task) -> dict[str, Any]:
     """Probabilities of the positive class on the test examples, as fitted and at the held-out temperature."""
-    temperature = posterior.calibrate(task.held_out, NUM_DRAWS).temperature
+    held_out = posterior.predict(task.held_out, NUM_DRAWS).draws
     draws = posterior.predict(task.test, NUM_DRAWS).draws
-    # Log-probabilities are logits; one pass over the test examples serves both.
+    # Log-probabilities are logits; one pass over the examples serves both.
+    held_out_logits = np.log(np.maximum(held_out, 1e-300))
+    temperature = metrics.fit_temperature(held_out_logits, np.asarray(task.held_out["label"]))
     calibrated = metrics.softmax(np.log(np.maximum(draws, 1e-300)), temperature)
     return {
         "probs": draws.mean(0)[:, 1].round(6).tolist(),
         "calibrated": calibrated.mean(0)[:, 1].round(6).tolist(),
         "temperature": temperature,
+        "held_out_nll": round(metrics.nll(held_out.mean(0), task.held_out["label"]), 5),
     }
 
 
@@ -79,12 +84,15 @@ def run(task_name: str, seed: int, name: str) -> dict[str, Any]:
             history = posterior.history
             best = int(history["step"][history["validation_nll"].idxmin()])
             record["best epoch"] = predictions(bayeslora.load(f"{folder}/checkpoint-{best}"), task)
-        elif METHODS[name].post_hoc:
-            lora = bayeslora.fit(encoder, task.train, "lora", seed=seed, **SETTINGS)
-            posterior = bayeslora.fit(encoder, task.train, METHODS[name], init=lora, seed=seed, **SETTINGS)
         else:
-            tuned = {"validation": task.held_out} if METHODS[name].tuning() else {}
-            posterior = bayeslora.fit(encoder, task.train, METHODS[name], seed=seed, **tuned, **SETTINGS)
+            method = (METHODS | RATIOS)[name]
+            tuned = {"validation": task.held_out} if method.tuning() else {}
+            if method.post_hoc:
+                tuned["init"] = bayeslora.fit(encoder, task.train, "lora", seed=seed, **SETTINGS)
+            posterior = bayeslora.fit(encoder, task.train, method, seed=seed, **tuned, **SETTINGS)
+            if method.noise_ratio == "auto":
+                ratios = [v.mean() for name, v in posterior.draw(1).items() if name.endswith(".noise_ratio")]
+                record["noise_ratio"] = round(float(ratios[0]), 3)
         record["seconds"] = round(time.perf_counter() - start, 1)
         return record | predictions(posterior, task)
 
@@ -187,12 +195,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(NUM_TEST), choices=list(NUM_TEST))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--ratios", action="store_true", help="fixed noise ratios on STS-B as well")
     options = parser.parse_args()
     STORE.mkdir(parents=True, exist_ok=True)
     for seed in range(options.seeds):
         for task in options.tasks:
-            for name in options.methods:
+            for name in [*options.methods, *(RATIOS if options.ratios and task == "stsb" else [])]:
                 path = stored(task, seed, name)
                 if not path.exists():
                     path.write_text(json.dumps(run(task, seed, name)) + "\n")
@@ -207,13 +216,16 @@ def stored(task: str, seed: int, name: str) -> Path:
 
 def write(num_seeds: int) -> None:
     """Put a table of each task into the documents, over the seeds that each method has been run on."""
+
+    def stored_runs(task: str, name: str) -> dict[int, dict[str, Any]]:
+        paths = {seed: stored(task, seed, name) for seed in range(num_seeds)}
+        return {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
+
     parts = []
     for task, title in TITLES.items():
         records: dict[str, dict[int, dict[str, Any]]] = {}
         for name in METHODS:
-            paths = {seed: stored(task, seed, name) for seed in range(num_seeds)}
-            runs = {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
-            if runs:
+            if runs := stored_runs(task, name):
                 records[name] = runs
             if runs and name == "LoRA":
                 records["LoRA, best epoch"] = {seed: run | run["best epoch"] for seed, run in runs.items()}
@@ -222,6 +234,34 @@ def write(num_seeds: int) -> None:
             parts.append(f"### {title}\n\n{count} test examples a seed.\n\n{markdown(table(records))}")
     print("\n\n".join(parts))
     fill(ROOT / "docs" / "results.md", "sentence-tasks", "\n\n".join(parts))
+    fixed = {f"c={c}": stored_runs("stsb", f"MonteCLoRA, c={c}") for c in (1, 2)}
+    fixed |= {"c=4": stored_runs("stsb", "MonteCLoRA")}
+    fixed |= {f"c={c}": stored_runs("stsb", f"MonteCLoRA, c={c}") for c in (8, 16)}
+    if noise := noise_table(fixed, stored_runs("stsb", "MonteCLoRA, auto")):
+        fill(ROOT / "docs" / "results.md", "noise-stsb", noise)
+
+
+def noise_table(fixed: dict[str, dict[int, dict[str, Any]]], auto: dict[int, dict[str, Any]]) -> str:
+    """Test NLLs of fixed ratios, of the one with the least NLL on the held-out pairs, and of the one found."""
+    rows = []
+    for seed, found in auto.items():
+        if all(seed in runs for runs in fixed.values()):
+            here = {name: runs[seed] for name, runs in fixed.items()}
+            best = min(here, key=lambda name: here[name]["held_out_nll"])
+            nlls = {
+                name: metrics.nll(probabilities(run["probs"]), run["labels"])
+                for name, run in (here | {"auto": found}).items()
+            }
+            rows.append(
+                {
+                    "seed": seed,
+                    **nlls,
+                    "chosen": best,
+                    "found c": found["noise_ratio"],
+                    "auto / chosen": nlls["auto"] / nlls[best],
+                }
+            )
+    return markdown(pd.DataFrame(rows)) if rows else ""
 
 
 if __name__ == "__main__":
