@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
+from bayeslora import tables
 from bayeslora.types import IGNORED
 
 logger = logging.getLogger(__name__)
@@ -73,8 +74,9 @@ class Source:
     """Data in any of the forms `fit` takes, as a dataset of rows and as batches.
 
     Args:
-        data: A `datasets.Dataset`; a torch `Dataset` of mappings or `(inputs, label)` pairs; a `DataLoader` of either;
-            `(inputs, labels)` or inputs alone, as arrays, a mapping of arrays, or a list of texts.
+        data: A `datasets.Dataset` or pandas `DataFrame`; a torch `Dataset` of mappings or `(inputs, label)` pairs; a
+            `DataLoader` of either; `(inputs, labels)` or inputs alone, as arrays, a mapping of arrays or of lists of
+            texts, or a list of texts.
         model: The network, whose `forward` says which inputs there are.
         tokenizer: For text.
         name: What to call the data in messages.
@@ -83,6 +85,7 @@ class Source:
         dataset: The rows, or None where a `DataLoader` was given.
         collate: Rows to a batch.
         inputs_are_labels: Whether examples without labels are labelled with their tokens (causal language models).
+        questions: What the rows are windows of, if the data are questions about contexts.
 
     Raises:
         TypeError: If the data has none of these forms.
@@ -94,6 +97,8 @@ class Source:
         self.name = name
         self.tokenizer = tokenizer
         self.inputs_are_labels = False
+        self.questions: tables.Questions | None = None
+        self.model = model
         # An encoder-decoder reads its labels, shifted, beside its inputs.
         self.decoder_inputs: Any = None
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
@@ -160,7 +165,7 @@ class Source:
                 yield np.arange(start, start + size), batch
                 start += size
             return
-        order = np.argsort([len(row["input_ids"]) for row in ids], kind="stable")
+        order = np.argsort([_length(row["input_ids"]) for row in ids], kind="stable")
         assert self.dataset is not None
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
@@ -257,6 +262,7 @@ class Source:
 
     def _dataset(self, data: Any) -> Any:
         self._check_length(data)
+        data = tabular(data)
         if hasattr(data, "column_names") and hasattr(data, "map"):
             return self._from_table(data)
         if isinstance(data, Dataset):
@@ -266,8 +272,9 @@ class Source:
         if isinstance(data, (np.ndarray, Tensor, Mapping, list)):
             return self._from_arrays(data, None)
         raise TypeError(
-            f"{self.name} is a {type(data).__name__}. Give a datasets.Dataset or DatasetDict, a torch Dataset or "
-            "DataLoader, or (inputs, labels) as arrays, a mapping of arrays, or a list of texts with a tokenizer."
+            f"{self.name} is a {type(data).__name__}. Give a datasets.Dataset or DatasetDict, a pandas DataFrame, a "
+            "torch Dataset or DataLoader, or (inputs, labels) as arrays, a mapping of arrays, or a list of texts with "
+            "a tokenizer."
         )
 
     def _from_arrays(self, inputs: Any, labels: Any) -> Dataset[dict[str, Any]]:
@@ -308,6 +315,12 @@ class Source:
                 features=None,
                 remove_columns=["labels"],
             )
+        if len(table) and not any(name in self.parameters for name in table.column_names):
+            if tables.is_questions(table.column_names) and is_a(self.model, "QUESTION_ANSWERING"):
+                rows, self.questions = tables.read_questions(table, self._needed_tokenizer(), self.name)
+                return Examples(rows, self._inputs)
+            if tables.is_choices(table.column_names):
+                return Examples(self._choices(table), self._inputs)
         texts = [name for name in table.column_names if name != "labels" and _is_text(table.features[name])]
         if len(table) and not any(name in self.parameters for name in table.column_names):
             if not texts:
@@ -331,6 +344,29 @@ class Source:
                 _raise_unless(self.name, name, np.asarray(finite))
         return table
 
+    def _choices(self, table: Any) -> list[dict[str, Any]]:
+        """Questions with choices: a sequence for each choice, or for a causal language model one prompt with letters.
+
+        Raises:
+            ValueError: If the network is neither.
+        """
+        prompts, choices, labels = tables.read_choices(table, self.name)
+        if is_a(self.model, "CAUSAL_LM"):
+            rows = self._tokenize([*map(tables.prompt_with_letters, prompts, choices)])
+        elif is_a(self.model, "MULTIPLE_CHOICE"):
+            rows = tables.encode_choices(prompts, choices, self._needed_tokenizer())
+        else:
+            raise ValueError(
+                f"{self.name} has choices, and {type(self.model).__name__} scores none: load the model as multiple "
+                "choice (fit(name, …, likelihood='multiple_choice')) or as a causal language model "
+                "(likelihood='answer_letters'), or leave its columns of choices out."
+            )
+        return rows if labels is None else [{**row, "labels": n} for row, n in zip(rows, labels, strict=True)]
+
+    def _inputs(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A row's labels, and of the rest what the network takes."""
+        return {name: value for name, value in row.items() if name in (*self.parameters, "labels")}
+
     def _label_values(self, labels: Any) -> list[Any]:
         """Labels as a list; texts, for an encoder-decoder, as tokens."""
         values = list(labels) if isinstance(labels, (list, tuple)) else np.asarray(labels).tolist()
@@ -348,14 +384,18 @@ class Source:
         return [{name: encoded[name][i] for name in encoded if name in self.parameters} for i in range(len(texts))]
 
     def _encode(self, *texts: list[str], text_target: list[str] | None = None) -> Mapping[str, Any]:
+        tokenizer = self._needed_tokenizer()
+        if text_target is not None:
+            return tokenizer(text_target=text_target, truncation=True)
+        return tokenizer(*texts, truncation=True)
+
+    def _needed_tokenizer(self) -> Any:
         if self.tokenizer is None:
             raise ValueError(
                 f"{self.name} is text, and there is no tokenizer: pass tokenizer=AutoTokenizer.from_pretrained(…), or "
                 "name the model by its path so that its tokenizer can be found."
             )
-        if text_target is not None:
-            return self.tokenizer(text_target=text_target, truncation=True)
-        return self.tokenizer(*texts, truncation=True)
+        return self.tokenizer
 
     def _row(self, row: Any) -> dict[str, Any]:
         if isinstance(row, Mapping):
@@ -385,7 +425,37 @@ def split(data: Any, name: str) -> Any:
         if name == "train" and name not in data:
             raise ValueError(f"The data has no 'train' split, only {', '.join(data)}.")
         return data.get(name)
-    return data if name == "train" else None
+    return tabular(data) if name == "train" else None
+
+
+def tabular(data: Any) -> Any:
+    """A pandas table, or texts by name, as a `datasets.Dataset`; a table of numbers as arrays; other data as it is."""
+    if isinstance(data, Mapping):
+        columns = [value for value in data.values() if isinstance(value, list)]
+        if len(columns) < len(data) or not all(value and isinstance(value[0], str) for value in columns):
+            return data
+    elif not (hasattr(data, "columns") and hasattr(data, "to_numpy")):
+        return data
+    import datasets
+
+    if isinstance(data, Mapping):
+        return datasets.Dataset.from_dict(data)
+    label = next((name for name in LABELS if name in data.columns), None)
+    inputs = data if label is None else data.drop(columns=label)
+    if all(dtype.kind in "fiub" for dtype in inputs.dtypes):
+        values = inputs.to_numpy(np.float32, copy=True)
+        return values if label is None else (values, data[label].to_numpy(copy=True))
+    return datasets.Dataset.from_pandas(data, preserve_index=False)
+
+
+def is_a(model: nn.Module, task: str) -> bool:
+    """Whether `transformers` lists a model's class for a task, such as `"CAUSAL_LM"`."""
+    if not hasattr(model, "config"):
+        return False
+    from transformers.models.auto import modeling_auto
+
+    listed = getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES")
+    return type(model).__name__ in listed.values()
 
 
 def read(name: str) -> Any:
@@ -457,6 +527,11 @@ def _array(labels: list[Any]) -> np.ndarray:
 
 def _is_text(feature: Any) -> bool:
     return getattr(feature, "dtype", "") in ("string", "large_string")
+
+
+def _length(ids: Sequence[Any]) -> int:
+    """Number of tokens of an example: of several sequences, of the longest."""
+    return max(map(len, ids)) if len(ids) and np.ndim(ids[0]) else len(ids)
 
 
 def _has_tokens(rows: Any) -> bool:

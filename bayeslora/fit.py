@@ -13,10 +13,10 @@ import pyro
 import torch
 from torch import nn
 
-from bayeslora import interop, storage
+from bayeslora import interop, storage, tables
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.network import logits_of
-from bayeslora.data import LABELS, SPAN, Source, split, to_device, with_padding
+from bayeslora.data import LABELS, SPAN, Source, is_a, split, to_device, with_padding
 from bayeslora.likelihoods import (
     LIKELIHOODS,
     AnswerLetters,
@@ -79,8 +79,10 @@ def fit(
         model: A `transformers` model with a task head, any `torch.nn.Module`, a path or hub name, or a PEFT model,
             which is also the `init` unless another is given.
         data: A `datasets.Dataset` or `DatasetDict` (its `train` and `validation` splits), whose text columns are
-            tokenised if it has no columns that the network takes; a torch `Dataset` or `DataLoader` of mappings or
-            `(inputs, label)` pairs; or `(inputs, labels)` as arrays, a mapping of arrays, or a list of texts.
+            tokenised if it has no columns that the network takes (questions about contexts and questions with choices
+            as the page on tasks says); a pandas `DataFrame`, likewise, or of numbers; a torch `Dataset` or
+            `DataLoader` of mappings or `(inputs, label)` pairs; or `(inputs, labels)` as arrays, a mapping of arrays,
+            or a list of texts.
         method: A name in `bayeslora.METHODS`, or an instance.
         validation: Held-out data, in any of these forms: its NLL at the centre is recorded after each epoch. Methods
             that need some (`noise_ratio="auto"`) hold out a tenth of `data` where none is given.
@@ -276,8 +278,10 @@ def _kind(likelihood: Any, columns: Sequence[str], labels: Any) -> type[Likeliho
         if isinstance(likelihood, Likelihood):
             return type(likelihood)
         return LIKELIHOODS.get(likelihood, Classification) if isinstance(likelihood, str) else Observation
-    if all(name in columns for name in SPAN):
+    if all(name in columns for name in SPAN) or (tables.is_questions(columns) and "answers" in columns):
         return QuestionAnswering
+    if tables.is_choices(columns):
+        return MultipleChoice
     first = labels[0] if labels is not None and len(labels) else 0
     if np.ndim(first) == 1:
         return MultiLabel if np.asarray(first).dtype.kind == "f" else TokenClassification
@@ -337,7 +341,7 @@ def _likelihood(given: Likelihood | str | Callable[..., Any] | None, model: nn.M
             f"likelihood={given!r} is not known. Likelihoods: {', '.join(LIKELIHOODS)}; or an instance, or a callable."
         )
     kind = given.name if isinstance(given, Likelihood) else given
-    train.inputs_are_labels = kind == CausalLM.name or (given is None and _is_a(model, "CAUSAL_LM"))
+    train.inputs_are_labels = kind == CausalLM.name or (given is None and is_a(model, "CAUSAL_LM"))
     batch = train.first_batch()
     if "labels" not in batch:
         raise ValueError(
@@ -382,35 +386,25 @@ def _infer_likelihood(model: nn.Module, logits: torch.Tensor, labels: torch.Tens
     """The class of likelihood for a model, and outputs and labels of such shapes and types."""
     per_token = labels.dim() == 2 and logits.dim() == 3 and not labels.is_floating_point()
     if logits.dim() == 2 and labels.dim() == 1:
-        if _is_a(model, "MULTIPLE_CHOICE"):
+        if is_a(model, "MULTIPLE_CHOICE"):
             return MultipleChoice
         return Regression if labels.is_floating_point() and logits.shape[-1] == 1 else Classification
     if logits.dim() == 2 and labels.shape == logits.shape:
         return MultiLabel
-    if per_token and labels.shape[1] == 2 and _is_a(model, "QUESTION_ANSWERING"):
+    if per_token and labels.shape[1] == 2 and is_a(model, "QUESTION_ANSWERING"):
         return QuestionAnswering
-    if logits.dim() == 3 and labels.dim() == 1 and _is_a(model, "CAUSAL_LM"):
+    if logits.dim() == 3 and labels.dim() == 1 and is_a(model, "CAUSAL_LM"):
         return AnswerLetters
     if per_token and labels.shape == logits.shape[:2]:
-        if _is_a(model, "CAUSAL_LM"):
+        if is_a(model, "CAUSAL_LM"):
             return CausalLM
-        if _is_a(model, "SEQ_TO_SEQ_CAUSAL_LM") or _is_a(model, "MASKED_LM"):
+        if is_a(model, "SEQ_TO_SEQ_CAUSAL_LM") or is_a(model, "MASKED_LM"):
             return Seq2SeqLM
         return TokenClassification
     raise ValueError(
         f"No likelihood is known for outputs {tuple(logits.shape)} and labels {tuple(labels.shape)} of {len(logits)} "
         "examples: pass likelihood=…."
     )
-
-
-def _is_a(model: nn.Module, task: str) -> bool:
-    """Whether `transformers` lists a model's class for a task, such as `"CAUSAL_LM"`."""
-    if not hasattr(model, "config"):
-        return False
-    from transformers.models.auto import modeling_auto
-
-    listed = getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES")
-    return type(model).__name__ in listed.values()
 
 
 def _check_labels(source: Source | None, likelihood: Likelihood) -> None:

@@ -147,6 +147,13 @@ class MultipleChoice(Categorical):
     def num_labels(self) -> int | None:
         return None
 
+    def select(self, logits: Logits, batch: Batch) -> Logits:
+        """The logits, −∞ for a choice that is padding throughout: examples may have fewer choices than others."""
+        mask = batch.get("attention_mask")
+        if mask is None or mask.dim() != 3:
+            return logits
+        return _precise(logits).masked_fill(~mask.to(logits.device).bool().any(-1), -math.inf)
+
     def config(self) -> dict[str, Any]:
         return {"num_choices": self.num_classes}
 

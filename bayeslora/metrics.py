@@ -5,7 +5,9 @@ Log-losses and entropies are in nats.
 """
 
 import math
-from collections.abc import Callable
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -196,6 +198,44 @@ def span_scores(predicted: np.ndarray, labels: ArrayLike) -> dict[str, float]:
         "exact_match": float((predicted == labels).all(-1).mean()),
         "f1": float((2 * shared / sizes).mean()),
     }
+
+
+def answer_scores(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> tuple[np.ndarray, FloatArray]:
+    """SQuAD's exact match and F1 of words of each answer, the better over the right ones.
+
+    Case, punctuation and articles do not count. A question without a right answer has the empty one.
+
+    Args:
+        predicted: An answer per question.
+        answers: The right ones, per question.
+
+    Returns:
+        Whether each matches, `[question]`; F1, `[question]`.
+
+    References:
+        Rajpurkar et al. (2016), [SQuAD](https://arxiv.org/abs/1606.05250), section 5.
+    """
+    exact, f1 = [], []
+    for given, right in zip(predicted, answers, strict=True):
+        words = _words(given)
+        candidates = [_words(text) for text in right] or [[]]
+        exact.append(words in candidates)
+        f1.append(max(_f1(words, candidate) for candidate in candidates))
+    return np.asarray(exact), np.asarray(f1)
+
+
+def _words(text: str) -> list[str]:
+    """Words in lower case, without punctuation and articles."""
+    kept = "".join(character for character in text.lower() if character not in string.punctuation)
+    return [word for word in kept.split() if word not in ("a", "an", "the")]
+
+
+def _f1(words: list[str], right: list[str]) -> float:
+    """F1 of two bags of words; empty ones match each other alone."""
+    if not words or not right:
+        return float(words == right)
+    shared = (Counter(words) & Counter(right)).total()
+    return 2 * shared / (len(words) + len(right))
 
 
 def sigmoid(logits: ArrayLike) -> FloatArray:

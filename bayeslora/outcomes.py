@@ -4,7 +4,7 @@ import abc
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, singledispatch
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from bayeslora.likelihoods import (
     RealValued,
 )
 from bayeslora.metrics import FloatArray, Noise
+from bayeslora.tables import Questions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,11 +56,13 @@ class Outputs:
         logits: `[draw, row, …]`; a row is an example, or a token of one.
         labels: `[row, …]`, or None where the data has none.
         rows: Where the tokens stand, if rows are tokens.
+        questions: What the rows are windows of, if they are.
     """
 
     logits: FloatArray
     labels: np.ndarray | None
     rows: Rows | None = None
+    questions: Questions | None = None
 
 
 class BasePrediction(abc.ABC):
@@ -375,13 +378,17 @@ class SpanPrediction(BasePrediction):
         draws = self.draws[:, example]
         return draws[..., 0].T @ draws[..., 1] / len(draws)
 
+    def allowed(self, example: int) -> Any:
+        """Which positions an answer may end at, `[position]`."""
+        return True
+
     @cached_property
     def _best(self) -> tuple[np.ndarray, FloatArray, FloatArray]:
         """Most probable spans, their probabilities, and the entropy of all pairs."""
         spans, probs, entropies = [], [], []
         for example in range(len(self)):
             joint = self.joint(example)
-            valid = np.tril(np.triu(joint), self.max_length - 1)
+            valid = np.tril(np.triu(joint), self.max_length - 1) * self.allowed(example)
             spans.append(np.unravel_index(valid.argmax(), valid.shape))
             probs.append(valid.max())
             entropies.append(metrics.entropy(joint.reshape(1, -1))[0])
@@ -430,6 +437,77 @@ class SpanPrediction(BasePrediction):
 
         columns = {"start": self.predicted[:, 0], "end": self.predicted[:, 1], "p(span)": self.confidence}
         return pd.DataFrame(columns | _uncertainty(self))
+
+
+@dataclass(frozen=True)
+class AnswerPrediction(SpanPrediction):
+    """Answers in the words of a context. Rows are windows of question and context; most questions have one.
+
+    The answer to a question is the most probable span of its context's tokens over its windows, or none where that is
+    less probable than the first token of every window.
+
+    Args:
+        draws: Probabilities of each position to be the first and to be the last, `[draw, window, position, 2]`.
+        max_length: Longest answer to consider, in tokens.
+        questions: What the windows are of.
+    """
+
+    questions: Questions = field(kw_only=True)
+
+    def allowed(self, example: int) -> np.ndarray:
+        """Which positions an answer may end at: tokens of the context, `[position]`."""
+        in_context = self.questions.offsets[example][:, 0] >= 0
+        return np.pad(in_context, (0, self.draws.shape[2] - len(in_context)))
+
+    @cached_property
+    def windows(self) -> np.ndarray:
+        """The window that holds each question's most probable span, `[question]`."""
+        order = np.lexsort((self.confidence, self.questions.question))
+        return order[
+            np.searchsorted(self.questions.question[order], np.arange(len(self.questions.contexts)), "right") - 1
+        ]
+
+    @cached_property
+    def no_answer(self) -> FloatArray:
+        """Probability that no window holds the answer: the smallest over windows of its first token's, `[question]`."""
+        least = np.ones(len(self.questions.contexts))
+        np.minimum.at(least, self.questions.question, self.draws[:, :, 0].prod(-1).mean(0))
+        return least
+
+    @cached_property
+    def answers(self) -> list[str]:
+        """The most probable answer to each question; empty where none is more probable."""
+        return [
+            self.questions.text(int(window), *self.predicted[window].tolist())
+            if self.confidence[window] >= none
+            else ""
+            for window, none in zip(self.windows, self.no_answer, strict=True)
+        ]
+
+    @property
+    def answer_probs(self) -> FloatArray:
+        """Probability of that answer, `[question]`."""
+        return np.maximum(self.confidence[self.windows], self.no_answer)
+
+    def scores(self, labels: np.ndarray) -> dict[str, float]:
+        """NLL of a window's first and last token; SQuAD's exact match and F1; how well confidence tells errors.
+
+        `auroc_errors` is the probability that a wrong answer has a lower one than a right answer; it is left out where
+        all are right, or all wrong.
+        """
+        scores = {"nll": metrics.mixture_nll(self.log_likelihood(labels))}
+        exact, f1 = metrics.answer_scores(self.answers, self.questions.answers or [])
+        scores |= {"exact_match": float(exact.mean()), "f1": float(f1.mean())}
+        if 0 < exact.sum() < len(exact):
+            scores["auroc_errors"] = metrics.auroc(-self.answer_probs[exact], -self.answer_probs[~exact])
+        return scores
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A row per question: the answer, its probability, that of there being none, uncertainties in its window."""
+        import pandas as pd
+
+        columns = {"answer": self.answers, "p(answer)": self.answer_probs, "p(none)": self.no_answer}
+        return pd.DataFrame(columns | {name: value[self.windows] for name, value in _uncertainty(self).items()})
 
 
 @dataclass(frozen=True)
@@ -645,7 +723,8 @@ def _(
     likelihood: QuestionAnswering, outputs: Any, temperature: float = 1.0, class_names: Names = None
 ) -> BasePrediction:
     probs = metrics.softmax(np.moveaxis(outputs.logits, -1, -2), temperature)
-    return SpanPrediction(np.moveaxis(probs, -2, -1))
+    draws = np.moveaxis(probs, -2, -1)
+    return AnswerPrediction(draws, questions=outputs.questions) if outputs.questions else SpanPrediction(draws)
 
 
 def _uncertainty(prediction: BasePrediction) -> dict[str, FloatArray]:

@@ -1,6 +1,7 @@
 """What the user holds after a fit."""
 
 import copy
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -364,7 +365,8 @@ class Posterior:
             source = Source(data, self.network.model, self.tokenizer)
             source.inputs_are_labels = isinstance(self.program.likelihood, CausalLM)
             batches = source.batches_by_length(batch_size)
-            return run(self.program, sites, batches, size, with_labels, approximation == "linear")
+            outputs = run(self.program, sites, batches, size, with_labels, approximation == "linear")
+        return outputs if source.questions is None else dataclasses.replace(outputs, questions=source.questions)
 
     def _labelled(
         self,

@@ -26,8 +26,8 @@ ORDER = (
 )
 """A part imports from those before it, and from itself; parts of one row do not import each other."""
 
-LEAVES = ("likelihoods", "metrics", "plots", "theory", "data")
-"""These rest on `types` alone; from the program on, any part may use them."""
+LEAVES = ("likelihoods", "metrics", "plots", "theory", "tables", "data")
+"""These rest on `types` alone (`data` on `tables`, too); from the program on, any part may use them."""
 
 HEAVY = ("transformers", "datasets", "arviz", "pandas", "matplotlib", "sklearn", "scipy", "peft")
 
@@ -68,7 +68,7 @@ def allowed(importer: str, imported: str) -> bool:
     if importer == imported:
         return True
     if importer in LEAVES:
-        return imported == "types"
+        return imported == "types" or (importer, imported) == ("data", "tables")
     if imported in LEAVES:
         return rank(importer) >= rank("program")
     return rank(imported) < rank(importer)

@@ -1,0 +1,221 @@
+"""Tables of questions as they are published: answers to find in a text, and choices."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import bayeslora
+from bayeslora import metrics, tables
+from bayeslora.data import Source
+from bayeslora.methods import Method, make_method
+from bayeslora.outcomes import AnswerPrediction
+from tests.tasks.cases import model
+from tests.test_data import tiny_tokenizer
+
+CONTEXT = "very good film bad good bad very film"
+
+
+def squad(**columns: Any) -> datasets.Dataset:
+    answers = [{"text": ["film bad"], "answer_start": [10]}, {"text": ["good"], "answer_start": [5]}]
+    rows = {"id": ["a", "b"], "question": ["  film", "good very"], "context": [CONTEXT, "bad good"], "answers": answers}
+    rows["answers"][1] = {"text": ["good", "bad good"], "answer_start": [4, 0]}
+    return datasets.Dataset.from_dict(rows | columns)
+
+
+def arc(**columns: Any) -> datasets.Dataset:
+    rows = {
+        "id": ["1", "2", "3"],
+        "question": ["good film", "bad", "very"],
+        "choices": [
+            {"text": ["good", "bad"], "label": ["A", "B"]},
+            {"text": ["bad", "very bad", "film"], "label": ["1", "2", "3"]},
+            {"text": ["film", "good"], "label": ["A", "B"]},
+        ],
+        "answerKey": ["B", "3", "A"],
+    }
+    return datasets.Dataset.from_dict(rows | columns)
+
+
+def fit(network: Any, data: Any, method: str | Method = "lora", **settings: Any) -> bayeslora.Posterior:
+    settings = {"epochs": 1, "rank": 2, "batch_size": 4, "learning_rate": 1e-2, "progress": False} | settings
+    return bayeslora.fit(network, data, method, **settings)
+
+
+# Answers to find in a text
+
+
+def test_a_long_context_is_cut_into_windows_that_overlap() -> None:
+    rows, questions = tables.read_questions(squad(), tiny_tokenizer())  # windows of 8 tokens, overlapping by 2
+    assert questions.question.tolist() == [0, 0, 1]
+    assert [len(row["input_ids"]) for row in rows] == [8, 4, 4]
+    # One token of question, seven of context; the last two of these again, and the last one.
+    assert [questions.text(0, 1, 7), questions.text(1, 1, 3)] == ["very good film bad good bad very", "bad very film"]
+    assert questions.offsets[0][0].tolist() == [-1, -1]
+    assert questions.answers == [["film bad"], ["good", "bad good"]]
+
+
+def test_a_window_is_labelled_with_the_answer_it_holds_or_its_first_token() -> None:
+    rows, questions = tables.read_questions(squad(), tiny_tokenizer())
+    assert [row["labels"] for row in rows] == [[3, 4], [0, 0], [3, 3]]
+    assert questions.text(0, 3, 4) == "film bad"
+    assert questions.text(2, 3, 3) == "good"
+
+
+def test_questions_may_have_no_answers_and_answers_may_be_unknown() -> None:
+    none = [{"text": [], "answer_start": []}] * 2
+    rows, questions = tables.read_questions(squad(answers=none), tiny_tokenizer())
+    assert [row["labels"] for row in rows] == [[0, 0]] * 3
+    assert questions.answers == [[], []]
+    rows, questions = tables.read_questions(squad().remove_columns("answers"), tiny_tokenizer())
+    assert "labels" not in rows[0]
+    assert questions.answers is None
+
+
+def test_tables_of_questions_that_do_not_fit_say_so() -> None:
+    wrong = [{"text": ["film"], "answer_start": [0]}] * 2
+    with pytest.raises(ValueError, match=r"data, row 0: the context has 'very' where 'film' should be"):
+        tables.read_questions(squad(answers=wrong), tiny_tokenizer())
+    with pytest.raises(ValueError, match="question in row 1 has 5 tokens, more than half a window of 8"):
+        tables.read_questions(squad(question=["good", "good " * 5]), tiny_tokenizer())
+    with pytest.raises(ValueError, match="needs a fast tokenizer"):
+        tables.read_questions(squad(), object())
+
+
+def questions_of(offsets: list[Any], question: list[int], answers: list[list[str]]) -> tables.Questions:
+    return tables.Questions([CONTEXT] * len(answers), answers, np.asarray(question), [np.asarray(o) for o in offsets])
+
+
+def test_the_answer_is_the_most_probable_span_of_the_context_over_all_windows() -> None:
+    # Two windows of one question: three tokens each, the first of them the question's; and one window of another.
+    words = [[-1, -1], [0, 4], [5, 9]]
+    later = [[-1, -1], [10, 14], [15, 18]]
+    draws = np.zeros((2, 3, 3, 2))
+    draws[:, 0] = [[0.6, 0.6], [0.4, 0.0], [0.0, 0.4]]  # the question's own token is most probable
+    draws[0, 1] = [[0.1, 0.1], [0.9, 0.0], [0.0, 0.9]]
+    draws[1, 1] = [[0.1, 0.1], [0.0, 0.0], [0.9, 0.9]]
+    draws[:, 2] = [[0.9, 0.9], [0.1, 0.1], [0.0, 0.0]]
+    prediction = AnswerPrediction(draws, questions=questions_of([words, later, words], [0, 0, 1], [["Film bad."], []]))
+    # ½ · .81 for each draw's own span; not "bad" with half of "film": the draws' spans do not mix.
+    assert prediction.answers == ["film bad", ""]
+    np.testing.assert_allclose(prediction.answer_probs, [0.405, 0.81])
+    np.testing.assert_allclose(prediction.no_answer, [0.01, 0.81])
+    scores = prediction.scores(np.zeros((3, 2), int))
+    assert scores["exact_match"] == scores["f1"] == 1
+    assert "auroc_errors" not in scores
+    assert prediction.to_pandas()["answer"].tolist() == ["film bad", ""]
+    wrong = AnswerPrediction(draws, questions=questions_of([words, later, words], [0, 0, 1], [["bad"], []]))
+    scores = wrong.scores(np.zeros((3, 2), int))
+    assert scores["exact_match"] == 0.5
+    assert scores["f1"] == pytest.approx((2 / 3 + 1) / 2)
+    assert scores["auroc_errors"] == 1
+
+
+def test_answers_are_compared_as_squad_compares_them() -> None:
+    exact, f1 = metrics.answer_scores(
+        ["the Cat!", "a big cat", "", "", "dog"], [["cat"], ["dog", "The cat, big"], [], ["cat"], []]
+    )
+    assert exact.tolist() == [True, False, True, False, False]
+    np.testing.assert_allclose(f1, [1, 1, 1, 0, 0])
+
+
+@pytest.mark.parametrize("method", [make_method("lora"), make_method("monteclora", noise_ratio=0.3)])
+def test_a_published_table_of_questions_is_all_that_is_needed(method: Method, tmp_path: Path) -> None:
+    model("Bert", "ForQuestionAnswering")().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    posterior = fit(str(tmp_path), squad(), method, epochs=60, learning_rate=3e-2)
+    assert posterior.program.likelihood.name == "question_answering"
+    prediction = posterior.predict(squad().remove_columns("answers"), num_draws=3, batch_size=1)
+    assert prediction.answers == ["film bad", "good"]
+    assert set(posterior.evaluate(squad(), num_draws=3)) >= {"nll", "exact_match", "f1", "center_f1"}
+    posterior.save(tmp_path / "out")
+    given = {"question": ["film"], "context": [CONTEXT]}
+    loaded = bayeslora.load(tmp_path / "out").calibrate(squad())
+    assert loaded.predict(given).answers == ["film bad"]
+
+
+# Choices
+
+
+def test_choices_come_as_tables_have_them() -> None:
+    prompts, choices, labels = tables.read_choices(arc())
+    assert prompts == ["good film", "bad", "very"]
+    assert choices[1] == ["bad", "very bad", "film"]
+    assert labels == [1, 2, 0]
+    swag = {"sent1": ["good", "bad"], "sent2": ["film", "very"], "ending0": ["a", "b"], "ending1": ["c", "d"]}
+    swag_table = datasets.Dataset.from_dict(swag | {"labels": [1, 0]})
+    assert tables.read_choices(swag_table) == (["good film", "bad very"], [["a", "c"], ["b", "d"]], [1, 0])
+    race = {"article": ["good"], "question": ["film"], "options": [["x", "y"]], "answer": ["B"]}
+    assert tables.read_choices(datasets.Dataset.from_dict(race)) == (["good film"], [["x", "y"]], [1])
+    assert tables.read_choices(arc().remove_columns("answerKey"))[2] is None
+    repeated = arc(question_stem=["good film", "bad", "very"])
+    assert tables.read_choices(repeated)[0] == prompts
+
+
+def test_tables_of_choices_that_do_not_fit_say_so() -> None:
+    with pytest.raises(ValueError, match=r"data, row 0: the right choice is 'C', and the choices are \['A', 'B'\]"):
+        tables.read_choices(arc(answerKey=["C", "3", "A"]))
+    with pytest.raises(ValueError, match="no question: call its column 'question'"):
+        tables.read_choices(arc().rename_column("question", "stem"))
+    with pytest.raises(ValueError, match="BertForSequenceClassification scores none"):
+        Source(arc(), model("Bert", "ForSequenceClassification", num_labels=3)(), tiny_tokenizer())
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+def test_a_missing_choice_is_impossible_and_changes_nothing(family: str) -> None:
+    network = model(family, "ForMultipleChoice")()
+    posterior = fit(network, arc(), "monteclora", tokenizer=tiny_tokenizer(), epochs=3)
+    assert posterior.program.likelihood.name == "multiple_choice"
+    assert np.isfinite(posterior.history["loss"]).all()
+    probs = posterior.predict(arc(), num_draws=3).draws
+    assert (probs[:, [0, 2], 2] == 0).all()
+    assert (probs[:, 1] > 0).all()
+    two = posterior.predict(arc().select([0, 2]), num_draws=3).draws
+    np.testing.assert_allclose(probs[:, [0, 2], :2], two, atol=1e-6)
+    prediction = posterior.predict(arc(), num_draws=3)
+    assert np.isfinite(prediction.entropy).all()
+    assert np.isfinite(prediction.epistemic).all()
+    assert np.isfinite(posterior.calibrate(arc()).evaluate(arc())["nll"])
+
+
+def test_a_table_of_choices_is_loaded_as_such_by_name(tmp_path: Path) -> None:
+    model("Bert", "Model")().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    posterior = fit(str(tmp_path), arc())
+    assert type(posterior.network.model).__name__ == "BertForMultipleChoice"
+    assert posterior.predict(arc().remove_columns("answerKey")).probs.shape == (3, 3)
+
+
+def test_a_causal_model_reads_choices_with_their_letters(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["A", "B", "C", "Answer"])
+    tokenizer.model_max_length = 30
+    posterior = fit(model("GPT2", "LMHeadModel")(), arc(), tokenizer=tokenizer)
+    assert posterior.program.likelihood.token_ids == tokenizer.convert_tokens_to_ids(["A", "B", "C"])
+    assert tables.prompt_with_letters("bad", ["good", "film"]) == "bad\nA. good\nB. film\nAnswer:"
+    rows = Source(arc(), model("GPT2", "LMHeadModel")(), tokenizer)
+    assert rows.labels is not None
+    assert rows.labels.tolist() == [1, 2, 0]
+
+
+# Tables of pandas
+
+
+def test_a_pandas_table_is_read_as_a_dataset_or_as_numbers() -> None:
+    texts = pd.DataFrame({"text": ["good", "bad film"], "label": [1, 0]})
+    posterior = fit(model("Bert", "ForSequenceClassification", num_labels=2)(), texts, tokenizer=tiny_tokenizer())
+    apart = posterior.predict(["good", "bad film"]).draws
+    np.testing.assert_allclose(posterior.predict(texts).draws, apart, atol=1e-6)
+    pair = {"sentence1": ["good"], "sentence2": ["bad film"]}
+    assert posterior.predict(pair).probs.shape == (1, 2)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2))
+    numbers = pd.DataFrame({"age": [1, 2, 3, 4], "height": [0.5, 1.5, 0.2, 0.1], "label": [0, 1, 0, 1]})
+    posterior = fit(network, numbers)
+    assert posterior.predict(numbers.drop(columns="label")).probs.shape == (4, 2)
+    assert posterior.evaluate(numbers).keys() >= {"accuracy"}
