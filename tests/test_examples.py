@@ -21,7 +21,10 @@ def run(path: Path, *words: str, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("path", sorted(set(FOLDER.glob("*.py")) - {FOLDER / "glue.py"}), ids=lambda path: path.stem)
+NEED_DATA = {FOLDER / "glue.py", FOLDER / "question_answering.py"}
+
+
+@pytest.mark.parametrize("path", sorted(set(FOLDER.glob("*.py")) - NEED_DATA), ids=lambda path: path.stem)
 def test_example_runs(path: Path) -> None:
     assert run(path)
 
@@ -41,6 +44,20 @@ def test_glue_example(tmp_path: Path, task: str) -> None:
     counts = ("--train", "16", "--held-out", "8", "--test", "16", "--epochs", "1", "--num-draws", "2")
     printed = run(FOLDER / "glue.py", task, *counts, BAYESLORA_DATA=str(tmp_path), HF_HOME=str(tmp_path / "cache"))
     assert all(name in printed for name in ("majority", "lora + temperature", "monteclora + temperature"))
+
+
+def test_question_answering_example(tmp_path: Path) -> None:
+    context = "The cathedral was begun in 1163 and completed in 1345."
+    rows = {
+        "question": ["When was it begun?", "When was it completed?"] * 6,
+        "context": [context] * 12,
+        "answers": [{"text": ["1163"], "answer_start": [27]}, {"text": ["1345"], "answer_start": [49]}] * 6,
+    }
+    for split in ("train", "validation"):
+        pd.DataFrame(rows).to_parquet(tmp_path / f"{split}.parquet")
+    counts = ("--train", "12", "--test", "6", "--epochs", "1", "--num-draws", "2")
+    printed = run(FOLDER / "question_answering.py", "--data", str(tmp_path), *counts, HF_HOME=str(tmp_path / "cache"))
+    assert all(name in printed for name in ("exact_match", "monteclora", "Least sure"))
 
 
 def test_the_documentation_shows_the_example_that_is_run() -> None:
