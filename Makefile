@@ -22,9 +22,10 @@ check: $(VENV)/.dev  ## Lint, format and types.
 docs: $(VENV)/.dev  ## Build the documentation, strictly, into site/.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/.dev  ## Time training steps against PEFT and between methods (minutes).
+bench: $(VENV)/.dev  ## Time training steps against PEFT and between methods, and predictions (minutes).
 	$(STEADY) HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/step_time.py
 	$(STEADY) HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/method_steps.py
+	$(STEADY) HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/prediction_time.py
 
 study: $(VENV)/.dev  ## Repeat the demo over seeds; finished runs are kept, docs/results.md is rewritten (an hour).
 	$(STEADY) HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/demo_study.py
