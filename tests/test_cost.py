@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.likelihoods import Classification
 from bayeslora.methods import make_method
+from bayeslora.prediction import chunks
 from bayeslora.program import Program
 from tests.helpers import batch, tiny_bert
 
@@ -122,3 +123,16 @@ def test_noise_is_not_kept_in_buffers() -> None:
 def test_what_is_saved_for_the_backward_pass(rank: int, most: float) -> None:
     # Sixteen rows of 30 tokens: activations, which dominate on real networks, dominate here too.
     assert saved_bytes(program("monteclora", rank=rank), 30) <= most * saved_bytes(peft_lora(rank), 30)
+
+
+def test_predicting_long_batches_costs_a_pass_of_the_network_per_draw() -> None:
+    fitted = program("monteclora").eval().requires_grad_(False)  # the counter follows gradients
+    inputs = {name: value for name, value in batch(64, length=32).items() if name != "labels"}
+    with torch.no_grad():
+        factors = fitted.factors_at(fitted.draw(2))
+        with FlopCounterMode(display=False) as drawn:
+            list(chunks(fitted.network_logits, factors, inputs, 2))
+        fitted.network.unbind()
+        with FlopCounterMode(display=False) as alone:
+            fitted.network.model(**inputs)
+    assert drawn.get_total_flops() <= 1.02 * 2 * alone.get_total_flops()

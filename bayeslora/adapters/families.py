@@ -197,8 +197,24 @@ class LowRank(Family):
         return factors._replace(B=factors.B * scaling[:, None, None])
 
     def forward(self, base: nn.Module, x: Tensor, factors: Any) -> Tensor:
+        if type(base) is nn.Linear and self.is_cheaper_merged(base, x, factors):
+            A, B = (factor.view(factor.shape[-2:]) for factor in factors)
+            return F.linear(x, torch.addmm(base.weight, B, A), base.bias)
         h = base(x)
         return h + self.update(x.to(factors.A.dtype), factors).to(h.dtype)
+
+    def is_cheaper_merged(self, base: nn.Linear, x: Tensor, factors: Any) -> bool:
+        """Whether it takes less work to add s B A to the weights than to apply both: of one draw, at many positions.
+
+        Not with gradients, which would be those of a whole matrix, nor in half precision, where a small update of large
+        weights is rounded away.
+        """
+        A = factors.A
+        if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or (A.dim() == 3 and len(A) > 1):
+            return False
+        positions = x.numel() // base.in_features
+        merging, applying = base.in_features * base.out_features, positions * (base.in_features + base.out_features)
+        return base.weight.dtype == x.dtype == A.dtype and merging < applying
 
     def update(self, x: Tensor, factors: Any) -> Tensor:
         """What one layer's output gains, s B A x."""

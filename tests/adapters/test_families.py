@@ -16,6 +16,7 @@ from bayeslora.adapters import (
     Bias,
     Bottleneck,
     DoRA,
+    Factors,
     Family,
     Full,
     LowRank,
@@ -333,3 +334,22 @@ def test_unknown_places_are_asked_for() -> None:
     with pytest.raises(ValueError, match=r"name those layers in `targets`\. Suffixes that exist: 0, 2"):
         AdaptedNetwork(model, Bottleneck(), rank=2)
     assert AdaptedNetwork(model, Bottleneck(), targets=["2"], rank=2).stacks["8x8"].layer_names == ("2",)
+
+
+@pytest.mark.parametrize("draws", [(), (1,)])
+def test_a_draw_at_many_positions_is_added_to_the_weights(draws: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    base, family = torch.nn.Linear(6, 4), LowRank()
+    factors = Factors(torch.randn(*draws, 2, 6), torch.randn(*draws, 4, 2))
+    for positions, merged in ((2, False), (3, True)):  # 24 / 10 positions make them equally dear
+        x = torch.randn(1, positions, 6)
+        expected = base(x) + family.update(x, factors)
+        torch.testing.assert_close(family.forward(base, x, factors), expected)
+        with torch.inference_mode():
+            assert family.is_cheaper_merged(base, x, factors) is merged
+            torch.testing.assert_close(family.forward(base, x, factors), expected, rtol=1e-5, atol=1e-6)
+            half = copy.deepcopy(base).to(torch.bfloat16)
+            assert not family.is_cheaper_merged(half, x.to(torch.bfloat16), factors)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert not family.is_cheaper_merged(base, x, factors)
+        assert not family.is_cheaper_merged(base, x, factors)
