@@ -16,7 +16,7 @@ from torch import nn
 from bayeslora import interop, storage, tables
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.network import logits_of
-from bayeslora.data import LABELS, SPAN, Source, is_a, split, to_device, with_padding
+from bayeslora.data import LABELS, SPAN, Source, is_a, read, split, to_device, with_padding
 from bayeslora.likelihoods import (
     LIKELIHOODS,
     AnswerLetters,
@@ -80,9 +80,9 @@ def fit(
             which is also the `init` unless another is given.
         data: A `datasets.Dataset` or `DatasetDict` (its `train` and `validation` splits), whose text columns are
             tokenised if it has no columns that the network takes (questions about contexts and questions with choices
-            as the page on tasks says); a pandas `DataFrame`, likewise, or of numbers; a torch `Dataset` or
-            `DataLoader` of mappings or `(inputs, label)` pairs; or `(inputs, labels)` as arrays, a mapping of arrays,
-            or a list of texts.
+            as the page on tasks says), or its hub name, file or folder; a pandas `DataFrame`, likewise, or of numbers;
+            a torch `Dataset` or `DataLoader` of mappings or `(inputs, label)` pairs; or `(inputs, labels)` as arrays, a
+            mapping of arrays, or a list of texts.
         method: A name in `bayeslora.METHODS`, or an instance.
         validation: Held-out data, in any of these forms: its NLL at the centre is recorded after each epoch. Methods
             that need some (`noise_ratio="auto"`) hold out a tenth of `data` where none is given.
@@ -115,6 +115,7 @@ def fit(
         DivergedError: If the loss becomes NaN or infinite; it has the posterior at the last good state.
     """
     chosen = make_method(method, **hyperparameters)
+    data = read(os.fspath(data)) if isinstance(data, str | os.PathLike) else data
     train_data, held_out = split(data, "train"), validation if validation is not None else split(data, "validation")
     seed = seed if args is None else args.seed
     with seeded(seed):

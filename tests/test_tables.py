@@ -128,7 +128,9 @@ def test_answers_are_compared_as_squad_compares_them() -> None:
 def test_a_published_table_of_questions_is_all_that_is_needed(method: Method, tmp_path: Path) -> None:
     model("Bert", "ForQuestionAnswering")().save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    posterior = fit(str(tmp_path), squad(), method, epochs=60, learning_rate=3e-2)
+    (tmp_path / "data").mkdir()
+    squad().to_parquet(tmp_path / "data" / "train.parquet")
+    posterior = fit(str(tmp_path), tmp_path / "data", method, epochs=60, learning_rate=3e-2)
     assert posterior.program.likelihood.name == "question_answering"
     prediction = posterior.predict(squad().remove_columns("answers"), num_draws=3, batch_size=1)
     assert prediction.answers == ["film bad", "good"]
