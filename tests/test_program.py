@@ -7,7 +7,7 @@ import torch
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.likelihoods import Classification
 from bayeslora.methods import make_method
-from bayeslora.program import Program
+from bayeslora.program import ROWS_BY_DRAW, Program
 from tests.helpers import assert_checkpointing_keeps_gradients, batch, tiny_bert, tiny_llama
 
 
@@ -53,6 +53,35 @@ def test_draws_and_centre_are_those_of_evaluation() -> None:
     assert program.guide.training
     program.eval().draw(1)
     assert not program.guide.training
+
+
+class SequenceFirst(torch.nn.Module):
+    """A network whose layers see `[token, batch, …]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x.transpose(0, 1)).mean(0))
+
+
+@pytest.mark.parametrize(
+    ("method", "by_draw", "way_out"),
+    [
+        ("monteclora", False, "set num_particles=1, or leave"),
+        ("lora_dropout", False, "set num_particles=1, or leave"),
+        ("deep_ensemble", False, "give every member a fit and a seed of its own, and average their probabilities, or"),
+        ("deep_ensemble", True, "give every member a fit and a seed of its own, and average their probabilities, or"),
+    ],
+)
+def test_what_to_do_where_draws_cannot_share_a_pass(method: str, by_draw: bool, way_out: str) -> None:
+    network, chosen = AdaptedNetwork(SequenceFirst(), targets="body", rank=2), make_method(method)
+    program = Program(network, chosen, Classification(2), num_particles=3)
+    rows = {"x": torch.randn(6, 5, 3), "labels": torch.zeros(6, dtype=torch.long)}
+    message = f"^SequenceFirst does not keep the batch first .* in one pass: {way_out}.*targets`\\.$"
+    with pytest.raises(ValueError, match=message):
+        program(**rows, **({ROWS_BY_DRAW: True} if by_draw else {}))
 
 
 def test_no_pyro_setting_changes() -> None:

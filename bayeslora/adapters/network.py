@@ -242,26 +242,30 @@ class AdaptedNetwork(nn.Module):
             rows_by_draw: Whether each draw has rows of its own, a block of the batch; the logits are then `[batch, …]`.
 
         Raises:
-            ValueError: If gradients are asked for at several draws, of a network that does not keep the batch first.
+            NotFoldedError: If gradients are asked for at several draws of a network that does not keep the batch first.
         """
         num_draws = self.num_draws(factors)
         if num_draws is None:
             self.bind(factors)
             return logits_of(self.model(**inputs))
         size = next(len(value) for value in inputs.values() if has_rows(value))
-        if rows_by_draw:
-            self.bind(factors, size)
-            return logits_of(self.model(**inputs))
+        repeats = 1 if rows_by_draw else num_draws
         rows = {
-            name: value.repeat(num_draws, *[1] * (value.dim() - 1)) if has_rows(value) and len(value) == size else value
+            name: torch.cat([value] * repeats) if has_rows(value) and len(value) == size else value
             for name, value in inputs.items()
         }
-        self.bind(factors, num_draws * size if num_draws > 1 else None)
+        self.bind(factors, repeats * size if num_draws > 1 else None)
         try:
             logits = logits_of(self.model(**rows))
         except NotFoldedError:
+            # One draw after another, activation checkpointing would see the last one's factors.
+            if rows_by_draw or torch.is_grad_enabled():
+                raise NotFoldedError(
+                    f"{type(self.model).__name__} does not keep the batch first in every adapted layer, so that "
+                    "several draws cannot be trained in one pass"
+                ) from None
             return self._one_by_one(factors, inputs, num_draws)
-        return logits.view(num_draws, size, *logits.shape[1:])
+        return logits if rows_by_draw else logits.view(num_draws, size, *logits.shape[1:])
 
     def _one_by_one(self, factors: Mapping[str, Any], inputs: Batch, num_draws: int) -> Tensor:
         """Logits at several draws of a network with layers whose inputs are not batch first.
@@ -269,11 +273,6 @@ class AdaptedNetwork(nn.Module):
         Some work on transposed sequences (XLNet), some on inputs that all examples share (relative positions in
         DeBERTa).
         """
-        if torch.is_grad_enabled():  # activation checkpointing would see the last draw's factors
-            raise ValueError(
-                f"{type(self.model).__name__} does not keep the batch first in every adapted layer, so that several "
-                "draws cannot be trained in one pass: set num_particles=1, or leave those layers out of `targets`."
-            )
         logits = []
         for index in range(num_draws):
             self.bind({name: type(value)(*(factor[index] for factor in value)) for name, value in factors.items()})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.adapters import AdaptedNetwork, Factors, choose_targets
-from bayeslora.adapters.network import AdaptedLayer, Slot
+from bayeslora.adapters.network import AdaptedLayer, NotFoldedError, Slot
 from tests.helpers import batch, tiny_bert, tiny_gpt2, tiny_llama
 
 ATTENTION_OF_BERT = [
@@ -312,7 +312,7 @@ def test_draws_where_layers_are_not_batch_first(name: str) -> None:
         loop = torch.stack([network(at_draw(factors, i), x) for i in range(2)])
     assert not torch.allclose(loop[0], loop[1], atol=1e-3)
     torch.testing.assert_close(together, loop, atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="num_particles=1"):
+    with pytest.raises(NotFoldedError, match="several draws cannot be trained in one pass"):
         network(factors, x)
 
 
