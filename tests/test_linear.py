@@ -17,6 +17,7 @@ from bayeslora.methods import make_method
 from bayeslora.program import Program
 from tests.helpers import assert_mean_close, batch, tiny_bert, tokens
 from tests.methods.conftest import NO_DROPOUT, randomise
+from tests.tasks.cases import CASES
 
 INPUTS = {name: value for name, value in batch(5).items() if name != "labels"}
 
@@ -36,17 +37,27 @@ def sites_near_centre(program: Program, scale: float, num_draws: int = 3) -> dic
     return {name: (centre[name] + scale * (value - centre[name])).detach() for name, value in draws.items()}
 
 
-@pytest.mark.parametrize("method", ["blob", "scalabl", "monteclora", "autoguide", "lora"])
-def test_it_is_the_networks_derivative(method: str) -> None:
-    program = make_program(method)
+def assert_first_order(program: Program, inputs: dict[str, Tensor]) -> None:
     errors = []
     for scale in (1e-3, 1e-4):
         sites = sites_near_centre(program, scale)
         with torch.no_grad():
-            exact = program.logits(sites, INPUTS)
-        errors.append(float((contrasts(exact) - contrasts(program.linearised(sites)(INPUTS))).abs().max()))
+            exact = program.logits(sites, inputs)
+        errors.append(float((contrasts(exact) - contrasts(program.linearised(sites)(inputs))).abs().max()))
     # What is left is of second order.
     assert errors[1] <= 0.02 * errors[0] + 1e-13
+
+
+@pytest.mark.parametrize("method", ["blob", "scalabl", "monteclora", "autoguide", "lora"])
+def test_it_is_the_networks_derivative(method: str) -> None:
+    assert_first_order(make_program(method), INPUTS)
+
+
+def test_choices_belong_to_their_example() -> None:
+    case = next(case for case in CASES if case.name == "Bert-choice")
+    network = AdaptedNetwork(case.make().double(), rank=4, num_examples=32)
+    program = randomise(Program(network, make_method("blob"), case.likelihood)).eval()
+    assert_first_order(program, {name: value[:5] for name, value in case.data[0].items()})
 
 
 def jacobian(program: Program, example: int) -> Tensor:

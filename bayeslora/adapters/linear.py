@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora.adapters.network import AdaptedNetwork, NotFoldedError, has_rows, logits_of
+from bayeslora.adapters.network import AdaptedNetwork, NotFoldedError, has_rows, logits_of, sequences_in
 from bayeslora.types import Batch
 
 # Numbers in the gradients held at once: examples × factors.
@@ -79,7 +79,7 @@ class Linearised:
         }
         wanted = [factors[name][index].requires_grad_() for name, index in self.differences]
         with torch.enable_grad():
-            self.network.bind(factors, size)
+            self.network.bind(factors, size, sequences_in(inputs))
             try:
                 logits = logits_of(self.network.model(**inputs))
             except NotFoldedError:

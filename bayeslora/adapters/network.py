@@ -31,11 +31,13 @@ class Slot:
     Attributes:
         factors: Scaled factors, None where none are bound.
         rows: Rows of the batch over all draws, None where there are no several draws.
+        sequences: Sequences of tokens in a row, which the network may make rows of their own.
     """
 
     def __init__(self) -> None:
         self.factors: Any = None
         self.rows: int | None = None
+        self.sequences = 1
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Slot":
         return Slot()
@@ -59,7 +61,7 @@ class AdaptedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         factors, rows = self.slot.factors, self.slot.rows
-        if rows is not None and not _has_rows_first(x, rows):
+        if rows is not None and not _has_rows_first(x, rows, self.slot.sequences):
             raise NotFoldedError
         return self.base(x) if factors is None else self.family.forward(self.base, x, factors)
 
@@ -207,7 +209,7 @@ class AdaptedNetwork(nn.Module):
         """Factors by stack with the per-layer scaling s folded in."""
         return {name: self.stacks[name].family.scale(value, self.scaling(name)) for name, value in factors.items()}
 
-    def bind(self, factors: Mapping[str, Any], rows: int | None = None) -> None:
+    def bind(self, factors: Mapping[str, Any], rows: int | None = None, sequences: int = 1) -> None:
         """Give every adapted layer its factors; they stay until the next call.
 
         Activation checkpointing runs the layers again in the backward pass: factors reset after the forward pass
@@ -216,10 +218,12 @@ class AdaptedNetwork(nn.Module):
         Args:
             factors: Stack name to factors, `[*draw, layer, …]`.
             rows: Rows of the batch over all draws, where there are several.
+            sequences: Sequences of tokens in a row, see `sequences_in`.
         """
         for name, value in self.scaled(factors).items():
             for layer, its_factors in zip(self._layers[name], self.stacks[name].family.unstack(value), strict=True):
-                layer.slot.factors, layer.slot.rows = its_factors, rows
+                slot = layer.slot
+                slot.factors, slot.rows, slot.sequences = its_factors, rows, sequences
 
     def unbind(self) -> None:
         """Back to the base network (with its task head)."""
@@ -254,7 +258,7 @@ class AdaptedNetwork(nn.Module):
             name: torch.cat([value] * repeats) if has_rows(value) and len(value) == size else value
             for name, value in inputs.items()
         }
-        self.bind(factors, repeats * size if num_draws > 1 else None)
+        self.bind(factors, repeats * size if num_draws > 1 else None, sequences_in(inputs))
         try:
             logits = logits_of(self.model(**rows))
         except NotFoldedError:
@@ -445,12 +449,26 @@ def share_weights(model: nn.Module, heads: Sequence[str]) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _has_rows_first(x: Tensor, rows: int) -> bool:
+def _has_rows_first(x: Tensor, rows: int, sequences: int) -> bool:
+    """Whether the rows of a layer's input are those of the batch, or the sequences in them, in the batch's order."""
     if x.dim() < 3:  # rows, or the tokens of all rows
         return len(x) % rows == 0
-    # Where two dimensions have that size, the first need not be the batch. Prediction can go the safe way; training,
-    # which cannot, finds out at batches of another size.
-    return len(x) == rows and (x.shape[1] != rows or torch.is_grad_enabled())
+    first, second = x.shape[:2]
+    sizes = (rows, rows * sequences)
+    # A transposed batch has its rows, or sequences, second. Where both dimensions have such a size, the first need not
+    # be the batch. Prediction can go the safe way; training, which cannot, finds out at batches of another size.
+    if torch.is_grad_enabled():
+        return first in sizes and (second != sizes[1] or first == second)
+    return first in sizes and second not in sizes
+
+
+def sequences_in(inputs: Batch) -> int:
+    """Sequences of tokens in a row of the network's inputs: the choices where `input_ids` is `[batch, choice, token]`.
+
+    Models of multiple choice flatten the first two dimensions, which keeps each draw's rows together.
+    """
+    ids = inputs.get("input_ids")
+    return ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 3 else 1
 
 
 def has_rows(value: object) -> bool:

@@ -316,6 +316,83 @@ def test_draws_where_layers_are_not_batch_first(name: str) -> None:
         network(factors, x)
 
 
+# Several sequences in a row
+
+CHOICE = {"vocab_size": 60, "num_attention_heads": 4, "intermediate_size": 48, "hidden_size": 32}
+CHOICE |= {"num_hidden_layers": 1, "max_position_embeddings": 40}
+
+
+def multiple_choice(family: str) -> nn.Module:
+    import transformers as hf
+
+    torch.manual_seed(0)
+    if family == "xlnet":  # works on [token, sequence, …]
+        config = hf.XLNetConfig(vocab_size=60, d_model=32, n_layer=1, n_head=4, d_inner=48)
+        return hf.XLNetForMultipleChoice(config).eval()
+    if family == "deberta":
+        config = hf.DebertaV2Config(**CHOICE, relative_attention=True, pos_att_type=["p2c", "c2p"], share_att_key=True)
+        return hf.DebertaV2ForMultipleChoice(config).eval()
+    return hf.BertForMultipleChoice(hf.BertConfig(**CHOICE)).eval()
+
+
+def choices(length: int) -> dict[str, Tensor]:
+    """Three choices for each of two examples."""
+    ids = torch.randint(3, 60, (2, 3, length), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def count_passes(network: AdaptedNetwork) -> list[Any]:
+    passes: list[Any] = []
+    network.model.register_forward_hook(lambda *arguments: passes.append(None))
+    return passes
+
+
+# At two draws: 4 rows, 12 sequences. Prediction does not trust a length that is also a number of rows.
+@pytest.mark.parametrize(
+    ("family", "length", "passes"),
+    [
+        *(("bert", length, 1) for length in (2, 3, 5, 6)),
+        *(("bert", length, 2) for length in (4, 12)),
+        *((family, length, 2) for family in ("xlnet", "deberta") for length in (3, 4, 5, 12)),
+    ],
+)
+def test_choices_are_rows_of_their_draw(family: str, length: int, passes: int) -> None:
+    network = AdaptedNetwork(multiple_choice(family), rank=4).eval()
+    factors, x = random_factors(network, num_draws=2), choices(length)
+    seen = count_passes(network)
+    with torch.no_grad():
+        together = network(factors, x)
+        assert len(seen) == passes  # a pass that is given up is not counted
+        loop = torch.stack([network(at_draw(factors, i), x) for i in range(2)])
+    assert together.shape == (2, 2, 3)
+    assert (loop[0] - loop[1]).abs().max() > 1e-3
+    torch.testing.assert_close(together, loop, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("length", [4, 5, 12])
+def test_choices_train_with_several_draws_in_one_pass(length: int) -> None:
+    network = AdaptedNetwork(multiple_choice("bert"), rank=4)
+    factors, x = random_factors(network, num_draws=2), choices(length)
+
+    def gradients(draws: dict[str, Factors]) -> list[Tensor]:
+        leaves = {name: Factors(*(f.clone().requires_grad_() for f in value)) for name, value in draws.items()}
+        network(leaves, x).log_softmax(-1)[..., 0].sum().backward()
+        return [factor.grad for value in leaves.values() for factor in value]
+
+    network.eval()  # no dropout, but gradients
+    apart = [gradients(at_draw(factors, i)) for i in range(2)]
+    for together, *single in zip(gradients(factors), *apart, strict=True):
+        assert together.abs().max() > 1e-3
+        torch.testing.assert_close(together, torch.stack(single), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "length"), [("xlnet", 4), ("xlnet", 5), ("deberta", 4), ("deberta", 12)])
+def test_choices_of_other_layouts_are_not_trained_in_one_pass(family: str, length: int) -> None:
+    network = AdaptedNetwork(multiple_choice(family), rank=4)
+    with pytest.raises(NotFoldedError):
+        network(random_factors(network, num_draws=2), choices(length))
+
+
 def test_adapters_work_where_torch_would_use_its_fused_encoder_layer() -> None:
     network = AdaptedNetwork(Transformer(), rank=4).eval()
     factors, x = random_factors(network), {"x": torch.randn(2, 6, 16)}
