@@ -102,6 +102,15 @@ def test_the_head_is_saved_and_restored(posterior: Posterior, tmp_path: Path) ->
     assert torch.equal(loaded.network.head_state()["classifier.weight"], trained)
 
 
+def test_a_network_with_batch_normalisation_predicts_the_same_bits(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+    x = torch.randn(64, 6) + 3
+    posterior = bayeslora.fit(network, (x, (x[:, 0] > 3).long()), rank=2, epochs=2, progress=False)
+    posterior.save(tmp_path)
+    assert np.array_equal(bayeslora.load(tmp_path, network).predict(x).draws, posterior.predict(x).draws)
+
+
 def test_ranks_scaling_and_targets_survive(tmp_path: Path) -> None:
     posterior = fitted(method="lora", targets="attention", rank={"query": 2, "key": 4}, alpha={"value": 2.0})
     posterior.save(tmp_path)

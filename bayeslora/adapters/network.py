@@ -142,6 +142,18 @@ class AdaptedNetwork(nn.Module):
             scaling = torch.tensor(stack.scaling, dtype=self.dtype)
             self.register_buffer(f"scaling_{stack.name}", scaling, persistent=False)
 
+    def train(self, mode: bool = True) -> "AdaptedNetwork":
+        """Training or evaluation mode; in the body, layers with running statistics stay in evaluation mode.
+
+        The statistics are the base's, as its weights are. Training would move them, on the rows of all particles
+        together, and they are not saved with the adapters.
+        """
+        super().train(mode)
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase) and name.split(".")[0] not in self.head_names:
+                module.eval()
+        return self
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the factors: single precision, or double on a double-precision network."""

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -466,6 +467,16 @@ def test_an_adapted_layer_shows_its_layers_attributes() -> None:
     assert (layer.in_features, layer.out_features, layer.weight.shape) == (5, 8, (8, 5))
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         _ = layer.nothing_of_the_kind
+
+
+def test_running_statistics_are_the_bases_and_the_heads_are_learned() -> None:
+    body = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8))
+    model = nn.Sequential(OrderedDict(body=body, head=nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 3))))
+    network = AdaptedNetwork(model, rank=2).train()
+    network(random_factors(network), {"input": torch.randn(16, 5)})
+    assert not network.model.body[1].running_mean.any()
+    assert network.model.head[0].running_mean.any()
+    assert not network.eval().model.head[0].training
 
 
 # Precision
