@@ -90,7 +90,8 @@ def relative_entropy(probs: ArrayLike, reference: ArrayLike) -> FloatArray:
     """KL divergence Σ_c p_c ln(p_c / q_c) over the last axis; the two broadcast."""
     from scipy.special import rel_entr
 
-    return rel_entr(np.asarray(probs, dtype=np.float64), np.asarray(reference, dtype=np.float64)).sum(-1)
+    terms = rel_entr(np.asarray(probs, dtype=np.float64), np.asarray(reference, dtype=np.float64))
+    return np.maximum(terms.sum(-1), 0)  # rounding can make it negative
 
 
 def majority_rate(labels: ArrayLike) -> float:

@@ -154,7 +154,7 @@ class ClassProbabilities(BasePrediction):
     @cached_property
     def epistemic(self) -> FloatArray:
         """Mutual information of label and weights in nats, `[row]`: entropy − aleatoric, 0 for one draw."""
-        # As the mean KL from the draws to their average, which rounding cannot make negative.
+        # The mean KL from the draws to their average: no difference of two entropies, whose digits would cancel.
         return metrics.relative_entropy(self.draws, self.probs).mean(0)
 
     def row_log_likelihood(self, labels: np.ndarray) -> FloatArray:

@@ -47,6 +47,13 @@ def test_entropies() -> None:
     assert divergences == pytest.approx([0.5 * np.log(0.25 / 0.09), 0])
 
 
+def test_no_divergence_is_negative() -> None:
+    probs = np.random.default_rng(0).dirichlet(np.ones(3), 1000)
+    average = np.stack([probs] * 3).mean(0)  # of equal draws, up to rounding
+    assert (average != probs).any()
+    assert (metrics.relative_entropy(probs, average) >= 0).all()
+
+
 def test_auroc_counts_ordered_pairs() -> None:
     assert metrics.auroc([1, 2, 3], [2.5, 4]) == pytest.approx(5 / 6)
 
