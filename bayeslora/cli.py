@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -140,7 +142,12 @@ def evaluate(posterior: Folder, data: DataName, num_draws: Draws = 32, seed: See
     _quiet()
     with _errors():
         scores = load(posterior, model).evaluate(_test_split(read(data)), num_draws, seed=seed)
-    typer.echo(json.dumps(scores, indent=2))
+    typer.echo(as_json(scores))
+
+
+def as_json(scores: Mapping[str, float]) -> str:
+    """Scores as JSON, which has no NaN: null where there is no number."""
+    return json.dumps({name: None if math.isnan(value) else value for name, value in scores.items()}, indent=2)
 
 
 def method_fields(method: str, flags: list[str]) -> dict[str, Any]:

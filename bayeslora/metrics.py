@@ -108,6 +108,49 @@ def auroc(scores_inside: ArrayLike, scores_outside: ArrayLike) -> float:
     return float(roc_auc_score(truth, np.concatenate([inside, outside])))
 
 
+def auroc_errors(uncertainty: ArrayLike, wrong: ArrayLike) -> float:
+    """Probability that a wrong prediction is more uncertain than a right one; NaN where all are right, or all wrong.
+
+    Args:
+        uncertainty: Any score that orders the examples, such as the entropy, `[example]`.
+        wrong: Whether the prediction is wrong, `[example]`.
+    """
+    uncertainty, wrong = np.asarray(uncertainty), np.asarray(wrong, dtype=bool)
+    return math.nan if wrong.all() or not wrong.any() else auroc(uncertainty[~wrong], uncertainty[wrong])
+
+
+def risk_coverage(uncertainty: ArrayLike, wrong: ArrayLike) -> dict[str, FloatArray]:
+    """Error rate of the i least uncertain examples, for i from 1 to all of them.
+
+    Of examples that are equally uncertain, any may come first: the risk is the expectation over their orders.
+
+    Args:
+        uncertainty: Any score that orders the examples, such as the entropy, `[example]`.
+        wrong: Whether the prediction is wrong, `[example]`.
+
+    Returns:
+        `coverage`, the share i / n that is answered, and `risk`, the share of it that is wrong, `[example]` each.
+
+    References:
+        Geifman and El-Yaniv (2017), [Selective Classification](https://arxiv.org/abs/1705.08500).
+    """
+    _, group = np.unique(np.asarray(uncertainty), return_inverse=True)  # numbers in the order of the values
+    rate = np.bincount(group, np.asarray(wrong, dtype=np.float64)) / np.bincount(group)
+    answered = np.arange(1, len(group) + 1)
+    return {"coverage": answered / len(group), "risk": np.cumsum(rate[np.sort(group)]) / answered}
+
+
+def aurc(uncertainty: ArrayLike, wrong: ArrayLike) -> float:
+    """Area under the risk–coverage curve: the risk averaged over all coverages, `risk_coverage`'s arguments.
+
+    Between 0 and 1, the less the better; uncertainty that says nothing gives the error rate.
+
+    References:
+        Geifman et al. (2018), [Bias-Reduced Uncertainty Estimation](https://arxiv.org/abs/1805.08206).
+    """
+    return float(risk_coverage(uncertainty, wrong)["risk"].mean())
+
+
 def classification_scores(probs: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     """Accuracy, NLL, ECE (15 bins) and Brier score."""
     return {
@@ -119,16 +162,22 @@ def classification_scores(probs: ArrayLike, labels: ArrayLike) -> dict[str, floa
 
 
 def class_scores(probs: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """Macro F1 (over classes that occur, predicted or true), Matthews correlation, adaptive and classwise ECE."""
+    """Macro F1 (over classes that occur, predicted or true), Matthews correlation, adaptive and classwise ECE.
+
+    And how well entropy tells errors: its AUROC (NaN where all are right, or all wrong), area under risk–coverage.
+    """
     from sklearn.metrics import f1_score, matthews_corrcoef
 
     predicted = np.asarray(probs).argmax(-1)
+    uncertainty, wrong = entropy(probs), predicted != np.asarray(labels)
     several = len(np.unique(np.concatenate([predicted, np.asarray(labels)]))) > 1
     return {
         "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
         "matthews": float(matthews_corrcoef(labels, predicted)) if several else 0.0,
         "adaptive_ece": adaptive_ece(probs, labels),
         "classwise_ece": classwise_ece(probs, labels),
+        "auroc_errors": auroc_errors(uncertainty, wrong),
+        "aurc": aurc(uncertainty, wrong),
     }
 
 

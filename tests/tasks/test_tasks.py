@@ -72,7 +72,8 @@ def test_predictions_have_their_shape_and_their_parts_add_up(case: Case, fitted:
 
 def test_scores_are_those_of_the_loss(case: Case, fitted: bayeslora.Posterior) -> None:
     scores = fitted.evaluate(case.data, num_draws=3)
-    assert np.isfinite(list(scores.values())).all()
+    # Where all are right, there are no errors to tell.
+    assert all(np.isfinite(value) for name, value in scores.items() if not name.endswith("auroc_errors"))
     batch = as_batch(case)
     with torch.no_grad():
         loss = fitted.program.eval()(**batch).loss.item()
