@@ -492,15 +492,16 @@ class AnswerPrediction(SpanPrediction):
     def scores(self, labels: np.ndarray) -> dict[str, float]:
         """NLL of a window's first and last token; SQuAD's exact match and F1; how well confidence tells errors.
 
-        `auroc_errors` is the probability that a wrong answer has a lower one than a right answer; it is left out where
-        all are right, or all wrong.
+        `auroc_errors` is the probability that a wrong answer has a lower one than a right answer; NaN where all are
+        right, or all wrong.
         """
-        scores = {"nll": metrics.mixture_nll(self.log_likelihood(labels))}
         exact, f1 = metrics.answer_scores(self.answers, self.questions.answers or [])
-        scores |= {"exact_match": float(exact.mean()), "f1": float(f1.mean())}
-        if 0 < exact.sum() < len(exact):
-            scores["auroc_errors"] = metrics.auroc(-self.answer_probs[exact], -self.answer_probs[~exact])
-        return scores
+        return {
+            "nll": metrics.mixture_nll(self.log_likelihood(labels)),
+            "exact_match": float(exact.mean()),
+            "f1": float(f1.mean()),
+            "auroc_errors": metrics.auroc_errors(-self.answer_probs, ~exact),
+        }
 
     def to_pandas(self) -> "pd.DataFrame":
         """A row per question: the answer, its probability, that of there being none, uncertainties in its window."""

@@ -47,7 +47,7 @@ def main() -> None:
         right, _ = metrics.answer_scores(prediction.answers, [row["text"] for row in test["answers"]])
         by_confidence = np.argsort(-prediction.answer_probs)
         surest = right[by_confidence[: len(right) // 2]].mean()
-        shown = {name: scores[name] for name in ("exact_match", "f1", "nll", "auroc_errors") if name in scores}
+        shown = {name: scores[name] for name in ("exact_match", "f1", "nll", "auroc_errors")}
         rows.append({"method": method, **shown, "exact match, surest half": surest})
     print(pd.DataFrame(rows).round(3).to_string(index=False))
     for title, chosen in (("Surest", by_confidence[:3]), ("Least sure", by_confidence[-3:])):
