@@ -142,7 +142,7 @@ def test_predictions_do_not_depend_on_the_batch(family: str, head: str, data: An
     together, apart = (posterior.predict(data, batch_size=size) for size in (5, 1))
     np.testing.assert_allclose(together.draws, apart.draws, atol=1e-5)
     scores = posterior.evaluate(data, batch_size=2)
-    assert scores == pytest.approx(posterior.evaluate(data, batch_size=5), rel=1e-4)
+    assert scores == pytest.approx(posterior.evaluate(data, batch_size=5), rel=1e-4, nan_ok=True)
     if hasattr(together, "rows"):
         skipped = 1 if family == "GPT2" else 0  # the first token has none before it
         lengths = LENGTHS[::-1] if family == "T5" else LENGTHS
