@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, get_worker_info
 
 from bayeslora import tables
 from bayeslora.types import IGNORED
@@ -48,6 +49,45 @@ class Arrays(Dataset[dict[str, Any]]):
         return {name: column[index] for name, column in self.columns.items()}
 
 
+class Stream(IterableDataset[dict[str, Any]]):
+    """Rows of a stream, in its own order, as mappings of network inputs, with `labels` if there are any.
+
+    Args:
+        rows: Anything that can be gone over again; what it does in `set_epoch` is its own affair.
+        convert: Row to mapping.
+        num_examples: Rows of a pass, after which it ends; None for all.
+
+    Raises:
+        ValueError: If that is no row.
+    """
+
+    def __init__(self, rows: Any, convert: Callable[[Any], dict[str, Any]], num_examples: int | None = None):
+        if num_examples is not None and num_examples < 1:
+            raise ValueError(f"num_examples={num_examples}: give a whole number of at least 1.")
+        self.stream = rows
+        self.convert = convert
+        self.num_examples = num_examples
+
+    def __len__(self) -> int:
+        if self.num_examples is None:
+            raise TypeError("The length of a stream is not known.")
+        return self.num_examples
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        count = 0
+        for row in itertools.islice(self.stream, self.num_examples):
+            count += 1
+            yield self.convert(row)
+        # Workers of a loader have a part each.
+        if self.num_examples is not None and count < self.num_examples and get_worker_info() is None:
+            logger.warning("The stream ended after %d of %d examples.", count, self.num_examples)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the stream which pass is next: one of `datasets` that is shuffled has another order in each."""
+        if hasattr(self.stream, "set_epoch"):
+            self.stream.set_epoch(epoch)
+
+
 class OwnOrders(Dataset[tuple[dict[str, Any], ...]]):
     """Rows of a dataset for several readers, each of which has an order of its own.
 
@@ -75,11 +115,12 @@ class Source:
 
     Args:
         data: A `datasets.Dataset` or pandas `DataFrame`; a torch `Dataset` of mappings or `(inputs, label)` pairs; a
-            `DataLoader` of either; `(inputs, labels)` or inputs alone, as arrays, a mapping of arrays or of lists of
-            texts, or a list of texts.
+            `DataLoader` of either; a stream, an `IterableDataset` of `datasets` or torch; `(inputs, labels)` or inputs
+            alone, as arrays, a mapping of arrays or of lists of texts, or a list of texts.
         model: The network, whose `forward` says which inputs there are.
         tokenizer: For text.
         name: What to call the data in messages.
+        num_examples: Examples of a stream; None where nobody needs to know.
 
     Attributes:
         dataset: The rows, or None where a `DataLoader` was given.
@@ -93,7 +134,14 @@ class Source:
             the network takes.
     """
 
-    def __init__(self, data: Any, model: nn.Module, tokenizer: Any = None, name: str = "data"):
+    def __init__(
+        self,
+        data: Any,
+        model: nn.Module,
+        tokenizer: Any = None,
+        name: str = "data",
+        num_examples: int | None = None,
+    ):
         self.name = name
         self.tokenizer = tokenizer
         self.inputs_are_labels = False
@@ -107,10 +155,21 @@ class Source:
         is_double = any(parameter.dtype == torch.float64 for parameter in model.parameters())
         self.dtype = torch.float64 if is_double else torch.get_default_dtype()
         self.loader = self._with_rows(data) if isinstance(data, DataLoader) else None
-        self.dataset = None if self.loader else self._dataset(data)
-        if len(self) == 0:
-            raise ValueError(f"{name} has no examples.")
+        if isinstance(data, IterableDataset):  # that of `datasets` is one, too
+            self.dataset: Any = Stream(data, self._streamed, num_examples)
+        else:
+            self.dataset = None if self.loader else self._dataset(data)
+            if len(self) == 0:
+                raise ValueError(f"{name} has no examples.")
         self._check_first()
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether rows come in an order of their own, and cannot be had by number."""
+        return isinstance(self.dataset, Stream)
+
+    def __bool__(self) -> bool:
+        return True  # whatever the length, which of a stream may not be known
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -120,11 +179,12 @@ class Source:
         """The same data, these rows of it alone.
 
         Raises:
-            TypeError: If the data is a `DataLoader`, whose rows are not at hand.
+            TypeError: If the data is a `DataLoader` or a stream, whose rows are not at hand.
         """
         part = copy.copy(self)
-        if self.dataset is None:
-            raise TypeError(f"{self.name} is a DataLoader, of which no part can be taken: give a dataset.")
+        if self.dataset is None or self.is_stream:
+            kind = "stream" if self.is_stream else "DataLoader"
+            raise TypeError(f"{self.name} is a {kind}, of which no part can be taken: give a dataset.")
         if isinstance(self.dataset, Arrays):
             part.dataset = Arrays({name: column[indices] for name, column in self.dataset.columns.items()})
         elif isinstance(self.dataset, Examples):
@@ -153,7 +213,7 @@ class Source:
         if self.loader is not None:
             return iter(self.loader)
         # A generator of its own: a loader otherwise takes a seed from torch's global state.
-        return iter(DataLoader(self.dataset, batch_size, collate_fn=self.collate, generator=torch.Generator()))  # type: ignore[arg-type]
+        return iter(DataLoader(self.dataset, batch_size, collate_fn=self.collate, generator=torch.Generator()))
 
     def batches_by_length(self, batch_size: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         """Batches of examples of similar length, least padding, each with its examples' positions in the data."""
@@ -173,7 +233,10 @@ class Source:
 
     def first_batch(self, batch_size: int = 2) -> dict[str, Any]:
         """The first few examples."""
-        return next(self.batches(batch_size))
+        batch = next(self.batches(batch_size), None)
+        if batch is None:
+            raise ValueError(f"{self.name} has no examples.")
+        return batch
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Rows to a batch; sequences of tokens are padded when there is a tokenizer, and their labels with −100."""
@@ -240,7 +303,8 @@ class Source:
 
     def _with_rows(self, loader: DataLoader[Any]) -> DataLoader[Any]:
         """A user's loader, its batches made into mappings."""
-        self._check_length(loader.dataset)
+        if isinstance(loader.dataset, IterableDataset):
+            raise TypeError(f"{self.name} is a DataLoader over a stream: give the stream itself.")
         if loader.batch_sampler is None:
             raise TypeError(f"{self.name} is a DataLoader with batch_size=None: give it a batch size.")
         return DataLoader(
@@ -252,16 +316,7 @@ class Source:
             generator=loader.generator,
         )
 
-    def _check_length(self, data: Any) -> None:
-        # A `datasets.IterableDataset` is one of torch's, too.
-        if isinstance(data, IterableDataset):
-            raise TypeError(
-                f"{self.name} is a stream ({type(data).__name__}), whose length is not known: give a dataset with a "
-                "length."
-            )
-
     def _dataset(self, data: Any) -> Any:
-        self._check_length(data)
         data = tabular(data)
         if hasattr(data, "column_names") and hasattr(data, "map"):
             return self._from_table(data)
@@ -412,6 +467,22 @@ class Source:
             f"{self.name}: a row is a {type(row).__name__}; give mappings from the network's inputs "
             f"({', '.join(self.parameters)}) and 'labels', or (inputs, label) pairs."
         )
+
+    def _streamed(self, row: Any) -> dict[str, Any]:
+        """A row of a stream, its texts tokenised, of its other columns those that the network takes."""
+        row = self._row(row)
+        if isinstance(row.get("labels"), str) and self.decoder_inputs is not None:
+            row["labels"] = self._label_values([row["labels"]])[0]
+        if not any(name in self.parameters for name in row):
+            texts = {name: value for name, value in row.items() if isinstance(value, str) and name != "labels"}
+            if not 1 <= len(texts) <= 2:
+                raise ValueError(
+                    f"{self.name}: a row has {', '.join(row)}; the network takes {', '.join(self.parameters)}. Rename "
+                    "the columns, or keep one or two of text to be tokenised."
+                )
+            encoded = self._encode(*([text] for text in texts.values()))
+            row |= {name: values[0] for name, values in encoded.items()}
+        return self._inputs(row)
 
     def _check_first(self) -> None:
         for name, value in self.first_batch().items():

@@ -12,6 +12,7 @@ import numpy as np
 import pyro
 import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 
 from bayeslora import interop, storage, tables
 from bayeslora.adapters import AdaptedNetwork
@@ -69,6 +70,7 @@ def fit(
     args: "TrainingArguments | None" = None,
     callbacks: Sequence[Any] = (),
     progress: bool = True,
+    num_examples: int | None = None,
     **hyperparameters: Any,
 ) -> Posterior:
     """Fine-tune a network with Bayesian adapters, and return the posterior over them.
@@ -81,8 +83,9 @@ def fit(
         data: A `datasets.Dataset` or `DatasetDict` (its `train` and `validation` splits), whose text columns are
             tokenised if it has no columns that the network takes (questions about contexts and questions with choices
             as the page on tasks says), or its hub name, file or folder; a pandas `DataFrame`, likewise, or of numbers;
-            a torch `Dataset` or `DataLoader` of mappings or `(inputs, label)` pairs; or `(inputs, labels)` as arrays, a
-            mapping of arrays, or a list of texts.
+            a torch `Dataset` or `DataLoader` of mappings or `(inputs, label)` pairs; a stream, an `IterableDataset` of
+            either library, with `num_examples`; or `(inputs, labels)` as arrays, a mapping of arrays, or a list of
+            texts.
         method: A name in `bayeslora.METHODS`, or an instance.
         validation: Held-out data, in any of these forms: its NLL at the centre is recorded after each epoch. Methods
             that need some (`noise_ratio="auto"`) hold out a tenth of `data` where none is given.
@@ -107,6 +110,8 @@ def fit(
             `output_dir` and `progress`.
         callbacks: Trainer callbacks.
         progress: Whether to show a progress bar.
+        num_examples: n, for a stream: the examples of an epoch, after which it is begun again. Order and shuffling are
+            the stream's own.
         hyperparameters: Fields of the method.
 
     Raises:
@@ -128,7 +133,8 @@ def fit(
         if chosen.post_hoc and adapters is None:
             raise ValueError("post_hoc=True keeps trained adapters as they are: pass them, fit(…, init=…).")
         model, tokenizer = with_padding(model, tokenizer)
-        train = Source(train_data, model, tokenizer, "data")
+        train = Source(train_data, model, tokenizer, "data", num_examples)
+        _check_num_examples(train, num_examples, chosen)
         held_out = None if held_out is None else Source(held_out, model, tokenizer, "validation")
         likelihood = _likelihood(likelihood, model, train)
         for source in (train, held_out):
@@ -217,8 +223,30 @@ def _train(
     trainer.recorder.flush()
 
 
+def _check_num_examples(train: Source, num_examples: int | None, method: Method) -> None:
+    """Raise a ValueError unless the number of examples is known, once, and a method's particles can share a stream."""
+    if not train.is_stream:
+        if num_examples is not None:
+            raise ValueError(f"num_examples={num_examples} is for streams; data has {len(train)}: leave it out.")
+        return
+    if num_examples is None:
+        raise ValueError(
+            "data is a stream, whose length is not known: say how many examples make an epoch, num_examples=…. "
+            "Divergences are divided by them."
+        )
+    if method.own_batches and method.num_particles > 1:
+        raise ValueError(
+            f"{method.name!r} gives every member an order of its own, and data is a stream, which has one: give a "
+            "dataset."
+        )
+
+
 def _hold_out(train: Source, method: Method) -> tuple[Source, Source | None]:
     """Training data without a tenth of it, and that tenth; too few examples are all trained on."""
+    if train.is_stream:
+        raise ValueError(
+            f"{method.name!r} needs held-out data here, and none can be taken from a stream: pass validation=…."
+        )
     if len(train) < FEWEST_TO_SPLIT:
         logger.warning(
             "%d examples are too few to hold a tenth out, and there is no validation data: %s keeps the default of "
@@ -422,6 +450,8 @@ def _check_labels(source: Source | None, likelihood: Likelihood) -> None:
 def _label_values(data: Any) -> Any:
     if isinstance(data, tuple) and len(data) == 2:
         return data[1]
+    if isinstance(data, IterableDataset):
+        return None
     names = [name for name in LABELS if name in getattr(data, "column_names", ())]
     return data[names[0]] if names else None
 

@@ -249,12 +249,13 @@ class Tune(TrainerCallback):
     def _batches(self, size: int) -> list[Batch]:
         """Batches of that many held-out examples, or of all, on the program's device."""
         part = self.held_out
-        if part.loader is None and size < len(part):
+        in_order = part.loader is not None or part.is_stream
+        if not in_order and size < len(part):
             part = part.take(torch.randperm(len(part))[:size].tolist())
         batches: list[Batch] = []
         for _, batch in part.batches_by_length(TUNING_BATCH):
             batches.append(to_device(batch, self.program.device))
-            if part.loader is not None and sum(len(b["labels"]) for b in batches) >= size:
+            if in_order and sum(len(b["labels"]) for b in batches) >= size:
                 break
         return batches
 

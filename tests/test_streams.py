@@ -1,0 +1,161 @@
+"""Data that come in an order of their own, and do not say how many they are."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import TrainingArguments
+
+import bayeslora
+from bayeslora.data import Source
+from tests.helpers import tiny_bert, tokens
+from tests.methods.conftest import NO_DROPOUT
+from tests.test_data import LABELS, TEXTS, Bag, tiny_tokenizer
+
+
+def table(num_examples: int = 60) -> datasets.Dataset:
+    inputs, labels = tokens(num_examples)
+    return datasets.Dataset.from_dict({**{k: v.tolist() for k, v in inputs.items()}, "label": labels.tolist()})
+
+
+class Rows(IterableDataset[Any]):
+    """A stream of torch, which notes the passes it is told of."""
+
+    def __init__(self, rows: Any):
+        self.rows = rows
+        self.epochs: list[int] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.rows)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epochs.append(epoch)
+
+
+def fit(data: Any, method: str = "lora", **settings: Any) -> bayeslora.Posterior:
+    settings = {"rank": 2, "epochs": 1, "learning_rate": 1e-2, "progress": False} | settings
+    return bayeslora.fit(tiny_bert(**NO_DROPOUT), data, method, **settings)
+
+
+def arguments(folder: Path, **settings: Any) -> TrainingArguments:
+    fixed = {"report_to": [], "disable_tqdm": True, "save_strategy": "no", "dataloader_pin_memory": False}
+    settings = {"per_device_train_batch_size": 16, "learning_rate": 1e-2, "num_train_epochs": 2} | settings
+    return TrainingArguments(str(folder), **fixed, **settings)
+
+
+# Batches
+
+
+@pytest.mark.parametrize("columns", [{"text": TEXTS}, {"a": TEXTS, "b": TEXTS[::-1], "other": range(5)}])
+def test_texts_are_tokenised_on_the_way(columns: dict[str, Any]) -> None:
+    rows = datasets.Dataset.from_dict({**columns, "label": LABELS})
+    expected = list(Source(rows, Bag(), tiny_tokenizer()).batches(2))
+    for stream in (rows.to_iterable_dataset(), Rows(list(rows))):
+        for batch, same in zip(Source(stream, Bag(), tiny_tokenizer()).batches(2), expected, strict=True):
+            assert batch.keys() == same.keys()
+            assert all(torch.equal(batch[name], same[name]) for name in batch)
+
+
+def test_pairs_and_columns_that_the_network_takes_are_left_as_they_are() -> None:
+    x = torch.randn(5, 3)
+    batch = Source(Rows([(row, 1) for row in x]), torch.nn.Linear(3, 2)).first_batch(5)
+    assert torch.equal(batch["input"], x)
+    assert batch["labels"].tolist() == [1] * 5
+
+
+# Training
+
+
+def test_a_fit_is_that_of_the_same_rows_in_order(tmp_path: Path) -> None:
+    expected = fit(table(), args=arguments(tmp_path, train_sampling_strategy="sequential"))
+    posterior = fit(table().to_iterable_dataset(), num_examples=60, args=arguments(tmp_path))
+    assert posterior.network.stacks.num_examples == 60
+    assert posterior.history["epoch"].tolist() == expected.history["epoch"].tolist()
+    np.testing.assert_allclose(posterior.history["loss"], expected.history["loss"], rtol=1e-6)
+    for (_, value), (_, same) in zip(posterior.program.trainable(), expected.program.trainable(), strict=True):
+        torch.testing.assert_close(value, same)
+
+
+def test_an_epoch_has_so_many_examples_of_a_longer_stream() -> None:
+    stream = Rows(list(table()))
+    posterior = fit(stream, "monteclora", num_examples=32, epochs=3)
+    assert posterior.history["epoch"].tolist() == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+    assert posterior.network.stacks.num_examples == 32
+    assert sorted(set(stream.epochs)) == [0, 1, 2]
+
+
+def test_the_trainers_number_of_steps_stands(tmp_path: Path) -> None:
+    posterior = fit(Rows(list(table())), num_examples=60, args=arguments(tmp_path, max_steps=5))
+    assert posterior.history["step"].tolist() == [1, 2, 3, 4, 5]
+
+
+def test_a_stream_that_ends_early_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        fit(Rows(list(table(20))), num_examples=60)
+    assert "The stream ended after 20 of 60 examples." in caplog.messages
+
+
+def test_held_out_data_can_be_a_stream() -> None:
+    held_out = table(20)
+    settings: dict[str, Any] = {"method": "monteclora", "noise_ratio": "auto", "epochs": 2}
+    fits = [
+        fit(table().to_iterable_dataset(), num_examples=60, validation=data, **settings)
+        for data in (held_out, held_out.to_iterable_dataset())
+    ]
+    losses = [posterior.history["validation_nll"].dropna() for posterior in fits]
+    assert len(losses[0]) == 2
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+# Prediction
+
+
+def test_predictions_and_scores_are_those_of_the_rows() -> None:
+    posterior = fit(table(), "monteclora")
+    for stream in (table().to_iterable_dataset(), Rows(list(table()))):
+        np.testing.assert_allclose(posterior.predict(stream, 2).draws, posterior.predict(table(), 2).draws, atol=1e-6)
+        assert posterior.evaluate(stream, 2) == pytest.approx(posterior.evaluate(table(), 2), abs=1e-6, nan_ok=True)
+
+
+# What does not fit
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, r"data is a stream, whose length is not known: say how many .*num_examples=…"),
+        ({"num_examples": 0}, "num_examples=0: give a whole number of at least 1"),
+        ({"num_examples": 60, "method": "deep_ensemble"}, "'deep_ensemble' gives every member an order of its own"),
+        (
+            {"num_examples": 60, "method": "monteclora", "noise_ratio": "auto"},
+            "'monteclora' needs held-out data here, and none can be taken from a stream: pass validation",
+        ),
+    ],
+)
+def test_what_a_stream_cannot_say(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(Rows(list(table())), **settings)
+
+
+def test_what_has_a_length_needs_no_number() -> None:
+    with pytest.raises(ValueError, match="num_examples=10 is for streams; data has 60: leave it out"):
+        fit(table(), num_examples=10)
+
+
+def test_streams_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="data has no examples"):
+        Source(Rows([]), tiny_bert())
+    with pytest.raises(ValueError, match="a row has number, labels; the network takes input_ids"):
+        Source(Rows([{"number": 1, "label": 0}]), tiny_bert())
+    with pytest.raises(ValueError, match="data is text, and there is no tokenizer"):
+        Source(Rows([{"text": "good", "label": 0}]), tiny_bert())
+    with pytest.raises(TypeError, match="data is a stream, of which no part can be taken"):
+        Source(Rows(list(table())), tiny_bert()).take([0])
+    with pytest.raises(TypeError, match="is a DataLoader over a stream: give the stream itself"):
+        Source(DataLoader(Rows(list(table()))), tiny_bert())
