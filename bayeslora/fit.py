@@ -327,8 +327,8 @@ def _output_settings(name: object, data: Any, kind: type[Likelihood]) -> dict[st
         return {"num_labels": 1}
     if labels is None or len(labels) == 0 or isinstance(labels[0], str):
         raise ValueError(
-            f"The number of classes for {str(name)!r} cannot be told from the data: pass a model loaded with "
-            "num_labels=…."
+            f"The number of classes for {str(name)!r} cannot be told from the data: name the classes in its features "
+            "(data.class_encode_column('label')), or pass a model loaded with num_labels=…."
         )
     if kind is MultiLabel:
         return {"num_labels": len(labels[0])}
