@@ -259,16 +259,16 @@ class InputDropout(LowRank):
         return SeededFactors(A, B, torch.zeros(num_layers))
 
     def forward(self, base: nn.Module, x: Tensor, factors: SeededFactors) -> Tensor:
+        seeds = [] if base.training else factors.seed.reshape(-1).tolist()
+        if self.p == 0 or not (base.training or any(seeds)):
+            return super().forward(base, x, Factors(factors.A, factors.B))
         h = base(x)
         x = x.to(factors.A.dtype)
-        x = F.dropout(x, self.p) if base.training else self._dropped(x, factors.seed)
+        x = F.dropout(x, self.p) if base.training else self._dropped(x, seeds)
         return h + self.update(x, factors).to(h.dtype)
 
-    def _dropped(self, x: Tensor, seed: Tensor) -> Tensor:
+    def _dropped(self, x: Tensor, seeds: Sequence[float]) -> Tensor:
         """The input under the mask of each draw, whose rows are together."""
-        seeds = seed.reshape(-1).tolist()
-        if self.p == 0 or not any(seeds):
-            return x
         masks = torch.ones(len(seeds), x.numel() // len(seeds), dtype=x.dtype, device=x.device)
         generator = torch.Generator(x.device)
         for mask, number in zip(masks, seeds, strict=True):
