@@ -12,7 +12,6 @@ core.
 
 import argparse
 
-import numpy as np
 import pandas as pd
 import torch
 from sklearn.datasets import load_digits
@@ -88,7 +87,7 @@ def main() -> None:
         for kind, inputs in unfamiliar.items():
             entropy = posterior.predict(inputs, num_draws=16).entropy
             auroc = metrics.auroc(prediction.entropy, entropy)
-            entropies.append({"method": method, "images": kind, "entropy": np.mean(entropy), "AUROC": auroc})
+            entropies.append({"method": method, "images": kind, "entropy": entropy.mean(), "AUROC": auroc})
     print(pd.DataFrame(rows).round(3).to_string(index=False), "\n")
     print(pd.DataFrame(entropies).round(3).to_string(index=False, na_rep=""))
 
