@@ -33,6 +33,7 @@ def nll_by_loudness(program: Any, batches: Sequence[Batch], factors: Tensor, num
                 torch.manual_seed(seed)
                 draws = program.draw(num_draws)
             noise = program.logits(draws, batch) - at_centre
+            noise = noise.masked_fill(at_centre.isinf(), 0)  # what is padding stays impossible
             for index, factor in enumerate(factors):
                 log_prob = program.likelihood.log_prob(at_centre + factor * noise, batch["labels"])
                 total[index] -= log_mean_exp(log_prob.double()).sum().cpu()

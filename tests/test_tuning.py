@@ -17,6 +17,7 @@ from bayeslora.methods import make_method
 from bayeslora.program import Program
 from bayeslora.tuning import log_mean_exp, nll_by_loudness
 from tests.helpers import assert_mean_close, tiny_bert, tokens
+from tests.tasks.cases import CASES
 
 SETTINGS: dict[str, Any] = {"epochs": 4, "learning_rate": 1e-2, "progress": False}
 
@@ -68,6 +69,21 @@ def test_where_logits_are_linear_in_the_noise_its_scaling_is_exact() -> None:
         actual = nll_by_loudness(program, data, torch.ones(1), 4)
         guide.noise_ratio.div_(factor)
         assert float(actual) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Bert-choice", "Bert-span"])
+def test_padding_has_no_noise(name: str) -> None:
+    case = next(case for case in CASES if case.name == name)
+    program = Program(AdaptedNetwork(case.make(), rank=2), make_method("monteclora"), case.likelihood).eval()
+    with torch.no_grad():
+        for guide in program.guide.values():
+            guide.B.normal_(std=0.1)
+    mask = case.data[0]["attention_mask"].clone()
+    mask[:2, -1:] = 0  # a choice, or a token
+    batch = {**case.data[0], "attention_mask": mask, "labels": torch.zeros_like(case.data[1])}
+    nlls = nll_by_loudness(program, [batch], torch.tensor([0.0, 1.0]), 4)
+    assert float(nlls[0]) == pytest.approx(program(**batch).loss.item(), rel=1e-5)
+    assert bool(nlls.isfinite().all())
 
 
 def test_held_out_labels_that_the_centre_gets_right_make_the_noise_quieter() -> None:
