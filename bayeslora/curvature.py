@@ -99,7 +99,7 @@ def gauss_newton(
         For each of them, the factored matrix of each layer.
 
     Raises:
-        ValueError: If the network's output is not one vector of logits per example.
+        ValueError: If labels are about more than a number, or a vector of logits, per example.
 
     References:
         Martens and Grosse (2015), [Optimizing Neural Networks with Kronecker-factored Approximate
@@ -125,7 +125,7 @@ def gauss_newton(
     try:
         for batch in batches:
             with torch.enable_grad():
-                logits = program.network(factors, {name: value for name, value in batch.items() if name != "labels"})
+                logits = program.network_logits(factors, batch)
             outputs = [seen[key][1] for key in layers]
             reached = [torch.zeros_like(output[..., 0], dtype=torch.bool) for output in outputs]
             for column in hessian_root(program.likelihood, logits, batch["labels"]):
@@ -147,23 +147,29 @@ def gauss_newton(
 
 
 def hessian_root(likelihood: Any, logits: Tensor, labels: Tensor) -> list[Tensor]:
-    r"""Columns, `[batch, class]` each, of a root S of the negative log-likelihood's Hessian, $\Lambda = S S^\top$.
+    r"""Columns of a root S of the negative log-likelihood's Hessian, $\Lambda = S S^\top$, each shaped as the logits.
 
     Columns that are zero for all examples are left out: a softmax of C classes has C − 1.
+
+    Args:
+        likelihood: Labels given logits.
+        logits: A number, `[batch]`, or a vector, `[batch, class]`, per example.
+        labels: The labels.
     """
-    if logits.dim() != 2:
+    if logits.dim() > 2:
         raise ValueError(
-            f"The network's output is {tuple(logits.shape)}; the curvature needs one vector of logits per example."
+            f"Labels are about outputs {tuple(logits.shape)}; the curvature needs a vector of logits per example."
         )
     f = logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).requires_grad_()
     with torch.enable_grad(), pyro.validation_enabled(False):
         nll = -likelihood.log_prob(f, labels).sum()
         (gradient,) = torch.autograd.grad(nll, f, create_graph=True)
-        rows = [torch.autograd.grad(column.sum(), f, retain_graph=True)[0] for column in gradient.unbind(1)]
+        columns = gradient.view(len(f), -1).unbind(1)
+        rows = [torch.autograd.grad(column.sum(), f, retain_graph=True)[0].view(len(f), -1) for column in columns]
     values, vectors = torch.linalg.eigh(torch.stack(rows, dim=1).double())
     root = (vectors * values.clamp(min=0).sqrt()[:, None]).to(logits.dtype)
     nonzero = values.amax(0) > values.max() * torch.finfo(f.dtype).eps
-    return list(root[..., nonzero].unbind(-1))
+    return [column.view(logits.shape) for column in root[..., nonzero].unbind(-1)]
 
 
 def _indices(program: Any, site: str) -> range:

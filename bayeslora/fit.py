@@ -136,7 +136,7 @@ def fit(
         train = Source(train_data, model, tokenizer, "data", num_examples)
         _check_num_examples(train, num_examples, chosen)
         held_out = None if held_out is None else Source(held_out, model, tokenizer, "validation")
-        likelihood = _likelihood(likelihood, model, train)
+        likelihood = _likelihood(likelihood, model, train, chosen)
         for source in (train, held_out):
             if source is not None:
                 source.inputs_are_labels = isinstance(likelihood, CausalLM)
@@ -360,7 +360,9 @@ def _adapters(init: Any, model: nn.Module) -> interop.Adapters | None:
     raise TypeError(f"init is a {type(init).__name__}; give a Posterior, a PEFT model, or a folder of either.")
 
 
-def _likelihood(given: Likelihood | str | Callable[..., Any] | None, model: nn.Module, train: Source) -> Likelihood:
+def _likelihood(
+    given: Likelihood | str | Callable[..., Any] | None, model: nn.Module, train: Source, method: Method
+) -> Likelihood:
     """The likelihood asked for, or the one that fits what the network returns for the first examples, and their labels.
 
     It is tried on those examples: what does not fit is said before training starts.
@@ -390,11 +392,17 @@ def _likelihood(given: Likelihood | str | Callable[..., Any] | None, model: nn.M
         logger.info("Likelihood: %s, %s.", likelihood.name, likelihood.config())
     likelihood.check_labels(labels.cpu())
     with torch.no_grad(), pyro.validation_enabled(False):
-        log_prob = likelihood.to(logits.device).log_prob(likelihood.select(logits, batch), labels)
+        selected = likelihood.to(logits.device).select(logits, batch)
+        log_prob = likelihood.log_prob(selected, labels)
     if log_prob.shape != (len(labels),):
         raise ValueError(
             f"Likelihood {likelihood.name!r} does not fit outputs {tuple(logits.shape)} and labels "
             f"{tuple(labels.shape)}: it gives {tuple(log_prob.shape)} log-likelihoods for {len(labels)} examples."
+        )
+    if method.approximation == "linear" and selected.dim() > 2:
+        raise ValueError(
+            f"{method.name!r} is for a number or a vector of logits per example, and {likelihood.name!r} has logits "
+            f"{tuple(selected.shape)} for {len(labels)} examples: give another method."
         )
     return likelihood
 

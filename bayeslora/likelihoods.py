@@ -73,6 +73,11 @@ class Likelihood(nn.Module, abc.ABC):
         """The part of the network's logits that the labels are about, `[*draw, batch, …]`; by default, all of it."""
         return logits
 
+    def distance(self, logits: Tensor, others: Tensor) -> float:
+        """Total variation between two predictions, `[draw, batch, …]`, of a label; its mean over examples."""
+        probs, other_probs = (torch.softmax(values, -1).mean(0) for values in (logits, others))
+        return float((probs - other_probs).abs().sum(-1).mean()) / 2
+
     def observe(self, logits: Tensor, labels: Tensor) -> None:
         """The observation, averaged over the batch: log-likelihood in nats per example."""
         size = len(labels)
@@ -245,6 +250,10 @@ class RealValued(Likelihood):
             )
         return _precise(logits.squeeze(-1))
 
+    def distance(self, logits: Tensor, others: Tensor) -> float:
+        """As above, of Normal distributions at the two means, the noise's scale wide."""
+        return float(torch.erf((logits.mean(0) - others.mean(0)).abs() / (math.sqrt(8) * self.scale)).mean())
+
     def log_prob(self, logits: RealLogits, labels: Tensor) -> Tensor:
         return super().log_prob(logits, labels.to(logits.dtype))
 
@@ -332,6 +341,10 @@ class MultiLabel(Likelihood):
 
     def log_prob(self, logits: Logits, labels: Tensor) -> Tensor:
         return super().log_prob(logits, labels.to(_precise(logits).dtype))
+
+    def distance(self, logits: Tensor, others: Tensor) -> float:
+        """As above, the mean over labels."""
+        return float((logits.sigmoid().mean(0) - others.sigmoid().mean(0)).abs().mean())
 
     def check_labels(self, labels: Any) -> None:
         values = np.asarray(labels)

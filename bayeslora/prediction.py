@@ -250,19 +250,18 @@ def chunks(
 
 
 def _check_linear(program: Program, factors: Mapping[str, Any], inputs: Batch, linear: Tensor) -> None:
-    """Warn if linearised probabilities are far from the network's own, on a few draws and examples."""
+    """Warn if linearised predictions are far from the network's own, on a few draws and examples."""
     linear = linear[:CHECKED_DRAWS, :CHECKED_EXAMPLES]
     few_draws = {name: type(value)(*(f[:CHECKED_DRAWS] for f in value)) for name, value in factors.items()}
     size = max(len(value) for value in tensors(inputs))
     few = {n: v[:CHECKED_EXAMPLES] if has_rows(v) and len(v) == size else v for n, v in inputs.items()}
     with torch.inference_mode():
         exact = torch.cat(list(chunks(program.network_logits, few_draws, few, len(linear))))
-    probs, linear_probs = (torch.softmax(logits.double(), -1).mean(0) for logits in (exact, linear))
-    distance = float((probs - linear_probs).abs().sum(-1).mean()) / 2
+    distance = program.likelihood.distance(exact.double(), linear.double())
     if distance > TRUSTED_DISTANCE:
         warnings.warn(
-            f"Linearised predictions are not to be trusted here: on {len(probs)} examples, averaged over the same "
-            f"{len(linear)} draws, their probabilities are {distance:.2f} from the network's (total variation). The "
+            f"Linearised predictions are not to be trusted here: on {exact.shape[1]} examples, averaged over the same "
+            f"{len(linear)} draws, they are {distance:.2f} from the network's (total variation). The "
             "noise is too loud for a first-order expansion: predict with approximation='draws'.",
             stacklevel=2,
         )

@@ -1,5 +1,6 @@
 """Prediction to first order in the factors, against the network itself and against N(f, J C Jᵀ) written out."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -53,8 +54,9 @@ def test_it_is_the_networks_derivative(method: str) -> None:
     assert_first_order(make_program(method), INPUTS)
 
 
-def test_choices_belong_to_their_example() -> None:
-    case = next(case for case in CASES if case.name == "Bert-choice")
+@pytest.mark.parametrize("name", ["Bert-choice", "Bert-multilabel", "Bert-regression", "GPT2-letters", "Llama-letters"])
+def test_it_is_the_derivative_of_what_the_labels_are_about(name: str) -> None:
+    case = next(case for case in CASES if case.name == name)
     network = AdaptedNetwork(case.make().double(), rank=4, num_examples=32)
     program = randomise(Program(network, make_method("blob"), case.likelihood)).eval()
     assert_first_order(program, {name: value[:5] for name, value in case.data[0].items()})
@@ -150,6 +152,25 @@ def test_it_warns_where_the_network_itself_disagrees() -> None:
             guide.sites["A"].sqrt_scale.fill_(3.0)
     with pytest.warns(UserWarning, match=r"not to be trusted here: on 16 examples, averaged over the same 8 draws"):
         Posterior(program).predict(tokens(20, num_labels=2), 16, approximation="linear")
+
+
+@pytest.mark.parametrize("name", ["Bert-choice", "Bert-multilabel", "Bert-regression"])
+def test_it_says_how_far_from_the_network_it_is(name: str) -> None:
+    case = next(case for case in CASES if case.name == name)
+    program = randomise(Program(AdaptedNetwork(case.make(), rank=4), make_method("blob"), case.likelihood)).eval()
+    posterior = Posterior(program)
+
+    def set_noise(sqrt_scale: float) -> None:
+        for guide in program.guide.values():
+            guide.sites["A"].sqrt_scale.data.fill_(sqrt_scale)
+
+    set_noise(1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert posterior.predict(case.data[0], 8, approximation="linear").draws.shape == (8, *case.shape)
+    set_noise(30.0)
+    with pytest.warns(UserWarning, match=r"not to be trusted here.*they are [01]\.\d\d from the network's"):
+        posterior.predict(case.data[0], 8, approximation="linear")
 
 
 def test_members_have_no_common_centre(posterior: Posterior, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """A network to first order in its factors."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ class Linearised:
         network: The network.
         centre: Factors at which it is expanded, by stack, `[layer, …]`.
         draws: Factors, by stack, `[draw, layer, …]`.
+        select: The part of the network's output that is asked for, of output and inputs: a number, or one for each
+            class or choice, per example.
         contrasts: Whether the logits matter only up to a constant, as under a softmax: one backward pass less, and the
             first logit is the same in every draw.
 
@@ -35,7 +37,12 @@ class Linearised:
     """
 
     def __init__(
-        self, network: AdaptedNetwork, centre: Mapping[str, Any], draws: Mapping[str, Any], contrasts: bool = False
+        self,
+        network: AdaptedNetwork,
+        centre: Mapping[str, Any],
+        draws: Mapping[str, Any],
+        select: Callable[[Tensor, Batch], Tensor],
+        contrasts: bool = False,
     ):
         for stack in network.stacks.values():
             if stack.family.without_noise() is not stack.family:
@@ -45,6 +52,7 @@ class Linearised:
                 )
         self.network = network
         self.centre = {name: type(value)(*(factor.detach() for factor in value)) for name, value in centre.items()}
+        self.select = select
         self.contrasts = contrasts
         self.num_draws = len(next(iter(draws.values()))[0])
         self.differences: dict[tuple[str, int], Tensor] = {}
@@ -57,10 +65,10 @@ class Linearised:
         self.rows = max(1, GRADIENT_NUMBERS // max(numbers, 1))
 
     def __call__(self, inputs: Batch) -> Tensor:
-        """Logits, `[draw, batch, class]`, without a gradient.
+        """Logits, `[draw, batch, class]`, of numbers `[draw, batch]`, without a gradient.
 
         Raises:
-            ValueError: If the network's output is not `[batch, class]`, or an adapted layer's input not batch first.
+            ValueError: If an example has more than a vector of logits, or an adapted layer's input is not batch first.
         """
         size = next(len(value) for value in inputs.values() if has_rows(value))
         chunks = []
@@ -81,24 +89,30 @@ class Linearised:
         with torch.enable_grad():
             self.network.bind(factors, size, sequences_in(inputs))
             try:
-                logits = logits_of(self.network.model(**inputs))
+                output = logits_of(self.network.model(**inputs))
             except NotFoldedError:
                 raise ValueError(
                     f"{type(self.network.model).__name__} does not keep the batch first in every adapted layer, so "
                     "that it has no gradient per example: predict with approximation='draws'."
                 ) from None
-            if logits.dim() != 2:
+            logits = self.select(output, inputs)
+            if logits.dim() > 2:
                 raise ValueError(
-                    f"The network's output is {tuple(logits.shape)}; linearised prediction is for one vector of "
+                    f"The network's output is {tuple(output.shape)}; linearised prediction is for one vector of "
                     "logits per example: predict with approximation='draws'."
                 )
-            outputs = (logits[:, 1:] - logits[:, :1]) if self.contrasts else logits
-            changes = [self._change(output.sum(), wanted) for output in outputs.unbind(1)] if wanted else []
+            columns = logits.view(size, -1)
+            columns = (columns[:, 1:] - columns[:, :1]) if self.contrasts else columns
+            changes = [self._change(column.sum(), wanted) for column in columns.unbind(1)] if wanted else []
         self.network.unbind()
         # A network in half precision has factors, and their effect, in single.
-        result = logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).repeat(self.num_draws, 1, 1)
+        result = (
+            logits.detach()
+            .to(torch.promote_types(logits.dtype, torch.float32))
+            .repeat(self.num_draws, *[1] * logits.dim())
+        )
         for index, change in enumerate(changes, start=int(self.contrasts)):
-            result[..., index] += change
+            result.view(self.num_draws, size, -1)[..., index] += change
         return result
 
     def _change(self, output: Tensor, wanted: list[Tensor]) -> Tensor:

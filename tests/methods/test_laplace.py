@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 import bayeslora
 from bayeslora.adapters import AdaptedNetwork, Linearised
-from bayeslora.curvature import Gram, gauss_newton
-from bayeslora.likelihoods import Classification
+from bayeslora.curvature import Gram, gauss_newton, hessian_root
+from bayeslora.likelihoods import Classification, MultipleChoice, Regression
 from bayeslora.methods import Laplace, laplace
 from bayeslora.program import Program
 from tests.helpers import batch, tiny_bert, tokens
-from tests.methods.conftest import dense_precision, randomise
+from tests.methods.conftest import NO_DROPOUT, dense_precision, randomise
+from tests.tasks.cases import CASES
 
 Make = Callable[..., Program]
 
@@ -121,8 +122,50 @@ def test_the_last_layers_predictive_is_its_formula(make_program: Make) -> None:
     sites["head_32x3.weight"] = sites["head_32x3.weight"] + directions
     centre, draws = program.factors_at(program.centre()), program.factors_at(sites)
     words = {name: value for name, value in test.items() if name != "labels"}
-    change = Linearised(program.network, centre, draws)(words) - logits[2]
+    change = Linearised(program.network, centre, draws, program.likelihood.select)(words) - logits[2]
     torch.testing.assert_close(torch.einsum("sec,sed->ecd", change, change), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_the_last_layer_of_a_regression_is_bayesian_linear_regression() -> None:
+    tau, scale = 0.7, 0.4
+    network = AdaptedNetwork(tiny_bert(1, **NO_DROPOUT).double(), rank=2, head_family=Laplace.head_family)
+    program = Program(network, Laplace(prior_precision=tau, last_layer=True), Regression(scale)).eval()
+    batches = [{**part, "labels": part["labels"].double()} for part in (batch(8), batch(5, seed=2))]
+    program.guide = program.method.refine(program, program.guide, batches, [])
+    features: list[Tensor] = []
+    with network.layers("head_32x1")[0].register_forward_hook(lambda module, x, h: features.append(x[0].detach())):
+        for part in batches:
+            program(**part)
+    x = torch.cat([torch.cat(features), torch.ones(13, 1).double()], dim=1)
+    expected = x.T @ x / scale**2 + tau * torch.eye(33).double()
+    torch.testing.assert_close(dense_precision(program.guide["head_32x1"].matrices["weight"])[0], expected)
+
+
+def test_a_choice_that_is_padding_has_no_curvature() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(4, 3).double()
+    logits[:2, 2] = -math.inf
+    labels = torch.tensor([0, 1, 2, 0])
+    p = logits.softmax(-1)
+    columns = torch.stack(hessian_root(MultipleChoice(3), logits, labels))
+    expected = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    torch.testing.assert_close(torch.einsum("ksc,ksd->scd", columns, columns), expected)
+
+
+@pytest.mark.parametrize("name", ["Bert-choice", "Bert-multilabel", "Bert-regression", "GPT2-letters", "Llama-letters"])
+def test_it_takes_tasks_with_a_vector_of_logits(name: str) -> None:
+    case = next(case for case in CASES if case.name == name)
+    posterior = bayeslora.fit(case.make(), case.data, "laplace", likelihood=case.likelihood, **FIT)
+    assert posterior.predict(case.data, 4).draws.shape == (4, *case.shape)
+
+
+@pytest.mark.parametrize("name", ["Bert-token", "Bert-span", "Llama-causal", "T5"])
+def test_it_refuses_others_before_training(name: str) -> None:
+    case = next(case for case in CASES if case.name == name)
+    with pytest.raises(
+        ValueError, match=r"'laplace' is for a number or a vector of logits per example.*another method"
+    ):
+        bayeslora.fit(case.make(), case.data, "laplace", **FIT)
 
 
 def test_a_truncated_curvature_is_never_larger(make_program: Make) -> None:
