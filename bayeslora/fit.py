@@ -150,6 +150,8 @@ def fit(
         network = AdaptedNetwork(
             model, chosen.family, num_examples=len(train), head_family=chosen.head_family, **layers
         )
+        if not adapters:
+            _shift_outputs(network, likelihood, model, train)
         num_particles = chosen.num_particles if num_particles is None else num_particles
         program = Program(network, chosen, likelihood, num_particles)
         if adapters:
@@ -286,6 +288,12 @@ def _load_model(name: str | os.PathLike[str], data: Any, tokenizer: Any, likelih
     return getattr(transformers, AUTO_CLASSES.get(kind, DEFAULT)).from_pretrained(name, **settings), tokenizer
 
 
+NUM_TO_SHIFT = 64
+"""Examples that tell where the outputs start: the mean of 64 labels is within an eighth of their spread."""
+
+FAR = 10
+"""Distance of outputs from labels, in standard deviations of the labels, that is hard to learn without a bias."""
+
 DEFAULT = "AutoModelForSequenceClassification"
 AUTO_CLASSES: dict[type[Likelihood], str] = {
     TokenClassification: "AutoModelForTokenClassification",
@@ -417,6 +425,28 @@ def _first_logits(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _shift_outputs(network: AdaptedNetwork, likelihood: Likelihood, model: nn.Module, train: Source) -> None:
+    """Let the head's outputs start at the mean that the labels of the first examples ask for.
+
+    Adam moves every weight at about the same rate: with labels around 3 and outputs around 0, all of them push the
+    outputs up at first, drive the layer below into saturation, and little is learned afterwards.
+    """
+    layer = network.output_layer()
+    if layer is None or not isinstance(likelihood, RealValued):
+        return
+    batch = to_device(train.first_batch(NUM_TO_SHIFT), network.device)
+    offset = likelihood.offset(_first_logits(model, batch), batch)
+    if layer.bias is not None:
+        with torch.no_grad():
+            layer.bias += offset
+    elif abs(offset) > FAR * likelihood.unit:
+        logger.warning(
+            "Labels are %.3g above the outputs on average, many times their spread, and the head has no bias: subtract "
+            "the labels' mean.",
+            offset,
+        )
 
 
 def _infer_likelihood(model: nn.Module, logits: torch.Tensor, labels: torch.Tensor) -> type[Likelihood]:

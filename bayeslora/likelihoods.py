@@ -35,11 +35,14 @@ class Likelihood(nn.Module, abc.ABC):
         learning_rate: Peak learning rate of its own parameters. A noise scale that starts at the labels' standard
             deviation may have to shrink tenfold, which at the rate of the adapters would take thousands of steps.
         has_temperature: Whether dividing its logits by a temperature sharpens or flattens its distribution.
+        unit: The size of differences between logits that matter, by which the output layer's learning rate is
+            multiplied; that of log-odds is 1.
     """
 
     name: ClassVar[str]
     learning_rate: ClassVar[float] = 5e-2
     has_temperature: ClassVar[bool] = True
+    unit: float = 1.0
 
     @classmethod
     @abc.abstractmethod
@@ -227,6 +230,7 @@ class RealValued(Likelihood):
         if not 0 < scale < math.inf:
             raise ValueError(f"scale={scale!r}: give a positive number, the noise's scale in units of the labels.")
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learned)
+        self.unit = max(scale, 1.0)
 
     @classmethod
     def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "RealValued":
@@ -251,8 +255,13 @@ class RealValued(Likelihood):
         return _precise(logits.squeeze(-1))
 
     def distance(self, logits: Tensor, others: Tensor) -> float:
-        """As above, of Normal distributions at the two means, the noise's scale wide."""
+        """Of Normal distributions at the two means, as wide as the noise; its mean over examples."""
         return float(torch.erf((logits.mean(0) - others.mean(0)).abs() / (math.sqrt(8) * self.scale)).mean())
+
+    def offset(self, logits: Tensor, batch: Batch) -> float:
+        """The mean of labels minus logits."""
+        logits = self.select(logits, batch)
+        return float((batch["labels"].to(logits) - logits).mean())
 
     def log_prob(self, logits: RealLogits, labels: Tensor) -> Tensor:
         return super().log_prob(logits, labels.to(logits.dtype))
@@ -343,7 +352,7 @@ class MultiLabel(Likelihood):
         return super().log_prob(logits, labels.to(_precise(logits).dtype))
 
     def distance(self, logits: Tensor, others: Tensor) -> float:
-        """As above, the mean over labels."""
+        """Of each label; its mean over labels and examples."""
         return float((logits.sigmoid().mean(0) - others.sigmoid().mean(0)).abs().mean())
 
     def check_labels(self, labels: Any) -> None:

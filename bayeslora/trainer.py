@@ -110,16 +110,31 @@ class ProgramTrainer(Trainer):
     optimizer: torch.optim.Optimizer | None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Places, with weight decay; spreads and the likelihood's own, without, at rates of their own."""
+        """Places, with weight decay; spreads and the likelihood's own, without, at rates of their own.
+
+        Adam's steps have the size of the rate, whatever the unit: where outputs are in thousands, the output layer
+        takes steps in thousands.
+        """
         if self.optimizer is None:
+            unit = self.program.likelihood.unit
+            in_units: list[nn.Parameter] = []
             places: list[nn.Parameter] = []
             spreads: list[nn.Parameter] = []
             own: list[nn.Parameter] = []
             for name, parameter in self.program.trainable():
-                is_spread = guides.is_spread(name)
-                (own if name.startswith("likelihood.") else spreads if is_spread else places).append(parameter)
+                if name.startswith("likelihood."):
+                    own.append(parameter)
+                elif guides.is_spread(name):
+                    spreads.append(parameter)
+                elif unit != 1 and self.program.network.is_of_output(name):
+                    in_units.append(parameter)
+                else:
+                    places.append(parameter)
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.program)
             groups: list[dict[str, Any]] = [{"params": places, "weight_decay": self.args.weight_decay}]
+            if in_units:
+                rate, decay = self.args.learning_rate * unit, self.args.weight_decay / unit
+                groups.append({"params": in_units, "weight_decay": decay, "lr": rate})
             if spreads:
                 rate = self.program.method.guide_learning_rate
                 rate = self.args.learning_rate if rate is None else rate

@@ -15,7 +15,7 @@ from bayeslora.adapters import AdaptedNetwork
 from bayeslora.likelihoods import LIKELIHOODS, Classification, Regression, StudentT
 from bayeslora.methods import make_method
 from bayeslora.program import Program
-from tests.helpers import tiny_bert, tokens
+from tests.helpers import tiny_bert, tiny_llama, tokens
 from tests.test_data import TEXTS, tiny_tokenizer
 
 
@@ -81,6 +81,36 @@ def test_the_users_likelihood_is_left_alone() -> None:
     posterior = fit(line(), numbers(), likelihood=given, epochs=2)
     assert given.scale == pytest.approx(3.0)
     assert posterior.program.likelihood.scale < 2.9
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e4])
+@pytest.mark.parametrize("method", ["lora", "laplace", "deep_ensemble"])  # the latter two have factors on the head
+def test_labels_may_be_in_any_unit(method: str, unit: float) -> None:
+    ids, labels = tokens(64)
+    y = unit * (4.0 + np.asarray(labels))
+    posterior = fit(tiny_bert(num_labels=1), (ids, y), method, rank=2, learning_rate=1e-2)
+    assert posterior.evaluate((ids, y), num_draws=8)["rmse"] < 0.7 * y.std()
+
+
+def test_a_head_without_a_bias_cannot_be_shifted(caplog: pytest.LogCaptureFixture) -> None:
+    ids, labels = tokens(64)
+    with caplog.at_level(logging.WARNING, logger="bayeslora"):
+        fit(tiny_llama(num_labels=1), (ids, 4.0 + np.asarray(labels)), likelihood="regression", epochs=0)
+        assert not caplog.records
+        fit(tiny_llama(num_labels=1), (ids, 90.0 + np.asarray(labels)), likelihood="regression", epochs=0)
+    assert "and the head has no bias: subtract the labels' mean" in caplog.text
+
+
+def test_outputs_start_at_the_mean_of_what_labels_leave() -> None:
+    ids, labels = tokens(64)
+    y = np.asarray(labels) + 100.0
+    model = tiny_bert(num_labels=1)
+    before = model.classifier.bias.clone()
+    started = fit(model, (ids, y), epochs=0)
+    assert started.predict(ids).mean.mean() == pytest.approx(y.mean(), rel=1e-5)
+    assert torch.equal(model.classifier.bias, before)  # the user's model is left alone
+    again = fit(started.merge(), (ids, y), epochs=0)  # a head that is right stays
+    torch.testing.assert_close(again.network.head_state(), started.network.head_state(), rtol=1e-5, atol=1e-5)
 
 
 def test_its_own_parameters_take_no_weight_decay_and_a_rate_of_their_own() -> None:

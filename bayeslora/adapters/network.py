@@ -116,8 +116,9 @@ class AdaptedNetwork(nn.Module):
         names = choose_targets(model, targets, family)
         self.model = share_weights(model, self.head_names)
         stacks = _group(self.model, names, family, rank, start_rank, alpha, num_examples)
+        in_head = [name for name in _linear_layers(self.model) if name.split(".")[0] in self.head_names]
+        self.output_name = in_head[-1] if in_head else None
         if head_family is not None:
-            in_head = [name for name in _linear_layers(self.model) if name.split(".")[0] in self.head_names]
             stacks += _group(
                 self.model,
                 in_head,
@@ -211,6 +212,21 @@ class AdaptedNetwork(nn.Module):
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(state[name])
+
+    def output_layer(self) -> Any:
+        """The last linear layer of the task head as it is, whatever its factors; None if there is none."""
+        if self.output_name is None:
+            return None
+        layer = self.model.get_submodule(self.output_name)
+        return layer.base if isinstance(layer, AdaptedLayer) else layer
+
+    def is_of_output(self, name: str) -> bool:
+        """Whether a program's parameter is the output layer's, or of its factors."""
+        stacks = [
+            stack.name for stack in self.stacks.values() if stack.in_head and self.output_name in stack.layer_names
+        ]
+        own = self.output_name is not None and name.startswith(f"network.model.{self.output_name}.")
+        return own or any(stack in name.split(".") for stack in stacks)
 
     def freeze_head(self) -> None:
         """Leave the task head as it is."""
