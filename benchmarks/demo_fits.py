@@ -155,7 +155,7 @@ ABLATIONS: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-def ablations(seeds: range = range(3)) -> None:
+def ablations(seeds: range = range(5)) -> None:
     """Each argument of the paper's Figures 6 and 8, one at a time."""
     complete(fit(seed, **fields) for seed in seeds for _, fields, _ in ABLATIONS)
     write_ablations(seeds)
