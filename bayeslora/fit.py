@@ -151,7 +151,7 @@ def fit(
             model, chosen.family, num_examples=len(train), head_family=chosen.head_family, **layers
         )
         if not adapters:
-            _shift_outputs(network, likelihood, model, train)
+            _shift_outputs(network, likelihood, model, train, batch_size)
         num_particles = chosen.num_particles if num_particles is None else num_particles
         program = Program(network, chosen, likelihood, num_particles)
         if adapters:
@@ -427,7 +427,9 @@ def _first_logits(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
             module.training = mode
 
 
-def _shift_outputs(network: AdaptedNetwork, likelihood: Likelihood, model: nn.Module, train: Source) -> None:
+def _shift_outputs(
+    network: AdaptedNetwork, likelihood: Likelihood, model: nn.Module, train: Source, batch_size: int
+) -> None:
     """Let the head's outputs start at the mean that the labels of the first examples ask for.
 
     Adam moves every weight at about the same rate: with labels around 3 and outputs around 0, all of them push the
@@ -436,8 +438,14 @@ def _shift_outputs(network: AdaptedNetwork, likelihood: Likelihood, model: nn.Mo
     layer = network.output_layer()
     if layer is None or not isinstance(likelihood, RealValued):
         return
-    batch = to_device(train.first_batch(NUM_TO_SHIFT), network.device)
-    offset = likelihood.offset(_first_logits(model, batch), batch)
+    total, count = 0.0, 0
+    for batch in train.batches(batch_size):
+        batch = to_device(batch, network.device)
+        total += likelihood.residuals(_first_logits(model, batch), batch).sum().item()
+        count += len(batch["labels"])
+        if count >= NUM_TO_SHIFT:
+            break
+    offset = total / count
     if layer.bias is not None:
         with torch.no_grad():
             layer.bias += offset

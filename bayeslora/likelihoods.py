@@ -258,10 +258,10 @@ class RealValued(Likelihood):
         """Of Normal distributions at the two means, as wide as the noise; its mean over examples."""
         return float(torch.erf((logits.mean(0) - others.mean(0)).abs() / (math.sqrt(8) * self.scale)).mean())
 
-    def offset(self, logits: Tensor, batch: Batch) -> float:
-        """The mean of labels minus logits."""
+    def residuals(self, logits: Tensor, batch: Batch) -> RealLogits:
+        """Labels minus logits."""
         logits = self.select(logits, batch)
-        return float((batch["labels"].to(logits) - logits).mean())
+        return batch["labels"].to(logits) - logits
 
     def log_prob(self, logits: RealLogits, labels: Tensor) -> Tensor:
         return super().log_prob(logits, labels.to(logits.dtype))
