@@ -292,7 +292,7 @@ NUM_TO_SHIFT = 64
 """Examples that tell where the outputs start: the mean of 64 labels is within an eighth of their spread."""
 
 FAR = 10
-"""Distance of outputs from labels, in standard deviations of the labels, that is hard to learn without a bias."""
+"""Distance of outputs from labels, in the likelihood's unit, that is hard to learn without a bias."""
 
 DEFAULT = "AutoModelForSequenceClassification"
 AUTO_CLASSES: dict[type[Likelihood], str] = {

@@ -21,7 +21,7 @@ from datasets import Dataset, load_dataset
 from demo_study import ROOT, fill, markdown
 
 import bayeslora
-from bayeslora import metrics
+from bayeslora import metrics, tables
 
 STORE = ROOT / "benchmarks" / "results" / "real-tasks"
 METHODS: dict[str, Any] = {
@@ -107,8 +107,7 @@ def run(task: Task, method: str, seed: int) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     scores = posterior.evaluate(test, NUM_DRAWS)
     if "answerKey" in test.column_names:
-        labels = [row["choices"]["label"].index(row["answerKey"]) for row in test]
-        scores["majority"] = metrics.majority_rate(labels)
+        scores["majority"] = metrics.majority_rate(tables.read_choices(test)[2])
     return {name: round(value, 5) for name, value in scores.items()} | {"seconds": round(seconds, 1)}
 
 

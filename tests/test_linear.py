@@ -18,7 +18,7 @@ from bayeslora.methods import make_method
 from bayeslora.program import Program
 from tests.helpers import assert_mean_close, batch, tiny_bert, tokens
 from tests.methods.conftest import NO_DROPOUT, randomise
-from tests.tasks.cases import CASES
+from tests.tasks.cases import named
 
 INPUTS = {name: value for name, value in batch(5).items() if name != "labels"}
 
@@ -56,7 +56,7 @@ def test_it_is_the_networks_derivative(method: str) -> None:
 
 @pytest.mark.parametrize("name", ["Bert-choice", "Bert-multilabel", "Bert-regression", "GPT2-letters", "Llama-letters"])
 def test_it_is_the_derivative_of_what_the_labels_are_about(name: str) -> None:
-    case = next(case for case in CASES if case.name == name)
+    case = named(name)
     network = AdaptedNetwork(case.make().double(), rank=4, num_examples=32)
     program = randomise(Program(network, make_method("blob"), case.likelihood)).eval()
     assert_first_order(program, {name: value[:5] for name, value in case.data[0].items()})
@@ -156,7 +156,7 @@ def test_it_warns_where_the_network_itself_disagrees() -> None:
 
 @pytest.mark.parametrize("name", ["Bert-choice", "Bert-multilabel", "Bert-regression"])
 def test_it_says_how_far_from_the_network_it_is(name: str) -> None:
-    case = next(case for case in CASES if case.name == name)
+    case = named(name)
     program = randomise(Program(AdaptedNetwork(case.make(), rank=4), make_method("blob"), case.likelihood)).eval()
     posterior = Posterior(program)
 

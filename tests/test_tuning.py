@@ -17,7 +17,7 @@ from bayeslora.methods import make_method
 from bayeslora.program import Program
 from bayeslora.tuning import log_mean_exp, nll_by_loudness
 from tests.helpers import assert_mean_close, tiny_bert, tokens
-from tests.tasks.cases import CASES
+from tests.tasks.cases import named
 
 SETTINGS: dict[str, Any] = {"epochs": 4, "learning_rate": 1e-2, "progress": False}
 
@@ -73,7 +73,7 @@ def test_where_logits_are_linear_in_the_noise_its_scaling_is_exact() -> None:
 
 @pytest.mark.parametrize("name", ["Bert-choice", "Bert-span"])
 def test_padding_has_no_noise(name: str) -> None:
-    case = next(case for case in CASES if case.name == name)
+    case = named(name)
     program = Program(AdaptedNetwork(case.make(), rank=2), make_method("monteclora"), case.likelihood).eval()
     with torch.no_grad():
         for guide in program.guide.values():

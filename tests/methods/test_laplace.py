@@ -19,7 +19,7 @@ from bayeslora.methods import Laplace, laplace
 from bayeslora.program import Program
 from tests.helpers import batch, tiny_bert, tokens
 from tests.methods.conftest import NO_DROPOUT, dense_precision, randomise
-from tests.tasks.cases import CASES
+from tests.tasks.cases import named
 
 Make = Callable[..., Program]
 
@@ -154,14 +154,14 @@ def test_a_choice_that_is_padding_has_no_curvature() -> None:
 
 @pytest.mark.parametrize("name", ["Bert-choice", "Bert-multilabel", "Bert-regression", "GPT2-letters", "Llama-letters"])
 def test_it_takes_tasks_with_a_vector_of_logits(name: str) -> None:
-    case = next(case for case in CASES if case.name == name)
+    case = named(name)
     posterior = bayeslora.fit(case.make(), case.data, "laplace", likelihood=case.likelihood, **FIT)
     assert posterior.predict(case.data, 4).draws.shape == (4, *case.shape)
 
 
 @pytest.mark.parametrize("name", ["Bert-token", "Bert-span", "Llama-causal", "T5"])
 def test_it_refuses_others_before_training(name: str) -> None:
-    case = next(case for case in CASES if case.name == name)
+    case = named(name)
     with pytest.raises(
         ValueError, match=r"'laplace' is for a number or a vector of logits per example.*another method"
     ):

@@ -160,3 +160,8 @@ CASES += [
     ),
     Case("MLP", mlp, (NOISE, NOISE[:, :3].argmax(-1)), likelihoods.Classification(3), (32, 3)),
 ]
+
+
+def named(name: str) -> Case:
+    """The case of that name."""
+    return next(case for case in CASES if case.name == name)
