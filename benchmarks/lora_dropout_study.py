@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from demo_study import fill, markdown, probabilities
+from demo_study import ROOT, fill, markdown, probabilities
 
 import bayeslora
 from bayeslora import Posterior, demo, metrics
 from bayeslora.methods import LoRADropout
 from bayeslora.program import Program
 
-ROOT = Path(__file__).resolve().parent.parent
 STORE = ROOT / "benchmarks" / "results" / "lora-dropout"
 RATES = tuple(tenths / 10 for tenths in range(1, 10))
 INSTANCES = (1, 2, 4, 8)

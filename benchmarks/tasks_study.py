@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from demo_study import fill, markdown, probabilities
+from demo_study import ROOT, fill, markdown, probabilities
 
 import bayeslora
 from bayeslora import MonteCLoRA, metrics
 
-ROOT = Path(__file__).resolve().parent.parent
 STORE = ROOT / "benchmarks" / "results" / "tasks"
 sys.path.insert(0, str(ROOT / "examples"))
 import glue  # noqa: E402 (the example's reader, from its folder)
