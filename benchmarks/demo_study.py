@@ -58,6 +58,11 @@ def probabilities(positive: list[float]) -> np.ndarray:
     return np.stack([1 - p, p], axis=-1)
 
 
+def logits(probs: np.ndarray) -> np.ndarray:
+    """Log-probabilities, which are logits: one pass over the examples serves every temperature."""
+    return np.log(np.maximum(probs, np.finfo(float).tiny))
+
+
 def table(record: dict) -> pd.DataFrame:
     """One seed's table."""
     labels = np.asarray(record["labels"])

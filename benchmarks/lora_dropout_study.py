@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from demo_study import ROOT, fill, markdown, probabilities
+from demo_study import ROOT, fill, logits, markdown, probabilities
 
 import bayeslora
 from bayeslora import Posterior, demo, metrics
@@ -66,11 +66,9 @@ def switched(posterior: Posterior, test_dropout: bool) -> Posterior:
 def predict(posterior: Posterior, texts: list[str], num_draws: int) -> dict[str, list[float]]:
     """Probabilities of the positive class: averaged over draws, from averaged logits, and at the centre."""
     draws = posterior.predict(texts, num_draws).draws
-    # Log-probabilities are logits.
-    logits = np.log(np.maximum(draws, np.finfo(float).tiny)).mean(0)
     probs = {
         "probs": draws.mean(0),
-        "logits": metrics.softmax(logits),
+        "logits": metrics.softmax(logits(draws).mean(0)),
         "center": posterior.predict(texts, center=True).probs,
     }
     return {name: value[:, 1].round(6).tolist() for name, value in probs.items()}

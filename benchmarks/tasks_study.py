@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from demo_study import ROOT, fill, markdown, probabilities
+from demo_study import ROOT, fill, logits, markdown, probabilities
 
 import bayeslora
 from bayeslora import MonteCLoRA, metrics
@@ -53,10 +53,8 @@ def predictions(posterior: bayeslora.Posterior, task: glue.Task) -> dict[str, An
     """Probabilities of the positive class on the test examples, as fitted and at the held-out temperature."""
     held_out = posterior.predict(task.held_out, NUM_DRAWS).draws
     draws = posterior.predict(task.test, NUM_DRAWS).draws
-    # Log-probabilities are logits; one pass over the examples serves both.
-    held_out_logits = np.log(np.maximum(held_out, 1e-300))
-    temperature = metrics.fit_temperature(held_out_logits, np.asarray(task.held_out["label"]))
-    calibrated = metrics.softmax(np.log(np.maximum(draws, 1e-300)), temperature)
+    temperature = metrics.fit_temperature(logits(held_out), np.asarray(task.held_out["label"]))
+    calibrated = metrics.softmax(logits(draws), temperature)
     return {
         "probs": draws.mean(0)[:, 1].round(6).tolist(),
         "calibrated": calibrated.mean(0)[:, 1].round(6).tolist(),
