@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from torch import Tensor
 
@@ -25,8 +26,8 @@ FOLDED_POSITIONS = 2048
 
 # Linearised prediction is compared with the network itself on so many examples of the first batch, at so many draws.
 CHECKED_EXAMPLES, CHECKED_DRAWS = 16, 8
-# Mean distance of their probabilities beyond which it warns: five points of a hundred.
-TRUSTED_DISTANCE = 0.05
+# Divergence beyond which it warns, in nats per example: what the expansion adds to the NLL if the network is right.
+TRUSTED_DIVERGENCE = 0.01
 
 
 @contextlib.contextmanager
@@ -257,12 +258,13 @@ def _check_linear(program: Program, factors: Mapping[str, Any], inputs: Batch, l
     few = {n: v[:CHECKED_EXAMPLES] if has_rows(v) and len(v) == size else v for n, v in inputs.items()}
     with torch.inference_mode():
         exact = torch.cat(list(chunks(program.network_logits, few_draws, few, len(linear))))
-    distance = program.likelihood.distance(exact.double(), linear.double())
-    if distance > TRUSTED_DISTANCE:
+    with seeded(0), pyro.validation_enabled(False):
+        divergence = program.likelihood.divergence(exact.double(), linear.double())
+    if divergence > TRUSTED_DIVERGENCE:
         warnings.warn(
             f"Linearised predictions are not to be trusted here: on {exact.shape[1]} examples, averaged over the same "
-            f"{len(linear)} draws, they are {distance:.2f} from the network's (total variation). The "
-            "noise is too loud for a first-order expansion: predict with approximation='draws'.",
+            f"{len(linear)} draws, they diverge from the network's by {divergence:.3f} nats per example. The noise is "
+            "too loud for a first-order expansion: predict with approximation='draws'.",
             stacklevel=2,
         )
 

@@ -6,13 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import bayeslora
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.likelihoods import LIKELIHOODS, Classification, Regression, StudentT
+from bayeslora.likelihoods import (
+    LIKELIHOODS,
+    NUM_SAMPLES,
+    Classification,
+    Likelihood,
+    MultiLabel,
+    MultipleChoice,
+    Observation,
+    Regression,
+    StudentT,
+)
 from bayeslora.methods import make_method
 from bayeslora.program import Program
 from tests.helpers import tiny_bert, tiny_llama, tokens
@@ -33,6 +46,59 @@ def numbers(num_examples: int = 160, noise: float = 0.1) -> tuple[np.ndarray, np
 def fit(model: nn.Module, data: Any, method: str = "lora", **settings: Any) -> bayeslora.Posterior:
     settings = {"rank": 1, "epochs": 20, "learning_rate": 2e-2, "progress": False} | settings
     return bayeslora.fit(model, data, method, **settings)
+
+
+# How far two predictions are apart
+
+SIZE = 400
+
+
+def categorical_divergence(logits: torch.Tensor, others: torch.Tensor) -> float:
+    p, q = (values.softmax(-1).mean(0) for values in (logits, others))
+    return float(torch.where(p > 0, p * (p / q).log(), 0).sum(-1).mean())
+
+
+def impossible(logits: torch.Tensor) -> torch.Tensor:
+    return logits.masked_fill(torch.arange(3) == 2, -math.inf)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "draws", "num_outputs", "last", "exact"),
+    [
+        (Classification(3), 4, (3,), None, categorical_divergence),
+        (MultipleChoice(3), 4, (3,), impossible, categorical_divergence),
+        (Regression(1.5), 1, (), None, lambda a, b: float((a - b).square().mean() / (2 * 1.5**2))),
+        (
+            MultiLabel(3),
+            1,
+            (3,),
+            None,
+            lambda a, b: float((a.sigmoid() * (a - b) - F.softplus(a) + F.softplus(b)).sum(-1).mean()),
+        ),
+        (
+            Observation(lambda logits, y: pyro.sample("labels", dist.Poisson(logits[..., 0].exp()), obs=y)),
+            1,
+            (1,),
+            None,
+            lambda a, b: float((a.exp() * (a - b) - a.exp() + b.exp()).mean()),
+        ),
+    ],
+    ids=["classes", "choices", "real numbers", "several labels", "counts"],
+)
+def test_the_divergence_of_two_predictions(
+    likelihood: Likelihood, draws: int, num_outputs: tuple[int, ...], last: Any, exact: Any
+) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(draws, SIZE, *num_outputs, dtype=torch.float64)
+    others = logits + 0.5 * torch.randn_like(logits)
+    if last is not None:
+        logits, others = last(logits), last(others)
+    expected = exact(logits, others)
+    # A log-ratio has a variance of about twice its mean.
+    error = math.sqrt(2 * expected / (NUM_SAMPLES * draws * SIZE))
+    assert likelihood.divergence(logits, others) == pytest.approx(expected, abs=5 * error)
+    assert expected > 10 * error
+    assert likelihood.divergence(logits, logits) == 0
 
 
 # Real numbers
