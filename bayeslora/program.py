@@ -12,7 +12,6 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from bayeslora.adapters import AdaptedNetwork, Linearised, Stacks
-from bayeslora.adapters.network import NotFoldedError
 from bayeslora.elbo import MeanFieldELBO, is_plate, sites
 from bayeslora.likelihoods import AnswerLetters, Classification, Likelihood
 from bayeslora.methods import Method
@@ -108,15 +107,7 @@ class Program(nn.Module):
             if not self.training:
                 logits = self.logits(self.centre(), batch)
                 return Output(-self.likelihood.log_prob(logits, batch["labels"]).mean(), logits)
-            try:
-                terms, logits = self.elbo.terms(self.model, lambda _: self.guide(), batch)
-            except NotFoldedError as error:
-                one_by_one = (
-                    "give every member a fit and a seed of its own, and average their probabilities"
-                    if self.method.own_batches
-                    else "set num_particles=1"
-                )
-                raise ValueError(f"{error}: {one_by_one}, or leave those layers out of `targets`.") from None
+            terms, logits = self.elbo.terms(self.model, lambda _: self.guide(), batch)
         values = torch.stack(list(terms.values()))
         self._terms = (list(terms), values.detach())
         return Output(values.sum(), logits)

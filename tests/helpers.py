@@ -47,6 +47,27 @@ def tiny_bert(num_labels: int = 3, **settings: object) -> nn.Module:
     return BertForSequenceClassification(config).eval()
 
 
+def tiny_deberta(num_labels: int = 3) -> nn.Module:
+    """A one-layer DeBERTa classifier with random weights, whose projections also see a table of relative positions."""
+    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
+
+    config = DebertaV2Config(
+        vocab_size=60,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=48,
+        num_labels=num_labels,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        share_att_key=True,
+        position_buckets=16,
+        max_position_embeddings=32,
+    )
+    torch.manual_seed(0)
+    return DebertaV2ForSequenceClassification(config).eval()
+
+
 def tiny_llama(num_labels: int = 3, **settings: object) -> nn.Module:
     """A two-layer Llama classifier with random weights."""
     from transformers import LlamaConfig, LlamaForSequenceClassification

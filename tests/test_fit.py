@@ -22,7 +22,7 @@ from bayeslora.methods import LoRA, make_method
 from bayeslora.posterior import Posterior
 from bayeslora.prediction import seeded
 from bayeslora.program import Program
-from tests.helpers import assert_mean_close, batch, tiny_bert, tokens
+from tests.helpers import assert_mean_close, batch, tiny_bert, tiny_deberta, tokens
 
 KLS = [f"{stack}.{name}" for stack in ("32x32", "32x48", "48x32") for name in ("weights", "cov_tril", "noise")] + [
     f"{stack}.cooperative" for stack in ("32x32", "32x48", "48x32")
@@ -181,6 +181,12 @@ def test_the_loss_falls(method: str, fields: dict[str, float]) -> None:
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2))
     history = fit(model, (x, (x[:, 0] > 0).long()), method, epochs=10, learning_rate=3e-2, **fields).history
     assert history["nll"].tail(4).mean() < 0.5 * history["nll"].head(4).mean()
+
+
+@pytest.mark.parametrize("method", ["lora_dropout", "deep_ensemble"])
+def test_the_loss_of_several_particles_falls_where_layers_are_not_batch_first(method: str) -> None:
+    history = fit(tiny_deberta(), method=method, epochs=10, learning_rate=3e-2, rank=4).history
+    assert history["nll"].tail(4).mean() < 0.8 * history["nll"].head(4).mean()
 
 
 def test_columns_of_the_history() -> None:

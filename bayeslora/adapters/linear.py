@@ -87,7 +87,7 @@ class Linearised:
         }
         wanted = [factors[name][index].requires_grad_() for name, index in self.differences]
         with torch.enable_grad():
-            self.network.bind(factors, size, sequences_in(inputs))
+            self.network.bind(factors, size, sequences_in(inputs), trusting=True)
             try:
                 output = logits_of(self.network.model(**inputs))
             except NotFoldedError:

@@ -32,12 +32,14 @@ class Slot:
         factors: Scaled factors, None where none are bound.
         rows: Rows of the batch over all draws, None where there are no several draws.
         sequences: Sequences of tokens in a row, which the network may make rows of their own.
+        trusting: Whether rows are taken for the batch's where they might be tokens as well, being as many.
     """
 
     def __init__(self) -> None:
         self.factors: Any = None
         self.rows: int | None = None
         self.sequences = 1
+        self.trusting = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Slot":
         return Slot()
@@ -60,10 +62,13 @@ class AdaptedLayer(nn.Module):
         self.slot = Slot()
 
     def forward(self, x: Tensor) -> Tensor:
-        factors, rows = self.slot.factors, self.slot.rows
-        if rows is not None and not _has_rows_first(x, rows, self.slot.sequences):
-            raise NotFoldedError
-        return self.base(x) if factors is None else self.family.forward(self.base, x, factors)
+        slot = self.slot
+        if slot.rows is not None and not _has_rows_first(x, slot.rows, slot.sequences, slot.trusting):
+            raise NotFoldedError(
+                f"The input of a layer, {tuple(x.shape)}, does not begin with the {slot.rows} rows of several draws. "
+                "Draws of such a network run one by one, which activation checkpointing cannot repeat: leave it off."
+            )
+        return self.base(x) if slot.factors is None else self.family.forward(self.base, x, slot.factors)
 
     def __getattr__(self, name: str) -> Any:
         # Networks read `weight.dtype`, `in_features` and the like off their linear layers.
@@ -237,7 +242,9 @@ class AdaptedNetwork(nn.Module):
         """Factors by stack with the per-layer scaling s folded in."""
         return {name: self.stacks[name].family.scale(value, self.scaling(name)) for name, value in factors.items()}
 
-    def bind(self, factors: Mapping[str, Any], rows: int | None = None, sequences: int = 1) -> None:
+    def bind(
+        self, factors: Mapping[str, Any], rows: int | None = None, sequences: int = 1, trusting: bool = False
+    ) -> None:
         """Give every adapted layer its factors; they stay until the next call.
 
         Activation checkpointing runs the layers again in the backward pass: factors reset after the forward pass
@@ -247,11 +254,12 @@ class AdaptedNetwork(nn.Module):
             factors: Stack name to factors, `[*draw, layer, …]`.
             rows: Rows of the batch over all draws, where there are several.
             sequences: Sequences of tokens in a row, see `sequences_in`.
+            trusting: See `Slot`.
         """
         for name, value in self.scaled(factors).items():
             for layer, its_factors in zip(self._layers[name], self.stacks[name].family.unstack(value), strict=True):
                 slot = layer.slot
-                slot.factors, slot.rows, slot.sequences = its_factors, rows, sequences
+                slot.factors, slot.rows, slot.sequences, slot.trusting = its_factors, rows, sequences, trusting
 
     def unbind(self) -> None:
         """Back to the base network (with its task head)."""
@@ -274,7 +282,8 @@ class AdaptedNetwork(nn.Module):
             rows_by_draw: Whether each draw has rows of its own, a block of the batch; the logits are then `[batch, …]`.
 
         Raises:
-            NotFoldedError: If gradients are asked for at several draws of a network that does not keep the batch first.
+            ValueError: If draws of a network that does not keep the batch first are to be trained under activation
+                checkpointing.
         """
         num_draws = self.num_draws(factors)
         if num_draws is None:
@@ -286,29 +295,38 @@ class AdaptedNetwork(nn.Module):
             name: torch.cat([value] * repeats) if has_rows(value) and len(value) == size else value
             for name, value in inputs.items()
         }
-        self.bind(factors, repeats * size if num_draws > 1 else None, sequences_in(inputs))
+        # One draw after another, activation checkpointing would see the last one's factors.
+        checkpointed = torch.is_grad_enabled() and any(
+            getattr(module, "gradient_checkpointing", False) for module in self.model.modules()
+        )
+        num_rows, sequences = repeats * size if num_draws > 1 else None, sequences_in(inputs)
+        self.bind(factors, num_rows, sequences, trusting=checkpointed)
         try:
             logits = logits_of(self.model(**rows))
         except NotFoldedError:
-            # One draw after another, activation checkpointing would see the last one's factors.
-            if rows_by_draw or torch.is_grad_enabled():
-                raise NotFoldedError(
-                    f"{type(self.model).__name__} does not keep the batch first in every adapted layer, so that "
-                    "several draws cannot be trained in one pass"
+            if checkpointed:
+                raise ValueError(
+                    f"{type(self.model).__name__} does not keep the batch first in every adapted layer: its draws run "
+                    "one by one, which activation checkpointing cannot repeat. Leave it off, train one particle, or "
+                    "leave those layers out of `targets`."
                 ) from None
-            return self._one_by_one(factors, inputs, num_draws)
+            blocks = _blocks(inputs, size, num_draws) if rows_by_draw else [inputs] * num_draws
+            logits = self._one_by_one(factors, blocks)
+            # Should a network of its own repeat a pass for the backward one, it will find no single draw's factors.
+            self.bind(factors, num_rows, sequences)
+            return logits.flatten(0, 1) if rows_by_draw else logits
         return logits if rows_by_draw else logits.view(num_draws, size, *logits.shape[1:])
 
-    def _one_by_one(self, factors: Mapping[str, Any], inputs: Batch, num_draws: int) -> Tensor:
-        """Logits at several draws of a network with layers whose inputs are not batch first.
+    def _one_by_one(self, factors: Mapping[str, Any], blocks: Sequence[Batch]) -> Tensor:
+        """Logits at each draw of its block of rows, of a network with layers whose inputs are not batch first.
 
         Some work on transposed sequences (XLNet), some on inputs that all examples share (relative positions in
         DeBERTa).
         """
         logits = []
-        for index in range(num_draws):
+        for index, block in enumerate(blocks):
             self.bind({name: type(value)(*(factor[index] for factor in value)) for name, value in factors.items()})
-            logits.append(logits_of(self.model(**inputs)))
+            logits.append(logits_of(self.model(**block)))
         return torch.stack(logits)
 
 
@@ -477,17 +495,26 @@ def share_weights(model: nn.Module, heads: Sequence[str]) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _has_rows_first(x: Tensor, rows: int, sequences: int) -> bool:
+def _has_rows_first(x: Tensor, rows: int, sequences: int, trusting: bool) -> bool:
     """Whether the rows of a layer's input are those of the batch, or the sequences in them, in the batch's order."""
     if x.dim() < 3:  # rows, or the tokens of all rows
         return len(x) % rows == 0
     first, second = x.shape[:2]
     sizes = (rows, rows * sequences)
     # A transposed batch has its rows, or sequences, second. Where both dimensions have such a size, the first need not
-    # be the batch. Prediction can go the safe way; training, which cannot, finds out at batches of another size.
-    if torch.is_grad_enabled():
+    # be the batch. Draws can mostly run one by one; where they cannot, batches of another size will tell.
+    if trusting:
         return first in sizes and (second != sizes[1] or first == second)
     return first in sizes and second not in sizes
+
+
+def _blocks(inputs: Batch, size: int, num_blocks: int) -> list[Batch]:
+    """Inputs of `size` rows in blocks of equal size."""
+    parts = {
+        name: value.chunk(num_blocks) if has_rows(value) and len(value) == size else [value] * num_blocks
+        for name, value in inputs.items()
+    }
+    return [{name: values[index] for name, values in parts.items()} for index in range(num_blocks)]
 
 
 def sequences_in(inputs: Batch) -> int:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from bayeslora.adapters import AdaptedNetwork, Factors, choose_targets
 from bayeslora.adapters.network import AdaptedLayer, NotFoldedError, Slot
-from tests.helpers import batch, tiny_bert, tiny_gpt2, tiny_llama
+from tests.helpers import batch, tiny_bert, tiny_deberta, tiny_gpt2, tiny_llama
 
 ATTENTION_OF_BERT = [
     f"bert.encoder.layer.{layer}.attention.self.{name}" for layer in range(2) for name in ("query", "key", "value")
@@ -281,30 +282,13 @@ def test_draws_in_one_pass_equal_a_loop(make: Any, length: int) -> None:
     torch.testing.assert_close(together, loop, atol=1e-5, rtol=1e-5)
 
 
-def deberta() -> nn.Module:
-    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
-
-    config = DebertaV2Config(
-        vocab_size=60,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        intermediate_size=48,
-        num_labels=3,
-        relative_attention=True,
-        pos_att_type=["p2c", "c2p"],
-        share_att_key=True,
-        position_buckets=16,
-        max_position_embeddings=32,
-    )
-    return DebertaV2ForSequenceClassification(config).eval()
-
-
 @pytest.mark.parametrize("name", ["deberta", "sequence_first"])
 def test_draws_where_layers_are_not_batch_first(name: str) -> None:
     # DeBERTa's projections also see positions that all examples share; a sequence-first network is transposed inside.
     model, x = (
-        (deberta(), inputs(length=10)) if name == "deberta" else (Transformer(False), {"x": torch.randn(4, 10, 16)})
+        (tiny_deberta(), inputs(length=10))
+        if name == "deberta"
+        else (Transformer(False), {"x": torch.randn(4, 10, 16)})
     )
     network = AdaptedNetwork(model, rank=4).eval()
     factors = random_factors(network, num_draws=2)
@@ -313,8 +297,60 @@ def test_draws_where_layers_are_not_batch_first(name: str) -> None:
         loop = torch.stack([network(at_draw(factors, i), x) for i in range(2)])
     assert not torch.allclose(loop[0], loop[1], atol=1e-3)
     torch.testing.assert_close(together, loop, atol=1e-5, rtol=1e-5)
-    with pytest.raises(NotFoldedError, match="several draws cannot be trained in one pass"):
-        network(factors, x)
+    assert_gradients_of_a_loop(network, factors, x)
+
+
+def assert_gradients_of_a_loop(network: AdaptedNetwork, factors: dict[str, Factors], x: dict[str, Tensor]) -> None:
+    """Gradients of several draws at once are those of each draw alone."""
+
+    def gradients(draws: dict[str, Factors]) -> list[Tensor]:
+        leaves = {name: Factors(*(f.clone().requires_grad_() for f in value)) for name, value in draws.items()}
+        network(leaves, x).log_softmax(-1)[..., 0].sum().backward()
+        return [factor.grad for value in leaves.values() for factor in value]
+
+    network.eval()  # no dropout, but gradients
+    apart = [gradients(at_draw(factors, i)) for i in range(2)]
+    for together, *single in zip(gradients(factors), *apart, strict=True):
+        assert together.abs().max() > 1e-3
+        torch.testing.assert_close(together, torch.stack(single), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["deberta", "sequence_first"])
+def test_every_draw_trains_on_rows_of_its_own_where_layers_are_not_batch_first(name: str) -> None:
+    model, x = (
+        (tiny_deberta(), inputs(length=10))
+        if name == "deberta"
+        else (Transformer(False), {"x": torch.randn(4, 10, 16)})
+    )
+    network = AdaptedNetwork(model, rank=4).eval()
+    factors = random_factors(network, num_draws=2)
+    blocks = [{key: value[i : i + 2] for key, value in x.items()} for i in (0, 2)]
+    apart = torch.cat([network(at_draw(factors, i), block) for i, block in enumerate(blocks)])
+    torch.testing.assert_close(network(factors, x, rows_by_draw=True), apart, atol=1e-5, rtol=1e-5)
+
+
+def test_draws_run_one_by_one_are_not_checkpointed() -> None:
+    network = AdaptedNetwork(tiny_deberta(), rank=4).train()
+    network.model.activation_checkpointing_enable({"use_reentrant": False})
+    with pytest.raises(
+        ValueError, match=r"^DebertaV2\w+ does not keep the batch first .* one by one, .* checkpointing"
+    ):
+        network(random_factors(network, num_draws=2), inputs(length=10))
+
+
+def test_a_network_that_repeats_its_passes_finds_no_single_draws_factors() -> None:
+    # It does so in the backward pass, when the last draw's would be the ones that are bound.
+    class Repeating(Transformer):
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(super().forward, x, use_reentrant=False)
+
+    network = AdaptedNetwork(Repeating(False), rank=4)
+    factors = random_factors(network, num_draws=2)
+    for value in factors.values():
+        value.A.requires_grad_()
+    logits = network(factors, {"x": torch.randn(4, 10, 16)})
+    with pytest.raises(NotFoldedError, match="one by one, which activation checkpointing cannot repeat"):
+        logits.sum().backward()
 
 
 # Several sequences in a row
@@ -370,28 +406,12 @@ def test_choices_are_rows_of_their_draw(family: str, length: int, passes: int) -
     torch.testing.assert_close(together, loop, atol=1e-5, rtol=1e-5)
 
 
+# At two draws: 4 rows, 12 sequences, which a length may equal.
 @pytest.mark.parametrize("length", [4, 5, 12])
-def test_choices_train_with_several_draws_in_one_pass(length: int) -> None:
-    network = AdaptedNetwork(multiple_choice("bert"), rank=4)
-    factors, x = random_factors(network, num_draws=2), choices(length)
-
-    def gradients(draws: dict[str, Factors]) -> list[Tensor]:
-        leaves = {name: Factors(*(f.clone().requires_grad_() for f in value)) for name, value in draws.items()}
-        network(leaves, x).log_softmax(-1)[..., 0].sum().backward()
-        return [factor.grad for value in leaves.values() for factor in value]
-
-    network.eval()  # no dropout, but gradients
-    apart = [gradients(at_draw(factors, i)) for i in range(2)]
-    for together, *single in zip(gradients(factors), *apart, strict=True):
-        assert together.abs().max() > 1e-3
-        torch.testing.assert_close(together, torch.stack(single), atol=1e-6, rtol=1e-4)
-
-
-@pytest.mark.parametrize(("family", "length"), [("xlnet", 4), ("xlnet", 5), ("deberta", 4), ("deberta", 12)])
-def test_choices_of_other_layouts_are_not_trained_in_one_pass(family: str, length: int) -> None:
+@pytest.mark.parametrize("family", ["bert", "xlnet", "deberta"])
+def test_choices_train_with_several_draws(family: str, length: int) -> None:
     network = AdaptedNetwork(multiple_choice(family), rank=4)
-    with pytest.raises(NotFoldedError):
-        network(random_factors(network, num_draws=2), choices(length))
+    assert_gradients_of_a_loop(network, random_factors(network, num_draws=2), choices(length))
 
 
 def test_adapters_work_where_torch_would_use_its_fused_encoder_layer() -> None:
