@@ -1,14 +1,13 @@
 """Every method on one task: accuracy, calibration, unfamiliar inputs, first-order prediction, learned numbers and time.
 
-    python benchmarks/methods_study.py [--task demo] [--seeds 3] [--methods lora monteclora …] [--again]
+    python benchmarks/methods_study.py [--task demo] [--seeds 3] [--methods lora monteclora …]
     BAYESLORA_DATA=… python benchmarks/methods_study.py --task stsb
 
 The demo's words with the demo's settings, `SETTINGS` in `bayeslora/demo.py`, or STS-B made a classification task with
 those of `tasks_study.py`. Methods have their own defaults, and their task's learning rate, but for full fine-tuning,
 whose rate is a tenth, and AdaLoRA, whose rate is three times as high. Every fit is one line of
 benchmarks/results/methods.jsonl, or methods-stsb.jsonl, written as it ends: an interrupted study goes on where it
-stopped, and the two tasks can run side by side. Fits stored before first-order prediction was compared are kept as they
-are; with --again, those of the methods named are made anew. The tables go into docs/results.md.
+stopped, and the two tasks can run side by side. The tables go into docs/results.md.
 """
 
 import argparse
@@ -155,14 +154,12 @@ def main() -> None:
     parser.add_argument("--task", default="demo", choices=list(TASKS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--again", action="store_true", help="also fits stored without first-order prediction")
     options = parser.parse_args()
     task = TASKS[options.task]
     records = stored(task)
     for seed in range(options.seeds):
         for method in options.methods:
-            known = records.get((method, seed))
-            if known is None or (options.again and FEW_NLL not in known and known.get("linear − draws", 0) is not None):
+            if (method, seed) not in records:
                 record = records[method, seed] = run(task, method, seed)
                 with task.store.open("a") as file:
                     file.write(json.dumps(record) + "\n")
@@ -172,7 +169,7 @@ def main() -> None:
 
 
 def stored(task: Task) -> dict[tuple[str, int], dict[str, Any]]:
-    """Fits by method and seed; of a fit made again, the last."""
+    """Fits by method and seed."""
     lines = task.store.read_text().splitlines() if task.store.exists() else []
     return {(record["method"], record["seed"]): record for record in map(json.loads, lines)}
 
@@ -181,7 +178,7 @@ def write(task: Task, records: pd.DataFrame) -> None:
     """Means over the seeds that every method has."""
     complete = records.groupby("seed")["method"].nunique()
     records = records[records["seed"].isin(complete[complete == complete.max()].index)]
-    scores = records.drop(columns=LOSSES, errors="ignore")
+    scores = records.drop(columns=LOSSES)
     runs = scores.set_index("method").astype(float).groupby("method")
     # A mean over fewer seeds than the caption says is none.
     mean = in_order(runs.agg(lambda column: column.mean(skipna=False)))
@@ -194,12 +191,8 @@ def write(task: Task, records: pd.DataFrame) -> None:
             "predict, s": mean["predict, s"].map("{:.0f}".format),
         }
     )
-    with_losses = int(records.loc[records["method"] == "lora", LOSSES].notna().sum()) if LOSSES in records else 0
-    parts = [
-        f"Seeds: {records['seed'].nunique()}; of the intervals: {with_losses}.",
-        markdown(table.reset_index()),
-    ]
-    if FEW_NLL in records:
+    parts = [f"Seeds: {records['seed'].nunique()}.", markdown(table.reset_index())]
+    if FEW_NLL in scores:
         both = scores.dropna(subset=FEW_NLL)
         runs = both.set_index("method").astype(float).groupby("method")
         mean = in_order(runs.mean())
@@ -211,8 +204,7 @@ def write(task: Task, records: pd.DataFrame) -> None:
             }
         )
         parts.append(
-            f"Through the network, with {task.num_draws} draws and with {FEW}, and to first order with "
-            f"{task.num_draws}; seeds: {both['seed'].nunique()}."
+            f"Through the network with {task.num_draws} draws and with {FEW}, to first order with all of them:"
         )
         parts.append(markdown(table.reset_index()))
     fill(ROOT / "docs" / "results.md", task.marker, "\n\n".join(parts))
@@ -224,15 +216,13 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def against_lora(records: pd.DataFrame, method: str) -> str:
-    """Paired 95 % interval of the difference in NLL to LoRA, both at their temperatures, over seeds that have it."""
-    losses = {
-        name: {row["seed"]: np.asarray(row[LOSSES]) for _, row in rows.iterrows() if isinstance(row.get(LOSSES), list)}
-        for name, rows in records.groupby("method")
-    }
-    seeds = losses[method].keys() & losses.get("lora", {}).keys()
-    if method == "lora" or not seeds:
+    """Paired 95 % interval of the difference in NLL to LoRA, both at their temperatures; seeds are held fixed."""
+    if method == "lora":
         return ""
-    low, high = tasks_study.bootstrap([losses[method][seed] - losses["lora"][seed] for seed in sorted(seeds)])
+    own, lora = (
+        np.stack(records[records["method"] == name].sort_values("seed")[LOSSES].tolist()) for name in (method, "lora")
+    )
+    low, high = tasks_study.bootstrap(list(own - lora))
     return f"{low:+.3f} to {high:+.3f}"
 
 
