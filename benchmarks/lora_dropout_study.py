@@ -86,9 +86,8 @@ def row(name: str, runs: list[dict[str, Any]], phase: str) -> dict[str, Any]:
         }
         for run in runs
     )
-    spread = float(scores["nll"].std()) if len(runs) > 1 else float("nan")
-    mean = scores.mean().to_dict()
-    return {"": name, **mean, "sd of nll over seeds": spread}
+    spread = {"sd of nll over seeds": float(scores["nll"].std())} if len(runs) > 1 else {}
+    return {"": name, **scores.mean().to_dict(), **spread}
 
 
 def tables(records: dict[str, list[dict[str, Any]]]) -> str:
