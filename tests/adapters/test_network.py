@@ -282,16 +282,22 @@ def test_draws_in_one_pass_equal_a_loop(make: Any, length: int) -> None:
     torch.testing.assert_close(together, loop, atol=1e-5, rtol=1e-5)
 
 
+def not_batch_first(name: str) -> tuple[AdaptedNetwork, dict[str, Factors], dict[str, Tensor]]:
+    """Such a network, two draws of its factors, and four examples.
+
+    DeBERTa's projections also see positions that all examples share; a sequence-first network is transposed inside.
+    """
+    if name == "deberta":
+        model, x = tiny_deberta(), inputs(length=10)
+    else:
+        model, x = Transformer(False), {"x": torch.randn(4, 10, 16)}
+    network = AdaptedNetwork(model, rank=4).eval()
+    return network, random_factors(network, num_draws=2), x
+
+
 @pytest.mark.parametrize("name", ["deberta", "sequence_first"])
 def test_draws_where_layers_are_not_batch_first(name: str) -> None:
-    # DeBERTa's projections also see positions that all examples share; a sequence-first network is transposed inside.
-    model, x = (
-        (tiny_deberta(), inputs(length=10))
-        if name == "deberta"
-        else (Transformer(False), {"x": torch.randn(4, 10, 16)})
-    )
-    network = AdaptedNetwork(model, rank=4).eval()
-    factors = random_factors(network, num_draws=2)
+    network, factors, x = not_batch_first(name)
     with torch.no_grad():
         together = network(factors, x)
         loop = torch.stack([network(at_draw(factors, i), x) for i in range(2)])
@@ -317,13 +323,7 @@ def assert_gradients_of_a_loop(network: AdaptedNetwork, factors: dict[str, Facto
 
 @pytest.mark.parametrize("name", ["deberta", "sequence_first"])
 def test_every_draw_trains_on_rows_of_its_own_where_layers_are_not_batch_first(name: str) -> None:
-    model, x = (
-        (tiny_deberta(), inputs(length=10))
-        if name == "deberta"
-        else (Transformer(False), {"x": torch.randn(4, 10, 16)})
-    )
-    network = AdaptedNetwork(model, rank=4).eval()
-    factors = random_factors(network, num_draws=2)
+    network, factors, x = not_batch_first(name)
     blocks = [{key: value[i : i + 2] for key, value in x.items()} for i in (0, 2)]
     apart = torch.cat([network(at_draw(factors, i), block) for i, block in enumerate(blocks)])
     torch.testing.assert_close(network(factors, x, rows_by_draw=True), apart, atol=1e-5, rtol=1e-5)
