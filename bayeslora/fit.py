@@ -102,7 +102,7 @@ def fit(
             the starting point is refined, if the method does that, and returned.
         batch_size: Examples per step and device.
         learning_rate: Peak rate of AdamW, decaying linearly to 0.
-        num_particles: Draws of the weights per step, run as one batch; None for the method's, mostly 1.
+        num_particles: Draws of the weights per step, run as one batch; None for 1, or an ensemble's members.
         seed: Seed of the adapters' start, the data's order and all noise.
         output_dir: Where to save the posterior and the Trainer's checkpoints, if anywhere.
         resume: Continue from the last checkpoint in `output_dir`, if there is one.

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -64,7 +64,7 @@ class LoRADropout(PerStackMethod):
     Raises:
         ValueError: If a field is out of its range, or does not go with `"learn"`.
 
-    `fit` draws N = 4 masks a step unless `num_particles` says otherwise.
+    `num_particles` of `fit` is N, the masks drawn per step.
 
     Differs from the paper: `rescale` and `"learn"` are ours.
 
@@ -73,7 +73,6 @@ class LoRADropout(PerStackMethod):
     """
 
     name = "lora_dropout"
-    num_particles: ClassVar[int] = 4
     p: float | Literal["learn"] = 0.5
     rescale: bool = False
     sparsity: float = 0.0
