@@ -217,19 +217,28 @@ class Source:
 
     def batches_by_length(self, batch_size: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         """Batches of examples of similar length, least padding, each with its examples' positions in the data."""
-        ids: Any = getattr(self.dataset, "rows", self.dataset)
-        if self.loader is not None or self.tokenizer is None or not _has_tokens(ids):
+        order = self._order_by_length()
+        if order is None:
             start = 0
             for batch in self.batches(batch_size):
                 size = max(len(value) for value in batch.values() if isinstance(value, Tensor) and value.dim())
                 yield np.arange(start, start + size), batch
                 start += size
             return
-        order = np.argsort([_length(row["input_ids"]) for row in ids], kind="stable")
-        assert self.dataset is not None
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             yield chosen, self.collate([self.dataset[int(index)] for index in chosen])
+
+    def by_length(self) -> "Source":
+        """The same examples, the shortest first, where their lengths are known."""
+        order = self._order_by_length()
+        return self if order is None else self.take(order.tolist())
+
+    def _order_by_length(self) -> np.ndarray | None:
+        ids: Any = getattr(self.dataset, "rows", self.dataset)
+        if self.loader is not None or self.tokenizer is None or not _has_tokens(ids):
+            return None
+        return np.argsort([_length(row["input_ids"]) for row in ids], kind="stable")
 
     def first_batch(self, batch_size: int = 2) -> dict[str, Any]:
         """The first few examples."""

@@ -184,7 +184,7 @@ def fit(
 
 
 class Batches:
-    """Batches of data on a device, in order, as often as they are gone over."""
+    """Batches of data on a device, with the least padding, as often as they are gone over."""
 
     def __init__(self, source: Source, batch_size: int, device: torch.device):
         self.source = source
@@ -192,7 +192,7 @@ class Batches:
         self.device = device
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (to_device(batch, self.device) for batch in self.source.batches(self.batch_size))
+        return (to_device(batch, self.device) for _, batch in self.source.batches_by_length(self.batch_size))
 
 
 def _train(

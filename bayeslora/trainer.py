@@ -76,7 +76,7 @@ class ProgramTrainer(Trainer):
         super().__init__(
             model=self.program,
             train_dataset=rows,
-            eval_dataset=validation.dataset if validation else None,
+            eval_dataset=validation.by_length().dataset if validation else None,
             data_collator=self._collate,
             **others,
         )

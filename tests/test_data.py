@@ -263,6 +263,30 @@ def test_batches_by_length_give_every_row_once_with_least_padding() -> None:
             assert batch["attention_mask"].sum(1).tolist() == [len(texts[i].split()) for i in positions]
 
 
+def test_held_out_texts_are_looked_at_with_least_padding() -> None:
+    texts = ["good " * length for length in (5, 1, 4, 1, 2, 5, 3)]
+    for method in ("lora", "tfb"):  # the Trainer's evaluation, and a method's own
+        model, widths = tiny_bert(num_labels=2), []
+        model.register_forward_pre_hook(
+            lambda module, args, inputs, widths=widths: (
+                None if module.training else widths.append(inputs["input_ids"].shape[1])
+            ),
+            with_kwargs=True,
+        )
+        bayeslora.fit(
+            model,
+            (TEXTS, LABELS),
+            method,
+            validation=(texts, [0, 1, 0, 1, 0, 1, 0]),
+            tokenizer=tiny_tokenizer(),
+            rank=2,
+            epochs=1,
+            batch_size=2,
+            progress=False,
+        )
+        assert widths[-4:] == [1, 3, 5, 5], method
+
+
 @pytest.mark.parametrize("kind", ["arrays", "loader"])
 def test_batches_without_a_tokenizer_come_in_order(kind: str) -> None:
     x = torch.randn(5, 3)
