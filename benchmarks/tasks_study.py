@@ -1,4 +1,4 @@
-"""Sentence tasks over seeds: LoRA, PEFT's MonteCLoRA and ours, with temperature scaling beside each.
+"""Sentence tasks over seeds: LoRA, PEFT's MonteCLoRA, ours and LoRA Dropout, with temperature scaling beside each.
 
     BAYESLORA_DATA=… python benchmarks/tasks_study.py [--tasks mrpc stsb] [--seeds 3] [--methods LoRA …] [--ratios]
 
@@ -23,6 +23,7 @@ from demo_study import ROOT, fill, logits, markdown, probabilities
 
 import bayeslora
 from bayeslora import MonteCLoRA, metrics
+from bayeslora.methods import LoRADropout
 
 STORE = ROOT / "benchmarks" / "results" / "tasks"
 sys.path.insert(0, str(ROOT / "examples"))
@@ -46,6 +47,7 @@ METHODS: dict[str, Any] = {
     "MonteCLoRA, elbo": MonteCLoRA(objective="elbo"),
     "MonteCLoRA, post hoc": MonteCLoRA(post_hoc=True),
     "PEFT MonteCLoRA": None,
+    "LoRA Dropout": LoRADropout(),
 }
 RATIOS: dict[str, Any] = {f"MonteCLoRA, c={c}": MonteCLoRA(noise_ratio=c) for c in (1, 2, 8, 16)}
 
@@ -88,7 +90,7 @@ def run(task_name: str, seed: int, name: str) -> dict[str, Any]:
             if method.post_hoc:
                 tuned["init"] = bayeslora.fit(encoder, task.train, "lora", seed=seed, **SETTINGS)
             posterior = bayeslora.fit(encoder, task.train, method, seed=seed, **tuned, **SETTINGS)
-            if method.noise_ratio == "auto":
+            if method.tuning():
                 ratios = [v.mean() for name, v in posterior.draw(1).items() if name.endswith(".noise_ratio")]
                 record["noise_ratio"] = round(float(ratios[0]), 3)
         record["seconds"] = round(time.perf_counter() - start, 1)
