@@ -5,6 +5,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,8 +192,13 @@ class Batches:
         self.batch_size = batch_size
         self.device = device
 
+    @cached_property
+    def ordered(self) -> Source:
+        """The examples in order of length, which is found at the first pass: most methods make none."""
+        return self.source.by_length()
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (to_device(batch, self.device) for _, batch in self.source.batches_by_length(self.batch_size))
+        return (to_device(batch, self.device) for batch in self.ordered.batches(self.batch_size))
 
 
 def _train(

@@ -124,7 +124,7 @@ def test_guides_that_do_not_fit_say_what_does() -> None:
 
     class Flow(AutoNormal):
         def median(self) -> dict[str, torch.Tensor]:
-            raise NotImplementedError
+            raise NotImplementedError  # as those of Pyro without a median do
 
     with pytest.raises(ValueError, match="Flow has no median"):
         make_program(autoguide=Flow)

@@ -190,10 +190,11 @@ def test_without_training_dropout_the_loss_is_loras(make_program: Make) -> None:
     assert program(**batch(5)).loss.item() == pytest.approx(lora(**batch(5)).loss.item(), rel=1e-6)
 
 
-def test_a_posterior_survives_the_disk(tmp_path: Path) -> None:
+def test_fit_draws_one_mask_a_step_and_a_posterior_survives_the_disk(tmp_path: Path) -> None:
     settings = {"rank": 2, "epochs": 2, "learning_rate": 1e-2, "progress": False}
     for p in (0.5, "learn"):
         posterior = bayeslora.fit(tiny_bert(), tokens(), "lora_dropout", p=p, **settings)
+        assert posterior.program.elbo.num_particles == 1
         posterior.save(tmp_path / str(p))
         loaded = bayeslora.load(tmp_path / str(p), tiny_bert())
         inputs, _ = tokens(4)
