@@ -1,5 +1,6 @@
 """Laplace: the curvature and the predictive covariance against their formulas, and what the user gets."""
 
+import json
 import logging
 import math
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import bayeslora
-from bayeslora.adapters import AdaptedNetwork, Linearised
+from bayeslora.adapters import AdaptedNetwork, Affine, Linearised
 from bayeslora.curvature import Gram, gauss_newton, hessian_root
 from bayeslora.likelihoods import Classification, MultipleChoice, Regression
 from bayeslora.methods import Laplace, laplace
@@ -22,6 +23,13 @@ from tests.methods.conftest import NO_DROPOUT, dense_precision, randomise
 from tests.tasks.cases import named
 
 Make = Callable[..., Program]
+
+LAPLACE_TORCH = Path(__file__).parents[1] / "references" / "laplace_torch.json"
+"""Weights, data, and what laplace-torch makes of them: written by the script beside it."""
+
+
+def given(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def padded(num_examples: int, **settings: int) -> dict[str, Tensor]:
@@ -71,6 +79,21 @@ def by_hand(program: Program, batches: list[dict[str, Tensor]], layer_name: str)
     return inputs, gradients
 
 
+def predictive_covariance(program: Program, sites: list[str], inputs: dict[str, Tensor]) -> Tensor:
+    """J Σ Jᵀ of the linearised logits: Σ δ δᵀ over directions δ, the columns of a root of the guide's covariance."""
+    centre = program.centre()
+    at_centre, directions = program.factors_at(centre), []
+    for site in sites:
+        stack, _, name = site.rpartition(".")
+        root = torch.linalg.cholesky(dense_precision(program.guide[stack].matrices[name])[0].inverse()).T
+        draws = {other: value.detach().expand(len(root), *value.shape) for other, value in centre.items()}
+        draws[site] = draws[site] + root.reshape(-1, *centre[site].shape)
+        linearised = Linearised(program.network, at_centre, program.factors_at(draws), program.likelihood.select)
+        directions.append(linearised(inputs) - program.network_logits(at_centre, inputs).detach())
+    change = torch.cat(directions)
+    return torch.einsum("sec,sed->ecd", change, change)
+
+
 def test_the_curvature_is_its_formula(make_program: Make) -> None:
     batches = [padded(5), padded(3, seed=2)]
     program = refined(make_program, batches, prior_precision=1.0)
@@ -115,15 +138,56 @@ def test_the_last_layers_predictive_is_its_formula(make_program: Make) -> None:
     J = torch.stack([torch.kron(torch.eye(3).double(), row) for row in x[2]])
     expected = J @ covariance @ J.mT
 
-    # Directions δ whose sum of δ δᵀ is the covariance, through the linearised network.
-    own = dense_precision(program.guide["head_32x3"].matrices["weight"])[0].inverse()
-    directions = torch.linalg.cholesky(own).T.reshape(-1, 1, 3, 33)
-    sites = {name: value.detach().expand(99, *value.shape) for name, value in program.centre().items()}
-    sites["head_32x3.weight"] = sites["head_32x3.weight"] + directions
-    centre, draws = program.factors_at(program.centre()), program.factors_at(sites)
     words = {name: value for name, value in test.items() if name != "labels"}
-    change = Linearised(program.network, centre, draws, program.likelihood.select)(words) - logits[2]
-    torch.testing.assert_close(torch.einsum("sec,sed->ecd", change, change), expected, rtol=1e-5, atol=1e-8)
+    found = predictive_covariance(program, ["head_32x3.weight"], words)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+
+
+class TwoLayers(nn.Module):
+    """The network of `tests/references/laplace_torch.py`, without its adapters."""
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 6, bias=False), nn.Linear(6, 6, bias=False)
+        self.classifier = nn.Linear(6, 3)
+        head = weights["head.weight"]
+        values = (weights["first.W0.weight"], weights["second.W0.weight"], head[:, :-1], head[:, -1])
+        for parameter, value in zip(self.parameters(), values, strict=True):
+            parameter.data = value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.second(self.first(x).tanh()).tanh())
+
+
+def test_curvature_and_predictive_are_those_of_laplace_torch() -> None:
+    record = json.loads(LAPLACE_TORCH.read_text())
+    weights = {name: given(value) for name, value in record["weights"].items()}
+    labels, tau, rank = torch.tensor(record["labels"]), record["precision"], len(weights["first.A.weight"])
+    network = AdaptedNetwork(TwoLayers(weights), rank=rank, alpha=record["scaling"] * rank, head_family=Affine())
+    program = Program(network, Laplace(prior_precision=tau), Classification(3)).double().eval()
+    names = {
+        "first.A.weight": ("5x6", "A"),
+        "first.B.weight": ("5x6", "B"),
+        "second.A.weight": ("6x6", "A"),
+        "second.B.weight": ("6x6", "B"),
+        "head.weight": ("head_6x3", "weight"),
+    }
+    for name, (stack, part) in names.items():
+        if part != "weight":  # the head's factors are its change, which is 0
+            program.guide[stack].matrices[part].loc.data[0] = weights[name]
+    pairs = zip(given(record["x"]).split(record["batch_size"]), labels.split(record["batch_size"]), strict=True)
+    batches = [{"x": x, "labels": some} for x, some in pairs]
+    program.guide = program.method.refine(program, program.guide, batches, [])
+    for name, (stack, part) in names.items():
+        R, C = (given(record[factor][name]) for factor in "RC")
+        precision = torch.kron(R, C) + tau * torch.eye(len(R) * len(C)).double()
+        found = dense_precision(program.guide[stack].matrices[part])[0]
+        torch.testing.assert_close(found, precision, rtol=1e-5, atol=1e-8)
+    inputs = {"x": given(record["test"])}
+    logits = program.network_logits(program.factors_at(program.centre()), inputs)
+    torch.testing.assert_close(logits, given(record["logits"]), rtol=1e-5, atol=1e-8)
+    found = predictive_covariance(program, [".".join(name) for name in names.values()], inputs)
+    torch.testing.assert_close(found, given(record["covariance"]), rtol=1e-5, atol=1e-8)
 
 
 def test_the_last_layer_of_a_regression_is_bayesian_linear_regression() -> None:
