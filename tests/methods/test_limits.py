@@ -53,6 +53,26 @@ def test_without_noise_monteclora_is_lora(make_program: Make) -> None:
         torch.testing.assert_close(source["B"].loc.grad, target.B.grad, rtol=1e-12, atol=1e-15)
 
 
+def test_without_spread_scalabl_is_lora(make_program: Make) -> None:
+    lora, scalabl = randomise(make_program("lora", double=True)), make_program("scalabl", double=True)
+    with torch.no_grad():
+        for name in lora.stacks:
+            source, target = lora.guide[name].sites, scalabl.guide[name].sites
+            for factor in "AB":
+                target[factor].loc.copy_(source[factor].loc)
+            target["g"].log_scale.fill_(-60)  # less than a rounding error of its mean, 1, at a finite divergence
+        scalabl.network.model.classifier.load_state_dict(lora.network.model.classifier.state_dict())
+    outputs = lora(**batch(6)), scalabl(**batch(6))
+    assert torch.equal(outputs[0].logits, outputs[1].logits)
+    assert torch.equal(lora.terms["labels"], scalabl.terms["labels"])
+    for output in outputs:
+        output.loss.backward()
+    for name in lora.stacks:
+        for factor in "AB":
+            source, target = (program.guide[name].sites[factor].loc for program in (lora, scalabl))
+            assert torch.equal(source.grad, target.grad)
+
+
 @pytest.mark.parametrize("name", ["lora_dropout", "mc_dropout"])
 def test_without_dropout_the_dropout_methods_are_lora(make_program: Make, name: str) -> None:
     methods = (("lora", {}), (name, {"p": 0.0}))
