@@ -49,7 +49,7 @@ class AutoGuide(PerStackMethod):
 
     References:
         Kucukelbir et al. (2017), [Automatic Differentiation Variational Inference](https://arxiv.org/abs/1603.00788);
-        Bingham et al. (2019), [Pyro](https://arxiv.org/abs/1810.09538).
+        Bingham et al. (2018), [Pyro](https://arxiv.org/abs/1810.09538).
     """
 
     name = "autoguide"
