@@ -1,4 +1,4 @@
-"""Sentence tasks over seeds: LoRA, PEFT's MonteCLoRA, ours and LoRA Dropout, with temperature scaling beside each.
+"""Sentence tasks over seeds: LoRA, PEFT's MonteCLoRA, ours, LoRA Dropout and BLoB, each with a temperature beside it.
 
     BAYESLORA_DATA=… python benchmarks/tasks_study.py [--tasks mrpc stsb] [--seeds 3] [--methods LoRA …] [--ratios]
 
@@ -23,7 +23,7 @@ from demo_study import ROOT, fill, logits, markdown, probabilities
 
 import bayeslora
 from bayeslora import MonteCLoRA, metrics
-from bayeslora.methods import LoRADropout
+from bayeslora.methods import BLoB, LoRADropout
 
 STORE = ROOT / "benchmarks" / "results" / "tasks"
 sys.path.insert(0, str(ROOT / "examples"))
@@ -48,6 +48,7 @@ METHODS: dict[str, Any] = {
     "MonteCLoRA, post hoc": MonteCLoRA(post_hoc=True),
     "PEFT MonteCLoRA": None,
     "LoRA Dropout": LoRADropout(),
+    "BLoB": BLoB(),
 }
 RATIOS: dict[str, Any] = {f"MonteCLoRA, c={c}": MonteCLoRA(noise_ratio=c) for c in (1, 2, 8, 16)}
 
