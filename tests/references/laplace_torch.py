@@ -2,7 +2,8 @@
 
     pip install laplace-torch==0.3 && pip uninstall torchvision && python tests/references/laplace_torch.py
 
-No dependency of the tests: it brings a torchvision built for another torch, with which transformers cannot be imported.
+No dependency of the tests: it brings a torchvision that a CPU build of torch cannot load, and with it there the
+Trainer of transformers cannot be imported.
 """
 
 import json
