@@ -79,17 +79,20 @@ def by_hand(program: Program, batches: list[dict[str, Tensor]], layer_name: str)
     return inputs, gradients
 
 
-def predictive_covariance(program: Program, sites: list[str], inputs: dict[str, Tensor]) -> Tensor:
-    """J Σ Jᵀ of the linearised logits: Σ δ δᵀ over directions δ, the columns of a root of the guide's covariance."""
+def predictive_covariance(program: Program, inputs: dict[str, Tensor]) -> Tensor:
+    """J Σ Jᵀ of the linearised logits: Σ δ δᵀ over directions δ, the columns of a root of the guide's covariance.
+
+    Stacks have a layer each.
+    """
     centre = program.centre()
     at_centre, directions = program.factors_at(centre), []
-    for site in sites:
-        stack, _, name = site.rpartition(".")
-        root = torch.linalg.cholesky(dense_precision(program.guide[stack].matrices[name])[0].inverse()).T
+    logits = program.network_logits(at_centre, inputs).detach()
+    for site, matrix in laplace._matrices(program.guide).items():
+        root = torch.linalg.cholesky(dense_precision(matrix)[0].inverse()).T
         draws = {other: value.detach().expand(len(root), *value.shape) for other, value in centre.items()}
         draws[site] = draws[site] + root.reshape(-1, *centre[site].shape)
         linearised = Linearised(program.network, at_centre, program.factors_at(draws), program.likelihood.select)
-        directions.append(linearised(inputs) - program.network_logits(at_centre, inputs).detach())
+        directions.append(linearised(inputs) - logits)
     change = torch.cat(directions)
     return torch.einsum("sec,sed->ecd", change, change)
 
@@ -139,8 +142,7 @@ def test_the_last_layers_predictive_is_its_formula(make_program: Make) -> None:
     expected = J @ covariance @ J.mT
 
     words = {name: value for name, value in test.items() if name != "labels"}
-    found = predictive_covariance(program, ["head_32x3.weight"], words)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(predictive_covariance(program, words), expected, rtol=1e-5, atol=1e-8)
 
 
 class TwoLayers(nn.Module):
@@ -165,29 +167,29 @@ def test_curvature_and_predictive_are_those_of_laplace_torch() -> None:
     labels, tau, rank = torch.tensor(record["labels"]), record["precision"], len(weights["first.A.weight"])
     network = AdaptedNetwork(TwoLayers(weights), rank=rank, alpha=record["scaling"] * rank, head_family=Affine())
     program = Program(network, Laplace(prior_precision=tau), Classification(3)).double().eval()
-    names = {
-        "first.A.weight": ("5x6", "A"),
-        "first.B.weight": ("5x6", "B"),
-        "second.A.weight": ("6x6", "A"),
-        "second.B.weight": ("6x6", "B"),
-        "head.weight": ("head_6x3", "weight"),
+    sites = {
+        "first.A.weight": "5x6.A",
+        "first.B.weight": "5x6.B",
+        "second.A.weight": "6x6.A",
+        "second.B.weight": "6x6.B",
+        "head.weight": "head_6x3.weight",
     }
-    for name, (stack, part) in names.items():
-        if part != "weight":  # the head's factors are its change, which is 0
-            program.guide[stack].matrices[part].loc.data[0] = weights[name]
+    matrices = laplace._matrices(program.guide)
+    for name, site in sites.items():
+        if name != "head.weight":  # the head's factors are its change, which is 0
+            matrices[site].loc.data[0] = weights[name]
     pairs = zip(given(record["x"]).split(record["batch_size"]), labels.split(record["batch_size"]), strict=True)
     batches = [{"x": x, "labels": some} for x, some in pairs]
     program.guide = program.method.refine(program, program.guide, batches, [])
-    for name, (stack, part) in names.items():
+    for name, site in sites.items():
         R, C = (given(record[factor][name]) for factor in "RC")
         precision = torch.kron(R, C) + tau * torch.eye(len(R) * len(C)).double()
-        found = dense_precision(program.guide[stack].matrices[part])[0]
-        torch.testing.assert_close(found, precision, rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(dense_precision(matrices[site])[0], precision, rtol=1e-5, atol=1e-8)
     inputs = {"x": given(record["test"])}
     logits = program.network_logits(program.factors_at(program.centre()), inputs)
     torch.testing.assert_close(logits, given(record["logits"]), rtol=1e-5, atol=1e-8)
-    found = predictive_covariance(program, [".".join(name) for name in names.values()], inputs)
-    torch.testing.assert_close(found, given(record["covariance"]), rtol=1e-5, atol=1e-8)
+    covariance = predictive_covariance(program, inputs)
+    torch.testing.assert_close(covariance, given(record["covariance"]), rtol=1e-5, atol=1e-8)
 
 
 def test_the_last_layer_of_a_regression_is_bayesian_linear_regression() -> None:

@@ -49,9 +49,7 @@ def main() -> None:
     network = Network()
     x, labels = torch.randn(NUM_EXAMPLES, WIDTHS[0]), torch.randint(CLASSES, (NUM_EXAMPLES,))
     test = torch.randn(3, WIDTHS[0])
-    posterior = Laplace(
-        network, "classification", "all", "kron", prior_precision=PRECISION, backend=CurvlinopsGGN, enable_backprop=True
-    )
+    posterior = Laplace(network, "classification", "all", "kron", prior_precision=PRECISION, backend=CurvlinopsGGN)
     posterior.fit(DataLoader(TensorDataset(x, labels), batch_size=BATCH_SIZE))
     names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     _, covariance = posterior._glm_predictive_distribution(test)
