@@ -14,7 +14,7 @@ from torch import nn
 import bayeslora
 from bayeslora import metrics, tables
 from bayeslora.data import Source
-from bayeslora.methods import Method, make_method
+from bayeslora.methods import Method
 from bayeslora.outcomes import AnswerPrediction
 from tests.tasks.cases import model
 from tests.test_data import tiny_tokenizer
@@ -125,21 +125,47 @@ def test_answers_are_compared_as_squad_compares_them() -> None:
     np.testing.assert_allclose(f1, [1, 1, 1, 0, 0])
 
 
-@pytest.mark.parametrize("method", [make_method("lora"), make_method("monteclora", noise_ratio=0.3)])
-def test_a_published_table_of_questions_is_all_that_is_needed(method: Method, tmp_path: Path) -> None:
-    model("Bert", "ForQuestionAnswering")().save_pretrained(tmp_path)
+def from_token_3_to_4() -> nn.Module:
+    """A network that sees positions alone, and whose answers begin at token 3 and end at token 4, counted from 0."""
+    network: Any = model("Bert", "ForQuestionAnswering")()
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if "LayerNorm" not in name:
+                weight.zero_()
+        network.bert.embeddings.position_embeddings.weight[:32] = torch.eye(32)
+        network.qa_outputs.weight[0, 3] = network.qa_outputs.weight[1, 4] = 3
+    return network
+
+
+@pytest.mark.parametrize("method", ["lora", "monteclora"])
+def test_a_published_table_of_questions_is_all_that_is_needed(method: str, tmp_path: Path) -> None:
+    network: Any = from_token_3_to_4()
+    network.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     (tmp_path / "data").mkdir()
     squad().to_parquet(tmp_path / "data" / "train.parquet")
-    posterior = fit(str(tmp_path), tmp_path / "data", method, epochs=60, learning_rate=3e-2)
+    posterior = fit(str(tmp_path), tmp_path / "data", method, learning_rate=1e-4)
     assert posterior.program.likelihood.name == "question_answering"
+    assert type(posterior.network.model).__name__ == "BertForQuestionAnswering"
+    # The first step's loss, before anything is learned, is that of the three windows with their labels.
+    rows, _ = tables.read_questions(squad(), tiny_tokenizer())
+    nll = 0.0
+    for row, label in zip(rows, [[3, 4], [0, 0], [3, 3]], strict=True):
+        with torch.no_grad():
+            output = network(torch.tensor([row["input_ids"]]))
+        ends = torch.cat([output.start_logits, output.end_logits])
+        nll += float(nn.functional.cross_entropy(ends, torch.tensor(label), reduction="sum"))
+    assert posterior.history["nll"].tolist() == [pytest.approx(nll / 3, rel=1e-4)]
+    # The first question's second window has no token 4 to end at, which makes its answer less probable.
     prediction = posterior.predict(squad().remove_columns("answers"), num_draws=3, batch_size=1)
     assert prediction.answers == ["film bad", "good"]
-    assert set(posterior.evaluate(squad(), num_draws=3)) >= {"nll", "exact_match", "f1", "center_f1"}
+    assert prediction.to_pandas()["answer"].tolist() == ["film bad", "good"]
+    scores = posterior.evaluate(squad(), num_draws=3)
+    assert [scores[name] for name in ("exact_match", "f1", "center_exact_match", "center_f1")] == [1, 1, 1, 1]
     posterior.save(tmp_path / "out")
-    given = {"question": ["film"], "context": [CONTEXT]}
-    loaded = bayeslora.load(tmp_path / "out").calibrate(squad())
-    assert loaded.predict(given).answers == ["film bad"]
+    loaded = bayeslora.load(tmp_path / "out")
+    assert loaded.predict({"question": ["film"], "context": [CONTEXT]}).answers == ["film bad"]
+    assert loaded.calibrate(squad()).evaluate(squad())["nll"] < loaded.evaluate(squad())["nll"]
 
 
 # Choices
