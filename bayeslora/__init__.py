@@ -1,20 +1,20 @@
 """Bayesian adapters for pre-trained networks, written as Pyro programs."""
 
-from bayeslora import distributions, likelihoods, methods, metrics, theory
+from bayeslora import distributions, methods, metrics, tasks, theory
 from bayeslora.budget import rank_for_budget
 from bayeslora.fit import fit
-from bayeslora.likelihoods import LIKELIHOODS
-from bayeslora.methods import METHODS, Method, MonteCLoRA, PerStackMethod, register
-from bayeslora.outcomes import (
-    LanguagePrediction,
-    MultiLabelPrediction,
-    ObservationPrediction,
-    Prediction,
-    RegressionPrediction,
-    SpanPrediction,
-    TokenPrediction,
-)
-from bayeslora.posterior import Posterior, load
+from bayeslora.loading import load
+from bayeslora.methods import METHODS, Method, MonteCLoRA, PerStackMethod
+from bayeslora.posterior import Posterior
+from bayeslora.registry import register
+from bayeslora.tasks import LIKELIHOODS, Likelihood
+from bayeslora.tasks.classification import Prediction
+from bayeslora.tasks.language_model import LanguagePrediction
+from bayeslora.tasks.multilabel import MultiLabelPrediction
+from bayeslora.tasks.prediction import ObservationPrediction
+from bayeslora.tasks.question_answering import SpanPrediction
+from bayeslora.tasks.regression import RegressionPrediction
+from bayeslora.tasks.token_classification import TokenPrediction
 
 __version__ = "0.1.0"
 
@@ -22,6 +22,7 @@ __all__ = [
     "LIKELIHOODS",
     "METHODS",
     "LanguagePrediction",
+    "Likelihood",
     "Method",
     "MonteCLoRA",
     "MultiLabelPrediction",
@@ -34,11 +35,11 @@ __all__ = [
     "TokenPrediction",
     "distributions",
     "fit",
-    "likelihoods",
     "load",
     "methods",
     "metrics",
     "rank_for_budget",
     "register",
+    "tasks",
     "theory",
 ]

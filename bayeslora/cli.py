@@ -13,8 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bayeslora.likelihoods import LIKELIHOODS
 from bayeslora.methods import METHODS, unknown_fields
+from bayeslora.tasks import LIKELIHOODS
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Bayesian adapters for pre-trained networks.")
 console = Console()
@@ -121,7 +121,7 @@ def predict(
 ) -> None:
     """Predict with a saved posterior: a row per example, with probabilities and uncertainty in nats."""
     from bayeslora.data import read
-    from bayeslora.posterior import load
+    from bayeslora.loading import load
 
     _quiet()
     with _errors():
@@ -137,7 +137,7 @@ def predict(
 def evaluate(posterior: Folder, data: DataName, num_draws: Draws = 32, seed: Seed = 0, model: Base = None) -> None:
     """Print the metrics of a saved posterior on labelled data, as JSON."""
     from bayeslora.data import read
-    from bayeslora.posterior import load
+    from bayeslora.loading import load
 
     _quiet()
     with _errors():

@@ -17,8 +17,9 @@ import pandas as pd
 
 from bayeslora import metrics
 from bayeslora.fit import fit
-from bayeslora.outcomes import Prediction
-from bayeslora.posterior import Posterior, load
+from bayeslora.loading import load
+from bayeslora.posterior import Posterior
+from bayeslora.tasks.classification import Prediction
 
 NUM_TRAIN, NUM_HELD_OUT, NUM_TEST = 300, 200, 1000
 NUM_DRAWS = 16

@@ -9,41 +9,32 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyro
 import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from bayeslora import interop, storage, tables
+from bayeslora import interop, storage
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.adapters.network import logits_of
-from bayeslora.data import LABELS, SPAN, Source, is_a, read, split, to_device, with_padding
-from bayeslora.likelihoods import (
-    LIKELIHOODS,
-    AnswerLetters,
-    CausalLM,
-    Classification,
-    Likelihood,
-    MultiLabel,
-    MultipleChoice,
-    Observation,
-    QuestionAnswering,
-    RealValued,
-    Regression,
-    Seq2SeqLM,
-    StudentT,
-    TokenClassification,
-)
+from bayeslora.data import LABELS, Source, read, split, to_device
+from bayeslora.loading import load, load_model, with_padding
 from bayeslora.methods import Method, make_method
-from bayeslora.posterior import Posterior, load
+from bayeslora.networks import base_logits
+from bayeslora.posterior import Posterior
 from bayeslora.prediction import seeded
 from bayeslora.program import Program
+from bayeslora.tasks import Likelihood, choosing
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
+
+NUM_TO_SHIFT = 64
+"""Examples that tell where the outputs start: the mean of 64 labels is within an eighth of their spread."""
+
+FAR = 10
+"""Distance of outputs from labels, in the likelihood's unit, that is hard to learn without a bias."""
 
 FEWEST_TO_SPLIT = 50
 """Training examples from which a tenth is held out where a method needs held-out data and got none."""
@@ -92,7 +83,7 @@ def fit(
             that need some (`noise_ratio="auto"`) hold out a tenth of `data` where none is given.
         tokenizer: For text; found by itself if the model came by name.
         likelihood: Labels given logits: a name in `bayeslora.LIKELIHOODS`, an instance, or a callable that makes a Pyro
-            observation (see `likelihoods.Observation`); by default inferred from the network and the labels, and stated
+            observation (see `tasks.Observation`); by default inferred from the network and the labels, and stated
             in the log.
         init: Trained adapters and task head to start from: a `Posterior` (its centre), a PEFT model, or a folder of
             either; layers, ranks and scaling are then theirs, and `targets`, `rank` and `alpha` are not looked at.
@@ -126,7 +117,9 @@ def fit(
     seed = seed if args is None else args.seed
     with seeded(seed):
         if isinstance(model, str | os.PathLike):
-            model, tokenizer = _load_model(model, train_data, tokenizer, likelihood)
+            columns, labels = _columns(train_data), _label_values(train_data)
+            kind = choosing.asked(likelihood) or choosing.suggested(columns, labels)
+            model, tokenizer = load_model(model, tokenizer, kind, columns, _label_names(train_data), labels)
         _check_model(model)
         adapters = _adapters(init, model)
         if interop.is_peft_model(model):
@@ -138,9 +131,7 @@ def fit(
         _check_num_examples(train, num_examples, chosen)
         held_out = None if held_out is None else Source(held_out, model, tokenizer, "validation")
         likelihood = _likelihood(likelihood, model, train, chosen)
-        for source in (train, held_out):
-            if source is not None:
-                source.inputs_are_labels = isinstance(likelihood, CausalLM)
+        train, held_out = train.about(likelihood), held_out and held_out.about(likelihood)
         for source in (train, held_out):
             _check_labels(source, likelihood)
         tuning_data = held_out
@@ -281,75 +272,6 @@ def _training_arguments(output_dir: str | os.PathLike[str], **settings: Any) -> 
     )
 
 
-def _load_model(name: str | os.PathLike[str], data: Any, tokenizer: Any, likelihood: Any) -> tuple[nn.Module, Any]:
-    """A model with the output that such labels and likelihood need, and its tokenizer, from a folder or the hub."""
-    import transformers
-
-    columns = getattr(data, "column_names", None) or (list(data) if isinstance(data, Mapping) else ())
-    kind = _kind(likelihood, columns, _label_values(data))
-    settings = _output_settings(name, data, kind) if kind in NUMBERED else {}
-    if kind is Classification and "pixel_values" in columns:
-        return transformers.AutoModelForImageClassification.from_pretrained(name, **settings), tokenizer
-    tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(name)
-    return getattr(transformers, AUTO_CLASSES.get(kind, DEFAULT)).from_pretrained(name, **settings), tokenizer
-
-
-NUM_TO_SHIFT = 64
-"""Examples that tell where the outputs start: the mean of 64 labels is within an eighth of their spread."""
-
-FAR = 10
-"""Distance of outputs from labels, in the likelihood's unit, that is hard to learn without a bias."""
-
-DEFAULT = "AutoModelForSequenceClassification"
-AUTO_CLASSES: dict[type[Likelihood], str] = {
-    TokenClassification: "AutoModelForTokenClassification",
-    MultipleChoice: "AutoModelForMultipleChoice",
-    QuestionAnswering: "AutoModelForQuestionAnswering",
-    AnswerLetters: "AutoModelForCausalLM",
-    CausalLM: "AutoModelForCausalLM",
-    Seq2SeqLM: "AutoModelForSeq2SeqLM",
-}
-"""What a name is loaded as, where that is no sequence classifier."""
-
-NUMBERED = (Classification, TokenClassification, MultiLabel, Regression, StudentT, Observation)
-"""Likelihoods whose models are loaded with `num_labels`."""
-
-
-def _kind(likelihood: Any, columns: Sequence[str], labels: Any) -> type[Likelihood]:
-    """The class of likelihood that is asked for, or that the labels alone suggest."""
-    if likelihood is not None:
-        if isinstance(likelihood, Likelihood):
-            return type(likelihood)
-        return LIKELIHOODS.get(likelihood, Classification) if isinstance(likelihood, str) else Observation
-    if all(name in columns for name in SPAN) or (tables.is_questions(columns) and "answers" in columns):
-        return QuestionAnswering
-    if tables.is_choices(columns):
-        return MultipleChoice
-    first = labels[0] if labels is not None and len(labels) else 0
-    if np.ndim(first) == 1:
-        return MultiLabel if np.asarray(first).dtype.kind == "f" else TokenClassification
-    return Regression if np.asarray(first).dtype.kind == "f" else Classification
-
-
-def _output_settings(name: object, data: Any, kind: type[Likelihood]) -> dict[str, Any]:
-    """Number and names of a model's outputs for such data."""
-    names, labels = _label_names(data), _label_values(data)
-    if names:
-        by_index = dict(enumerate(names))
-        return {"num_labels": len(names), "id2label": by_index, "label2id": {n: i for i, n in by_index.items()}}
-    if issubclass(kind, RealValued):
-        return {"num_labels": 1}
-    if labels is None or len(labels) == 0 or isinstance(labels[0], str):
-        raise ValueError(
-            f"The number of classes for {str(name)!r} cannot be told from the data: name the classes in its features "
-            "(data.class_encode_column('label')), or pass a model loaded with num_labels=…."
-        )
-    if kind is MultiLabel:
-        return {"num_labels": len(labels[0])}
-    largest = max(int(np.max(row)) for row in labels)
-    return {"num_labels": max(largest + 1, 2)}
-
-
 def _check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -374,36 +296,20 @@ def _adapters(init: Any, model: nn.Module) -> interop.Adapters | None:
     raise TypeError(f"init is a {type(init).__name__}; give a Posterior, a PEFT model, or a folder of either.")
 
 
-def _likelihood(
-    given: Likelihood | str | Callable[..., Any] | None, model: nn.Module, train: Source, method: Method
-) -> Likelihood:
+def _likelihood(given: Any, model: nn.Module, train: Source, method: Method) -> Likelihood:
     """The likelihood asked for, or the one that fits what the network returns for the first examples, and their labels.
 
     It is tried on those examples: what does not fit is said before training starts.
     """
-    if isinstance(given, str) and given not in LIKELIHOODS:
-        raise ValueError(
-            f"likelihood={given!r} is not known. Likelihoods: {', '.join(LIKELIHOODS)}; or an instance, or a callable."
-        )
-    kind = given.name if isinstance(given, Likelihood) else given
-    train.inputs_are_labels = kind == CausalLM.name or (given is None and is_a(model, "CAUSAL_LM"))
-    batch = train.first_batch()
+    batch = train.about(choosing.asked(given) or choosing.labelled_by_inputs(model)).first_batch()
     if "labels" not in batch:
         raise ValueError(
             f"The data has no labels, only {', '.join(batch)}: give a 'labels' or 'label' column, or (inputs, labels)."
         )
     batch = to_device(batch, next(model.parameters()).device)
-    logits = _first_logits(model, batch)
+    logits = base_logits(model, batch)
     labels = torch.as_tensor(batch["labels"])
-    if isinstance(given, Likelihood):
-        likelihood = copy.deepcopy(given)
-    elif given is not None and not isinstance(given, str):
-        likelihood = Observation(copy.deepcopy(given))
-    else:
-        cls = LIKELIHOODS[given] if given else _infer_likelihood(model, logits, labels)
-        values = train.labels if train.labels is not None else labels.cpu()
-        likelihood = cls.fitting(logits, values, train.tokenizer)
-        logger.info("Likelihood: %s, %s.", likelihood.name, likelihood.config())
+    likelihood = choosing.make(given, model, logits, labels, train.labels, train.tokenizer)
     likelihood.check_labels(labels.cpu())
     with torch.no_grad(), pyro.validation_enabled(False):
         selected = likelihood.to(logits.device).select(logits, batch)
@@ -421,18 +327,6 @@ def _likelihood(
     return likelihood
 
 
-def _first_logits(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
-    """What the base network returns for a batch, in evaluation mode; it is left in the mode it was in."""
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            return logits_of(model.eval()(**inputs))
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _shift_outputs(
     network: AdaptedNetwork, likelihood: Likelihood, model: nn.Module, train: Source, batch_size: int
 ) -> None:
@@ -442,12 +336,15 @@ def _shift_outputs(
     outputs up at first, drive the layer below into saturation, and little is learned afterwards.
     """
     layer = network.output_layer()
-    if layer is None or not isinstance(likelihood, RealValued):
+    if layer is None:
         return
     total, count = 0.0, 0
     for batch in train.batches(batch_size):
         batch = to_device(batch, network.device)
-        total += likelihood.residuals(_first_logits(model, batch), batch).sum().item()
+        residuals = likelihood.residuals(base_logits(model, batch), batch)
+        if residuals is None:
+            return
+        total += residuals.sum().item()
         count += len(batch["labels"])
         if count >= NUM_TO_SHIFT:
             break
@@ -463,31 +360,6 @@ def _shift_outputs(
         )
 
 
-def _infer_likelihood(model: nn.Module, logits: torch.Tensor, labels: torch.Tensor) -> type[Likelihood]:
-    """The class of likelihood for a model, and outputs and labels of such shapes and types."""
-    per_token = labels.dim() == 2 and logits.dim() == 3 and not labels.is_floating_point()
-    if logits.dim() == 2 and labels.dim() == 1:
-        if is_a(model, "MULTIPLE_CHOICE"):
-            return MultipleChoice
-        return Regression if labels.is_floating_point() and logits.shape[-1] == 1 else Classification
-    if logits.dim() == 2 and labels.shape == logits.shape:
-        return MultiLabel
-    if per_token and labels.shape[1] == 2 and is_a(model, "QUESTION_ANSWERING"):
-        return QuestionAnswering
-    if logits.dim() == 3 and labels.dim() == 1 and is_a(model, "CAUSAL_LM"):
-        return AnswerLetters
-    if per_token and labels.shape == logits.shape[:2]:
-        if is_a(model, "CAUSAL_LM"):
-            return CausalLM
-        if is_a(model, "SEQ_TO_SEQ_CAUSAL_LM") or is_a(model, "MASKED_LM"):
-            return Seq2SeqLM
-        return TokenClassification
-    raise ValueError(
-        f"No likelihood is known for outputs {tuple(logits.shape)} and labels {tuple(labels.shape)} of {len(logits)} "
-        "examples: pass likelihood=…."
-    )
-
-
 def _check_labels(source: Source | None, likelihood: Likelihood) -> None:
     if source is None:
         return
@@ -497,6 +369,10 @@ def _check_labels(source: Source | None, likelihood: Likelihood) -> None:
     if labels is None:
         raise ValueError(f"{source.name} has no labels: give a 'labels' or 'label' column, or (inputs, labels).")
     likelihood.check_labels(labels)
+
+
+def _columns(data: Any) -> Sequence[str]:
+    return getattr(data, "column_names", None) or (list(data) if isinstance(data, Mapping) else ())
 
 
 def _label_values(data: Any) -> Any:

@@ -1,10 +1,7 @@
 """What the user holds after a fit."""
 
-import copy
-import dataclasses
-import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +11,12 @@ from torch import Tensor, nn
 
 from bayeslora import diagnostics, generation, interop, metrics, storage
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.data import Source, with_padding
+from bayeslora.data import Source
 from bayeslora.generation import Generation
-from bayeslora.likelihoods import LIKELIHOODS, CausalLM, Observation
-from bayeslora.methods import METHODS, Method, make_method
-from bayeslora.outcomes import BasePrediction, LanguagePrediction, make_prediction
+from bayeslora.methods import Method
 from bayeslora.prediction import centre_sites, draw, run, seeded
 from bayeslora.program import Program
+from bayeslora.tasks.prediction import BasePrediction
 
 if TYPE_CHECKING:
     import arviz as az
@@ -218,7 +214,7 @@ class Posterior:
         outputs, labels = self._labelled(validation, sites, seed, batch_size, approximation)
 
         def loss(temperature: float) -> float:
-            prediction = make_prediction(likelihood, outputs, temperature)
+            prediction = likelihood.predict(outputs, temperature)
             return metrics.mixture_nll(prediction.log_likelihood(labels))
 
         temperature = metrics.best_temperature(loss)
@@ -331,8 +327,8 @@ class Posterior:
         """What is saved beside the learned state, ready for JSON."""
         model = self.network.model
         return {
-            "method": _method_record(self.method),
-            "likelihood": {"name": self.program.likelihood.name, "config": self.program.likelihood.config()},
+            "method": storage.method_record(self.method),
+            "likelihood": storage.likelihood_record(self.program.likelihood),
             "network": storage.network_record(self.network),
             "base": {"class": type(model).__name__, "name": getattr(model, "name_or_path", "") or None},
             "num_particles": self.program.elbo.num_particles,
@@ -362,11 +358,9 @@ class Posterior:
             )
         size = len(next(iter(sites.values())))
         with seeded(seed):  # a loader that shuffles takes its seed from the global state
-            source = Source(data, self.network.model, self.tokenizer)
-            source.inputs_are_labels = isinstance(self.program.likelihood, CausalLM)
-            batches = source.batches_by_length(batch_size)
-            outputs = run(self.program, sites, batches, size, with_labels, approximation == "linear")
-        return outputs if source.questions is None else dataclasses.replace(outputs, questions=source.questions)
+            source = Source(data, self.network.model, self.tokenizer, likelihood=self.program.likelihood)
+            batches, linear = source.batches_by_length(batch_size), approximation == "linear"
+            return run(self.program, sites, batches, size, with_labels, linear, source.context)
 
     def _labelled(
         self,
@@ -377,92 +371,10 @@ class Posterior:
         approximation: str | None = "draws",
     ) -> tuple[Any, np.ndarray]:
         outputs = self._outputs(data, sites, seed, batch_size, approximation)
-        labels = outputs.tokens if isinstance(outputs, LanguagePrediction) else outputs.labels
-        if labels is None:
+        if outputs.labels is None:
             raise ValueError("The data has no labels: give a 'labels' or 'label' column, or (inputs, labels).")
-        self.program.likelihood.check_labels(labels)
-        return outputs, labels
+        self.program.likelihood.check_labels(outputs.labels)
+        return outputs, outputs.labels
 
     def _prediction(self, outputs: Any) -> BasePrediction:
-        return make_prediction(self.program.likelihood, outputs, self.temperature, self.class_names)
-
-
-def load(
-    folder: str | os.PathLike[str],
-    model: nn.Module | str | None = None,
-    *,
-    likelihood: Callable[[Tensor, Tensor | None], Any] | None = None,
-    method: Method | None = None,
-) -> Posterior:
-    """Read a posterior that `Posterior.save` wrote.
-
-    Args:
-        folder: Where it was saved.
-        model: The base model, an instance or a path or hub name; None for the one named at the fit.
-        likelihood: The callable that the posterior was fitted with, if its likelihood was one: code is not saved.
-        method: The method it was fitted with, if that holds a function of your own, which is not saved; None for the
-            one that was saved.
-
-    Raises:
-        FileNotFoundError: If there is no posterior in the folder.
-        ValueError: If it is damaged, belongs to another base model, is of a method that is not registered or not the
-            one given, or was fitted with a function of your own and no method is given.
-    """
-    tensors, record = storage.load_files(folder)
-    name = record["method"]["name"]
-    if method is not None and _method_record(method) != record["method"]:
-        raise ValueError(f"The posterior in {folder} is of {record['method']}, not of {_method_record(method)}.")
-    if method is None and name not in METHODS:
-        raise ValueError(
-            f"The posterior in {folder} is of method {name!r}, which is not known here: register its class with "
-            f"bayeslora.register first. Known: {', '.join(METHODS)}."
-        )
-    method = method or make_method(name, **record["method"]["fields"])
-    spec = record["likelihood"]
-    if spec["name"] == Observation.name:
-        if likelihood is None:
-            raise ValueError(f"The posterior in {folder} has a likelihood of its own: pass load(…, likelihood=…).")
-        spec = {**spec, "config": {"observe": copy.deepcopy(likelihood)}}
-    labels = LIKELIHOODS[spec["name"]](**spec["config"])
-    if not isinstance(model, nn.Module):
-        model = _load_base(folder, model or record["base"]["name"], record, labels.num_labels)
-    # Without one, a tokenizer's files can be those of an earlier posterior in this folder.
-    model, tokenizer = with_padding(model, _load_tokenizer(folder) if record["tokenizer"] else None)
-    try:
-        network = AdaptedNetwork(model, method.family, head_family=method.head_family, **record["network"])
-    except ValueError as error:
-        raise ValueError(f"The posterior in {folder} belongs to another base model: {error}") from None
-    storage.check_base(network, tensors.pop("fingerprint"))
-    with seeded(0):  # a guide draws its start, which the saved state replaces
-        program = Program(network, method, labels, record["num_particles"])
-    storage.load_state(program, tensors)
-    history = storage.history(tensors, record)
-    names = record["class_names"]
-    return Posterior(program.eval(), history, record["temperature"], tokenizer, tuple(names) if names else None)
-
-
-def _method_record(method: Method) -> dict[str, Any]:
-    return json.loads(json.dumps({"name": method.name, "fields": method.record()}))
-
-
-def _load_base(
-    folder: str | os.PathLike[str], name: str | None, record: Mapping[str, Any], num_labels: int | None
-) -> nn.Module:
-    import transformers
-
-    cls = getattr(transformers, record["base"]["class"], None)
-    if name is None or cls is None:
-        raise ValueError(
-            f"The posterior in {folder} does not name a base model that can be loaded: pass model=… (it was a "
-            f"{record['base']['class']})."
-        )
-    return cls.from_pretrained(name, **({} if num_labels is None else {"num_labels": num_labels}))
-
-
-def _load_tokenizer(folder: str | os.PathLike[str]) -> Any:
-    path = Path(folder) / "tokenizer"
-    if not path.is_dir():
-        return None
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(path)
+        return self.program.likelihood.predict(outputs, self.temperature, self.class_names)

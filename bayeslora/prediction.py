@@ -1,6 +1,5 @@
 """Draws of a fitted program, and the network run on them."""
 
-import abc
 import contextlib
 import random
 import warnings
@@ -14,10 +13,8 @@ from torch import Tensor
 
 from bayeslora.adapters.network import has_rows
 from bayeslora.data import to_device
-from bayeslora.likelihoods import LanguageModel, Likelihood, PerToken, QuestionAnswering
-from bayeslora.outcomes import LanguagePrediction, Outputs, Rows
 from bayeslora.program import Program, evaluating
-from bayeslora.types import IGNORED, Batch, Sites
+from bayeslora.types import Batch, Sites
 
 # Rows × positions up to which draws are folded into one pass. Folding is faster only while a pass is bound by
 # overhead: 0.57 × a loop's time at 16 × 6 tokens, the same at 16 × 64.
@@ -67,8 +64,9 @@ def run(
     num_draws: int,
     with_labels: bool = True,
     linear: bool = False,
+    context: Any = None,
 ) -> Any:
-    """The network's outputs at draws of the sites: `Outputs`, or for a language model its `LanguagePrediction`.
+    """The network's outputs at draws of the sites, as the likelihood's `predict` takes them.
 
     Args:
         program: The program; it is left in the mode it was in.
@@ -77,9 +75,9 @@ def run(
         num_draws: Size of the `draw` dimension.
         with_labels: Whether labels are looked at. Without them, the rows of a token task are all that is no padding.
         linear: Whether the network's first-order expansion in the factors is run on the draws, not the network.
+        context: What the task's reader of tables noted about the data beside its rows.
     """
-    collect = Summaries if isinstance(program.likelihood, LanguageModel) else Everything
-    collector = collect(program.likelihood, with_labels)
+    collector = program.likelihood.collector(with_labels, context)
     try:
         with evaluating(program), torch.inference_mode(not linear):
             factors = program.factors_at(sites)
@@ -97,143 +95,6 @@ def run(
     finally:
         program.network.unbind()
     return collector.result()
-
-
-class Collector(abc.ABC):
-    """Takes in what the network says of one batch after another.
-
-    Args:
-        likelihood: Labels given logits.
-        with_labels: Whether labels are looked at.
-    """
-
-    def __init__(self, likelihood: Likelihood, with_labels: bool):
-        self.likelihood = likelihood
-        self.with_labels = with_labels
-        self.examples: list[np.ndarray] = []
-        self.positions: list[np.ndarray] = []
-        self.num_examples = 0
-
-    @abc.abstractmethod
-    def add(self, where: np.ndarray, batch: Batch, chunks: Iterator[Tensor]) -> None:
-        """Take in a batch: positions of its examples in the data, and logits of a few draws at a time."""
-
-    @abc.abstractmethod
-    def result(self) -> Any:
-        """All of it, in the data's order."""
-
-    def place(self, where: np.ndarray, rows: Tensor | None = None, shift: int = 0) -> None:
-        """Note which examples, or which of their tokens, `[batch, token]`, the next rows belong to."""
-        self.num_examples += len(where)
-        example, position = (np.arange(len(where)), np.zeros(len(where), int)) if rows is None else _nonzero(rows)
-        self.examples.append(where[example])
-        self.positions.append(position + shift)
-
-    @property
-    def order(self) -> np.ndarray:
-        return np.lexsort((np.concatenate(self.positions), np.concatenate(self.examples)))
-
-    @property
-    def rows(self) -> Rows:
-        """Places of the rows, in the data's order."""
-        order = self.order
-        return Rows(np.concatenate(self.examples)[order], np.concatenate(self.positions)[order], self.num_examples)
-
-
-class Everything(Collector):
-    """Keeps all logits."""
-
-    def __init__(self, likelihood: Likelihood, with_labels: bool):
-        super().__init__(likelihood, with_labels)
-        self.logits: list[np.ndarray] = []
-        self.labels: list[np.ndarray] = []
-
-    def add(self, where: np.ndarray, batch: Batch, chunks: Iterator[Tensor]) -> None:
-        logits = torch.cat([chunk.cpu() for chunk in chunks], dim=0)
-        labels = batch.get("labels") if self.with_labels else None
-        labels = None if labels is None else torch.as_tensor(labels).cpu()
-        rows = None
-        if isinstance(self.likelihood, PerToken):
-            labels = None if labels is None else self.likelihood.targets(labels)
-            rows = _tokens(batch, logits) if labels is None else labels != IGNORED
-            logits, labels = logits[:, rows], None if labels is None else labels[rows]
-        self.place(where, rows)
-        self.logits.append(logits.double().numpy())
-        if labels is not None:
-            self.labels.append(labels.numpy())
-
-    def result(self) -> Outputs:
-        padded = self.logits
-        if isinstance(self.likelihood, QuestionAnswering):
-            longest = max(values.shape[2] for values in self.logits)
-            # Positions that only longer examples have are as impossible as padding.
-            padded = [
-                np.pad(values, ((0, 0), (0, 0), (0, longest - values.shape[2]), (0, 0)), constant_values=-np.inf)
-                for values in self.logits
-            ]
-        labels = np.concatenate(self.labels)[self.order] if self.labels else None
-        rows = self.rows if isinstance(self.likelihood, PerToken) else None
-        return Outputs(np.concatenate(padded, axis=1)[:, self.order], labels, rows)
-
-
-class Summaries(Collector):
-    """Keeps a few numbers per observed token: a vocabulary's logits at all draws do not fit the memory."""
-
-    likelihood: LanguageModel
-
-    def __init__(self, likelihood: Likelihood, with_labels: bool):
-        super().__init__(likelihood, with_labels)
-        self.parts: list[dict[str, np.ndarray]] = []
-
-    def add(self, where: np.ndarray, batch: Batch, chunks: Iterator[Tensor]) -> None:
-        if batch.get("labels") is None:
-            raise ValueError(
-                "A language model's prediction says how probable given tokens are, and the data has none: give a "
-                "'labels' column."
-            )
-        targets = self.likelihood.targets(torch.as_tensor(batch["labels"]))
-        seen = targets != IGNORED
-        tokens = targets[seen]
-        self.place(where, seen, self.likelihood.shift)
-        total: Any = 0.0
-        aleatoric: Any = 0.0
-        draws, sampled = [], []
-        for logits in chunks:
-            rows = logits[:, seen.to(logits.device)]
-            probs = rows.to(torch.promote_types(rows.dtype, torch.float32)).softmax(-1)
-            given = tokens.to(probs.device).expand(probs.shape[:-1])[..., None]
-            draws.append(probs.gather(-1, given)[..., 0].cpu())
-            sampled.append(torch.multinomial(probs.flatten(0, 1), 1).view(probs.shape[:-1]).cpu())
-            aleatoric = aleatoric + torch.special.entr(probs).sum((0, -1)).double()
-            total = total + probs.double().sum(0)
-        num_draws = sum(map(len, draws))
-        mean = total / num_draws
-        self.parts.append(
-            {
-                "draws": torch.cat(draws).double().numpy(),
-                "tokens": tokens.numpy(),
-                "most_probable": mean.argmax(-1).cpu().numpy(),
-                "mixture_entropy": torch.special.entr(mean).sum(-1).cpu().numpy(),
-                "mean_entropy": (aleatoric / num_draws).cpu().numpy(),
-                "sampled": torch.cat(sampled).numpy(),
-            }
-        )
-
-    def result(self) -> LanguagePrediction:
-        parts, order = self.parts, self.order
-        columns = {name: np.concatenate([part[name] for part in parts], axis=-1)[..., order] for name in parts[0]}
-        return LanguagePrediction(**columns, rows=self.rows)
-
-
-def _nonzero(rows: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    example, position = rows.cpu().numpy().nonzero()
-    return example, position
-
-
-def _tokens(batch: Batch, logits: Tensor) -> Tensor:
-    """Which positions are no padding, `[batch, token]`."""
-    mask = batch.get("attention_mask")
-    return torch.ones(logits.shape[1:3], dtype=torch.bool) if mask is None else mask.cpu() != 0
 
 
 def chunks(

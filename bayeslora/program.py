@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from bayeslora.adapters import AdaptedNetwork, Linearised, Stacks
 from bayeslora.elbo import MeanFieldELBO, is_plate, sites
-from bayeslora.likelihoods import AnswerLetters, Classification, Likelihood
 from bayeslora.methods import Method
+from bayeslora.tasks import Likelihood
 from bayeslora.types import Batch, Sites
 
 
@@ -134,10 +134,8 @@ class Program(nn.Module):
 
     def linearised(self, sites: Sites) -> Linearised:
         """Logits to first order in the factors as a function of inputs, at draws of the sites, `[draw, layer, …]`."""
-        # Under a softmax, logits matter only up to a constant; that of choices has logits of −∞.
-        contrasts = isinstance(self.likelihood, Classification | AnswerLetters)
         centre, draws = self.factors_at(self.centre()), self.factors_at(sites)
-        return Linearised(self.network, centre, draws, self.likelihood.select, contrasts)
+        return Linearised(self.network, centre, draws, self.likelihood.select, self.likelihood.up_to_constant)
 
     def centre(self) -> dict[str, Tensor]:
         """Every site at its guide's mean, `[layer, …]`; the guide is in evaluation mode."""

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bayeslora.adapters import AdaptedNetwork
+from bayeslora.methods import Method
 from bayeslora.program import Program
+from bayeslora.tasks import Likelihood
 
 MANIFEST = "bayeslora.json"
 FORMAT = 1
@@ -90,6 +92,16 @@ def load_state(program: Program, tensors: Mapping[str, Tensor]) -> None:
 def history(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> dict[str, list[float]]:
     """The history's columns in their order, which a tensors' file does not keep."""
     return {name: tensors[f"history/{name}"].tolist() for name in record["history"]}
+
+
+def method_record(method: Method) -> dict[str, Any]:
+    """A method's name, its class and its fields, as JSON gives them back."""
+    return json.loads(json.dumps({"name": method.name, "class": type(method).__name__, "fields": method.record()}))
+
+
+def likelihood_record(likelihood: Likelihood) -> dict[str, Any]:
+    """A likelihood's name, its class and what its constructor needs."""
+    return {"name": likelihood.name, "class": type(likelihood).__name__, "config": likelihood.config()}
 
 
 def network_record(network: AdaptedNetwork) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from step_time import base
 from timing import median_ratio, report, taking_turns, words
 
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.likelihoods import Classification
 from bayeslora.methods import make_method
 from bayeslora.program import ROWS_BY_DRAW, Program
+from bayeslora.tasks import Classification
 
 ROWS, LENGTHS, STEPS = 16, (16, 64), 15
 

@@ -13,10 +13,10 @@ from timing import median_ratio, report, taking_turns, words
 from transformers import AutoModelForSequenceClassification
 
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.likelihoods import Classification
 from bayeslora.methods import make_method
 from bayeslora.prediction import centre_sites, chunks, draw
 from bayeslora.program import Program, evaluating
+from bayeslora.tasks import Classification
 
 ROWS, LENGTH, CLASSES, NUM_DRAWS, REPEATS = 64, 32, (2, 3, 5), 12, 9
 

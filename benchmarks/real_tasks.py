@@ -21,7 +21,8 @@ from datasets import Dataset, load_dataset
 from demo_study import ROOT, fill, markdown
 
 import bayeslora
-from bayeslora import metrics, tables
+from bayeslora import metrics
+from bayeslora.tasks import choices
 
 STORE = ROOT / "benchmarks" / "results" / "real-tasks"
 METHODS: dict[str, Any] = {
@@ -107,7 +108,7 @@ def run(task: Task, method: str, seed: int) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     scores = posterior.evaluate(test, NUM_DRAWS)
     if "answerKey" in test.column_names:
-        scores["majority"] = metrics.majority_rate(tables.read_choices(test)[2])
+        scores["majority"] = metrics.majority_rate(choices.read(test)[2])
     return {name: round(value, 5) for name, value in scores.items()} | {"seconds": round(seconds, 1)}
 
 

@@ -19,9 +19,9 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForSequenceClassification
 
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.likelihoods import Classification
 from bayeslora.methods import make_method
 from bayeslora.program import Program
+from bayeslora.tasks import Classification
 
 # rows, tokens, rank, components, steps
 CASES = {

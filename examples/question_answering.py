@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 import bayeslora
-from bayeslora import metrics
 from bayeslora.data import read
+from bayeslora.tasks.question_answering import answer_scores
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
         posterior = bayeslora.fit(model, train, method, epochs=options.epochs, learning_rate=2e-3)
         scores = posterior.evaluate(test, options.num_draws)
         prediction = posterior.predict(test, options.num_draws)
-        right, _ = metrics.answer_scores(prediction.answers, [row["text"] for row in test["answers"]])
+        right, _ = answer_scores(prediction.answers, [row["text"] for row in test["answers"]])
         by_confidence = np.argsort(-prediction.answer_probs)
         surest = right[by_confidence[: len(right) // 2]].mean()
         shown = {name: scores[name] for name in ("exact_match", "f1", "nll", "auroc_errors")}

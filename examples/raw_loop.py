@@ -9,8 +9,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bayeslora import MonteCLoRA, Posterior
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.likelihoods import Classification
 from bayeslora.program import Program
+from bayeslora.tasks import Classification
 
 TEXTS = ["a joy", "splendid", "delightful", "brilliant", "awful", "a failure", "dreadful", "miserable"]
 LABELS = [1, 1, 1, 1, 0, 0, 0, 0]

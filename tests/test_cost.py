@@ -10,10 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.likelihoods import Classification
 from bayeslora.methods import make_method
 from bayeslora.prediction import chunks
 from bayeslora.program import Program
+from bayeslora.tasks import Classification
 from tests.helpers import batch, tiny_bert
 
 DEEP = {"num_hidden_layers": 6, "hidden_size": 48, "intermediate_size": 96}

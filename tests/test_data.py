@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import bayeslora
 from bayeslora import metrics
-from bayeslora.data import Source, forward_parameters, split, to_device
+from bayeslora.data import Source, split, to_device
+from bayeslora.networks import forward_parameters
 from tests.helpers import tiny_bert, tokens
 
 TEXTS = ["good film", "bad", "very good good film", "bad bad film", "good"]

@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 from transformers import TrainingArguments
 
 import bayeslora
-from bayeslora.likelihoods import Classification
+from bayeslora.tasks import Classification
 from bayeslora.trainer import DivergedError
 from tests.helpers import tiny_bert, tokens
 from tests.test_data import LABELS, TEXTS, Bag, tiny_tokenizer

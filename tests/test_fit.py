@@ -17,11 +17,11 @@ from transformers.trainer_utils import get_last_checkpoint
 import bayeslora
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.elbo import MeanFieldELBO
-from bayeslora.likelihoods import Classification
 from bayeslora.methods import LoRA, make_method
 from bayeslora.posterior import Posterior
 from bayeslora.prediction import seeded
 from bayeslora.program import Program
+from bayeslora.tasks import Classification
 from tests.helpers import assert_mean_close, batch, tiny_bert, tiny_deberta, tokens
 
 KLS = [f"{stack}.{name}" for stack in ("32x32", "32x48", "48x32") for name in ("weights", "cov_tril", "noise")] + [

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from bayeslora import Posterior
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.likelihoods import CausalLM, Classification, Seq2SeqLM
 from bayeslora.methods import make_method
 from bayeslora.prediction import draw
 from bayeslora.program import Program
+from bayeslora.tasks import CausalLM, Classification, Seq2SeqLM
 from tests.helpers import tiny_bert
 from tests.methods.conftest import randomise
 from tests.tasks.cases import model

@@ -15,9 +15,10 @@ from torch import nn
 
 import bayeslora
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.likelihoods import (
+from bayeslora.methods import make_method
+from bayeslora.program import Program
+from bayeslora.tasks import (
     LIKELIHOODS,
-    NUM_SAMPLES,
     Classification,
     Likelihood,
     MultiLabel,
@@ -26,8 +27,7 @@ from bayeslora.likelihoods import (
     Regression,
     StudentT,
 )
-from bayeslora.methods import make_method
-from bayeslora.program import Program
+from bayeslora.tasks.base import NUM_SAMPLES
 from tests.helpers import tiny_bert, tiny_llama, tokens
 from tests.test_data import TEXTS, tiny_tokenizer
 

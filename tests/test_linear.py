@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import bayeslora
 from bayeslora import Posterior, metrics
 from bayeslora.adapters import AdaptedNetwork, linear
-from bayeslora.likelihoods import Classification
 from bayeslora.methods import make_method
 from bayeslora.program import Program
+from bayeslora.tasks import Classification
 from tests.helpers import assert_mean_close, batch, tiny_bert, tokens
 from tests.methods.conftest import NO_DROPOUT, randomise
 from tests.tasks.cases import named

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from bayeslora import metrics
+from bayeslora.tasks.multilabel import multilabel_scores
+from bayeslora.tasks.question_answering import span_scores
 
 PROBS = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.45, 0.55]])
 LABELS = np.array([0, 1, 1, 1])
@@ -128,13 +130,13 @@ def test_entropy_is_what_tells_errors_of_classes() -> None:
 
 
 def test_span_scores_count_shared_positions() -> None:
-    scores = metrics.span_scores(np.array([[2, 4], [5, 5], [0, 0]]), [[3, 6], [5, 5], [2, 3]])
+    scores = span_scores(np.array([[2, 4], [5, 5], [0, 0]]), [[3, 6], [5, 5], [2, 3]])
     assert scores["exact_match"] == pytest.approx(1 / 3)
     assert scores["f1"] == pytest.approx((2 * 2 / 7 + 1 + 0) / 3)
 
 
 def test_multilabel_scores_by_hand() -> None:
-    scores = metrics.multilabel_scores([[0.9, 0.2], [0.6, 0.6]], [[1, 0], [0, 1]])
+    scores = multilabel_scores([[0.9, 0.2], [0.6, 0.6]], [[1, 0], [0, 1]])
     assert scores["accuracy"] == 0.75
     assert scores["exact_match"] == 0.5
     assert scores["brier"] == pytest.approx((0.01 + 0.04 + 0.36 + 0.16) / 4)

@@ -17,10 +17,10 @@ from bayeslora import (
     SpanPrediction,
     TokenPrediction,
 )
-from bayeslora.likelihoods import CausalLM, Regression, StudentT
-from bayeslora.metrics import Noise
-from bayeslora.outcomes import Rows
-from bayeslora.prediction import Summaries
+from bayeslora.tasks import CausalLM, Regression, StudentT
+from bayeslora.tasks.collecting import Rows
+from bayeslora.tasks.language_model import Summaries
+from bayeslora.tasks.noise import Noise
 from tests.helpers import assert_mean_close, assert_uniform
 
 LOC = np.array([[0.0, 1.0, -4.0], [0.5, 1.0, 2.0], [2.0, 1.0, 9.0]])

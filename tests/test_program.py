@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.likelihoods import Classification
 from bayeslora.methods import make_method
 from bayeslora.program import ROWS_BY_DRAW, Program
+from bayeslora.tasks import Classification
 from tests.helpers import assert_checkpointing_keeps_gradients, batch, tiny_bert, tiny_llama
 
 

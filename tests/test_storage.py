@@ -132,7 +132,11 @@ def test_the_record_is_plain_json_and_holds_the_methods_fields(posterior: Poster
     assert record["method"]["name"] == "monteclora"
     assert record["method"]["fields"] | {"components": 3, "noise_ratio": 2.0} == record["method"]["fields"]
     assert set(record["method"]["fields"]) == set(posterior.method.__dataclass_fields__)  # defaults too
-    assert record["likelihood"] == {"name": "classification", "config": {"num_classes": 3}}
+    assert record["likelihood"] == {
+        "name": "classification",
+        "class": "Classification",
+        "config": {"num_classes": 3},
+    }
     assert record["base"]["class"] == "BertForSequenceClassification"
     assert record["temperature"] == 1.0
     assert bayeslora.load(tmp_path, tiny_bert()).method == posterior.method

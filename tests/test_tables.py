@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 import bayeslora
-from bayeslora import metrics, tables
 from bayeslora.data import Source
 from bayeslora.methods import Method
-from bayeslora.outcomes import AnswerPrediction
+from bayeslora.tasks import choices as choice_tables
+from bayeslora.tasks import questions as question_tables
+from bayeslora.tasks.answer_letters import prompt_with_letters
+from bayeslora.tasks.question_answering import AnswerPrediction, answer_scores
 from tests.tasks.cases import model
 from tests.test_data import tiny_tokenizer
 
@@ -52,7 +54,7 @@ def fit(network: Any, data: Any, method: str | Method = "lora", **settings: Any)
 
 
 def test_a_long_context_is_cut_into_windows_that_overlap() -> None:
-    rows, questions = tables.read_questions(squad(), tiny_tokenizer())  # windows of 8 tokens, overlapping by 2
+    rows, questions = question_tables.read(squad(), tiny_tokenizer())  # windows of 8 tokens, overlapping by 2
     assert questions.question.tolist() == [0, 0, 1]
     assert [len(row["input_ids"]) for row in rows] == [8, 4, 4]
     # One token of question, seven of context; the last two of these again, and the last one.
@@ -62,7 +64,7 @@ def test_a_long_context_is_cut_into_windows_that_overlap() -> None:
 
 
 def test_a_window_is_labelled_with_the_answer_it_holds_or_its_first_token() -> None:
-    rows, questions = tables.read_questions(squad(), tiny_tokenizer())
+    rows, questions = question_tables.read(squad(), tiny_tokenizer())
     assert [row["labels"] for row in rows] == [[3, 4], [0, 0], [3, 3]]
     assert questions.text(0, 3, 4) == "film bad"
     assert questions.text(2, 3, 3) == "good"
@@ -70,10 +72,10 @@ def test_a_window_is_labelled_with_the_answer_it_holds_or_its_first_token() -> N
 
 def test_questions_may_have_no_answers_and_answers_may_be_unknown() -> None:
     none = [{"text": [], "answer_start": []}] * 2
-    rows, questions = tables.read_questions(squad(answers=none), tiny_tokenizer())
+    rows, questions = question_tables.read(squad(answers=none), tiny_tokenizer())
     assert [row["labels"] for row in rows] == [[0, 0]] * 3
     assert questions.answers == [[], []]
-    rows, questions = tables.read_questions(squad().remove_columns("answers"), tiny_tokenizer())
+    rows, questions = question_tables.read(squad().remove_columns("answers"), tiny_tokenizer())
     assert "labels" not in rows[0]
     assert questions.answers is None
 
@@ -81,15 +83,17 @@ def test_questions_may_have_no_answers_and_answers_may_be_unknown() -> None:
 def test_tables_of_questions_that_do_not_fit_say_so() -> None:
     wrong = [{"text": ["film"], "answer_start": [0]}] * 2
     with pytest.raises(ValueError, match=r"data, row 0: the context has 'very' where 'film' should be"):
-        tables.read_questions(squad(answers=wrong), tiny_tokenizer())
+        question_tables.read(squad(answers=wrong), tiny_tokenizer())
     with pytest.raises(ValueError, match="question in row 1 has 5 tokens, more than half a window of 8"):
-        tables.read_questions(squad(question=["good", "good " * 5]), tiny_tokenizer())
+        question_tables.read(squad(question=["good", "good " * 5]), tiny_tokenizer())
     with pytest.raises(ValueError, match="needs a fast tokenizer"):
-        tables.read_questions(squad(), object())
+        question_tables.read(squad(), object())
 
 
-def questions_of(offsets: list[Any], question: list[int], answers: list[list[str]]) -> tables.Questions:
-    return tables.Questions([CONTEXT] * len(answers), answers, np.asarray(question), [np.asarray(o) for o in offsets])
+def questions_of(offsets: list[Any], question: list[int], answers: list[list[str]]) -> question_tables.Questions:
+    return question_tables.Questions(
+        [CONTEXT] * len(answers), answers, np.asarray(question), [np.asarray(o) for o in offsets]
+    )
 
 
 def test_the_answer_is_the_most_probable_span_of_the_context_over_all_windows() -> None:
@@ -118,7 +122,7 @@ def test_the_answer_is_the_most_probable_span_of_the_context_over_all_windows() 
 
 
 def test_answers_are_compared_as_squad_compares_them() -> None:
-    exact, f1 = metrics.answer_scores(
+    exact, f1 = answer_scores(
         ["the Cat!", "a big cat", "", "", "dog"], [["cat"], ["dog", "The cat, big"], [], ["cat"], []]
     )
     assert exact.tolist() == [True, False, True, False, False]
@@ -148,7 +152,7 @@ def test_a_published_table_of_questions_is_all_that_is_needed(method: str, tmp_p
     assert posterior.program.likelihood.name == "question_answering"
     assert type(posterior.network.model).__name__ == "BertForQuestionAnswering"
     # The first step's loss, before anything is learned, is that of the three windows with their labels.
-    rows, _ = tables.read_questions(squad(), tiny_tokenizer())
+    rows, _ = question_tables.read(squad(), tiny_tokenizer())
     nll = 0.0
     for row, label in zip(rows, [[3, 4], [0, 0], [3, 3]], strict=True):
         with torch.no_grad():
@@ -172,25 +176,25 @@ def test_a_published_table_of_questions_is_all_that_is_needed(method: str, tmp_p
 
 
 def test_choices_come_as_tables_have_them() -> None:
-    prompts, choices, labels = tables.read_choices(arc())
+    prompts, choices, labels = choice_tables.read(arc())
     assert prompts == ["good film", "bad", "very"]
     assert choices[1] == ["bad", "very bad", "film"]
     assert labels == [1, 2, 0]
     swag = {"sent1": ["good", "bad"], "sent2": ["film", "very"], "ending0": ["a", "b"], "ending1": ["c", "d"]}
     swag_table = datasets.Dataset.from_dict(swag | {"labels": [1, 0]})
-    assert tables.read_choices(swag_table) == (["good film", "bad very"], [["a", "c"], ["b", "d"]], [1, 0])
+    assert choice_tables.read(swag_table) == (["good film", "bad very"], [["a", "c"], ["b", "d"]], [1, 0])
     race = {"article": ["good"], "question": ["film"], "options": [["x", "y"]], "answer": ["B"]}
-    assert tables.read_choices(datasets.Dataset.from_dict(race)) == (["good film"], [["x", "y"]], [1])
-    assert tables.read_choices(arc().remove_columns("answerKey"))[2] is None
+    assert choice_tables.read(datasets.Dataset.from_dict(race)) == (["good film"], [["x", "y"]], [1])
+    assert choice_tables.read(arc().remove_columns("answerKey"))[2] is None
     repeated = arc(question_stem=["good film", "bad", "very"])
-    assert tables.read_choices(repeated)[0] == prompts
+    assert choice_tables.read(repeated)[0] == prompts
 
 
 def test_tables_of_choices_that_do_not_fit_say_so() -> None:
     with pytest.raises(ValueError, match=r"data, row 0: the right choice is 'C', and the choices are \['A', 'B'\]"):
-        tables.read_choices(arc(answerKey=["C", "3", "A"]))
+        choice_tables.read(arc(answerKey=["C", "3", "A"]))
     with pytest.raises(ValueError, match="no question: call its column 'question'"):
-        tables.read_choices(arc().rename_column("question", "stem"))
+        choice_tables.read(arc().rename_column("question", "stem"))
     with pytest.raises(ValueError, match="BertForSequenceClassification scores none"):
         Source(arc(), model("Bert", "ForSequenceClassification", num_labels=3)(), tiny_tokenizer())
 
@@ -226,7 +230,7 @@ def test_a_causal_model_reads_choices_with_their_letters(tmp_path: Path) -> None
     tokenizer.model_max_length = 30
     posterior = fit(model("GPT2", "LMHeadModel")(), arc(), tokenizer=tokenizer)
     assert posterior.program.likelihood.token_ids == tokenizer.convert_tokens_to_ids(["A", "B", "C"])
-    assert tables.prompt_with_letters("bad", ["good", "film"]) == "bad\nA. good\nB. film\nAnswer:"
+    assert prompt_with_letters("bad", ["good", "film"]) == "bad\nA. good\nB. film\nAnswer:"
     rows = Source(arc(), model("GPT2", "LMHeadModel")(), tokenizer)
     assert rows.labels is not None
     assert rows.labels.tolist() == [1, 2, 0]

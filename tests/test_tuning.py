@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import bayeslora
 from bayeslora import MonteCLoRA
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.likelihoods import Classification
 from bayeslora.methods import make_method
 from bayeslora.program import Program
+from bayeslora.tasks import Classification
 from bayeslora.tuning import log_mean_exp, nll_by_loudness
 from tests.helpers import assert_mean_close, tiny_bert, tokens
 from tests.tasks.cases import named

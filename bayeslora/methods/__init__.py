@@ -43,24 +43,6 @@ METHODS: dict[str, type[Method]] = {
 """Name to method: what `fit(method=…)` takes."""
 
 
-def register(cls: type[Method]) -> type[Method]:
-    """Add a method of your own to `METHODS` under its `name`; usable as a class decorator.
-
-    Raises:
-        TypeError: If the class is no concrete method with a `name`.
-        ValueError: If the name is taken by another class.
-    """
-    if not (inspect.isclass(cls) and issubclass(cls, Method)) or inspect.isabstract(cls):
-        raise TypeError(f"{cls!r} is no method: derive from Method or PerStackMethod and write its prior and guide.")
-    if not isinstance(getattr(cls, "name", None), str):
-        raise TypeError(f"{cls.__name__} needs a class attribute `name`, its key in METHODS.")
-    taken = METHODS.get(cls.name)
-    if taken is not None and taken is not cls:
-        raise ValueError(f"The name {cls.name!r} belongs to {taken.__name__}: choose another.")
-    METHODS[cls.name] = cls
-    return cls
-
-
 def make_method(method: str | Method, **fields: Any) -> Method:
     """A method from its name or an instance, with some of its fields set.
 
@@ -104,6 +86,5 @@ __all__ = [
     "ScalaBL",
     "Tuning",
     "make_method",
-    "register",
     "unknown_fields",
 ]

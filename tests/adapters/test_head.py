@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import bayeslora
 from bayeslora import guides, interop, priors
 from bayeslora.adapters import AdaptedNetwork, Affine, Stack
-from bayeslora.methods import METHODS, PerStackMethod, register
+from bayeslora.methods import METHODS, PerStackMethod
+from bayeslora.registry import register
 from tests.helpers import batch, tiny_bert, tiny_llama, tokens
 
 SETTINGS = {"epochs": 2, "learning_rate": 5e-3, "targets": "attention", "progress": False}

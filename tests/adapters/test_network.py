@@ -503,9 +503,9 @@ def test_running_statistics_are_the_bases_and_the_heads_are_learned() -> None:
 
 
 def test_a_double_precision_base_has_double_factors() -> None:
-    from bayeslora.likelihoods import Classification
     from bayeslora.methods import make_method
     from bayeslora.program import Program
+    from bayeslora.tasks import Classification
 
     network = AdaptedNetwork(MLP().double(), rank=2)
     assert network.dtype == torch.float64

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from bayeslora.adapters import AdaptedNetwork, Stack
-from bayeslora.likelihoods import Classification
 from bayeslora.methods import METHODS, Method, make_method
 from bayeslora.program import Program
+from bayeslora.tasks import Classification
 from tests.helpers import tiny_bert
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

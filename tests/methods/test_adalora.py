@@ -12,10 +12,10 @@ from transformers import TrainerCallback
 
 import bayeslora
 from bayeslora.adapters import AdaptedNetwork, Stack
-from bayeslora.likelihoods import Classification
 from bayeslora.methods import AdaLoRA
 from bayeslora.methods.adalora import AdaLoRAGuide
 from bayeslora.program import Program
+from bayeslora.tasks import Classification
 from tests.helpers import batch, tiny_bert, tokens
 from tests.methods.conftest import NO_DROPOUT, randomise
 

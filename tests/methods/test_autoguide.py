@@ -15,9 +15,9 @@ import bayeslora
 from bayeslora.adapters import AdaptedNetwork, Factors, Stack
 from bayeslora.elbo import MeanFieldELBO, total
 from bayeslora.guides import is_spread
-from bayeslora.likelihoods import Classification
 from bayeslora.methods import AutoGuide
 from bayeslora.program import Program
+from bayeslora.tasks import Classification
 from tests.helpers import batch, tiny_bert, tokens
 
 GUIDES = ["AutoNormal", "AutoDiagonalNormal", "AutoLowRankMultivariateNormal", "AutoDelta"]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.adapters import AdaptedNetwork, Factors, Stack
-from bayeslora.likelihoods import Likelihood
 from bayeslora.methods import AutoGuide, BLoB, Laplace, Method
 from bayeslora.program import Program
+from bayeslora.tasks import Likelihood
 from tests.helpers import assert_mean_close
 from tests.methods.conftest import dense_precision
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 import bayeslora
 from bayeslora.adapters import AdaptedNetwork, Affine, Linearised
 from bayeslora.curvature import Gram, gauss_newton, hessian_root
-from bayeslora.likelihoods import Classification, MultipleChoice, Regression
 from bayeslora.methods import Laplace, laplace
 from bayeslora.program import Program
+from bayeslora.tasks import Classification, MultipleChoice, Regression
 from tests.helpers import batch, tiny_bert, tokens
 from tests.methods.conftest import NO_DROPOUT, dense_precision, randomise
 from tests.tasks.cases import named

@@ -15,11 +15,11 @@ from torch import Tensor
 import bayeslora
 from bayeslora.adapters import AdaptedNetwork, Stack, Stacks
 from bayeslora.elbo import MeanFieldELBO, total
-from bayeslora.likelihoods import Classification
 from bayeslora.methods import make_method
 from bayeslora.methods.lora_dropout import LoRADropout
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
+from bayeslora.tasks import Classification
 from tests.helpers import assert_checkpointing_keeps_gradients, assert_mean_close, batch, tiny_bert, tiny_llama, tokens
 from tests.methods.conftest import NO_DROPOUT, randomise
 

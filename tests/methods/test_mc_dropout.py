@@ -10,10 +10,10 @@ from torch import nn
 
 import bayeslora
 from bayeslora.adapters import AdaptedNetwork, InputDropout, SeededFactors
-from bayeslora.likelihoods import Classification
 from bayeslora.methods import MCDropout, make_method
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
+from bayeslora.tasks import Classification
 from tests.helpers import assert_checkpointing_keeps_gradients, assert_mean_close, batch, tiny_bert, tiny_llama, tokens
 from tests.methods.conftest import NO_DROPOUT, randomise
 

@@ -8,7 +8,7 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from bayeslora import likelihoods
+from bayeslora import tasks as likelihoods
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 ENCODER = {"vocab_size": 60, "max_position_embeddings": 40, "hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}

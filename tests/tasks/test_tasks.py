@@ -10,10 +10,12 @@ import torch
 import bayeslora
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.network import logits_of
-from bayeslora.likelihoods import AnswerLetters, PerToken
 from bayeslora.methods import make_method
-from bayeslora.outcomes import BasePrediction, LanguagePrediction
 from bayeslora.program import Program
+from bayeslora.tasks import AnswerLetters
+from bayeslora.tasks.language_model import LanguagePrediction
+from bayeslora.tasks.prediction import BasePrediction
+from bayeslora.tasks.token_classification import PerToken
 from tests.tasks.cases import CASES, Case
 
 # In networks with random weights, the default noise drowns what a few steps can learn.

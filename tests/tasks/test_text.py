@@ -15,8 +15,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 import bayeslora
-from bayeslora import likelihoods
-from bayeslora.data import Source, with_padding
+from bayeslora import tasks as likelihoods
+from bayeslora.data import Source
+from bayeslora.loading import with_padding
 from bayeslora.methods import Method, make_method
 from tests.helpers import tiny_gpt2
 from tests.tasks.cases import model
@@ -107,7 +108,7 @@ def test_choices_are_padded_together() -> None:
 
 def test_a_causal_models_texts_are_their_own_labels_and_padding_is_none() -> None:
     source = Source(TEXTS, model("GPT2", "LMHeadModel")(), tiny_tokenizer())
-    source.inputs_are_labels = True
+    source = source.about(likelihoods.CausalLM)
     batch = next(source.batches(5))
     assert torch.equal(batch["labels"], batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100))
 

@@ -1,93 +1,30 @@
-"""Text written by draws of a language model, or by their average."""
+"""Draws of a language model, or their average, continuing prompts."""
 
 import contextlib
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.network import NotFoldedError
-from bayeslora.data import forward_parameters, to_device
-from bayeslora.likelihoods import CausalLM, Seq2SeqLM
+from bayeslora.data import to_device
+from bayeslora.generation.prompts import is_encoder_decoder
+from bayeslora.generation.text import Generation, Text
 from bayeslora.metrics import FloatArray
-from bayeslora.prediction import Summaries, chunks
+from bayeslora.networks import forward_parameters
+from bayeslora.prediction import chunks
 from bayeslora.program import Program, evaluating
+from bayeslora.tasks.language_model import CausalLM, Seq2SeqLM, Summaries
 from bayeslora.types import IGNORED, Sites
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-
-@dataclass(frozen=True)
-class Generation:
-    r"""Texts that continue prompts, and how probable and how sure each of their tokens was under `S` draws.
-
-    A text is written by one draw of the weights, and there is one for each draw; or by the average of the draws, and
-    there is one. Either way every draw says how probable each token $y_t$ is, given the prompt and the tokens before:
-
-    $$\ln p_s(y) = \sum_t \ln p_s(y_t \mid y_{<t}), \qquad p(y) = \frac1S \sum_s p_s(y).$$
-
-    Probabilities are the network's, before temperature, top-k and the like. Where a text has ended, tokens are padding
-    and numbers NaN.
-
-    Args:
-        tokens: Tokens written, `[text, prompt, token]`.
-        written: Which of them belong to the text, up to and with the one that ends it, `[text, prompt, token]`.
-        token_log_probs: $\ln p_s(y_t \mid y_{<t})$ in nats, `[draw, text, prompt, token]`.
-        entropy: Entropy of the next token's distribution, averaged over draws, in nats, `[text, prompt, token]`.
-        aleatoric: Entropy per draw, averaged, in nats, `[text, prompt, token]`.
-        texts: The text that continues each prompt, `[text][prompt]`; None without a tokenizer.
-    """
-
-    tokens: Int[np.ndarray, "text prompt token"]
-    written: Bool[np.ndarray, "text prompt token"]
-    token_log_probs: Float[np.ndarray, "draw text prompt token"]
-    entropy: Float[np.ndarray, "text prompt token"]
-    aleatoric: Float[np.ndarray, "text prompt token"]
-    texts: tuple[tuple[str, ...], ...] | None = None
-
-    @property
-    def epistemic(self) -> FloatArray:
-        """Mutual information of next token and weights in nats, `[text, prompt, token]`: entropy − aleatoric."""
-        # Rounding can make the difference of two sums over a vocabulary negative.
-        return np.maximum(self.entropy - self.aleatoric, 0)
-
-    @property
-    def log_probs(self) -> FloatArray:
-        r"""$\ln p_s(y)$ of every text under every draw in nats, `[draw, text, prompt]`; a draw's own is `[s, s]`."""
-        return np.nansum(self.token_log_probs, axis=-1)
-
-    @property
-    def log_prob(self) -> FloatArray:
-        r"""$\ln p(y)$ in nats, `[text, prompt]`: of the text's probability averaged over draws."""
-        return np.logaddexp.reduce(self.log_probs, axis=0) - math.log(len(self.log_probs))
-
-    def to_pandas(self) -> "pd.DataFrame":
-        """A row per token: text, prompt, position, the token, its probability averaged over draws, uncertainties."""
-        import pandas as pd
-
-        text, prompt, position = self.written.nonzero()
-        columns = {"text": text, "prompt": prompt, "position": position, "token": self.tokens[self.written]}
-        columns["p(token)"] = np.exp(self.token_log_probs[:, self.written]).mean(0)
-        columns |= {name: getattr(self, name)[self.written] for name in ("entropy", "aleatoric", "epistemic")}
-        return pd.DataFrame(columns)
-
-
-class Text(NamedTuple):
-    """What `Generation` holds of the texts of one draw, or of the average, with all its tokens' numbers."""
-
-    tokens: np.ndarray  # [prompt, token]
-    log_probs: FloatArray  # [draw, prompt, token]
-    entropy: FloatArray  # [prompt, token]
-    aleatoric: FloatArray  # [prompt, token]
+    pass
 
 
 def generate(
@@ -132,72 +69,6 @@ def generate(
     return _together(parts, config, tokenizer)
 
 
-def encode(inputs: Any, model: nn.Module, tokenizer: Any = None) -> dict[str, Tensor]:
-    """Prompts as the model's inputs, with a mask of their padding: on the left, if they are to be continued.
-
-    Args:
-        inputs: A text or texts; token ids, as an array or a list for each prompt; or a mapping of the model's inputs.
-        model: The model.
-        tokenizer: For texts. It is left as it is.
-
-    Raises:
-        ValueError: If the model does not write text; if there is no prompt, or no tokenizer for texts; if token ids are
-            not a row for each prompt; if the mapping has no `input_ids`, or has the start of the text to write; or if
-            prompts to be continued are padded on the right.
-    """
-    writes: Any = getattr(model, "can_generate", bool)
-    if not writes():
-        raise ValueError(
-            f"{type(model).__name__} does not write text: fit a causal language model or an encoder-decoder, such as "
-            "AutoModelForCausalLM or AutoModelForSeq2SeqLM loads, with likelihood='causal_lm' or 'seq2seq_lm'."
-        )
-    left = not _is_encoder_decoder(model)
-    inputs = [inputs] if isinstance(inputs, str) else inputs
-    if len(inputs) == 0:
-        raise ValueError("There are no prompts.")
-    if not isinstance(inputs, Mapping):
-        is_text = isinstance(inputs[0], str)
-        inputs = _tokenized(list(inputs), tokenizer, left) if is_text else _padded(inputs, left)
-    parameters = forward_parameters(model)
-    encoded = {name: torch.as_tensor(value) for name, value in inputs.items() if name in parameters}
-    if "input_ids" not in encoded or "decoder_input_ids" in encoded:
-        raise ValueError(
-            f"The prompts have {', '.join(inputs)}: give 'input_ids', and beside them what else the model reads, but "
-            "not what it is to write."
-        )
-    encoded.setdefault("attention_mask", torch.ones_like(encoded["input_ids"]))
-    if left and not bool(encoded["attention_mask"][:, -1].all()):
-        raise ValueError("Prompts end in padding, which the model would continue: pad them on the left.")
-    return encoded
-
-
-def _tokenized(texts: list[str], tokenizer: Any, left: bool) -> Mapping[str, Any]:
-    if tokenizer is None:
-        raise ValueError("The prompts are text, and the posterior has no tokenizer: fit with tokenizer=…, or give ids.")
-    if left:
-        tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.padding_side = "left"
-    return tokenizer(texts, padding=True, return_tensors="pt")
-
-
-def _padded(prompts: Sequence[Any], left: bool) -> Mapping[str, Any]:
-    """Token ids of any lengths; what stands for padding does not matter, as it is not looked at."""
-    rows = [torch.as_tensor(prompt) for prompt in prompts]
-    if any(row.dim() != 1 or len(row) == 0 or row.is_floating_point() for row in rows):
-        raise ValueError("A prompt is no row of token ids: give a list of whole numbers for each prompt, or texts.")
-    longest = max(map(len, rows))
-    gaps = [(longest - len(row), 0) if left else (0, longest - len(row)) for row in rows]
-    return {
-        "input_ids": torch.stack([F.pad(row, gap) for row, gap in zip(rows, gaps, strict=True)]),
-        "attention_mask": torch.stack([F.pad(torch.ones_like(row), g) for row, g in zip(rows, gaps, strict=True)]),
-    }
-
-
-def _is_encoder_decoder(model: nn.Module) -> bool:
-    config: Any = model.config
-    return bool(config.is_encoder_decoder)
-
-
 def _settings(model: nn.Module, settings: dict[str, Any], average: bool) -> tuple[Any, dict[str, Any]]:
     """The generation's configuration, and arguments that are not part of it."""
     from transformers.generation import GenerationMode
@@ -240,7 +111,7 @@ def _continue(model: Any, prompts: Mapping[str, Tensor], config: Any, others: Ma
 
 def _start(model: nn.Module, prompts: Mapping[str, Tensor]) -> int:
     """How many tokens of a sequence are not written: the prompt, or an encoder-decoder's first."""
-    return 1 if _is_encoder_decoder(model) else prompts["input_ids"].shape[1]
+    return 1 if is_encoder_decoder(model) else prompts["input_ids"].shape[1]
 
 
 def _score(
@@ -250,7 +121,7 @@ def _score(
     model, start = network.model, _start(network.model, prompts)
     tokens = written[:, start:]
     likelihood: type[CausalLM | Seq2SeqLM]
-    if _is_encoder_decoder(model):
+    if is_encoder_decoder(model):
         likelihood, first = Seq2SeqLM, 0
         labels = tokens
         inputs = {**prompts, "decoder_input_ids": written[:, :-1]}
@@ -334,7 +205,7 @@ class Mixture:
             model.register_forward_pre_hook(self.spread, with_kwargs=True),
             model.register_forward_hook(self.mix, with_kwargs=True),
         ]
-        if _is_encoder_decoder(model):  # `generate` runs the encoder by itself, once
+        if is_encoder_decoder(model):  # `generate` runs the encoder by itself, once
             hooks.append(model.get_encoder().register_forward_pre_hook(self.spread, with_kwargs=True))
         try:
             yield self
@@ -354,7 +225,7 @@ class Mixture:
 
     def mix(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Average the next token's probabilities over draws."""
-        ids = kwargs["decoder_input_ids" if _is_encoder_decoder(module) else "input_ids"]
+        ids = kwargs["decoder_input_ids" if is_encoder_decoder(module) else "input_ids"]
         if self.last is not None:
             self.choose(ids[: self.size, -1])
         logits = output.logits[:, -1]

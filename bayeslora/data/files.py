@@ -1,0 +1,59 @@
+"""Data from files and tables, and their splits."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LABELS = ("labels", "label", "label_ids")
+"""Columns that hold the labels."""
+
+
+def split(data: Any, name: str) -> Any:
+    """That split of a `datasets.DatasetDict`, None where it has no such split; any other data as it is for `train`."""
+    if isinstance(data, Mapping) and all(hasattr(value, "column_names") for value in data.values()):
+        if name == "train" and name not in data:
+            raise ValueError(f"The data has no 'train' split, only {', '.join(data)}.")
+        return data.get(name)
+    return tabular(data) if name == "train" else None
+
+
+def tabular(data: Any) -> Any:
+    """A pandas table, or texts by name, as a `datasets.Dataset`; a table of numbers as arrays; other data as it is."""
+    if isinstance(data, Mapping):
+        columns = [value for value in data.values() if isinstance(value, list)]
+        if len(columns) < len(data) or not all(value and isinstance(value[0], str) for value in columns):
+            return data
+    elif not (hasattr(data, "columns") and hasattr(data, "to_numpy")):
+        return data
+    import datasets
+
+    if isinstance(data, Mapping):
+        return datasets.Dataset.from_dict(data)
+    label = next((name for name in LABELS if name in data.columns), None)
+    inputs = data if label is None else data.drop(columns=label)
+    if all(dtype.kind in "fiub" for dtype in inputs.dtypes):
+        values = inputs.to_numpy(np.float32, copy=True)
+        return values if label is None else (values, data[label].to_numpy(copy=True))
+    return datasets.Dataset.from_pandas(data, preserve_index=False)
+
+
+def read(name: str) -> Any:
+    """A `datasets.DatasetDict` from a CSV, JSON or Parquet file, a folder of them, or a hub name.
+
+    Raises:
+        ValueError: If a file has another ending.
+    """
+    from datasets import load_dataset
+
+    path = Path(name)
+    if not path.is_file():
+        try:
+            return load_dataset(name)
+        except (ConnectionError, FileNotFoundError) as error:
+            raise ValueError(f"{name!r} is no file or folder here, and cannot be had from the hub: {error}") from None
+    kinds = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+    if path.suffix not in kinds:
+        raise ValueError(f"{name} ends in {path.suffix!r}; files can be {', '.join(kinds)}.")
+    return load_dataset(kinds[path.suffix], data_files=name)

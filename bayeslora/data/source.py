@@ -1,0 +1,276 @@
+"""Data in any form, as a dataset of rows and as batches."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, Subset
+
+from bayeslora.data.forms import Arrays, Examples, Stream
+from bayeslora.data.reading import Reader, check_finite
+from bayeslora.tasks import Likelihood
+from bayeslora.types import IGNORED
+
+
+class Source:
+    """Data in any of the forms `fit` takes, as a dataset of rows and as batches.
+
+    Args:
+        data: A `datasets.Dataset` or pandas `DataFrame`; a torch `Dataset` of mappings or `(inputs, label)` pairs; a
+            `DataLoader` of either; a stream, an `IterableDataset` of `datasets` or torch; `(inputs, labels)` or inputs
+            alone, as arrays, a mapping of arrays or of lists of texts, or a list of texts.
+        model: The network, whose `forward` says which inputs there are.
+        tokenizer: For text.
+        name: What to call the data in messages.
+        num_examples: Examples of a stream; None where nobody needs to know.
+        likelihood: The likelihood that the labels are for, or its kind, as far as it is known.
+
+    Attributes:
+        dataset: The rows, or None where a `DataLoader` was given.
+        collate: Rows to a batch.
+
+    Raises:
+        TypeError: If the data has none of these forms.
+        ValueError: If it is empty, contains NaN or infinite inputs, has text and no tokenizer, or has no column that
+            the network takes.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        model: nn.Module,
+        tokenizer: Any = None,
+        name: str = "data",
+        num_examples: int | None = None,
+        likelihood: Likelihood | type[Likelihood] | None = None,
+    ):
+        self.name = name
+        self.tokenizer = tokenizer
+        self.likelihood = likelihood
+        self.reader = Reader(model, tokenizer, name)
+        self._given_loader = self._checked(data) if isinstance(data, DataLoader) else None
+        if isinstance(data, IterableDataset):  # that of `datasets` is one, too
+            self.dataset: Any = Stream(data, self.reader.streamed, num_examples)
+        else:
+            self.dataset = None if self._given_loader else self.reader.dataset(data)
+            if len(self) == 0:
+                raise ValueError(f"{name} has no examples.")
+        self._check_first()
+
+    def about(self, likelihood: Likelihood | type[Likelihood] | None) -> "Source":
+        """The same data, labelled as a likelihood wants it."""
+        same = copy.copy(self)
+        same.__dict__.pop("loader", None)
+        same.likelihood = likelihood
+        return same
+
+    @property
+    def context(self) -> Any:
+        """What the task's reader of tables noted about the data beside its rows."""
+        return self.reader.context
+
+    @property
+    def inputs_are_labels(self) -> bool:
+        """Whether examples without labels are labelled with their tokens."""
+        return self.likelihood is not None and self.likelihood.inputs_are_labels
+
+    @cached_property
+    def loader(self) -> DataLoader[Any] | None:
+        """The user's own loader, where one was given, its batches made into mappings."""
+        given = self._given_loader
+        if given is None:
+            return None
+        return DataLoader(
+            given.dataset,
+            batch_sampler=given.batch_sampler,
+            collate_fn=lambda rows: self._finished(self.reader.row(given.collate_fn(rows))),
+            num_workers=given.num_workers,
+            worker_init_fn=given.worker_init_fn,
+            generator=given.generator,
+        )
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether rows come in an order of their own, and cannot be had by number."""
+        return isinstance(self.dataset, Stream)
+
+    def __bool__(self) -> bool:
+        return True  # whatever the length, which of a stream may not be known
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self._given_loader.dataset if self._given_loader else self.dataset)  # type: ignore[arg-type]
+
+    def take(self, indices: Sequence[int]) -> "Source":
+        """The same data, these rows of it alone.
+
+        Raises:
+            TypeError: If the data is a `DataLoader` or a stream, whose rows are not at hand.
+        """
+        part = copy.copy(self)
+        if self.dataset is None or self.is_stream:
+            kind = "stream" if self.is_stream else "DataLoader"
+            raise TypeError(f"{self.name} is a {kind}, of which no part can be taken: give a dataset.")
+        if isinstance(self.dataset, Arrays):
+            part.dataset = Arrays({name: column[indices] for name, column in self.dataset.columns.items()})
+        elif isinstance(self.dataset, Examples):
+            rows = self.dataset.rows
+            chosen = [rows[i] for i in indices] if isinstance(rows, list) else Subset(rows, indices)
+            part.dataset = Examples(chosen, self.dataset.convert)
+        else:
+            part.dataset = self.dataset.select(indices)
+        return part
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """All labels, where they can be had without computing every row."""
+        if isinstance(self.dataset, Arrays):
+            column = self.dataset.columns.get("labels")
+            return None if column is None else column.cpu().numpy()
+        rows = getattr(self.dataset, "rows", None)
+        if isinstance(rows, list) and "labels" in rows[0]:
+            return _array([row["labels"] for row in rows])
+        if self.dataset is not None and hasattr(self.dataset, "column_names"):
+            return _array(list(self.dataset["labels"])) if "labels" in self.dataset.column_names else None
+        return None
+
+    def batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
+        """Batches in order."""
+        if self.loader is not None:
+            return iter(self.loader)
+        # A generator of its own: a loader otherwise takes a seed from torch's global state.
+        return iter(DataLoader(self.dataset, batch_size, collate_fn=self.collate, generator=torch.Generator()))
+
+    def batches_by_length(self, batch_size: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        """Batches of examples of similar length, least padding, each with its examples' positions in the data."""
+        order = self._order_by_length()
+        if order is None:
+            start = 0
+            for batch in self.batches(batch_size):
+                size = max(len(value) for value in batch.values() if isinstance(value, Tensor) and value.dim())
+                yield np.arange(start, start + size), batch
+                start += size
+            return
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            yield chosen, self.collate([self.dataset[int(index)] for index in chosen])
+
+    def by_length(self) -> "Source":
+        """The same examples, the shortest first, where their lengths are known."""
+        order = self._order_by_length()
+        return self if order is None else self.take(order.tolist())
+
+    def _order_by_length(self) -> np.ndarray | None:
+        ids: Any = getattr(self.dataset, "rows", self.dataset)
+        if self.loader is not None or self.tokenizer is None or not _has_tokens(ids):
+            return None
+        return np.argsort([_length(row["input_ids"]) for row in ids], kind="stable")
+
+    def first_batch(self, batch_size: int = 2) -> dict[str, Any]:
+        """The first few examples."""
+        batch = next(self.batches(batch_size), None)
+        if batch is None:
+            raise ValueError(f"{self.name} has no examples.")
+        return batch
+
+    def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Rows to a batch; sequences of tokens are padded when there is a tokenizer, and their labels with −100."""
+        inputs = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
+        labels = [self.reader.tensor(row["labels"]) for row in rows if "labels" in row]
+        if self.tokenizer is not None and "input_ids" in rows[0]:
+            batch = self._padded(inputs)
+        else:
+            batch = {}
+            for name in inputs[0]:
+                values = [self.reader.tensor(row[name]) for row in inputs]
+                if len({value.shape for value in values}) > 1:
+                    raise ValueError(
+                        f"{self.name}: rows of {name!r} have different lengths, and padding them needs the tokenizer: "
+                        "pass tokenizer=…."
+                    )
+                batch[name] = torch.stack(values)
+        if labels:
+            batch["labels"] = self._stacked_labels(labels, batch)
+        return self._finished(batch)
+
+    def _padded(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Sequences of tokens, or several to an example, padded by the tokenizer."""
+        from transformers import DataCollatorWithPadding
+
+        pad = DataCollatorWithPadding(self.tokenizer)
+        if np.ndim(rows[0]["input_ids"][0]) == 0:
+            return dict(pad(rows))
+        # One sequence for each choice.
+        flat = [dict(zip(row, values, strict=True)) for row in rows for values in zip(*row.values(), strict=True)]
+        return {name: value.view(len(rows), -1, value.shape[-1]) for name, value in pad(flat).items()}
+
+    def _stacked_labels(self, labels: list[Tensor], batch: Mapping[str, Any]) -> Tensor:
+        """Labels of all rows; those of tokens, padded as the tokens are."""
+        tokens = batch.get("input_ids")
+        padded = tokens is not None and tokens.dim() == 2 and self.tokenizer is not None
+        if labels[0].dim() != 1 or labels[0].is_floating_point() or not (padded or len({*map(len, labels)}) > 1):
+            return torch.stack(labels)
+        length = max(map(len, labels))
+        mask = batch.get("attention_mask")
+        same = mask is not None and self.reader.decoder_inputs is None and mask.sum(1).tolist() == [*map(len, labels)]
+        left = same and self.tokenizer.padding_side == "left"
+        length = tokens.shape[1] if same and tokens is not None else length
+        missing = [length - len(row) for row in labels]
+        return torch.stack(
+            [
+                torch.nn.functional.pad(row, (count, 0) if left else (0, count), value=IGNORED)
+                for row, count in zip(labels, missing, strict=True)
+            ]
+        )
+
+    def _finished(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with what follows from the rest of it."""
+        if self.inputs_are_labels and "labels" not in batch and "input_ids" in batch:
+            labels = batch["input_ids"].clone()
+            if "attention_mask" in batch:
+                labels[batch["attention_mask"] == 0] = IGNORED
+            batch["labels"] = labels
+        if self.reader.decoder_inputs is not None and "labels" in batch and "decoder_input_ids" not in batch:
+            labels = torch.as_tensor(batch["labels"])
+            if labels.dim() == 2 and not labels.is_floating_point():
+                batch["decoder_input_ids"] = self.reader.decoder_inputs(labels)
+        return batch
+
+    def _checked(self, loader: DataLoader[Any]) -> DataLoader[Any]:
+        """A user's loader, unless its batches cannot be taken over."""
+        if isinstance(loader.dataset, IterableDataset):
+            raise TypeError(f"{self.name} is a DataLoader over a stream: give the stream itself.")
+        if loader.batch_sampler is None:
+            raise TypeError(f"{self.name} is a DataLoader with batch_size=None: give it a batch size.")
+        return loader
+
+    def _check_first(self) -> None:
+        for name, value in self.first_batch().items():
+            if isinstance(value, Tensor) and name != "labels":
+                check_finite(self.name, name, value)
+
+
+def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch with its tensors on that device."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+def _array(labels: list[Any]) -> np.ndarray:
+    """Labels of all examples; those of tokens, where examples differ in length, one after another."""
+    if labels and isinstance(labels[0], (list, tuple, np.ndarray, Tensor)) and len({*map(len, labels)}) > 1:
+        return np.concatenate([np.asarray(row) for row in labels])
+    return np.asarray(labels)
+
+
+def _length(ids: Sequence[Any]) -> int:
+    """Number of tokens of an example: of several sequences, of the longest."""
+    return max(map(len, ids)) if len(ids) and np.ndim(ids[0]) else len(ids)
+
+
+def _has_tokens(rows: Any) -> bool:
+    """Whether every row's tokens are at hand: a list, or a `datasets.Dataset`, which reads them from a file."""
+    return (isinstance(rows, list) and "input_ids" in rows[0]) or "input_ids" in getattr(rows, "column_names", ())

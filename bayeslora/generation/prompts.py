@@ -1,0 +1,77 @@
+"""Prompts as a model's inputs."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bayeslora.networks import forward_parameters
+
+
+def encode(inputs: Any, model: nn.Module, tokenizer: Any = None) -> dict[str, Tensor]:
+    """Prompts as the model's inputs, with a mask of their padding: on the left, if they are to be continued.
+
+    Args:
+        inputs: A text or texts; token ids, as an array or a list for each prompt; or a mapping of the model's inputs.
+        model: The model.
+        tokenizer: For texts. It is left as it is.
+
+    Raises:
+        ValueError: If the model does not write text; if there is no prompt, or no tokenizer for texts; if token ids are
+            not a row for each prompt; if the mapping has no `input_ids`, or has the start of the text to write; or if
+            prompts to be continued are padded on the right.
+    """
+    writes: Any = getattr(model, "can_generate", bool)
+    if not writes():
+        raise ValueError(
+            f"{type(model).__name__} does not write text: fit a causal language model or an encoder-decoder, such as "
+            "AutoModelForCausalLM or AutoModelForSeq2SeqLM loads, with likelihood='causal_lm' or 'seq2seq_lm'."
+        )
+    left = not is_encoder_decoder(model)
+    inputs = [inputs] if isinstance(inputs, str) else inputs
+    if len(inputs) == 0:
+        raise ValueError("There are no prompts.")
+    if not isinstance(inputs, Mapping):
+        is_text = isinstance(inputs[0], str)
+        inputs = _tokenized(list(inputs), tokenizer, left) if is_text else _padded(inputs, left)
+    parameters = forward_parameters(model)
+    encoded = {name: torch.as_tensor(value) for name, value in inputs.items() if name in parameters}
+    if "input_ids" not in encoded or "decoder_input_ids" in encoded:
+        raise ValueError(
+            f"The prompts have {', '.join(inputs)}: give 'input_ids', and beside them what else the model reads, but "
+            "not what it is to write."
+        )
+    encoded.setdefault("attention_mask", torch.ones_like(encoded["input_ids"]))
+    if left and not bool(encoded["attention_mask"][:, -1].all()):
+        raise ValueError("Prompts end in padding, which the model would continue: pad them on the left.")
+    return encoded
+
+
+def _tokenized(texts: list[str], tokenizer: Any, left: bool) -> Mapping[str, Any]:
+    if tokenizer is None:
+        raise ValueError("The prompts are text, and the posterior has no tokenizer: fit with tokenizer=…, or give ids.")
+    if left:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.padding_side = "left"
+    return tokenizer(texts, padding=True, return_tensors="pt")
+
+
+def _padded(prompts: Sequence[Any], left: bool) -> Mapping[str, Any]:
+    """Token ids of any lengths; what stands for padding does not matter, as it is not looked at."""
+    rows = [torch.as_tensor(prompt) for prompt in prompts]
+    if any(row.dim() != 1 or len(row) == 0 or row.is_floating_point() for row in rows):
+        raise ValueError("A prompt is no row of token ids: give a list of whole numbers for each prompt, or texts.")
+    longest = max(map(len, rows))
+    gaps = [(longest - len(row), 0) if left else (0, longest - len(row)) for row in rows]
+    return {
+        "input_ids": torch.stack([F.pad(row, gap) for row, gap in zip(rows, gaps, strict=True)]),
+        "attention_mask": torch.stack([F.pad(torch.ones_like(row), g) for row, g in zip(rows, gaps, strict=True)]),
+    }
+
+
+def is_encoder_decoder(model: nn.Module) -> bool:
+    config: Any = model.config
+    return bool(config.is_encoder_decoder)

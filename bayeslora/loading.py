@@ -1,0 +1,170 @@
+"""Models, tokenizers and saved posteriors, by name."""
+
+import copy
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from bayeslora import storage
+from bayeslora.adapters import AdaptedNetwork
+from bayeslora.methods import METHODS, Method, make_method
+from bayeslora.posterior import Posterior
+from bayeslora.prediction import seeded
+from bayeslora.program import Program
+from bayeslora.tasks import LIKELIHOODS, Likelihood
+
+logger = logging.getLogger(__name__)
+
+
+def with_padding(model: nn.Module, tokenizer: Any) -> tuple[nn.Module, Any]:
+    """A model and a tokenizer that can pad: where there is no padding token, the one that ends a text serves.
+
+    What was given is left as it was. `transformers` models that classify by the last token of a text need to know the
+    padding token, too.
+    """
+    if tokenizer is None:
+        return model, tokenizer
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token = tokenizer.eos_token
+        logger.info("The tokenizer has no padding token: padding with %r.", tokenizer.eos_token)
+    config: Any = getattr(model, "config", None)
+    if tokenizer.pad_token is not None and getattr(config, "pad_token_id", 0) is None:
+        model = copy.copy(model)  # another module around the same parts
+        config = copy.deepcopy(config)
+        config.pad_token_id = tokenizer.pad_token_id
+        model.config = config
+    return model, tokenizer
+
+
+def load_model(
+    name: str | os.PathLike[str],
+    tokenizer: Any,
+    kind: type[Likelihood],
+    columns: Sequence[str],
+    class_names: Sequence[str] | None,
+    labels: Any,
+) -> tuple[nn.Module, Any]:
+    """A model with the output that a kind of label needs, and its tokenizer, from a folder or the hub.
+
+    Args:
+        name: Its path or hub name.
+        tokenizer: The tokenizer to use instead of the model's own.
+        kind: The kind of label.
+        columns: Columns of the data, as far as it has any.
+        class_names: Names of the classes, where the data has them.
+        labels: All labels, where they are at hand.
+    """
+    import transformers
+
+    model_class = getattr(transformers, kind.model_class(columns))
+    model = model_class.from_pretrained(name, **kind.model_settings(str(name), class_names, labels))
+    if tokenizer is None and "pixel_values" not in columns:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+    return model, tokenizer
+
+
+def load(
+    folder: str | os.PathLike[str],
+    model: nn.Module | str | None = None,
+    *,
+    likelihood: Callable[[Tensor, Tensor | None], Any] | type[Likelihood] | None = None,
+    method: Method | None = None,
+) -> Posterior:
+    """Read a posterior that `Posterior.save` wrote.
+
+    Args:
+        folder: Where it was saved.
+        model: The base model, an instance or a path or hub name; None for the one named at the fit.
+        likelihood: The callable that the posterior was fitted with, if its likelihood was one, or the class of its
+            likelihood, if that is not registered: code is not saved.
+        method: The method it was fitted with, if that holds a function of your own, which is not saved; None for the
+            one that was saved.
+
+    Raises:
+        FileNotFoundError: If there is no posterior in the folder.
+        ValueError: If it is damaged, belongs to another base model, is of a method that is not registered or not the
+            one given, or was fitted with a likelihood or function of your own that is not given.
+    """
+    tensors, record = storage.load_files(folder)
+    method = _method(folder, record["method"], method)
+    labels = _likelihood(folder, record["likelihood"], likelihood)
+    if not isinstance(model, nn.Module):
+        model = _load_base(folder, model or record["base"]["name"], record, labels.num_labels)
+    # Without one, a tokenizer's files can be those of an earlier posterior in this folder.
+    model, tokenizer = with_padding(model, _load_tokenizer(folder) if record["tokenizer"] else None)
+    try:
+        network = AdaptedNetwork(model, method.family, head_family=method.head_family, **record["network"])
+    except ValueError as error:
+        raise ValueError(f"The posterior in {folder} belongs to another base model: {error}") from None
+    storage.check_base(network, tensors.pop("fingerprint"))
+    with seeded(0):  # a guide draws its start, which the saved state replaces
+        program = Program(network, method, labels, record["num_particles"])
+    storage.load_state(program, tensors)
+    history = storage.history(tensors, record)
+    names = record["class_names"]
+    return Posterior(program.eval(), history, record["temperature"], tokenizer, tuple(names) if names else None)
+
+
+def _method(folder: object, record: Mapping[str, Any], given: Method | None) -> Method:
+    """The method of a saved posterior; the one given, if it is the same."""
+    if given is not None:
+        own = storage.method_record(given)
+        if own | {**record} != own:
+            raise ValueError(f"The posterior in {folder} is of {record}, not of {own}.")
+        return given
+    kind = METHODS.get(record["name"])
+    if kind is None or record.get("class", kind.__name__) != kind.__name__:
+        fault = f"which is the name of {kind.__name__} here" if kind else "which is not known here"
+        raise ValueError(
+            f"The posterior in {folder} is of method {record['name']!r}{_class_of(record)}, {fault}: register its "
+            f"class with bayeslora.register first. Known: {', '.join(METHODS)}. Or pass it, load(…, method=…)."
+        )
+    return make_method(record["name"], **record["fields"])
+
+
+def _class_of(record: Mapping[str, Any]) -> str:
+    return f" (class {record['class']})" if "class" in record else ""
+
+
+def _likelihood(folder: object, record: Mapping[str, Any], given: Any) -> Likelihood:
+    """The likelihood of a saved posterior, with the function or of the class that was given."""
+    name = record["name"]
+    is_class = isinstance(given, type) and issubclass(given, Likelihood)
+    kind: type[Likelihood] | None = given if is_class else LIKELIHOODS.get(name)
+    if kind is None or record.get("class", kind.__name__) != kind.__name__:
+        fault = f"which is the name of {kind.__name__} here" if kind else "which is not known here"
+        raise ValueError(
+            f"The posterior in {folder} has the likelihood {name!r}{_class_of(record)}, {fault}: register its class "
+            f"with bayeslora.register first. Known: {', '.join(LIKELIHOODS)}. Or pass it, load(…, likelihood=TheClass)."
+        )
+    if kind.needs_code and given is None:
+        raise ValueError(f"The posterior in {folder} has a likelihood of its own: pass load(…, likelihood=…).")
+    return kind.restored(record["config"], copy.deepcopy(given) if kind.needs_code else None)
+
+
+def _load_base(
+    folder: str | os.PathLike[str], name: str | None, record: Mapping[str, Any], num_labels: int | None
+) -> nn.Module:
+    import transformers
+
+    cls = getattr(transformers, record["base"]["class"], None)
+    if name is None or cls is None:
+        raise ValueError(
+            f"The posterior in {folder} does not name a base model that can be loaded: pass model=… (it was a "
+            f"{record['base']['class']})."
+        )
+    return cls.from_pretrained(name, **({} if num_labels is None else {"num_labels": num_labels}))
+
+
+def _load_tokenizer(folder: str | os.PathLike[str]) -> Any:
+    path = Path(folder) / "tokenizer"
+    if not path.is_dir():
+        return None
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path)

@@ -1,0 +1,67 @@
+"""What a network is, takes and returns: its kind, its inputs, its logits."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def is_a(model: nn.Module | None, task: str) -> bool:
+    """Whether `transformers` lists a model's class for a task, such as `"CAUSAL_LM"`."""
+    if not hasattr(model, "config"):
+        return False
+    from transformers.models.auto import modeling_auto
+
+    listed = {*getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES").values()}
+    # A class of the user's own is what it derives from.
+    return any(cls.__name__ in listed for cls in type(model).__mro__)
+
+
+def decoder_inputs(model: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """How labels become the inputs of a decoder, for an encoder-decoder that writes text; None for any other.
+
+    A network that reads its labels beside its inputs reads each after those before it: shifted by one token.
+    """
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return None
+    own: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    return None if own is None else lambda labels: own(labels=labels)
+
+
+def forward_parameters(model: nn.Module) -> list[str]:
+    """Names of the inputs that a network's `forward` takes, in its order, without `labels`."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(model.forward).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind in kinds and parameter.name != "labels"]
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the logits in what a network returned; start and end logits of a span are stacked last.
+
+    Raises:
+        TypeError: If there are none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if hasattr(output, "logits"):
+        return output.logits
+    if hasattr(output, "start_logits"):
+        return torch.stack([output.start_logits, output.end_logits], dim=-1)
+    raise TypeError(
+        f"The network returned {type(output).__name__}, in which there are no logits: a tensor, or an output with "
+        "`logits` or `start_logits` and `end_logits`, is needed. A bare encoder has none: load it with a task head."
+    )
+
+
+def base_logits(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """Return the logits of the network as it is, in evaluation mode; every module keeps the mode it was in."""
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            return logits_of(model.eval()(**inputs))
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,37 @@
+"""Methods and kinds of labels of one's own."""
+
+import inspect
+from typing import Any, TypeVar
+
+from bayeslora.methods import METHODS, Method
+from bayeslora.tasks import LIKELIHOODS, Likelihood
+
+T = TypeVar("T", bound=type)
+
+
+def register(cls: T) -> T:
+    """Add a method or a likelihood of your own to `METHODS` or `LIKELIHOODS`; usable as a class decorator.
+
+    Its `name` is its key: `fit(method=name)` or `fit(likelihood=name)` find it, and so does `load`.
+
+    Raises:
+        TypeError: If the class is not a concrete method or likelihood with a `name` of its own.
+        ValueError: If the name is taken by another class.
+    """
+    table: dict[str, Any] | None = None
+    if inspect.isclass(cls) and not inspect.isabstract(cls):
+        table = METHODS if issubclass(cls, Method) else LIKELIHOODS if issubclass(cls, Likelihood) else None
+    if table is None:
+        raise TypeError(
+            f"{cls!r} is not a method or a likelihood: derive from Method or PerStackMethod and write its prior and "
+            "guide; or from Likelihood, and write its distribution."
+        )
+    name = vars(cls).get("name")
+    if not isinstance(name, str):
+        where = "METHODS" if table is METHODS else "LIKELIHOODS"
+        raise TypeError(f"{cls.__name__} needs a class attribute `name` of its own, its key in {where}.")
+    taken = table.get(name)
+    if taken is not None and taken is not cls:
+        raise ValueError(f"The name {name!r} belongs to {taken.__name__}: choose another.")
+    table[name] = cls
+    return cls

@@ -1,0 +1,86 @@
+"""One of several answers per prompt, told by the next token of a causal language model."""
+
+import string
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bayeslora.networks import is_a
+from bayeslora.tasks import choices
+from bayeslora.tasks.base import Reader
+from bayeslora.tasks.classification import Categorical
+from bayeslora.types import Batch, Logits
+
+
+class AnswerLetters(Categorical):
+    r"""One of several answers per prompt: the next token of a causal language model, restricted to their letters.
+
+    Args:
+        token_ids: The token of each answer.
+    """
+
+    name = "answer_letters"
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    up_to_constant = True
+
+    def __init__(self, token_ids: Sequence[int]):
+        super().__init__()
+        if len(set(token_ids)) < 2 or len(set(token_ids)) < len(token_ids):
+            raise ValueError(f"token_ids={list(token_ids)}: give two or more different tokens, one for each answer.")
+        self.token_ids = list(token_ids)
+        self.num_classes = len(self.token_ids)
+
+    @classmethod
+    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "AnswerLetters":
+        if tokenizer is None:
+            raise ValueError(
+                "Which tokens stand for the answers cannot be told without the tokenizer: pass tokenizer=…, or "
+                "likelihood=AnswerLetters(token_ids=[…])."
+            )
+        count = max(int(np.max(np.asarray(labels))) + 1, 2)
+        return cls.of(tokenizer, [f" {letter}" for letter in string.ascii_uppercase[:count]])
+
+    @classmethod
+    def of(cls, tokenizer: Any, answers: Sequence[str]) -> "AnswerLetters":
+        """The last token of each answer, such as `" A"`, `" B"`, `" C"`."""
+        return cls([tokenizer(answer, add_special_tokens=False)["input_ids"][-1] for answer in answers])
+
+    @property
+    def num_labels(self) -> int | None:
+        return None
+
+    def select(self, logits: Float[Tensor, "*draw batch token vocabulary"], batch: Batch) -> Logits:
+        """Logits of the answers after the last token that is no padding."""
+        last = torch.full((logits.shape[-3],), logits.shape[-2] - 1, device=logits.device)
+        mask = batch.get("attention_mask")
+        if mask is not None:
+            last = (mask.to(logits.device) * torch.arange(mask.shape[-1], device=logits.device)).argmax(-1)
+        ids = torch.as_tensor(self.token_ids, device=logits.device)
+        return logits[..., torch.arange(len(last), device=logits.device), last, :][..., ids]
+
+    def config(self) -> dict[str, Any]:
+        return {"token_ids": self.token_ids}
+
+    @classmethod
+    def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:
+        return logits.dim() == 3 and labels.dim() == 1 and is_a(model, "CAUSAL_LM")
+
+    @classmethod
+    def reads(cls, columns: Sequence[str], model: nn.Module) -> bool:
+        return choices.are_in(columns) and is_a(model, "CAUSAL_LM")
+
+    @classmethod
+    def read(cls, table: Any, reader: Reader) -> tuple[list[dict[str, Any]], None]:
+        """One prompt with its choices, a letter before each."""
+        prompts, texts, labels = choices.read(table, reader.name)
+        return choices.labelled(reader.tokenize([*map(prompt_with_letters, prompts, texts)]), labels), None
+
+
+def prompt_with_letters(prompt: str, choices: Sequence[str]) -> str:
+    """A prompt whose next token is the letter of a choice."""
+    lines = [f"{chr(ord('A') + index)}. {text}" for index, text in enumerate(choices)]
+    return "\n".join([prompt, *lines, "Answer:"])

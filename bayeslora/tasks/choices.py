@@ -1,0 +1,74 @@
+"""Questions with choices as they are published, made into a network's inputs."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+PROMPTS = ("passage", "article", "context", "premise", "question", "question_stem", "ctx", "goal", "sent1", "sent2")
+"""Columns of which a question with choices is made, in this order."""
+
+CHOICES = ("choices", "endings", "options")
+NUMBERED_CHOICE = re.compile(r"(choice|ending|option|sol)_?\d+")
+KEYS = ("answerKey", "answer")
+"""Columns with the letter or name of the right choice, where it is no number."""
+
+
+def are_in(columns: Sequence[str]) -> bool:
+    """Whether a table has questions and choices."""
+    return any(name in CHOICES or NUMBERED_CHOICE.fullmatch(name) for name in columns)
+
+
+def read(table: Any, name: str = "data") -> tuple[list[str], list[list[str]], list[int] | None]:
+    """Questions, their choices, and the numbers of the right ones.
+
+    Args:
+        table: Columns of `PROMPTS`; `choices`, `endings` or `options`, lists of texts or `{"text": […], "label": […]}`,
+            or one column for each choice (`ending0`, `ending1`, …); and the right one's number in `labels`, or its
+            letter in `answerKey` or `answer`.
+        name: What to call the data in messages.
+
+    Raises:
+        ValueError: If there is no question, or the right choice is not among the choices.
+    """
+    columns = table.column_names
+    parts = [part for part in PROMPTS if part in columns and not (part == "question_stem" and "question" in columns)]
+    if not parts:
+        raise ValueError(
+            f"{name} has choices and no question: call its column 'question'. It has {', '.join(columns)}."
+        )
+    prompts = [" ".join(texts) for texts in zip(*(table[part] for part in parts), strict=True)]
+    listed = next((column for column in CHOICES if column in columns), None)
+    if listed is not None:
+        given = list(table[listed])
+        keys = [list(each["label"]) if isinstance(each, Mapping) else None for each in given]
+        choices = [list(each["text"]) if isinstance(each, Mapping) else list(each) for each in given]
+    else:
+        numbered = sorted(column for column in columns if NUMBERED_CHOICE.fullmatch(column))
+        choices = [list(texts) for texts in zip(*(table[column] for column in numbered), strict=True)]
+        keys = [None] * len(choices)
+    key = next((column for column in KEYS if column in columns), None)
+    if "labels" in columns or key is None:
+        return prompts, choices, [int(label) for label in table["labels"]] if "labels" in columns else None
+    labels = []
+    for row, (right, names, texts) in enumerate(zip(table[key], keys, choices, strict=True)):
+        known = names or [chr(ord("A") + index) for index in range(len(texts))]
+        if right not in known:
+            raise ValueError(f"{name}, row {row}: the right choice is {right!r}, and the choices are {known}.")
+        labels.append(known.index(right))
+    return prompts, choices, labels
+
+
+def encode(prompts: Sequence[str], choices: Sequence[Sequence[str]], tokenizer: Any) -> list[dict[str, Any]]:
+    """A sequence for each choice, `prompt` and `choice` as a pair; missing ones are padding throughout."""
+    count = max(map(len, choices))
+    rows = []
+    for prompt, texts in zip(prompts, choices, strict=True):
+        encoded = tokenizer([prompt] * len(texts), list(texts), truncation=True)
+        missing = {key: tokenizer.pad_token_id if key == "input_ids" else 0 for key in encoded}
+        rows.append({key: [*encoded[key], *[[missing[key]]] * (count - len(texts))] for key in encoded})
+    return rows
+
+
+def labelled(rows: list[dict[str, Any]], labels: Sequence[int] | None) -> list[dict[str, Any]]:
+    """The rows with their labels, where those are known."""
+    return rows if labels is None else [{**row, "labels": label} for row, label in zip(rows, labels, strict=True)]

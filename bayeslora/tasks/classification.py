@@ -1,0 +1,149 @@
+r"""One of several classes per example."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyro.distributions as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bayeslora import metrics
+from bayeslora.metrics import FloatArray
+from bayeslora.networks import is_a
+from bayeslora.tasks.base import Likelihood, check_classes, class_settings, precise
+from bayeslora.tasks.collecting import Outputs
+from bayeslora.tasks.prediction import BasePrediction, Names, names_of, sample_classes, uncertainty
+from bayeslora.types import Logits
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class ClassProbabilities(BasePrediction):
+    """Rows that each have one class.
+
+    Attributes:
+        draws: Probabilities per draw, `[draw, row, class]`.
+        class_names: Names of the classes, or None.
+    """
+
+    class_names: tuple[str, ...] | None
+
+    @cached_property
+    def probs(self) -> FloatArray:
+        """Probabilities averaged over draws, `[row, class]`."""
+        return self.draws.mean(0)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """Most probable class, `[row]`, as a number."""
+        return self.probs.argmax(-1)
+
+    @cached_property
+    def entropy(self) -> FloatArray:
+        """Entropy of the averaged probabilities in nats, `[row]`: all uncertainty about the label."""
+        return metrics.entropy(self.probs)
+
+    @cached_property
+    def aleatoric(self) -> FloatArray:
+        """Entropy per draw, averaged, in nats, `[row]`: what would remain if the weights were known."""
+        return metrics.entropy(self.draws).mean(0)
+
+    @cached_property
+    def epistemic(self) -> FloatArray:
+        """Mutual information of label and weights in nats, `[row]`: entropy − aleatoric, 0 for one draw."""
+        # The mean KL from the draws to their average: no difference of two entropies, whose digits would cancel.
+        return metrics.relative_entropy(self.draws, self.probs).mean(0)
+
+    def row_log_likelihood(self, labels: np.ndarray) -> FloatArray:
+        return np.stack([-metrics.nll_per_example(probs, labels) for probs in self.draws])
+
+    def sample(self, seed: int | None = 0) -> np.ndarray:
+        return sample_classes(self.draws, seed)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A row per row: predicted class, a probability per class, and the three uncertainties."""
+        import pandas as pd
+
+        names = names_of(self.class_names, self.probs.shape[-1])
+        columns: dict[str, Any] = {"predicted": [names[index] for index in self.predicted]}
+        columns |= {f"p({name})": self.probs[:, index] for index, name in enumerate(names)}
+        return pd.DataFrame(columns | uncertainty(self))
+
+
+@dataclass(frozen=True)
+class Prediction(ClassProbabilities):
+    """Class probabilities, `S` draws of them, for `N` examples and `C` classes.
+
+    Args:
+        draws: Probabilities per draw, `[draw, example, class]`.
+        class_names: Names of the classes, or None.
+    """
+
+    draws: Float[np.ndarray, "draw example class"]
+    class_names: tuple[str, ...] | None = None
+
+    def log_likelihood(self, labels: np.ndarray) -> FloatArray:
+        return self.row_log_likelihood(labels)
+
+    def scores(self, labels: np.ndarray) -> dict[str, float]:
+        """Accuracy, NLL, ECE and Brier score, and `metrics.class_scores`."""
+        return metrics.classification_scores(self.probs, labels) | metrics.class_scores(self.probs, labels)
+
+
+class Categorical(Likelihood):
+    r"""One of several classes per example: $p(y) = \mathrm{softmax}(f)_y$."""
+
+    num_classes: int
+
+    @property
+    def num_labels(self) -> int | None:
+        return self.num_classes
+
+    def distribution(self, logits: Logits) -> dist.Distribution:
+        return dist.Categorical(logits=precise(logits))
+
+    def check_labels(self, labels: Any) -> None:
+        check_classes(labels, self.num_classes, "classification")
+
+    def predict(self, outputs: Outputs, temperature: float = 1.0, class_names: Names = None) -> BasePrediction:
+        return Prediction(metrics.softmax(outputs.logits, temperature), class_names)
+
+
+class Classification(Categorical):
+    r"""One class per example: $p(y) = \mathrm{softmax}(f)_y$.
+
+    Args:
+        num_classes: Number of classes.
+    """
+
+    name = "classification"
+    up_to_constant = True
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(
+                f"Classification needs at least two classes, and the network has {num_classes} output(s): load it "
+                "with `num_labels` set to the number of classes; or, for real numbers, set likelihood='regression'."
+            )
+        self.num_classes = num_classes
+
+    @classmethod
+    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "Classification":
+        return cls(logits.shape[-1])
+
+    def config(self) -> dict[str, Any]:
+        return {"num_classes": self.num_classes}
+
+    @classmethod
+    def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:
+        real = labels.is_floating_point() and logits.shape[-1] == 1
+        return logits.dim() == 2 and labels.dim() == 1 and not real and not is_a(model, "MULTIPLE_CHOICE")
+
+    @classmethod
+    def model_settings(cls, model: str, names: Sequence[str] | None, labels: Any) -> dict[str, Any]:
+        return class_settings(model, names, labels)

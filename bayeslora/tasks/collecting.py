@@ -1,0 +1,135 @@
+"""From the logits of one batch after another to the outputs that a prediction is made of."""
+
+import abc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bayeslora.metrics import FloatArray
+from bayeslora.types import Batch
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bayeslora.tasks.base import Likelihood
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the rows of a prediction stand in the data, if they are tokens.
+
+    Args:
+        example: Number of each row's example, `[row]`.
+        position: Place of its token in the example, `[row]`.
+        num_examples: Examples of the data, including those without rows.
+    """
+
+    example: np.ndarray
+    position: np.ndarray
+    num_examples: int
+
+    def by_example(self, values: FloatArray) -> FloatArray:
+        """Sum over each example's rows, `[draw, row]` to `[draw, example]`."""
+        return np.stack([np.bincount(self.example, value, self.num_examples) for value in values])
+
+    def beside(self, table: "pd.DataFrame") -> "pd.DataFrame":
+        """Put the tokens' places in front of a table's columns."""
+        table.insert(0, "example", self.example)
+        table.insert(1, "position", self.position)
+        return table
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a network returned at several draws, and what it was asked about.
+
+    Args:
+        logits: `[draw, row, …]`; a row is an example, or a token of one.
+        labels: `[row, …]`, or None where the data has none.
+        rows: Where the tokens stand, if rows are tokens.
+        context: What the task's reader of tables noted about the data beside its rows.
+    """
+
+    logits: FloatArray
+    labels: np.ndarray | None
+    rows: Rows | None = None
+    context: Any = None
+
+
+class Collector(abc.ABC):
+    """Takes in what the network says of one batch after another.
+
+    Args:
+        likelihood: Labels given logits.
+        with_labels: Whether labels are looked at.
+        context: What the task's reader of tables noted about the data.
+    """
+
+    def __init__(self, likelihood: "Likelihood", with_labels: bool, context: Any = None):
+        self.likelihood = likelihood
+        self.with_labels = with_labels
+        self.context = context
+        self.examples: list[np.ndarray] = []
+        self.positions: list[np.ndarray] = []
+        self.num_examples = 0
+        self.are_tokens = False
+
+    @abc.abstractmethod
+    def add(self, where: np.ndarray, batch: Batch, chunks: Iterator[Tensor]) -> None:
+        """Take in a batch: positions of its examples in the data, and logits of a few draws at a time."""
+
+    @abc.abstractmethod
+    def result(self) -> Any:
+        """Return all of it, in the data's order: `Outputs`, or whatever the likelihood makes its prediction from."""
+
+    def place(self, where: np.ndarray, tokens: Tensor | None = None, shift: int = 0) -> None:
+        """Note which examples, or which of their tokens, `[batch, token]`, the next rows belong to."""
+        self.num_examples += len(where)
+        self.are_tokens = tokens is not None
+        if tokens is None:
+            example, position = np.arange(len(where)), np.zeros(len(where), int)
+        else:
+            example, position = tokens.cpu().numpy().nonzero()
+        self.examples.append(where[example])
+        self.positions.append(position + shift)
+
+    @property
+    def order(self) -> np.ndarray:
+        """What sorts the rows by example, then by position."""
+        return np.lexsort((np.concatenate(self.positions), np.concatenate(self.examples)))
+
+    @property
+    def rows(self) -> Rows:
+        """Places of the rows, in the data's order."""
+        order = self.order
+        return Rows(np.concatenate(self.examples)[order], np.concatenate(self.positions)[order], self.num_examples)
+
+
+class Everything(Collector):
+    """Keeps all logits."""
+
+    def __init__(self, likelihood: "Likelihood", with_labels: bool, context: Any = None):
+        super().__init__(likelihood, with_labels, context)
+        self.logits: list[np.ndarray] = []
+        self.labels: list[np.ndarray] = []
+
+    def add(self, where: np.ndarray, batch: Batch, chunks: Iterator[Tensor]) -> None:
+        logits = torch.cat([chunk.cpu() for chunk in chunks], dim=0)
+        labels = batch.get("labels") if self.with_labels else None
+        labels = None if labels is None else self.likelihood.targets(torch.as_tensor(labels).cpu())
+        tokens = self.likelihood.tokens(batch, logits, labels)
+        if tokens is not None:
+            logits, labels = logits[:, tokens], None if labels is None else labels[tokens]
+        self.place(where, tokens)
+        self.logits.append(logits.double().numpy())
+        if labels is not None:
+            self.labels.append(labels.numpy())
+
+    def result(self) -> Outputs:
+        logits, order = np.concatenate(self.likelihood.alike(self.logits), axis=1), self.order
+        labels = np.concatenate(self.labels)[order] if self.labels else None
+        return Outputs(logits[:, order], labels, self.rows if self.are_tokens else None, self.context)

@@ -1,0 +1,211 @@
+"""The tokens of a vocabulary: language models."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bayeslora import metrics
+from bayeslora.metrics import FloatArray
+from bayeslora.networks import is_a
+from bayeslora.tasks.collecting import Collector, Rows
+from bayeslora.tasks.prediction import BasePrediction, Names, uncertainty
+from bayeslora.tasks.token_classification import PerToken, is_per_token
+from bayeslora.types import IGNORED, Batch
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class LanguagePrediction(BasePrediction):
+    """How probable each observed token was, and how sure the model was before it.
+
+    A vocabulary's probabilities are summarised draw by draw as they are computed.
+
+    Args:
+        draws: Probability of the token that is there, per draw, `[draw, token]`.
+        tokens: That token, `[token]`.
+        most_probable: The most probable token of the mixture, `[token]`.
+        mixture_entropy: Entropy of the mixture in nats, `[token]`.
+        mean_entropy: Entropy per draw, averaged, in nats, `[token]`.
+        sampled: A token from every draw's distribution, `[draw, token]`.
+        rows: Where the tokens stand.
+    """
+
+    draws: Float[np.ndarray, "draw token"]
+    tokens: np.ndarray
+    most_probable: np.ndarray
+    mixture_entropy: FloatArray
+    mean_entropy: FloatArray
+    sampled: np.ndarray
+    rows: Rows
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The tokens that are there, `[token]`."""
+        return self.tokens
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The most probable token, `[token]`."""
+        return self.most_probable
+
+    @property
+    def entropy(self) -> FloatArray:
+        """Entropy of the mixture in nats, `[token]`: all uncertainty about the token."""
+        return self.mixture_entropy
+
+    @property
+    def aleatoric(self) -> FloatArray:
+        """Entropy per draw, averaged, in nats, `[token]`."""
+        return self.mean_entropy
+
+    @property
+    def probs(self) -> FloatArray:
+        """Probability of the token that is there, averaged over draws, `[token]`."""
+        return self.draws.mean(0)
+
+    @property
+    def epistemic(self) -> FloatArray:
+        """Mutual information of token and weights in nats, `[token]`: entropy − aleatoric, 0 for one draw."""
+        # Rounding can make the difference of two sums over a vocabulary negative.
+        return np.maximum(self.entropy - self.aleatoric, 0)
+
+    def row_log_likelihood(self, labels: np.ndarray) -> FloatArray:
+        return np.log(np.maximum(self.draws, np.finfo(np.float64).tiny))
+
+    def log_likelihood(self, labels: np.ndarray) -> FloatArray:
+        return self.rows.by_example(self.row_log_likelihood(labels))
+
+    def sample(self, seed: int | None = 0) -> np.ndarray:
+        return self.sampled
+
+    def scores(self, labels: np.ndarray) -> dict[str, float]:
+        """NLL of an example's tokens together and of one token, perplexity exp(NLL per token), accuracy per token."""
+        per_token = metrics.mixture_nll(self.row_log_likelihood(labels))
+        return {
+            "accuracy": float((self.predicted == self.tokens).mean()),
+            "nll": metrics.mixture_nll(self.log_likelihood(labels)),
+            "nll_per_token": per_token,
+            "perplexity": math.exp(min(per_token, 700.0)),
+        }
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A row per token: example, position, the token, its probability, the most probable one, uncertainties."""
+        import pandas as pd
+
+        columns = {"token": self.tokens, "p(token)": self.probs, "predicted": self.predicted}
+        return self.rows.beside(pd.DataFrame(columns | uncertainty(self)))
+
+
+class Summaries(Collector):
+    """Keeps a few numbers per observed token: a vocabulary's logits at all draws do not fit the memory."""
+
+    likelihood: "LanguageModel"
+
+    def __init__(self, likelihood: "LanguageModel", with_labels: bool, context: Any = None):
+        super().__init__(likelihood, with_labels, context)
+        self.parts: list[dict[str, np.ndarray]] = []
+
+    def add(self, where: np.ndarray, batch: Batch, chunks: Iterator[Tensor]) -> None:
+        if batch.get("labels") is None:
+            raise ValueError(
+                "A language model's prediction says how probable given tokens are, and the data has none: give a "
+                "'labels' column."
+            )
+        targets = self.likelihood.targets(torch.as_tensor(batch["labels"]))
+        seen = targets != IGNORED
+        tokens = targets[seen]
+        self.place(where, seen, self.likelihood.shift)
+        total: Any = 0.0
+        aleatoric: Any = 0.0
+        draws, sampled = [], []
+        for logits in chunks:
+            rows = logits[:, seen.to(logits.device)]
+            probs = rows.to(torch.promote_types(rows.dtype, torch.float32)).softmax(-1)
+            given = tokens.to(probs.device).expand(probs.shape[:-1])[..., None]
+            draws.append(probs.gather(-1, given)[..., 0].cpu())
+            sampled.append(torch.multinomial(probs.flatten(0, 1), 1).view(probs.shape[:-1]).cpu())
+            aleatoric = aleatoric + torch.special.entr(probs).sum((0, -1)).double()
+            total = total + probs.double().sum(0)
+        num_draws = sum(map(len, draws))
+        mean = total / num_draws
+        self.parts.append(
+            {
+                "draws": torch.cat(draws).double().numpy(),
+                "tokens": tokens.numpy(),
+                "most_probable": mean.argmax(-1).cpu().numpy(),
+                "mixture_entropy": torch.special.entr(mean).sum(-1).cpu().numpy(),
+                "mean_entropy": (aleatoric / num_draws).cpu().numpy(),
+                "sampled": torch.cat(sampled).numpy(),
+            }
+        )
+
+    def result(self) -> LanguagePrediction:
+        parts, order = self.parts, self.order
+        columns = {name: np.concatenate([part[name] for part in parts], axis=-1)[..., order] for name in parts[0]}
+        return LanguagePrediction(**columns, rows=self.rows)
+
+
+class LanguageModel(PerToken):
+    """The tokens of a vocabulary, each given those before it (or, of a masked model, around it).
+
+    A vocabulary is too large to keep every draw's probabilities: predictions are summarised token by token.
+    """
+
+    has_temperature = False
+
+    def collector(self, with_labels: bool, context: Any = None) -> Summaries:
+        return Summaries(self, with_labels, context)
+
+    def predict(self, outputs: Any, temperature: float = 1.0, class_names: Names = None) -> BasePrediction:
+        return outputs
+
+
+class CausalLM(LanguageModel):
+    """The next token, of a causal language model; tokens labelled −100, such as a prompt, are not observed.
+
+    Labels are those of `transformers`, at the place of the token itself; where the data has none, they are the inputs.
+
+    Args:
+        num_classes: Size of the vocabulary.
+    """
+
+    name = "causal_lm"
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    inputs_are_labels = True
+    shift = 1
+
+    @classmethod
+    def is_of(cls, model: nn.Module) -> bool:
+        return is_a(model, "CAUSAL_LM")
+
+    @classmethod
+    def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:
+        return is_per_token(logits, labels) and cls.is_of(model)
+
+
+class Seq2SeqLM(LanguageModel):
+    """The tokens that an encoder-decoder writes, or that a masked language model fills in; −100 is not observed.
+
+    Args:
+        num_classes: Size of the vocabulary.
+    """
+
+    name = "seq2seq_lm"
+    auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
+
+    @classmethod
+    def is_of(cls, model: nn.Module) -> bool:
+        writes = is_a(model, "SEQ_TO_SEQ_CAUSAL_LM") or is_a(model, "MASKED_LM")
+        return writes and not is_a(model, "CAUSAL_LM")
+
+    @classmethod
+    def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:
+        return is_per_token(logits, labels) and cls.is_of(model)

@@ -1,0 +1,163 @@
+r"""Any of several labels per example."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyro.distributions as dist
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from bayeslora import metrics
+from bayeslora.metrics import FloatArray
+from bayeslora.tasks.base import Likelihood, class_settings, precise
+from bayeslora.tasks.collecting import Outputs
+from bayeslora.tasks.prediction import BasePrediction, Names, names_of, uncertainty
+from bayeslora.types import Logits
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class MultiLabelPrediction(BasePrediction):
+    """Probabilities that labels apply, each by itself.
+
+    Entropies are sums over an example's labels: `aleatoric` is that of all labels together, `entropy` and `epistemic`
+    are the sums of the labels' own (labels that draws tie together share information, which is counted twice).
+
+    Args:
+        draws: Probabilities per draw, `[draw, example, label]`.
+        class_names: Names of the labels, or None.
+    """
+
+    draws: Float[np.ndarray, "draw example label"]
+    class_names: tuple[str, ...] | None = None
+
+    @cached_property
+    def probs(self) -> FloatArray:
+        """Probabilities averaged over draws, `[example, label]`."""
+        return self.draws.mean(0)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """Whether each label is more probable than not, `[example, label]`."""
+        return self.probs > 0.5
+
+    @cached_property
+    def aleatoric(self) -> FloatArray:
+        """Entropy per draw, averaged, in nats, `[example]`."""
+        return metrics.entropy(_both(self.draws)).sum(-1).mean(0)
+
+    @cached_property
+    def epistemic(self) -> FloatArray:
+        """Mutual information of each label and the weights in nats, summed over labels, `[example]`."""
+        return metrics.relative_entropy(_both(self.draws), _both(self.probs)).sum(-1).mean(0)
+
+    def log_likelihood(self, labels: np.ndarray) -> FloatArray:
+        chosen = np.where(np.asarray(labels) > 0.5, self.draws, 1 - self.draws)
+        return np.log(np.maximum(chosen, np.finfo(np.float64).tiny)).sum(-1)
+
+    def sample(self, seed: int | None = 0) -> np.ndarray:
+        return (np.random.default_rng(seed).random(self.draws.shape) < self.draws).astype(np.int64)
+
+    def scores(self, labels: np.ndarray) -> dict[str, float]:
+        """NLL of an example's labels together; accuracy and Brier score per label, exact match, macro F1."""
+        return {
+            "nll": metrics.mixture_nll(self.log_likelihood(labels)),
+            **multilabel_scores(self.probs, labels),
+        }
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A row per example: the names of its labels, a probability per label, and the three uncertainties."""
+        import pandas as pd
+
+        names = np.asarray(names_of(self.class_names, self.probs.shape[-1]))
+        columns: dict[str, Any] = {"predicted": [tuple(map(str, names[row])) for row in self.predicted]}
+        columns |= {f"p({name})": self.probs[:, index] for index, name in enumerate(names)}
+        return pd.DataFrame(columns | uncertainty(self))
+
+
+def _both(probs: FloatArray) -> FloatArray:
+    """Probabilities of yes and no, last."""
+    return np.stack([probs, 1 - probs], axis=-1)
+
+
+class MultiLabel(Likelihood):
+    r"""Any of several labels per example, independent given the logits: $p(y_j = 1) = 1 / (1 + e^{-f_j})$.
+
+    Args:
+        num_classes: Number of labels.
+    """
+
+    name = "multilabel"
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.num_classes = num_classes
+
+    @classmethod
+    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "MultiLabel":
+        return cls(logits.shape[-1])
+
+    @property
+    def num_labels(self) -> int | None:
+        return self.num_classes
+
+    def distribution(self, logits: Logits) -> dist.Distribution:
+        return dist.Bernoulli(logits=precise(logits)).to_event(1)
+
+    def observe(self, logits: Logits, labels: Tensor) -> None:
+        super().observe(logits, labels.to(precise(logits).dtype))
+
+    def log_prob(self, logits: Logits, labels: Tensor) -> Tensor:
+        return super().log_prob(logits, labels.to(precise(logits).dtype))
+
+    def check_labels(self, labels: Any) -> None:
+        values = np.asarray(labels)
+        if values.ndim != 2 or values.shape[-1] != self.num_classes or not np.isin(values, (0, 1)).all():
+            raise ValueError(
+                f"Labels of shape {values.shape} do not fit {self.num_classes} labels per example: give a row of "
+                f"{self.num_classes} numbers, 0 or 1, for each."
+            )
+
+    def config(self) -> dict[str, Any]:
+        return {"num_classes": self.num_classes}
+
+    @classmethod
+    def suggested_by(cls, columns: Sequence[str], label: Any) -> bool:
+        return np.ndim(label) == 1 and np.asarray(label).dtype.kind == "f"
+
+    @classmethod
+    def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:
+        return logits.dim() == 2 and labels.shape == logits.shape
+
+    @classmethod
+    def model_settings(cls, model: str, names: Sequence[str] | None, labels: Any) -> dict[str, Any]:
+        by_row = labels is not None and len(labels) > 0 and not isinstance(labels[0], str)
+        return {"num_labels": len(labels[0])} if by_row and not names else class_settings(model, names, labels)
+
+    def predict(self, outputs: Outputs, temperature: float = 1.0, class_names: Names = None) -> BasePrediction:
+        return MultiLabelPrediction(metrics.sigmoid(outputs.logits / temperature), class_names)
+
+
+def multilabel_scores(probs: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+    """Share of labels told right, of examples with all labels right, macro F1 at 0.5, mean (p − y)² per label.
+
+    Args:
+        probs: `[example, label]`.
+        labels: 0 or 1, `[example, label]`.
+    """
+    from sklearn.metrics import f1_score
+
+    probs, labels = np.asarray(probs, dtype=np.float64), np.asarray(labels).astype(int)
+    right = (probs > 0.5) == labels
+    return {
+        "accuracy": float(right.mean()),
+        "exact_match": float(right.all(-1).mean()),
+        "macro_f1": float(f1_score(labels, (probs > 0.5).astype(int), average="macro", zero_division=0)),
+        "brier": float(((probs - labels) ** 2).mean()),
+    }

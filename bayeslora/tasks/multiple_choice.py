@@ -1,0 +1,74 @@
+r"""One of several choices per example, each of which the network scores."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from bayeslora.networks import is_a
+from bayeslora.tasks import choices
+from bayeslora.tasks.base import Reader, precise
+from bayeslora.tasks.classification import Categorical
+from bayeslora.types import Batch, Logits
+
+
+class MultipleChoice(Categorical):
+    r"""One of several choices per example, of which the network scores each: $p(y) = \mathrm{softmax}(f)_y$.
+
+    Args:
+        num_choices: Number of choices.
+    """
+
+    name = "multiple_choice"
+    auto_class: ClassVar[str] = "AutoModelForMultipleChoice"
+
+    def __init__(self, num_choices: int):
+        super().__init__()
+        self.num_classes = num_choices
+
+    @classmethod
+    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "MultipleChoice":
+        return cls(logits.shape[-1])
+
+    @property
+    def num_labels(self) -> int | None:
+        return None
+
+    def select(self, logits: Logits, batch: Batch) -> Logits:
+        """The logits, −∞ for a choice that is padding throughout: examples may have fewer choices than others."""
+        mask = batch.get("attention_mask")
+        if mask is None or mask.dim() != 3:
+            return logits
+        return precise(logits).masked_fill(~mask.to(logits.device).bool().any(-1), -math.inf)
+
+    def config(self) -> dict[str, Any]:
+        return {"num_choices": self.num_classes}
+
+    @classmethod
+    def suggested_by(cls, columns: Sequence[str], label: Any) -> bool:
+        return choices.are_in(columns)
+
+    @classmethod
+    def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:
+        return logits.dim() == 2 and labels.dim() == 1 and is_a(model, "MULTIPLE_CHOICE")
+
+    @classmethod
+    def reads(cls, columns: Sequence[str], model: nn.Module) -> bool:
+        return choices.are_in(columns) and not is_a(model, "CAUSAL_LM")
+
+    @classmethod
+    def read(cls, table: Any, reader: Reader) -> tuple[list[dict[str, Any]], None]:
+        """A sequence for each choice.
+
+        Raises:
+            ValueError: If the network scores no choices.
+        """
+        if not is_a(reader.model, "MULTIPLE_CHOICE"):
+            raise ValueError(
+                f"{reader.name} has choices, and {type(reader.model).__name__} scores none: load the model as multiple "
+                "choice (fit(name, …, likelihood='multiple_choice')) or as a causal language model "
+                "(likelihood='answer_letters'), or leave its columns of choices out."
+            )
+        prompts, texts, labels = choices.read(table, reader.name)
+        return choices.labelled(choices.encode(prompts, texts, reader.needed_tokenizer()), labels), None

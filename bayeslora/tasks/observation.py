@@ -1,0 +1,67 @@
+"""A likelihood of the user's own."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import pyro
+import pyro.distributions as dist
+from pyro import poutine
+from torch import Tensor
+
+from bayeslora.tasks.base import Likelihood, class_settings, precise
+
+
+class Observation(Likelihood):
+    """A likelihood of your own: a callable that makes the observation, as in a Pyro program.
+
+    For counts, say: `lambda logits, labels: pyro.sample("labels", dist.Poisson(logits[..., 0].exp()), obs=labels)`. It
+    makes one site, `"labels"`, of batch shape `[*draw, batch]`, and runs in a plate over the examples of a batch.
+
+    Args:
+        observe: Called with logits `[*draw, batch, …]` and labels `[batch, …]`, or None to draw them.
+    """
+
+    name = "observation"
+    has_temperature = False
+    needs_code: ClassVar[bool] = True
+
+    def __init__(self, observe: Callable[[Tensor, Tensor | None], Any]):
+        super().__init__()
+        self.make = observe
+
+    @classmethod
+    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "Observation":
+        raise ValueError("likelihood='observation' needs the callable itself: likelihood=your_callable.")
+
+    def site(self, logits: Tensor, labels: Tensor | None) -> dict[str, Any]:
+        """The site that the callable makes."""
+        trace = poutine.trace(self.make).get_trace(precise(logits), labels)
+        names = [name for name, site in trace.nodes.items() if site["type"] == "sample"]
+        if names != ["labels"]:
+            raise ValueError(f"The likelihood makes sites {names}: let it make one, 'labels'.")
+        return trace.nodes["labels"]
+
+    def distribution(self, logits: Tensor) -> dist.Distribution:
+        return self.site(logits, None)["fn"]
+
+    def observe(self, logits: Tensor, labels: Tensor) -> None:
+        size = len(labels)
+        with pyro.plate("examples", size, dim=-1), poutine.scale(scale=1 / size):
+            self.make(precise(logits), labels)
+
+    def log_prob(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return self.site(logits, labels)["fn"].log_prob(labels)
+
+    def check_labels(self, labels: Any) -> None:
+        """Nothing is known about the labels."""
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def restored(cls, config: Mapping[str, Any], code: Any = None) -> "Observation":
+        return cls(code)
+
+    @classmethod
+    def model_settings(cls, model: str, names: Sequence[str] | None, labels: Any) -> dict[str, Any]:
+        return class_settings(model, names, labels)

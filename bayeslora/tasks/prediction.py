@@ -1,0 +1,160 @@
+"""What every prediction has: a mixture over draws of the weights, its uncertainties and its scores."""
+
+import abc
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from bayeslora import metrics
+from bayeslora.metrics import FloatArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class BasePrediction(abc.ABC):
+    """The predictive distribution of the labels: an equal mixture over draws of the weights, row by row.
+
+    A row is an example, or a token of one. Entropies are in nats.
+
+    Attributes:
+        draws: What every draw says, `[draw, row, …]`.
+    """
+
+    draws: Any
+
+    @property
+    @abc.abstractmethod
+    def predicted(self) -> np.ndarray:
+        """The one label to give if one must be given, `[row, …]`."""
+
+    @property
+    @abc.abstractmethod
+    def aleatoric(self) -> FloatArray:
+        """Entropy per draw, averaged, in nats, `[row]`: what would remain if the weights were known."""
+
+    @property
+    @abc.abstractmethod
+    def epistemic(self) -> FloatArray:
+        """Mutual information of label and weights in nats, `[row]`: entropy − aleatoric, 0 for one draw."""
+
+    @property
+    def entropy(self) -> FloatArray:
+        """Entropy of the mixture in nats, `[row]`: all uncertainty about the label."""
+        return self.aleatoric + self.epistemic
+
+    @abc.abstractmethod
+    def log_likelihood(self, labels: np.ndarray) -> FloatArray:
+        """Log-likelihood ln p(labels) of every draw in nats, `[draw, example]`."""
+
+    def row_log_likelihood(self, labels: np.ndarray) -> FloatArray:
+        """Log-likelihood row by row in nats, `[draw, row]`: that of tokens, where rows are tokens."""
+        return self.log_likelihood(labels)
+
+    @abc.abstractmethod
+    def sample(self, seed: int | None = 0) -> np.ndarray:
+        """One label per draw and row from the predictive distribution, `[draw, row, …]`."""
+
+    @abc.abstractmethod
+    def scores(self, labels: np.ndarray) -> dict[str, float]:
+        """The task's metrics; `nll` is in nats per example."""
+
+    @abc.abstractmethod
+    def to_pandas(self) -> "pd.DataFrame":
+        """A row per row of the prediction."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self.draws.shape[1]
+
+
+@dataclass(frozen=True)
+class ObservationPrediction(BasePrediction):
+    """Labels under any distribution, one for each draw. Entropies are Monte Carlo estimates.
+
+    Args:
+        distributions: The labels' distribution at each draw, batch shape `[example]`.
+        num_samples: Samples per draw for the entropies.
+    """
+
+    distributions: Sequence[Any]
+    num_samples: int = 64
+
+    @cached_property
+    def draws(self) -> FloatArray:
+        """Mean of the labels at each draw, `[draw, example, …]`."""
+        return np.stack([each.mean.numpy() for each in self.distributions])
+
+    @property
+    def predicted(self) -> FloatArray:
+        """Mean of the labels, `[example, …]`."""
+        return self.draws.mean(0)
+
+    @cached_property
+    def _estimates(self) -> tuple[FloatArray, FloatArray]:
+        """Aleatoric and epistemic, from the same samples."""
+        aleatoric, epistemic = [], []
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            for own in self.distributions:
+                values = own.sample((self.num_samples,))
+                log_probs = torch.stack([other.log_prob(values) for other in self.distributions])
+                mixture = log_probs.logsumexp(0) - math.log(len(self.distributions))
+                aleatoric.append(-own.log_prob(values).mean(0).numpy())
+                epistemic.append((own.log_prob(values) - mixture).mean(0).numpy())
+        return np.mean(aleatoric, axis=0), np.maximum(np.mean(epistemic, axis=0), 0)
+
+    @property
+    def aleatoric(self) -> FloatArray:
+        return self._estimates[0]
+
+    @property
+    def epistemic(self) -> FloatArray:
+        return self._estimates[1]
+
+    def log_likelihood(self, labels: np.ndarray) -> FloatArray:
+        return np.stack([each.log_prob(torch.as_tensor(labels)).numpy() for each in self.distributions])
+
+    def sample(self, seed: int | None = 0) -> np.ndarray:
+        if seed is None:
+            return np.stack([each.sample().numpy() for each in self.distributions])
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed)
+            return np.stack([each.sample().numpy() for each in self.distributions])
+
+    def scores(self, labels: np.ndarray) -> dict[str, float]:
+        """NLL."""
+        return {"nll": metrics.mixture_nll(self.log_likelihood(labels))}
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A row per example: the mean, a column per label where there are several, and the three uncertainties."""
+        import pandas as pd
+
+        mean = self.predicted.reshape(len(self), -1)
+        names = ["predicted"] if mean.shape[1] == 1 else [f"predicted({i})" for i in range(mean.shape[1])]
+        return pd.DataFrame(dict(zip(names, mean.T, strict=True)) | uncertainty(self))
+
+
+Names = tuple[str, ...] | None
+"""Names of the classes, where they are known."""
+
+
+def uncertainty(prediction: BasePrediction) -> dict[str, FloatArray]:
+    """The three uncertainties of a prediction as columns of a table."""
+    return {name: getattr(prediction, name) for name in ("entropy", "aleatoric", "epistemic")}
+
+
+def names_of(class_names: Names, count: int) -> tuple[str, ...]:
+    """Names of the classes; their numbers where they have none."""
+    return class_names or tuple(str(index) for index in range(count))
+
+
+def sample_classes(probs: FloatArray, seed: int | None) -> np.ndarray:
+    """Draw classes by inverting the distribution function, which takes out the last axis."""
+    uniform = np.random.default_rng(seed).random((*probs.shape[:-1], 1))
+    return np.minimum((probs.cumsum(-1) < uniform).sum(-1), probs.shape[-1] - 1)

@@ -1,0 +1,327 @@
+"""Questions whose answers stand in a text."""
+
+import math
+import string
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyro.distributions as dist
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from bayeslora import metrics
+from bayeslora.metrics import FloatArray
+from bayeslora.networks import is_a
+from bayeslora.tasks import questions
+from bayeslora.tasks.base import Likelihood, Reader, precise
+from bayeslora.tasks.collecting import Outputs
+from bayeslora.tasks.prediction import BasePrediction, Names, sample_classes, uncertainty
+from bayeslora.tasks.questions import Questions
+from bayeslora.types import Batch, TokenLogits
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class SpanPrediction(BasePrediction):
+    """First and last token of an answer. Given the weights the two are independent; in the mixture they are not.
+
+    Args:
+        draws: Probabilities of each position to be the first and to be the last, `[draw, example, position, 2]`.
+        max_length: Longest span to consider, in tokens.
+    """
+
+    draws: Float[np.ndarray, "draw example position 2"]
+    max_length: int = 30
+
+    @cached_property
+    def probs(self) -> FloatArray:
+        """Averaged over draws, `[example, position, 2]`."""
+        return self.draws.mean(0)
+
+    def joint(self, example: int) -> Float[np.ndarray, "position position"]:
+        """Probability of every pair of first and last token of an example."""
+        draws = self.draws[:, example]
+        return draws[..., 0].T @ draws[..., 1] / len(draws)
+
+    def allowed(self, example: int) -> Any:
+        """Which positions an answer may end at, `[position]`."""
+        return True
+
+    @cached_property
+    def _best(self) -> tuple[np.ndarray, FloatArray, FloatArray]:
+        """Most probable spans, their probabilities, and the entropy of all pairs."""
+        spans, probs, entropies = [], [], []
+        for example in range(len(self)):
+            joint = self.joint(example)
+            valid = np.tril(np.triu(joint), self.max_length - 1) * self.allowed(example)
+            spans.append(np.unravel_index(valid.argmax(), valid.shape))
+            probs.append(valid.max())
+            entropies.append(metrics.entropy(joint.reshape(1, -1))[0])
+        return np.asarray(spans), np.asarray(probs), np.asarray(entropies)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """Most probable span, first and last token, `[example, 2]`."""
+        return self._best[0]
+
+    @property
+    def confidence(self) -> FloatArray:
+        """Probability of that span, `[example]`; among all pairs, those that are no span included."""
+        return self._best[1]
+
+    @cached_property
+    def aleatoric(self) -> FloatArray:
+        """Entropy of first and last token per draw, averaged, in nats, `[example]`."""
+        return metrics.entropy(np.moveaxis(self.draws, -1, -2)).sum(-1).mean(0)
+
+    @property
+    def epistemic(self) -> FloatArray:
+        """Mutual information of the pair and the weights in nats, `[example]`: 0 for one draw."""
+        if len(self.draws) == 1:
+            return np.zeros(len(self))
+        return np.maximum(self._best[2] - self.aleatoric, 0)
+
+    def log_likelihood(self, labels: np.ndarray) -> FloatArray:
+        where = np.broadcast_to(np.asarray(labels)[None, :, None], (len(self.draws), len(self), 1, 2))
+        chosen = np.take_along_axis(self.draws, where, axis=2)[:, :, 0]
+        return np.log(np.maximum(chosen, np.finfo(np.float64).tiny)).sum(-1)
+
+    def sample(self, seed: int | None = 0) -> np.ndarray:
+        return sample_classes(np.moveaxis(self.draws, -1, -2), seed)
+
+    def scores(self, labels: np.ndarray) -> dict[str, float]:
+        """NLL of first and last token; exact match and F1 (SQuAD's, on token positions instead of words)."""
+        return {
+            "nll": metrics.mixture_nll(self.log_likelihood(labels)),
+            **span_scores(self.predicted, labels),
+        }
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A row per example: first and last token of the most probable span, its probability, uncertainties."""
+        import pandas as pd
+
+        columns = {"start": self.predicted[:, 0], "end": self.predicted[:, 1], "p(span)": self.confidence}
+        return pd.DataFrame(columns | uncertainty(self))
+
+
+@dataclass(frozen=True)
+class AnswerPrediction(SpanPrediction):
+    """Answers in the words of a context. Rows are windows of question and context; most questions have one.
+
+    The answer to a question is the most probable span of its context's tokens over its windows, or none where that is
+    less probable than the first token of every window.
+
+    Args:
+        draws: Probabilities of each position to be the first and to be the last, `[draw, window, position, 2]`.
+        max_length: Longest answer to consider, in tokens.
+        questions: What the windows are of.
+    """
+
+    questions: Questions = field(kw_only=True)
+
+    def allowed(self, example: int) -> np.ndarray:
+        """Which positions an answer may end at: tokens of the context, `[position]`."""
+        in_context = self.questions.offsets[example][:, 0] >= 0
+        return np.pad(in_context, (0, self.draws.shape[2] - len(in_context)))
+
+    @cached_property
+    def windows(self) -> np.ndarray:
+        """The window that holds each question's most probable span, `[question]`."""
+        order = np.lexsort((self.confidence, self.questions.question))
+        return order[
+            np.searchsorted(self.questions.question[order], np.arange(len(self.questions.contexts)), "right") - 1
+        ]
+
+    @cached_property
+    def no_answer(self) -> FloatArray:
+        """Probability that no window holds the answer: the smallest over windows of its first token's, `[question]`."""
+        least = np.ones(len(self.questions.contexts))
+        np.minimum.at(least, self.questions.question, self.draws[:, :, 0].prod(-1).mean(0))
+        return least
+
+    @cached_property
+    def answers(self) -> list[str]:
+        """The most probable answer to each question; empty where none is more probable."""
+        return [
+            self.questions.text(int(window), *self.predicted[window].tolist())
+            if self.confidence[window] >= none
+            else ""
+            for window, none in zip(self.windows, self.no_answer, strict=True)
+        ]
+
+    @property
+    def answer_probs(self) -> FloatArray:
+        """Probability of that answer, `[question]`."""
+        return np.maximum(self.confidence[self.windows], self.no_answer)
+
+    def scores(self, labels: np.ndarray) -> dict[str, float]:
+        """NLL of a window's first and last token; SQuAD's exact match and F1; how well confidence tells errors.
+
+        `auroc_errors` is the probability that a wrong answer has a lower one than a right answer; NaN where all are
+        right, or all wrong.
+        """
+        exact, f1 = answer_scores(self.answers, self.questions.answers or [])
+        return {
+            "nll": metrics.mixture_nll(self.log_likelihood(labels)),
+            "exact_match": float(exact.mean()),
+            "f1": float(f1.mean()),
+            "auroc_errors": metrics.auroc_errors(-self.answer_probs, ~exact),
+        }
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A row per question: the answer, its probability, that of there being none, uncertainties in its window."""
+        import pandas as pd
+
+        columns = {"answer": self.answers, "p(answer)": self.answer_probs, "p(none)": self.no_answer}
+        return pd.DataFrame(columns | {name: value[self.windows] for name, value in uncertainty(self).items()})
+
+
+class Positions(dist.TorchDistribution):
+    """Start and end of a span, independent: one event of two positions.
+
+    Args:
+        logits: `[…, position, 2]`.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    has_rsample = False
+
+    def __init__(self, logits: Tensor):
+        self.ends = dist.Categorical(logits=logits.transpose(-2, -1))
+        super().__init__(logits.shape[:-2], (2,), validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.ends.log_prob(value).sum(-1)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.ends.sample(sample_shape)
+
+
+class QuestionAnswering(Likelihood):
+    r"""First and last token of the answer: $p(i, j) = \mathrm{softmax}(f^{start})_i\, \mathrm{softmax}(f^{end})_j$.
+
+    Labels are `[start, end]`, or the two columns `start_positions` and `end_positions`. Padding has probability 0.
+    (`transformers` halves the sum of the two losses; this is the log-likelihood of both.)
+    """
+
+    name = "question_answering"
+    auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
+    label_columns = ("start_positions", "end_positions")
+
+    @classmethod
+    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "QuestionAnswering":
+        return cls()
+
+    def select(self, logits: TokenLogits, batch: Batch) -> TokenLogits:
+        mask = batch.get("attention_mask")
+        if mask is None:
+            return logits
+        return precise(logits).masked_fill((mask.to(logits.device) == 0)[..., None], -math.inf)
+
+    def distribution(self, logits: TokenLogits) -> dist.Distribution:
+        return Positions(precise(logits))
+
+    def check_labels(self, labels: Any) -> None:
+        values = np.asarray(labels)
+        if values.dtype.kind not in "iu" or values.ndim != 2 or values.shape[-1] != 2 or (values < 0).any():
+            raise ValueError(
+                f"Labels are {values.dtype} of shape {values.shape}; question answering needs the position of the "
+                "answer's first and last token, from 0, for each example (those of the first token for no answer)."
+            )
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def suggested_by(cls, columns: Sequence[str], label: Any) -> bool:
+        return {*cls.label_columns} <= {*columns} or (questions.are_in(columns) and "answers" in columns)
+
+    @classmethod
+    def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:
+        pairs = labels.dim() == 2 and labels.shape[-1] == 2 and not labels.is_floating_point()
+        return pairs and logits.dim() == 3 and is_a(model, "QUESTION_ANSWERING")
+
+    @classmethod
+    def reads(cls, columns: Sequence[str], model: nn.Module) -> bool:
+        return questions.are_in(columns) and is_a(model, "QUESTION_ANSWERING")
+
+    @classmethod
+    def read(cls, table: Any, reader: Reader) -> tuple[list[dict[str, Any]], Questions]:
+        return questions.read(table, reader.needed_tokenizer(), reader.name)
+
+    def alike(self, logits: Sequence[np.ndarray]) -> list[np.ndarray]:
+        longest = max(values.shape[2] for values in logits)
+        # Positions that only longer examples have are as impossible as padding.
+        return [
+            np.pad(values, ((0, 0), (0, 0), (0, longest - values.shape[2]), (0, 0)), constant_values=-np.inf)
+            for values in logits
+        ]
+
+    def predict(self, outputs: Outputs, temperature: float = 1.0, class_names: Names = None) -> BasePrediction:
+        probs = metrics.softmax(np.moveaxis(outputs.logits, -1, -2), temperature)
+        draws = np.moveaxis(probs, -2, -1)
+        return AnswerPrediction(draws, questions=outputs.context) if outputs.context else SpanPrediction(draws)
+
+
+def span_scores(predicted: np.ndarray, labels: ArrayLike) -> dict[str, float]:
+    """Exact match, and F1 of the tokens of two spans, averaged over examples.
+
+    As SQuAD's, but on positions: articles and punctuation count, and the same words elsewhere do not.
+
+    Args:
+        predicted: First and last token, `[example, 2]`.
+        labels: Those of the true span, `[example, 2]`.
+    """
+    labels = np.asarray(labels)
+    first, last = np.maximum(predicted[:, 0], labels[:, 0]), np.minimum(predicted[:, 1], labels[:, 1])
+    shared = np.maximum(last - first + 1, 0)
+    sizes = (predicted[:, 1] - predicted[:, 0] + 1) + (labels[:, 1] - labels[:, 0] + 1)
+    return {
+        "exact_match": float((predicted == labels).all(-1).mean()),
+        "f1": float((2 * shared / np.maximum(sizes, 1)).mean()),
+    }
+
+
+def answer_scores(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> tuple[np.ndarray, FloatArray]:
+    """SQuAD's exact match and F1 of words of each answer, the better over the right ones.
+
+    Case, punctuation and articles do not count. A question without a right answer has the empty one.
+
+    Args:
+        predicted: An answer per question.
+        answers: The right ones, per question.
+
+    Returns:
+        Whether each matches, `[question]`; F1, `[question]`.
+
+    References:
+        Rajpurkar et al. (2016), [SQuAD](https://arxiv.org/abs/1606.05250), section 5.
+    """
+    exact, f1 = [], []
+    for given, right in zip(predicted, answers, strict=True):
+        words = _words(given)
+        candidates = [_words(text) for text in right] or [[]]
+        exact.append(words in candidates)
+        f1.append(max(_f1(words, candidate) for candidate in candidates))
+    return np.asarray(exact), np.asarray(f1)
+
+
+def _words(text: str) -> list[str]:
+    """Words in lower case, without punctuation and articles."""
+    kept = "".join(character for character in text.lower() if character not in string.punctuation)
+    return [word for word in kept.split() if word not in ("a", "an", "the")]
+
+
+def _f1(words: list[str], right: list[str]) -> float:
+    """F1 of two bags of words; empty ones match each other alone."""
+    if not words or not right:
+        return float(words == right)
+    shared = (Counter(words) & Counter(right)).total()
+    return 2 * shared / (len(words) + len(right))

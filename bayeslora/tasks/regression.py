@@ -1,0 +1,240 @@
+r"""A real number per example."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bayeslora import metrics
+from bayeslora.metrics import FloatArray
+from bayeslora.networks import is_a
+from bayeslora.tasks.base import Likelihood, precise
+from bayeslora.tasks.collecting import Outputs
+from bayeslora.tasks.noise import Noise, mixture_crps, mixture_information, mixture_quantile
+from bayeslora.tasks.prediction import BasePrediction, Names, uncertainty
+from bayeslora.types import Batch, RealLogits
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class RegressionPrediction(BasePrediction):
+    r"""A real number per example: an equal mixture over draws of $f_s + \sigma \epsilon$.
+
+    The noise ε is standard Normal, or Student's t. Densities are per unit of the labels: entropies in nats depend on
+    that unit and may be negative; `epistemic`, a difference of two, does not and is not.
+
+    Args:
+        draws: $f_s$, `[draw, example]`.
+        scale: σ, in units of the labels.
+        df: Degrees of freedom of the noise, infinite for Normal noise.
+    """
+
+    draws: Float[np.ndarray, "draw example"]
+    scale: float
+    df: float = math.inf
+
+    @property
+    def noise(self) -> Noise:
+        """The noise ε."""
+        return Noise(self.df)
+
+    @cached_property
+    def mean(self) -> FloatArray:
+        """Mean, `[example]`."""
+        return self.draws.mean(0)
+
+    @property
+    def predicted(self) -> FloatArray:
+        """The mean, `[example]`."""
+        return self.mean
+
+    @property
+    def aleatoric_variance(self) -> FloatArray:
+        """Variance of the noise, `[example]`."""
+        return np.full(len(self), self.scale**2 * self.noise.variance)
+
+    @cached_property
+    def epistemic_variance(self) -> FloatArray:
+        """Variance of the draws' means, `[example]`."""
+        return self.draws.var(0)
+
+    @property
+    def variance(self) -> FloatArray:
+        """Variance, `[example]`: aleatoric + epistemic."""
+        return self.aleatoric_variance + self.epistemic_variance
+
+    @property
+    def aleatoric(self) -> FloatArray:
+        """Entropy of the noise in nats, `[example]`."""
+        return np.full(len(self), self.noise.entropy + math.log(self.scale))
+
+    @cached_property
+    def epistemic(self) -> FloatArray:
+        r"""Mutual information of label and weights in nats, `[example]`, by quadrature over the noise."""
+        return mixture_information(self.draws, self.scale, self.noise)
+
+    def quantile(self, q: float) -> FloatArray:
+        """The q-quantile of the mixture, `[example]`, by bisection of its distribution function."""
+        return mixture_quantile(self.draws, self.scale, q, self.noise)
+
+    def interval(self, level: float = 0.9) -> Float[np.ndarray, "example 2"]:
+        """Lower and upper end of the central interval that holds that share of the probability."""
+        if not 0 < level < 1:
+            raise ValueError(f"level={level!r}: give a probability between 0 and 1.")
+        return np.stack([self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)], axis=-1)
+
+    def crps(self, labels: np.ndarray) -> FloatArray:
+        """Continuous ranked probability score in units of the labels, `[example]`."""
+        return mixture_crps(self.draws, labels, self.scale, self.noise)
+
+    def log_likelihood(self, labels: np.ndarray) -> FloatArray:
+        return self.noise.log_density((labels - self.draws) / self.scale) - math.log(self.scale)
+
+    def sample(self, seed: int | None = 0) -> FloatArray:
+        return self.draws + self.scale * self.noise.sample(self.draws.shape, seed)
+
+    def scores(self, labels: np.ndarray) -> dict[str, float]:
+        """NLL, RMSE, MAE, Pearson and Spearman correlation, CRPS, and the share of labels in the 90 % interval."""
+        lower, upper = self.interval(0.9).T
+        return {
+            "nll": metrics.mixture_nll(self.log_likelihood(labels)),
+            **metrics.regression_scores(self.mean, labels),
+            "crps": float(self.crps(labels).mean()),
+            "coverage_90": float(((lower <= labels) & (labels <= upper)).mean()),
+        }
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A row per example: mean, standard deviation, 90 % interval, and the three uncertainties."""
+        import pandas as pd
+
+        lower, upper = self.interval(0.9).T
+        columns = {"predicted": self.mean, "sd": np.sqrt(self.variance), "lower_90": lower, "upper_90": upper}
+        return pd.DataFrame(columns | uncertainty(self))
+
+
+class RealValued(Likelihood):
+    r"""One real number per example, the network's one logit plus noise: $y = f + \sigma \epsilon$.
+
+    Attributes:
+        log_scale: ln σ, σ in units of the labels.
+        df: Degrees of freedom of the noise's Student t distribution; infinite for Normal noise.
+    """
+
+    has_temperature = False
+    df: float = math.inf
+
+    def __init__(self, scale: float = 1.0, learned: bool = True):
+        super().__init__()
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale={scale!r}: give a positive number, the noise's scale in units of the labels.")
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learned)
+        self.unit = max(scale, 1.0)
+
+    @classmethod
+    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "RealValued":
+        spread = float(np.std(np.asarray(labels, dtype=np.float64)))
+        return cls(spread if 0 < spread < math.inf else 1.0)
+
+    @property
+    def num_labels(self) -> int | None:
+        return 1
+
+    @property
+    def scale(self) -> float:
+        """σ, in units of the labels."""
+        return math.exp(self.log_scale.item())
+
+    def select(self, logits: Tensor, batch: Batch) -> RealLogits:
+        if logits.shape[-1] != 1:
+            raise ValueError(
+                f"Regression needs one output per example, [batch, 1], and the network returns {tuple(logits.shape)}: "
+                "load it with num_labels=1, or let its forward end with .unsqueeze(-1)."
+            )
+        return precise(logits.squeeze(-1))
+
+    def residuals(self, logits: Tensor, batch: Batch) -> RealLogits:
+        """Labels minus logits."""
+        logits = self.select(logits, batch)
+        return batch["labels"].to(logits) - logits
+
+    def log_prob(self, logits: RealLogits, labels: Tensor) -> Tensor:
+        return super().log_prob(logits, labels.to(logits.dtype))
+
+    def observe(self, logits: RealLogits, labels: Tensor) -> None:
+        super().observe(logits, labels.to(logits.dtype))
+
+    def check_labels(self, labels: Any) -> None:
+        values = np.asarray(labels)
+        if values.dtype.kind not in "fiub" or values.ndim != 1:
+            raise ValueError(
+                f"Labels are {values.dtype} of shape {values.shape}; regression needs one number per example."
+            )
+        if not np.isfinite(values.astype(np.float64)).all():
+            row = int(np.flatnonzero(~np.isfinite(values.astype(np.float64)))[0])
+            raise ValueError(f"Labels are NaN or infinite, the first in row {row}: remove those rows, or fill them.")
+
+    def config(self) -> dict[str, Any]:
+        return {"scale": self.scale, "learned": self.log_scale.requires_grad}
+
+    @classmethod
+    def model_settings(cls, model: str, names: Sequence[str] | None, labels: Any) -> dict[str, Any]:
+        return {"num_labels": 1}
+
+    def predict(self, outputs: Outputs, temperature: float = 1.0, class_names: Names = None) -> BasePrediction:
+        return RegressionPrediction(outputs.logits, self.scale, self.df)
+
+
+class Regression(RealValued):
+    r"""A real number with Normal noise: $y \sim N(f, \sigma^2)$.
+
+    Args:
+        scale: σ, in units of the labels: its start, or its value if it is not learned.
+        learned: Whether σ is learned, one for all examples.
+    """
+
+    name = "regression"
+
+    def distribution(self, logits: RealLogits) -> dist.Distribution:
+        return dist.Normal(logits, self.log_scale.exp())
+
+    @classmethod
+    def suggested_by(cls, columns: Sequence[str], label: Any) -> bool:
+        return label is not None and np.ndim(label) == 0 and np.asarray(label).dtype.kind == "f"
+
+    @classmethod
+    def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:
+        one = logits.dim() == 2 and logits.shape[-1] == 1 and labels.dim() == 1
+        return one and labels.is_floating_point() and not is_a(model, "MULTIPLE_CHOICE")
+
+
+class StudentT(RealValued):
+    r"""A real number with Student t noise, for labels with outliers: $(y - f) / \sigma \sim t_\nu$.
+
+    Args:
+        scale: σ, in units of the labels: its start, or its value if it is not learned.
+        df: ν, degrees of freedom, above 2 (a finite variance).
+        learned: Whether σ is learned, one for all examples. ν is not.
+    """
+
+    name = "student_t"
+
+    def __init__(self, scale: float = 1.0, df: float = 4.0, learned: bool = True):
+        super().__init__(scale, learned)
+        if not 2 < df < math.inf:
+            raise ValueError(f"df={df!r}: give a number above 2.")
+        self.df = df
+
+    def distribution(self, logits: RealLogits) -> dist.Distribution:
+        return dist.StudentT(self.df, logits, self.log_scale.exp())
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "df": self.df}

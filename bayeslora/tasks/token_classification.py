@@ -1,0 +1,162 @@
+"""A class per token."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bayeslora import metrics
+from bayeslora.metrics import FloatArray
+from bayeslora.networks import is_a
+from bayeslora.tasks.base import Likelihood, check_classes, class_settings, precise
+from bayeslora.tasks.classification import ClassProbabilities
+from bayeslora.tasks.collecting import Outputs, Rows
+from bayeslora.tasks.prediction import BasePrediction, Names
+from bayeslora.types import IGNORED, Batch, TokenLogits
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class TokenPrediction(ClassProbabilities):
+    """Class probabilities of tokens: those of all examples in one row after another, padding left out.
+
+    Args:
+        draws: Probabilities per draw, `[draw, token, class]`.
+        rows: Where the tokens stand.
+        class_names: Names of the classes, or None.
+    """
+
+    draws: Float[np.ndarray, "draw token class"]
+    rows: Rows
+    class_names: tuple[str, ...] | None = None
+
+    def log_likelihood(self, labels: np.ndarray) -> FloatArray:
+        return self.rows.by_example(self.row_log_likelihood(labels))
+
+    def scores(self, labels: np.ndarray) -> dict[str, float]:
+        """As of a `Prediction`, but token by token; `nll` of an example's tokens together, `nll_per_token` of one."""
+        scores = metrics.classification_scores(self.probs, labels) | metrics.class_scores(self.probs, labels)
+        return scores | {"nll": metrics.mixture_nll(self.log_likelihood(labels)), "nll_per_token": scores["nll"]}
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A row per token: example, position, predicted class, probabilities, and the three uncertainties."""
+        return self.rows.beside(super().to_pandas())
+
+
+class Tokens(dist.TorchDistribution):
+    r"""Independent categorical tokens, one event; a value of −100 is not observed.
+
+    Args:
+        logits: `[…, token, class]`.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    has_rsample = False
+
+    def __init__(self, logits: Tensor):
+        self.logits = logits
+        super().__init__(logits.shape[:-2], logits.shape[-2:-1], validate_args=False)
+
+    def token_log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability of each token, 0 where it is not observed, `[…, token]`."""
+        shape = torch.broadcast_shapes(value.shape, self.logits.shape[:-1])
+        logits, value = self.logits.expand(*shape, -1), value.expand(shape)
+        losses = F.cross_entropy(logits.flatten(0, -2), value.flatten(), ignore_index=IGNORED, reduction="none")
+        return -losses.view(value.shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.token_log_prob(value).sum(-1)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return dist.Categorical(logits=self.logits).sample(sample_shape)
+
+
+class PerToken(Likelihood):
+    r"""A class per token, independent given the logits, $\prod_t \mathrm{softmax}(f_t)_{y_t}$; −100 is not observed.
+
+    Attributes:
+        shift: How many tokens before its own place a label's logits are.
+    """
+
+    shift: ClassVar[int] = 0
+    num_classes: int
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.num_classes = num_classes
+
+    @classmethod
+    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "PerToken":
+        return cls(logits.shape[-1])
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """The label that each position of the logits is about, `[batch, token]`; −100 where there is none."""
+        return F.pad(labels[:, self.shift :], (0, self.shift), value=IGNORED)
+
+    def distribution(self, logits: TokenLogits) -> dist.Distribution:
+        return Tokens(precise(logits))
+
+    def observe(self, logits: TokenLogits, labels: Tensor) -> None:
+        super().observe(logits, self.targets(labels))
+
+    def log_prob(self, logits: TokenLogits, labels: Tensor) -> Tensor:
+        return super().log_prob(logits, self.targets(labels))
+
+    def check_labels(self, labels: Any) -> None:
+        check_classes(labels, self.num_classes, f"{self.name} (besides {IGNORED}, not observed)", IGNORED)
+
+    def config(self) -> dict[str, Any]:
+        return {"num_classes": self.num_classes}
+
+    def tokens(self, batch: Batch, logits: Tensor, labels: Tensor | None) -> Tensor:
+        """The observed tokens; without labels, all that are not padding."""
+        if labels is not None:
+            return labels != IGNORED
+        mask = batch.get("attention_mask")
+        return torch.ones(logits.shape[1:3], dtype=torch.bool) if mask is None else mask.cpu() != 0
+
+    def predict(self, outputs: Outputs, temperature: float = 1.0, class_names: Names = None) -> BasePrediction:
+        assert outputs.rows is not None
+        return TokenPrediction(metrics.softmax(outputs.logits, temperature), outputs.rows, class_names)
+
+
+class TokenClassification(PerToken):
+    """One class per token, such as the parts of a name; tokens labelled −100 are not observed.
+
+    Args:
+        num_classes: Number of classes.
+    """
+
+    name = "token_classification"
+    auto_class: ClassVar[str] = "AutoModelForTokenClassification"
+
+    @property
+    def num_labels(self) -> int | None:
+        return self.num_classes
+
+    @classmethod
+    def suggested_by(cls, columns: Sequence[str], label: Any) -> bool:
+        return np.ndim(label) == 1 and np.asarray(label).dtype.kind != "f"
+
+    @classmethod
+    def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:
+        writes = any(is_a(model, task) for task in ("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "MASKED_LM"))
+        span = labels.shape[-1:] == (2,) and is_a(model, "QUESTION_ANSWERING")
+        return is_per_token(logits, labels) and not writes and not span
+
+    @classmethod
+    def model_settings(cls, model: str, names: Sequence[str] | None, labels: Any) -> dict[str, Any]:
+        return class_settings(model, names, labels)
+
+
+def is_per_token(logits: Tensor, labels: Tensor) -> bool:
+    """Whether there is a whole number for each position of the logits, `[batch, token, class]`."""
+    return logits.dim() == 3 and labels.shape == logits.shape[:2] and not labels.is_floating_point()

@@ -1,0 +1,401 @@
+"""The contracts that every method and every kind of label is held to, for authors of their own.
+
+Derive a test class, say what is to be tested, and let pytest collect it:
+
+```python
+class TestMine(MethodContract):
+    method = MeanField()
+
+class TestCounts(LikelihoodContract):
+    likelihood = Counts()
+    num_outputs = 1
+```
+"""
+
+import copy
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Delta
+from torch import Tensor, nn
+
+from bayeslora import metrics
+from bayeslora.adapters import AdaptedNetwork
+from bayeslora.elbo import sites
+from bayeslora.methods import Method
+from bayeslora.posterior import Posterior
+from bayeslora.program import Program
+from bayeslora.tasks import Classification, Likelihood
+from bayeslora.tasks.prediction import BasePrediction
+
+FAILURE_RATE = 2e-5
+"""Probability with which a correct statistical check may fail."""
+
+
+def small_network(num_labels: int = 3, **settings: Any) -> nn.Module:
+    """Make a two-layer BERT classifier with random weights and without dropout; it takes token ids below 60."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        **{
+            "vocab_size": 60,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 48,
+            "max_position_embeddings": 32,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+            "num_labels": num_labels,
+            **settings,
+        }
+    )
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        return BertForSequenceClassification(config).eval()
+
+
+def small_batch(num_examples: int = 5, num_labels: int = 3) -> dict[str, Tensor]:
+    """Make a batch for it that can be learned: the label is the first token's number modulo the classes."""
+    ids = torch.randint(3, 60, (num_examples, 6), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0] % num_labels}
+
+
+def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch without its labels."""
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
+class MethodContract:
+    """What every method promises; the network is `small_network`, in single precision.
+
+    Attributes:
+        method: The method to be tested.
+    """
+
+    method: Method
+
+    def program(self, num_particles: int = 1, double: bool = False) -> Program:
+        """A program of the method over the small network."""
+        torch.manual_seed(0)
+        model, method = small_network(), self.method
+        network = AdaptedNetwork(
+            model.double() if double else model,
+            method.family,
+            rank=4,
+            alpha=8,
+            num_examples=48,
+            head_family=method.head_family,
+        )
+        # An ensemble's particles are its members.
+        count = method.num_particles if method.own_batches else num_particles
+        return Program(network, method, Classification(3), count)
+
+    def moved(self, scale: float = 0.2, **settings: Any) -> Program:
+        """A program whose learned parameters are off their start, so that no term vanishes by symmetry."""
+        program, generator = self.program(**settings), torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for _, parameter in program.trainable():
+                parameter.add_(scale * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+        return program
+
+    def traces(self, program: Program) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Latent sites of prior and guide."""
+        return tuple(  # type: ignore[return-value]
+            {
+                name: site
+                for name, site in sites(poutine.trace(run).get_trace())
+                if not (site["is_observed"] or site["infer"].get("is_auxiliary"))
+            }
+            for run in (program.factors, program.guide)
+        )
+
+    def test_prior_and_guide_share_their_sites(self) -> None:
+        program = self.program()
+        prior, guide = self.traces(program)
+        assert list(prior) == list(guide)
+        for name, site in guide.items():
+            assert site["fn"].batch_shape == prior[name]["fn"].batch_shape, name
+            assert site["fn"].event_shape == prior[name]["fn"].event_shape, name
+            assert site["scale"] == prior[name]["scale"], name
+            assert name.split(".")[0] in program.stacks, name
+
+    def test_prior_can_be_sampled(self) -> None:
+        program = self.program()
+        for name, factors in program.factors().items():
+            stack = program.stacks[name]
+            assert [factor.shape for factor in factors] == [(len(stack), *shape) for shape in stack.shapes.values()]
+
+    def test_centre_of_a_new_guide_is_the_base_model(self) -> None:
+        program, batch = self.program().eval(), small_batch()
+        torch.testing.assert_close(program(**batch).logits, small_network()(**inputs_of(batch)).logits, rtol=0, atol=0)
+
+    def test_every_parameter_gets_a_finite_gradient(self) -> None:
+        program = self.moved()
+        program(**small_batch()).loss.backward()
+        for name, parameter in program.trainable():
+            assert parameter.grad is not None, name
+            assert bool(parameter.grad.isfinite().all()), name
+            assert bool(parameter.grad.any()), name
+
+    def test_no_frozen_weight_gets_a_gradient(self) -> None:
+        program = self.program()
+        program(**small_batch()).loss.backward()
+        learned = {name for name, _ in program.trainable()}
+        assert all(name.startswith(("guide.", "network.model.classifier.")) for name in learned)
+        assert all(parameter.grad is None for name, parameter in program.named_parameters() if name not in learned)
+
+    def test_no_divergence_of_a_distribution_is_negative(self) -> None:
+        program = self.moved()
+        program(**small_batch())
+        _, guide = self.traces(program)
+        for name, term in program.terms.items():
+            if name in guide and not isinstance(guide[name]["fn"], Delta):
+                assert term >= 0, name
+
+    def test_loss_is_the_sum_of_its_terms(self) -> None:
+        program = self.moved()
+        loss = program(**small_batch()).loss
+        assert math.isclose(loss.item(), float(sum(program.terms.values())), rel_tol=1e-6)
+
+    def test_state_round_trip(self) -> None:
+        program, other = self.moved().eval(), self.program().eval()
+        other.load_state_dict(program.state_dict())
+        assert torch.equal(other(**small_batch()).logits, program(**small_batch()).logits)
+
+    def test_refined_state_round_trip(self) -> None:
+        program, other = self.moved().eval(), self.program().eval()
+        program.guide = self.method.refine(program, program.guide, [small_batch(24)], [])
+        other.load_state_dict(program.state_dict())
+        draws = [self.draws(each, 1) for each in (program, other)]
+        assert draws[0].keys() == draws[1].keys()
+        assert all(torch.equal(draws[0][name], draws[1][name]) for name in draws[0])
+        assert torch.equal(other(**small_batch()).logits, program(**small_batch()).logits)
+
+    def draws(self, program: Program, seed: int, count: int = 3) -> dict[str, Tensor]:
+        """Draws of every site with a seed."""
+        torch.manual_seed(seed)
+        return program.draw(count)
+
+    def test_guide_holds_no_tensor_twice(self) -> None:
+        pointers = [value.data_ptr() for value in self.program().guide.state_dict().values()]
+        assert len(pointers) == len(set(pointers))
+
+    def test_double_precision_stays_double(self) -> None:
+        program = self.program(double=True)
+        assert {value.dtype for value in program.guide.state_dict().values()} == {torch.float64}
+        output = program(**small_batch())
+        assert output.loss.dtype == output.logits.dtype == torch.float64
+        assert {value.dtype for value in program.draw(2).values()} == {torch.float64}
+
+    def test_a_program_can_be_deep_copied_with_factors_bound(self) -> None:
+        program, batch = self.program(), small_batch()
+        program(**batch)
+        copied = copy.deepcopy(program).eval()
+        assert torch.equal(copied(**batch).logits, program.eval()(**batch).logits)
+
+    def test_the_same_seed_gives_the_same_draws(self) -> None:
+        program = self.moved()
+        first, again, other = (self.draws(program, seed) for seed in (1, 1, 2))
+        assert all(torch.equal(first[name], again[name]) for name in first)
+        if self.method.num_draws(program.guide) is None:
+            assert not all(torch.equal(first[name], other[name]) for name in first)
+
+    def test_draws_have_a_leading_dimension_and_give_logits(self) -> None:
+        program, batch = self.moved(double=True).eval(), small_batch()
+        draws = program.draw(4)
+        for name, value in draws.items():
+            assert value.shape[:2] == (4, len(program.stacks[name.split(".")[0]])), name
+        together = program.logits(draws, batch)
+        apart = [program.logits({name: value[i] for name, value in draws.items()}, batch) for i in range(4)]
+        torch.testing.assert_close(together, torch.stack(apart), rtol=1e-9, atol=1e-9)
+
+    def test_averaged_probabilities_are_no_worse_than_their_draws_on_average(self) -> None:
+        # −log is convex in the prediction: it holds on any data, at any parameters.
+        program, batch = self.moved(scale=0.4).eval(), small_batch(24)
+        posterior, labels = Posterior(program), batch["labels"].numpy()
+        prediction: Any = posterior.predict(inputs_of(batch), 6)
+        average = metrics.nll(prediction.probs, labels)
+        assert average <= np.mean([metrics.nll(draw, labels) for draw in prediction.draws]) + 1e-12
+        scores = posterior.evaluate((inputs_of(batch), labels), 6)
+        assert math.isclose(scores["nll"], average, rel_tol=1e-6)
+
+    def test_particles_are_averaged(self) -> None:
+        count = self.method.num_particles if self.method.own_batches else 3
+        program, batch = self.moved(num_particles=3), small_batch()
+        output = program(**batch)
+        if count > 1:
+            assert output.logits.shape == (count, 5, 3)
+        labels = batch["labels"].expand(count, 5)
+        nll = nn.functional.cross_entropy(output.logits.view(-1, 3), labels.flatten())
+        assert math.isclose(program.terms["labels"].item(), nll.item(), rel_tol=1e-5)
+        output.loss.backward()
+
+    def test_loss_falls(self) -> None:
+        program, batch = self.program(), small_batch(24)
+        optimizer = torch.optim.Adam([parameter for _, parameter in program.trainable()], lr=5e-3)
+        losses = []
+        for _ in range(60):
+            optimizer.zero_grad()
+            program(**batch).loss.backward()
+            optimizer.step()
+            losses.append(program.terms["labels"].item())
+        assert sum(losses[-10:]) < 0.85 * sum(losses[:10])
+
+    def test_the_global_parameter_store_stays_empty(self) -> None:
+        program = self.program()
+        program(**small_batch()).loss.backward()
+        program.draw(2)
+        assert not dict(pyro.get_param_store())
+
+    def test_summaries_have_draw_and_layer_dimensions(self) -> None:
+        program = self.program()
+        draws = program.draw(3)
+        for name, stack in program.stacks.items():
+            own = {site[len(name) + 1 :]: value for site, value in draws.items() if site.startswith(f"{name}.")}
+            for value, dims in self.method.summaries(stack, own).values():
+                assert value.shape[:2] == (3, len(stack))
+                assert value.dim() == 2 + len(dims)
+
+    def test_it_says_its_formula_and_its_source(self) -> None:
+        text = type(self.method).__doc__ or ""
+        assert "Args:" in text
+        assert "References:" in text
+        assert "$" in text
+
+
+class LikelihoodContract:
+    """What every kind of label promises, with random logits in double precision.
+
+    Attributes:
+        likelihood: The likelihood to be tested.
+        num_outputs: Shape of the network's outputs for one example, `(class,)`, or `(token, class)`.
+        code: What `restored` needs beside the record, for one that `needs_code`.
+    """
+
+    likelihood: Likelihood
+    num_outputs: tuple[int, ...] = (3,)
+    code: Any = None
+    size = 40
+
+    def batch(self) -> dict[str, Tensor]:
+        """What the network is asked about, labels left out."""
+        return {}
+
+    def logits(self, num_draws: int = 3, seed: int = 0) -> Tensor:
+        """What the network returns, the part that labels are about, `[draw, batch, …]`."""
+        generator = torch.Generator().manual_seed(seed)
+        logits = torch.randn(num_draws, self.size, *self.num_outputs, generator=generator, dtype=torch.float64)
+        return torch.stack([self.own.select(each, self.batch()) for each in logits])
+
+    @property
+    def own(self) -> Likelihood:
+        """The likelihood in double precision."""
+        return copy.deepcopy(self.likelihood).double()
+
+    def labels(self) -> Tensor:
+        """Labels of every example, as `fit` would be given them."""
+        torch.manual_seed(1)
+        return self.own.distribution(self.logits(1)[0]).sample()
+
+    def prediction(self, logits: Tensor, temperature: float = 1.0) -> tuple[BasePrediction, np.ndarray]:
+        """The prediction of logits `[draw, batch, …]`, and its labels."""
+        collector = self.own.collector(with_labels=True)
+        batch = {**self.batch(), "labels": self.labels()}
+        collector.add(np.arange(self.size), batch, iter([logits]))
+        outputs = collector.result()
+        return self.own.predict(outputs, temperature), outputs.labels
+
+    def test_it_has_a_name_and_says_what_it_is(self) -> None:
+        assert any(isinstance(vars(cls).get("name"), str) for cls in type(self.likelihood).__mro__)
+        assert type(self.likelihood).__doc__
+
+    def test_the_record_makes_it_again(self) -> None:
+        config = json.loads(json.dumps(self.likelihood.config()))
+        again = type(self.likelihood).restored(config, self.code).double()
+        again.load_state_dict(self.own.state_dict())
+        logits, labels = self.logits(), self.labels()
+        torch.testing.assert_close(again.log_prob(logits, labels), self.own.log_prob(logits, labels), rtol=0, atol=0)
+
+    def test_there_is_one_log_likelihood_per_example_and_draw(self) -> None:
+        with pyro.validation_enabled(False):
+            log_prob = self.own.log_prob(self.logits(), self.labels())
+        assert log_prob.shape == (3, self.size)
+        assert bool(log_prob.isfinite().all())
+
+    def test_the_observation_is_their_average(self) -> None:
+        logits, labels, own = self.logits(1)[0], self.labels(), self.own
+        with pyro.validation_enabled(False):
+            trace = poutine.trace(own.observe).get_trace(logits, labels)
+            assert [name for name, site in sites(trace) if site["is_observed"]] == ["labels"]
+            torch.testing.assert_close(trace.log_prob_sum(), own.log_prob(logits, labels).mean(), rtol=1e-12, atol=0)
+
+    def test_gradients_are_finite(self) -> None:
+        logits, own = self.logits().requires_grad_(), self.own
+        with pyro.validation_enabled(False):
+            own.log_prob(logits, self.labels()).sum().backward()
+        assert logits.grad is not None
+        assert bool(logits.grad.isfinite().all())
+        for name, parameter in own.named_parameters():
+            assert not parameter.requires_grad or (parameter.grad is not None and bool(parameter.grad.any())), name
+
+    def test_it_accepts_its_own_labels(self) -> None:
+        self.own.check_labels(self.labels().numpy())
+
+    def test_densities_sum_to_one(self) -> None:
+        # E[q(y) / p(y)] = 1 over y from p, for any q that is nowhere positive where p is 0.
+        p, q = self.own.distribution(self.logits(1)[0]), self.own.distribution(self.logits(1)[0] * 0.9)
+        torch.manual_seed(2)
+        labels = p.sample(torch.Size([4000]))
+        ratio = (q.log_prob(labels) - p.log_prob(labels)).exp()
+        error = ratio.std(0) / len(ratio) ** 0.5
+        z = (ratio.mean(0) - 1).abs() / error.clamp(min=1e-12)
+        width = float(torch.distributions.Normal(0, 1).icdf(torch.tensor(1 - FAILURE_RATE / 2 / self.size).double()))
+        assert float(z.detach().max()) < width
+
+    def test_a_prediction_is_no_distance_from_itself(self) -> None:
+        torch.manual_seed(3)
+        assert self.own.divergence(self.logits(), self.logits()) == 0
+        assert self.own.divergence(self.logits(), self.logits(seed=7)) > 0
+
+    def test_uncertainties_add_up(self) -> None:
+        for num_draws in (1, 3):
+            prediction, _ = self.prediction(self.logits(num_draws))
+            count = len(prediction)
+            assert len(prediction.draws) == num_draws
+            assert len(prediction.predicted) == len(prediction.to_pandas()) == count
+            for values in (prediction.entropy, prediction.aleatoric, prediction.epistemic):
+                assert values.shape == (count,)
+                assert np.isfinite(values).all()
+            assert (prediction.epistemic >= 0).all()
+            np.testing.assert_allclose(prediction.entropy, prediction.aleatoric + prediction.epistemic, atol=1e-9)
+            if num_draws == 1:
+                np.testing.assert_allclose(prediction.epistemic, 0, atol=1e-9)
+            assert prediction.sample(seed=0).shape[:2] == (num_draws, count)
+
+    def test_the_predictions_log_likelihood_is_the_losses(self) -> None:
+        prediction, labels = self.prediction(self.logits())
+        with torch.no_grad(), pyro.validation_enabled(False):
+            expected = self.own.log_prob(self.logits(), self.labels())
+        np.testing.assert_allclose(prediction.log_likelihood(labels), expected.numpy(), rtol=1e-6, atol=1e-9)
+
+    def test_scores_have_the_nll_of_the_mixture(self) -> None:
+        prediction, labels = self.prediction(self.logits())
+        scores = prediction.scores(labels)
+        assert all(isinstance(value, float) for value in scores.values())
+        nll = metrics.mixture_nll(prediction.log_likelihood(labels))
+        assert math.isclose(scores["nll"], nll, rel_tol=1e-9)
+
+    def test_a_temperature_divides_the_logits(self) -> None:
+        if not self.likelihood.has_temperature:
+            return
+        plain, labels = self.prediction(self.logits())
+        same, _ = self.prediction(self.logits(), temperature=1.0)
+        flat, _ = self.prediction(self.logits(), temperature=50.0)
+        np.testing.assert_allclose(same.log_likelihood(labels), plain.log_likelihood(labels), rtol=1e-12)
+        assert (flat.aleatoric >= plain.aleatoric - 1e-9).all()
