@@ -148,7 +148,7 @@ class Sites(nn.Module):
     def sample(self) -> dict[str, Tensor]:
         """Sample the sites, within the plate over the layers."""
         with poutine.scale(scale=self.scale):
-            return {name: pyro.sample(f"{self.stack.name}.{name}", site()) for name, site in self.sites.items()}
+            return {name: pyro.sample(self.stack.site(name), site()) for name, site in self.sites.items()}
 
     def start(self, factors: Any) -> None:
         """Begin at trained factors: each becomes the place of the site of its name."""

@@ -158,7 +158,7 @@ class AdaLoRAGuide(guides.Sites):
         if self.method.orthogonality:
             # In the guide, a factor enters the loss with a plus sign.
             penalty = self.method.orthogonality * self.distance_from_orthogonal()
-            pyro.factor(f"{self.stack.name}.orthogonality", penalty, has_rsample=True)
+            pyro.factor(self.stack.site("orthogonality"), penalty, has_rsample=True)
         return factors
 
     def distance_from_orthogonal(self) -> PerLayer:

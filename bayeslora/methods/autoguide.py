@@ -85,7 +85,7 @@ class AutoGuide(PerStackMethod):
             return self.prior_program(stack)
         with stack.layers:
             shapes = stack.shapes.items()
-            factors = {n: pyro.sample(f"{stack.name}.{n}", priors.normal(s, self.prior_scale)) for n, s in shapes}
+            factors = {n: pyro.sample(stack.site(n), priors.normal(s, self.prior_scale)) for n, s in shapes}
         return stack.family.factors(**factors)
 
     def make(self, stack: Stack, values: dict[str, torch.Tensor]) -> Any:
@@ -121,7 +121,7 @@ class StackAutoGuide(nn.Module):
     def start(self, factors: Any) -> None:
         """Begin at trained factors: sites of their names have them as median."""
         like = next(self.parameters(), torch.zeros(()))
-        values = {f"{self.stack.name}.{name}": value.detach().cpu() for name, value in factors._asdict().items()}
+        values = {self.stack.site(name): value.detach().cpu() for name, value in factors._asdict().items()}
         with pyro.settings.context(module_local_params=True):
             auto = self.method.make(self.stack, values)
             auto()  # it creates its parameters on the first call

@@ -125,7 +125,7 @@ class LoRADropout(PerStackMethod):
                 points = priors.flat_factors(stack)
             with poutine.scale(scale=self.temperature / stack.num_examples):
                 mask_in, mask_out = (
-                    pyro.sample(f"{stack.name}.mask_{name}", Mask(size, p, self.rescale))
+                    pyro.sample(stack.site(f"mask_{name}"), Mask(size, p, self.rescale))
                     for name, size in self.masked(stack).items()
                 )
         columns, rows = self.masked(stack)
@@ -163,10 +163,10 @@ class LoRADropoutGuide(nn.Module):
             self.points.sample()
             with poutine.scale(scale=method.temperature / stack.num_examples):
                 for name, size in method.masked(stack).items():
-                    pyro.sample(f"{stack.name}.mask_{name}", self.mask(name, size))
+                    pyro.sample(stack.site(f"mask_{name}"), self.mask(name, size))
             if method.sparsity:
                 # In the guide, a factor enters the loss with a plus sign.
-                pyro.factor(f"{stack.name}.sparsity", method.sparsity * self.dropped_square(), has_rsample=True)
+                pyro.factor(stack.site("sparsity"), method.sparsity * self.dropped_square(), has_rsample=True)
 
     @property
     def factors(self) -> Any:

@@ -49,9 +49,9 @@ class MCDropout(PerStackMethod):
 
     def stack_prior(self, stack: Stack) -> SeededFactors:
         with stack.layers:
-            A = pyro.sample(f"{stack.name}.A", priors.flat(stack.A_shape))
-            B = pyro.sample(f"{stack.name}.B", priors.flat(stack.B_shape))
-            seed = pyro.sample(f"{stack.name}.seed", Seed())
+            A = pyro.sample(stack.site("A"), priors.flat(stack.A_shape))
+            B = pyro.sample(stack.site("B"), priors.flat(stack.B_shape))
+            seed = pyro.sample(stack.site("seed"), Seed())
         return SeededFactors(A, B, seed)
 
     def stack_guide(self, stack: Stack) -> nn.Module:

@@ -160,22 +160,20 @@ class MonteCLoRA(PerStackMethod):
         with stack.layers:
             ratio = self.noise_ratio
             if ratio == "auto":
-                ratio = pyro.sample(f"{stack.name}.noise_ratio", priors.flat(()))
+                ratio = pyro.sample(stack.site("noise_ratio"), priors.flat(()))
             with poutine.scale(scale=self.kl_scale(stack)):
                 alpha = torch.full((self.components,), self.concentration)
-                weights = pyro.sample(f"{stack.name}.weights", Dirichlet(alpha))
-                pyro.sample(
-                    f"{stack.name}.cov_tril", self.covariance(stack, torch.ones(self.rows(stack)), is_prior=True)
-                )
+                weights = pyro.sample(stack.site("weights"), Dirichlet(alpha))
+                pyro.sample(stack.site("cov_tril"), self.covariance(stack, torch.ones(self.rows(stack)), is_prior=True))
             if self.objective == "elbo":
                 with poutine.scale(scale=self.kl_scale(stack)):
                     columns = StandardColumns(self.rows(stack), stack.d_in, self.prior_scale or self.unit(stack))
-                    factor = pyro.sample(f"{stack.name}.{self.noisy}", columns)
+                    factor = pyro.sample(stack.site(self.noisy), columns)
                     points = self.sample_points(stack, self.prior_scale_B)
             else:
                 with poutine.scale(scale=self.kl_scale(stack) / stack.d_in):
-                    noise = pyro.sample(f"{stack.name}.noise", StandardColumns(self.rows(stack), stack.d_in))
-                loc = pyro.sample(f"{stack.name}.loc", priors.flat(stack.shapes[self.noisy]))
+                    noise = pyro.sample(stack.site("noise"), StandardColumns(self.rows(stack), stack.d_in))
+                loc = pyro.sample(stack.site("loc"), priors.flat(stack.shapes[self.noisy]))
                 factor = loc + self.spread(stack, weights, ratio)[..., None, None] * noise
                 points = self.sample_points(stack)
         return stack.family.factors(**{self.noisy: factor}, **points)
@@ -188,7 +186,7 @@ class MonteCLoRA(PerStackMethod):
                 return priors.flat(stack.shapes[name])
             return priors.normal(stack.shapes[name], scale)
 
-        return {name: pyro.sample(f"{stack.name}.{name}", prior(name)) for name in self.points(stack)}
+        return {name: pyro.sample(stack.site(name), prior(name)) for name in self.points(stack)}
 
     def points(self, stack: Stack) -> list[str]:
         """Names of the factors without noise."""
@@ -314,33 +312,33 @@ class MonteCLoRAGuide(nn.Module):
         with stack.layers:
             ratio = method.noise_ratio
             if ratio == "auto":
-                ratio = pyro.sample(f"{stack.name}.noise_ratio", dist.Delta(self.noise_ratio))
+                ratio = pyro.sample(stack.site("noise_ratio"), dist.Delta(self.noise_ratio))
             with poutine.scale(scale=kl_scale):
-                weights = pyro.sample(f"{stack.name}.weights", Dirichlet(concentration))
-                cov_tril = pyro.sample(f"{stack.name}.cov_tril", covariance)
+                weights = pyro.sample(stack.site("weights"), Dirichlet(concentration))
+                cov_tril = pyro.sample(stack.site("cov_tril"), covariance)
             if method.objective == "elbo":
                 with poutine.scale(scale=kl_scale):
                     spread = method.spread(stack, weights, ratio)
                     columns = ColumnNormal(
                         cov_tril, stack.d_in, integrated, self.loc.expand(*spread.shape, -1, -1), spread
                     )
-                    pyro.sample(f"{stack.name}.{method.noisy}", columns)
+                    pyro.sample(stack.site(method.noisy), columns)
                     self._sample_points()
                 return
             with poutine.scale(scale=kl_scale / stack.d_in):
-                pyro.sample(f"{stack.name}.noise", ColumnNormal(cov_tril, stack.d_in, integrated))
-            pyro.sample(f"{stack.name}.loc", dist.Delta(self.loc, event_dim=2))
+                pyro.sample(stack.site("noise"), ColumnNormal(cov_tril, stack.d_in, integrated))
+            pyro.sample(stack.site("loc"), dist.Delta(self.loc, event_dim=2))
             self._sample_points()
             if method.cooperative and not method.sparse:
                 # In the guide, a factor enters the loss with a plus sign.
                 square_sum = expected_square_sum(concentration) if method.analytic else method.square_sum(weights)
                 with poutine.scale(scale=1 / stack.num_layers):
-                    pyro.factor(f"{stack.name}.cooperative", square_sum, has_rsample=True)
+                    pyro.factor(stack.site("cooperative"), square_sum, has_rsample=True)
 
     def _sample_points(self) -> None:
         for name in self.method.points(self.stack):
             value = self.get_parameter(name)
-            pyro.sample(f"{self.stack.name}.{name}", dist.Delta(value, event_dim=value.dim() - 1))
+            pyro.sample(self.stack.site(name), dist.Delta(value, event_dim=value.dim() - 1))
 
     def start(self, factors: Any) -> None:
         """Begin at trained factors."""

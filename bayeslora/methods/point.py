@@ -33,7 +33,7 @@ class PointEstimate(PerStackMethod):
 
     def stack_prior(self, stack: Stack) -> Any:
         with stack.layers, poutine.scale(scale=1 / stack.num_examples):
-            factors = {name: pyro.sample(f"{stack.name}.{name}", self._prior(stack, name)) for name in stack.shapes}
+            factors = {name: pyro.sample(stack.site(name), self._prior(stack, name)) for name in stack.shapes}
         return stack.family.factors(**factors)
 
     def stack_guide(self, stack: Stack) -> nn.Module:

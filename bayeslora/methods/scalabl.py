@@ -51,9 +51,9 @@ class ScalaBL(PerStackMethod):
 
     def stack_prior(self, stack: Stack) -> Factors:
         with stack.layers, poutine.scale(scale=self.temperature / stack.num_examples):
-            g = pyro.sample(f"{stack.name}.g", priors.normal((stack.rank,), self.prior_scale))
-            A = pyro.sample(f"{stack.name}.A", priors.flat(stack.A_shape))
-            B = pyro.sample(f"{stack.name}.B", priors.flat(stack.B_shape))
+            g = pyro.sample(stack.site("g"), priors.normal((stack.rank,), self.prior_scale))
+            A = pyro.sample(stack.site("A"), priors.flat(stack.A_shape))
+            B = pyro.sample(stack.site("B"), priors.flat(stack.B_shape))
         return Factors(g[..., None] * A, B)
 
     def stack_guide(self, stack: Stack) -> nn.Module:

@@ -110,8 +110,8 @@ class TFBGuide(nn.Module):
 
     def forward(self) -> None:
         with self.stack.layers:
-            pyro.sample(f"{self.stack.name}.A", self.noisy() if self.sigma > 0 else dist.Delta(self.A, event_dim=2))
-            pyro.sample(f"{self.stack.name}.B", dist.Delta(self.B, event_dim=2))
+            pyro.sample(self.stack.site("A"), self.noisy() if self.sigma > 0 else dist.Delta(self.A, event_dim=2))
+            pyro.sample(self.stack.site("B"), dist.Delta(self.B, event_dim=2))
 
     def noisy(self) -> dist.Distribution:
         """N(A', σ² / d_i²), for factors that are rotated."""
