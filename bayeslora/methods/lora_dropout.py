@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -16,6 +16,7 @@ from bayeslora.adapters import Family, Stack
 from bayeslora.distributions import Mask, RelaxedMask
 from bayeslora.methods.adalora import AdaLoRA
 from bayeslora.methods.base import PerStackMethod
+from bayeslora.methods.fields import DropRate, NonNegative, Positive, Within
 from bayeslora.methods.point import LoRA
 from bayeslora.types import PerLayer, Sites
 
@@ -73,29 +74,22 @@ class LoRADropout(PerStackMethod):
     """
 
     name = "lora_dropout"
-    p: float | Literal["learn"] = 0.5
+    p: DropRate | Literal["learn"] = 0.5
     rescale: bool = False
-    sparsity: float = 0.0
+    sparsity: NonNegative = 0.0
     train_dropout: bool = True
     test_dropout: bool = True
-    prior_p: float = 0.5
-    relaxation: float = 0.1
-    temperature: float = 1.0
-    guide_learning_rate: float | None = None
+    prior_p: Annotated[float, Within(above=0, below=1, noun="probability")] = 0.5
+    relaxation: Positive = 0.1
+    temperature: Positive = 1.0
+    guide_learning_rate: NonNegative | None = None
     base: Literal["lora", "adalora"] = "lora"
 
     def __post_init__(self) -> None:
-        self.require(self.base in BASES, "base", f"give one of {', '.join(BASES)}")
+        super().__post_init__()
         if self.p == "learn":
             self.require(not self.rescale, "rescale", "p='learn' has no fixed rate to rescale by")
             self.require(self.train_dropout, "train_dropout", "p='learn' learns the rates from dropout in training")
-        else:
-            in_range = not isinstance(self.p, str) and 0 <= self.p < 1
-            self.require(in_range, "p", "give a probability of at least 0 and less than 1, or 'learn'")
-        self.require(0 < self.prior_p < 1, "prior_p", "give a probability between 0 and 1")
-        self.require(self.sparsity >= 0, "sparsity", "give a number of at least 0")
-        for field in ("relaxation", "temperature"):
-            self.require(getattr(self, field) > 0, field, "give a positive number")
 
     @property
     def points(self) -> PerStackMethod:

@@ -22,6 +22,7 @@ from bayeslora.distributions import (
     expected_square_sum,
 )
 from bayeslora.methods.base import PerStackMethod, Tuning
+from bayeslora.methods.fields import Count, NonNegative, Positive
 from bayeslora.tuning import nll_by_loudness
 from bayeslora.types import Batch, Sites
 
@@ -101,21 +102,21 @@ class MonteCLoRA(PerStackMethod):
     """
 
     name = "monteclora"
-    components: int = 4
-    concentration: float = 1.0
+    components: Count = 4
+    concentration: Positive = 1.0
     concentration_init: Literal["prior", "random"] = "prior"
-    noise_ratio: float | Literal["auto"] = DEFAULT_RATIO
-    sample_scale: float | None = None
-    kl_weight: float = 1e-5
+    noise_ratio: NonNegative | Literal["auto"] = DEFAULT_RATIO
+    sample_scale: NonNegative | None = None
+    kl_weight: Positive = 1e-5
     cooperative: bool = True
     sparse: bool = False
-    df: Literal["features", "rank"] | float = "features"
+    df: Literal["features", "rank"] | Positive = "features"
     objective: Literal["paper", "elbo"] = "paper"
-    temperature: float = 1.0
-    prior_scale: float | None = None
-    prior_scale_B: float = 1.0
+    temperature: Positive = 1.0
+    prior_scale: Positive | None = None
+    prior_scale_B: Positive = 1.0
     analytic: bool = True
-    guide_learning_rate: float | None = None
+    guide_learning_rate: NonNegative | None = None
     post_hoc: bool = False
     base: Literal["lora", "full", "dora", "adalora"] = "lora"
 
@@ -125,23 +126,11 @@ class MonteCLoRA(PerStackMethod):
         return cls(**{"sample_scale": 5e-3, "analytic": False, **fields})
 
     def __post_init__(self) -> None:
-        self.require(self.base in BASES, "base", f"give one of {', '.join(BASES)}")
-        self.require(self.components >= 1, "components", "give a whole number of at least 1")
-        self.require(self.concentration_init in ("prior", "random"), "concentration_init", "give 'prior' or 'random'")
-        self.require(self.objective in ("paper", "elbo"), "objective", "give 'paper' or 'elbo'")
-        for field in ("concentration", "kl_weight", "temperature", "prior_scale_B"):
-            self.require(getattr(self, field) > 0, field, "give a positive number, however small")
-        self.require(self.prior_scale is None or self.prior_scale > 0, "prior_scale", "give a positive number, or None")
-        if isinstance(self.noise_ratio, str):
-            self.require(self.noise_ratio == "auto", "noise_ratio", "give a number of at least 0, or 'auto'")
+        super().__post_init__()
+        if self.noise_ratio == "auto":
             self.require(
                 self.sample_scale is None, "sample_scale", "it would replace noise_ratio='auto'; give one of them"
             )
-        else:
-            self.require(self.noise_ratio >= 0, "noise_ratio", "give a number of at least 0, or 'auto'")
-        self.require(self.sample_scale is None or self.sample_scale >= 0, "sample_scale", "give a number of at least 0")
-        if isinstance(self.df, str):
-            self.require(self.df in ("features", "rank"), "df", "give 'features', 'rank' or a number")
         if self.objective == "elbo":
             silent = 0 in (self.noise_ratio, self.sample_scale)
             self.require(not silent, "objective", "'elbo' needs noise: a point has no divergence from a Normal prior")
