@@ -20,11 +20,8 @@ from bayeslora.methods.fields import DropRate, NonNegative, Positive, Within
 from bayeslora.methods.point import LoRA
 from bayeslora.types import PerLayer, Sites
 
-BASES: dict[str, tuple[PerStackMethod, str, str]] = {
-    "lora": (LoRA(), "A", "B"),
-    "adalora": (AdaLoRA(), "Q", "P"),
-}
-"""What dropout is put on: the method of the points, and its factors whose columns and whose rows are dropped."""
+BASES: dict[str, PerStackMethod] = {"lora": LoRA(), "adalora": AdaLoRA()}
+"""What dropout is put on: the method of the points, of whose factors one loses columns, and one rows."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class LoRADropout(PerStackMethod):
     @property
     def points(self) -> PerStackMethod:
         """The method of the points, `base`."""
-        return BASES[self.base][0]
+        return BASES[self.base]
 
     @property
     def family(self) -> Family:  # type: ignore[override]
@@ -107,32 +104,32 @@ class LoRADropout(PerStackMethod):
     def after_step(self, program: Any, step: int) -> None:
         self.points.after_step(program, step)
 
-    def masked(self, stack: Stack) -> Mapping[str, int]:
-        """The factors that are masked, and how many features each mask has: the input's first."""
-        _, columns, rows = BASES[self.base]
-        return {columns: stack.d_in, rows: stack.d_out}
-
-    def stack_prior(self, stack: Stack) -> Any:
-        p = self.prior_p if self.p == "learn" else self.p
-        with stack.layers:
-            with poutine.scale(scale=1 / stack.num_examples):
-                points = priors.flat_factors(stack)
-            with poutine.scale(scale=self.temperature / stack.num_examples):
-                mask_in, mask_out = (
-                    pyro.sample(stack.site(f"mask_{name}"), Mask(size, p, self.rescale))
-                    for name, size in self.masked(stack).items()
-                )
-        columns, rows = self.masked(stack)
-        kept_in, kept_out = mask_in[..., None, :], mask_out[..., None]
-        return points._replace(**{columns: getattr(points, columns) * kept_in, rows: getattr(points, rows) * kept_out})
-
-    def stack_guide(self, stack: Stack) -> nn.Module:
-        return LoRADropoutGuide(self, stack)
-
     def summaries(self, stack: Stack, sites: Sites) -> Mapping[str, tuple[Tensor, tuple[str, ...]]]:
         dropped = {name: sites[f"mask_{name}"].eq(0).double().mean(-1) for name in self.masked(stack)}
         own = {f"dropped_{name}": (value, ()) for name, value in dropped.items()}
         return {**self.points.summaries(stack, sites), **own}
+
+    def masked(self, stack: Stack) -> dict[str, int]:
+        """The factors that are masked, and how many features each mask has: `A` and d_in, `B` and d_out."""
+        columns, rows = stack.family.columns, stack.family.rows
+        assert columns is not None
+        assert rows is not None
+        return {columns: stack.d_in, rows: stack.d_out}
+
+    def stack_prior(self, stack: Stack) -> Any:
+        A, B = self.masked(stack)
+        p = self.prior_p if self.p == "learn" else self.p
+        with stack.layers:
+            with poutine.scale(scale=1 / stack.num_examples):
+                factors = priors.flat_factors(stack)
+            with poutine.scale(scale=self.temperature / stack.num_examples):
+                m_A = pyro.sample(stack.site(f"mask_{A}"), Mask(stack.d_in, p, self.rescale))
+                m_B = pyro.sample(stack.site(f"mask_{B}"), Mask(stack.d_out, p, self.rescale))
+        dropped = {A: getattr(factors, A) * m_A[..., None, :], B: getattr(factors, B) * m_B[..., :, None]}
+        return factors._replace(**dropped)
+
+    def stack_guide(self, stack: Stack) -> nn.Module:
+        return LoRADropoutGuide(self, stack)
 
 
 class LoRADropoutGuide(nn.Module):
@@ -187,8 +184,7 @@ class LoRADropoutGuide(nn.Module):
 
     def dropped_square(self) -> PerLayer:
         r"""What the masks drop of the update, squared and expected: $(2p - p^2) \lVert s B A \rVert_F^2$, `[layer]`."""
-        pair = self.stack.family.peft(self.factors)  # the update as a product of two, in any family
-        A, B = pair["lora_A.weight"], pair["lora_B.weight"]
+        A, B = self.stack.family.product(self.factors)
         # ‖BA‖² = tr(BᵀB AAᵀ): Gram matrices of size r, not weights.
         square = ((B.mT @ B) * (A @ A.mT)).sum((-2, -1))
         kept = [1 - self.rate(name) for name in self.method.masked(self.stack)]
