@@ -40,7 +40,7 @@ class Method(abc.ABC):
         num_particles: Draws of the weights per training step, where `fit` is given no number.
         own_batches: Whether the particles are the members of an ensemble, `num_particles` of them, each of which trains
             on batches of its own.
-        guide_learning_rate: Rate of the guide's `log_*` and `sqrt_*` parameters; None for the common one.
+        guide_learning_rate: Rate of the guide's spreads (`guides.spreads`); None for the common one.
         post_hoc: Whether trained adapters and task head stay as `fit(init=…)` gave them.
         approximation: How a posterior predicts by default: `"draws"`, running the network on draws, or `"linear"`.
     """

@@ -1,6 +1,7 @@
 """BLoB: a mean-field Gaussian over `A` whose standard deviations are squares."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyro
@@ -84,3 +85,6 @@ class SquaredNormal(guides.Site):
 
     def forward(self) -> dist.Distribution:
         return dist.Normal(self.loc, self.sqrt_scale.square()).to_event(self.loc.dim() - 1)
+
+    def spreads(self) -> Iterator[nn.Parameter]:
+        yield self.sqrt_scale

@@ -1,7 +1,7 @@
 """LoRA Dropout: random masks on the input and output features of the update."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -181,6 +181,10 @@ class LoRADropoutGuide(nn.Module):
         if not (method.train_dropout if self.training else method.test_dropout):
             return 0.0
         return self.get_parameter(f"log_odds_{factor}").sigmoid() if method.p == "learn" else method.p
+
+    def spreads(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters that are not places: the rates' log-odds."""
+        return (parameter for name, parameter in self.named_parameters(recurse=False) if name.startswith("log_odds_"))
 
     def dropped_square(self) -> PerLayer:
         r"""What the masks drop of the update, squared and expected: $(2p - p^2) \lVert s B A \rVert_F^2$, `[layer]`."""

@@ -1,6 +1,6 @@
 """MonteCLoRA: a Dirichlet-weighted Gaussian mixture with Wishart covariance over the columns of `A`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -179,6 +179,10 @@ class MonteCLoRAGuide(nn.Module):
         # A point has no expectation to take: its draw is exact.
         integrated = covariance if self.method.analytic and isinstance(covariance, WishartCholesky) else None
         return q_pi, covariance, integrated
+
+    def spreads(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters that describe the noise: α and v."""
+        yield from (self.log_concentration, self.log_scale_diag)
 
     def sample_points(self) -> None:
         """Sample the factors without noise, which are points."""
