@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import numbers
 import sys
+from collections.abc import Callable
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -153,5 +154,7 @@ def _words(option: Any) -> list[str]:
     if get_origin(option) is Annotated:
         kind, *metadata = get_args(option)
         return [part.describe(kind) for part in metadata if isinstance(part, Within)] or [in_words(kind)]
+    if get_origin(option) is Callable:
+        return ["a function"]
     known = next((words for annotation, (_, words) in KINDS.items() if annotation is option), None)
     return [known or str(getattr(option, "__name__", option))]

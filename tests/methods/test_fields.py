@@ -96,6 +96,7 @@ def test_every_field_of_every_method_says_what_it_takes(name: str) -> None:
         (Literal[1, "one"], [1, "one"], [True, 1.0, "two"], "1 or 'one'"),
         (Annotated[float | None, Within(at_least=2)], [2, 3.5], [1], "a number of at least 2"),
         (bool | None, [True, None], [1, "True"], "True or False, or None"),
+        (Callable[..., Any] | None, [len, None, "anything"], [], "a function, or None"),
     ],
 )
 def test_ranges(declaration: Any, inside: list[Any], outside: list[Any], words: str) -> None:
