@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from bayeslora.adapters import Stack, split_site
 from bayeslora.program import Program
 from bayeslora.types import Sites
 
@@ -46,9 +47,9 @@ def summary_draws(program: Program, sites: Sites) -> tuple[dict[str, np.ndarray]
     values: dict[str, np.ndarray] = {}
     dims: dict[str, list[str]] = {}
 
-    def add(stack: str, name: str, value: torch.Tensor, inner: tuple[str, ...] = ()) -> None:
-        values[f"{stack}.{name}"] = value.detach().cpu().double().numpy()
-        dims[f"{stack}.{name}"] = [f"{stack}_layer", *(f"{stack}_{dim}" for dim in inner)]
+    def add(stack: Stack, name: str, value: torch.Tensor, inner: tuple[str, ...] = ()) -> None:
+        values[stack.site(name)] = value.detach().cpu().double().numpy()
+        dims[stack.site(name)] = [f"{stack.name}_layer", *(f"{stack.name}_{dim}" for dim in inner)]
 
     with torch.no_grad():
         factors = program.network.scaled(program.factors_at(sites))
@@ -57,11 +58,10 @@ def summary_draws(program: Program, sites: Sites) -> tuple[dict[str, np.ndarray]
             family, bases = stack.family, program.network.bases(name)
             signal = family.difference_norm(centre[name], bases=bases)
             noise = family.difference_norm(factors[name], centre[name], bases)
-            add(name, "delta_norm", family.difference_norm(factors[name], bases=bases))
-            add(name, "noise_to_signal", noise / signal.clamp(min=torch.finfo(signal.dtype).tiny))
-            own = {site[len(name) + 1 :]: value for site, value in sites.items() if site.startswith(f"{name}.")}
-            for summary, (value, inner) in program.method.summaries(stack, own).items():
-                add(name, summary, value, inner)
+            add(stack, "delta_norm", family.difference_norm(factors[name], bases=bases))
+            add(stack, "noise_to_signal", noise / signal.clamp(min=torch.finfo(signal.dtype).tiny))
+            for summary, (value, inner) in program.method.summaries(stack, stack.own(sites)).items():
+                add(stack, summary, value, inner)
     return values, dims
 
 
@@ -69,7 +69,7 @@ def raw_draws(program: Program, sites: Sites) -> tuple[dict[str, np.ndarray], di
     """Every site as it was drawn, and dimensions: the stack's layers, then numbered ones of its own."""
     values = {name: value.detach().cpu().numpy() for name, value in sites.items()}
     dims = {
-        name: [f"{name.rpartition('.')[0]}_layer", *(f"{name}_{axis}" for axis in range(value.ndim - 2))]
+        name: [f"{split_site(name)[0]}_layer", *(f"{name}_{axis}" for axis in range(value.ndim - 2))]
         for name, value in values.items()
     }
     return values, dims

@@ -1,28 +1,47 @@
 """Guides: modules that hold all learned adapter state and sample the sites of their prior.
 
-Parameters in another space say so in their name. Those named `log_*` or `sqrt_*` describe the spread of a distribution,
-not its place: they take no weight decay, and a method may give them a learning rate of their own.
+Parameters in another space say so in their name. Those that describe the spread of a distribution, not its place, take
+no weight decay, and a method may give them a learning rate of their own: `spreads` finds them.
 """
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoGuide, AutoGuideList
 from torch import Tensor, nn
 
 from bayeslora.adapters import Stack
 from bayeslora.adapters.families import kaiming as kaiming
 from bayeslora.distributions import Enumerated
 
+SPREADS = ("log_", "sqrt_", "scale", "cov_")
+"""How the names of spreads begin, in modules that do not say which of their parameters are."""
 
-def is_spread(name: str) -> bool:
-    """Whether a parameter describes a spread: `log_*` and `sqrt_*`; of Pyro's own guides, `scale…` and `cov_…`."""
-    parts = name.split(".")
-    return parts[-1].startswith(("log_", "sqrt_")) or any(part.startswith(("scale", "cov_")) for part in parts)
+PYROS_SPREADS = ("scale", "cov_")
+"""How Pyro's automatic guides begin the names of theirs, or of what holds them."""
+
+
+def spreads(guide: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the parameters of a guide that describe the spread of a distribution, not its place.
+
+    A module that has a method `spreads` says which of the parameters within it are. Of Pyro's automatic guides it is
+    known; of any other module, it is those of its own whose names begin as `SPREADS` do. Sites and stacks have names
+    too: those say nothing.
+    """
+    if callable(declared := getattr(guide, "spreads", None)):
+        yield from declared()
+    elif isinstance(guide, AutoGuide) and not isinstance(guide, AutoGuideList):
+        yield from (parameter for name, parameter in guide.named_parameters() if name.startswith(PYROS_SPREADS))
+    else:
+        own = guide.named_parameters(recurse=False)
+        yield from (parameter for name, parameter in own if name.startswith(SPREADS))
+        for child in guide.children():
+            yield from spreads(child)
 
 
 class Site(nn.Module, abc.ABC):
@@ -31,6 +50,10 @@ class Site(nn.Module, abc.ABC):
     @abc.abstractmethod
     def forward(self) -> dist.Distribution:
         """The distribution, batch shape `[layer]`."""
+
+    def spreads(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters that describe its spread: those named so (`SPREADS`), unless a site says otherwise."""
+        return (parameter for name, parameter in self.named_parameters() if name.startswith(SPREADS))
 
 
 class Point(Site):
@@ -63,6 +86,9 @@ class Normal(Site):
 
     def forward(self) -> dist.Distribution:
         return dist.Normal(self.loc, self.log_scale.exp()).to_event(self.loc.dim() - 1)
+
+    def spreads(self) -> Iterator[nn.Parameter]:
+        yield self.log_scale
 
 
 class Members(Site):
@@ -148,7 +174,7 @@ class Sites(nn.Module):
     def sample(self) -> dict[str, Tensor]:
         """Sample the sites, within the plate over the layers."""
         with poutine.scale(scale=self.scale):
-            return {name: pyro.sample(f"{self.stack.name}.{name}", site()) for name, site in self.sites.items()}
+            return {name: pyro.sample(self.stack.site(name), site()) for name, site in self.sites.items()}
 
     def start(self, factors: Any) -> None:
         """Begin at trained factors: each becomes the place of the site of its name."""

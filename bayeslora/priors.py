@@ -26,5 +26,5 @@ def flat(shape: tuple[int, ...]) -> Flat:
 
 def flat_factors(stack: Stack) -> Any:
     """All factors of a stack as sites of their names under the improper uniform prior; within `stack.layers`."""
-    sites = {name: pyro.sample(f"{stack.name}.{name}", flat(shape)) for name, shape in stack.shapes.items()}
+    sites = {name: pyro.sample(stack.site(name), flat(shape)) for name, shape in stack.shapes.items()}
     return stack.family.factors(**sites)

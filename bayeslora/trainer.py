@@ -120,11 +120,12 @@ class ProgramTrainer(Trainer):
             in_units: list[nn.Parameter] = []
             places: list[nn.Parameter] = []
             spreads: list[nn.Parameter] = []
+            are_spreads = {id(parameter) for parameter in guides.spreads(self.program.guide)}
             own: list[nn.Parameter] = []
             for name, parameter in self.program.trainable():
                 if name.startswith("likelihood."):
                     own.append(parameter)
-                elif guides.is_spread(name):
+                elif id(parameter) in are_spreads:
                     spreads.append(parameter)
                 elif unit != 1 and self.program.network.is_of_output(name):
                     in_units.append(parameter)

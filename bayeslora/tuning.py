@@ -1,5 +1,6 @@
-"""The held-out NLL as a function of how loud a posterior's noise is."""
+"""How loud a posterior's noise should be, by the NLL of held-out data."""
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +9,43 @@ import torch
 from torch import Tensor
 
 from bayeslora.types import Batch
+
+logger = logging.getLogger(__name__)
+
+USUAL_RATIO = 4.0
+"""c of MonteCLoRA by default, and where the search for it starts."""
+
+TUNE_AFTER = (0.4, 0.6, 0.8, 1.0)
+"""Fractions of training after which the search looks at held-out data."""
+
+TUNE_DRAWS = 4
+"""Draws of the weights per batch with which it judges."""
+
+
+def tune_ratio(program: Any, batches: Sequence[Batch], ratios: Sequence[Tensor]) -> None:
+    """Multiply c by the factor from 1/2 to √2 with the least held-out NLL, under a log-normal prior on c.
+
+    The prior, an octave around the usual ratio, decides where few examples say little. A louder c has to be confirmed
+    by draws of its own.
+
+    Args:
+        program: The program, in evaluation mode.
+        batches: Labelled data that were not trained on.
+        ratios: c of every stack, `[layer]`, all of the same value; changed in place.
+    """
+    num_examples = sum(len(batch["labels"]) for batch in batches)
+
+    def loss(factors: Tensor) -> Tensor:
+        octaves = (float(ratios[0][0]) * factors / USUAL_RATIO).log2()
+        return nll_by_loudness(program, batches, factors, TUNE_DRAWS) + octaves.square() / (2 * num_examples)
+
+    factors = torch.logspace(-1, 0.5, 25, base=2, dtype=torch.float64)
+    losses = loss(factors)
+    best = float(factors[losses.argmin()])
+    torch._foreach_mul_(list(ratios), best)
+    if best > 1 and loss(torch.ones(1)) > losses[factors == 1]:
+        torch._foreach_div_(list(ratios), best)
+    logger.info("Noise ratio: %.2f.", float(ratios[0][0]))
 
 
 def nll_by_loudness(program: Any, batches: Sequence[Batch], factors: Tensor, num_draws: int) -> Tensor:

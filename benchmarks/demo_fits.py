@@ -23,8 +23,7 @@ from scipy import stats
 import bayeslora
 from bayeslora import demo, metrics
 from bayeslora.methods import Tuning
-from bayeslora.methods.monteclora import TUNE_AFTER, TUNE_DRAWS
-from bayeslora.tuning import nll_by_loudness
+from bayeslora.tuning import TUNE_AFTER, TUNE_DRAWS, nll_by_loudness
 
 STORE = ROOT / "benchmarks" / "results" / "demo-fits.jsonl"
 NUM_DRAWS = 16

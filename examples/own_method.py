@@ -31,8 +31,8 @@ class MeanField(bayeslora.PerStackMethod):
 
     def stack_prior(self, stack: Stack) -> Factors:
         with stack.layers, poutine.scale(scale=self.temperature / stack.num_examples):
-            A = pyro.sample(f"{stack.name}.A", priors.normal(stack.A_shape, self.prior_scale))
-            B = pyro.sample(f"{stack.name}.B", priors.flat(stack.B_shape))
+            A = pyro.sample(stack.site("A"), priors.normal(stack.A_shape, self.prior_scale))
+            B = pyro.sample(stack.site("B"), priors.flat(stack.B_shape))
         return Factors(A, B)
 
     def stack_guide(self, stack: Stack) -> nn.Module:

@@ -20,9 +20,8 @@ from bayeslora.distributions import (
     WishartCholesky,
     expected_square_sum,
     kl_divergence,
-    mvdigamma,
-    mvlgamma,
 )
+from bayeslora.distributions.wishart import mvdigamma, mvlgamma
 from tests.helpers import assert_mean_close, assert_uniform
 
 V = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -347,6 +348,23 @@ def test_spreads_take_no_weight_decay_and_their_own_rate(tmp_path: Path) -> None
     assert {name.rpartition(".")[2] for name in places} == {"loc", "B", "weight", "bias"}
     assert [group["weight_decay"] for group in capture.optimizer.param_groups] == [0.1, 0.0]
     assert [group["lr"] for group in capture.optimizer.param_groups] == [1e-3, 0.05]
+
+
+def test_a_layer_of_the_head_is_a_place_whatever_its_name(tmp_path: Path) -> None:
+    layers = {"scale_out": nn.Linear(8, 8), "tanh": nn.Tanh(), "log_proj": nn.Linear(8, 2)}
+    head = nn.Sequential(OrderedDict(layers))
+    model = nn.Sequential(OrderedDict(body=nn.Linear(5, 8), classifier=head))
+    capture = Capture()
+    args = arguments(tmp_path, max_steps=1, weight_decay=0.1, learning_rate=1e-3, lr_scheduler_type="constant")
+    x = torch.randn(12, 5)
+    posterior = fit(
+        model, (x, (x[:, 0] > 0).long()), targets=["body"], args=args, callbacks=[capture], guide_learning_rate=0.05
+    )
+    groups = {id(p): group for group in capture.optimizer.param_groups for p in group["params"]}
+    places = {name: groups[id(p)] for name, p in posterior.program.trainable() if ".classifier." in name}
+    assert len(places) == 4
+    assert {(group["lr"], group["weight_decay"]) for group in places.values()} == {(1e-3, 0.1)}
+    assert {group["lr"] for group in groups.values()} == {1e-3, 0.05}
 
 
 @pytest.mark.parametrize(("rate", "moves"), [(None, True), (0.0, False)])

@@ -105,7 +105,7 @@ def test_a_louder_ratio_that_its_own_draws_do_not_confirm_is_not_taken(monkeypat
         # Falling in the factor; but at a ratio above the first, high.
         return torch.ones(1) if ratio(program) > 4 else -factors.double() / 10
 
-    monkeypatch.setattr("bayeslora.methods.monteclora.nll_by_loudness", optimistic)
+    monkeypatch.setattr("bayeslora.tuning.nll_by_loudness", optimistic)
     program.method.tune(program, batches(program, right=True))
     assert ratio(program) == pytest.approx(4.0)
 

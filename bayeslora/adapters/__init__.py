@@ -21,7 +21,7 @@ from bayeslora.adapters.families import (
 )
 from bayeslora.adapters.linear import Linearised
 from bayeslora.adapters.network import AdaptedNetwork, choose_targets
-from bayeslora.adapters.stack import Stack, Stacks
+from bayeslora.adapters.stack import Stack, Stacks, split_site
 
 __all__ = [
     "SVD",
@@ -46,4 +46,5 @@ __all__ = [
     "Stack",
     "Stacks",
     "choose_targets",
+    "split_site",
 ]

@@ -93,11 +93,15 @@ class Family(abc.ABC):
         factors: The `NamedTuple` of this family's factors, `[*draw, layer, …]` each.
         layer_dims: Dimensions of one layer's factor, per factor; what stands before them is `[*draw, layer]`.
         has_rank: Whether shapes depend on a rank r, and the change is scaled by s = alpha / r.
+        columns: The factor whose columns belong to the layer's input features; None where there is none.
+        rows: The factor whose rows belong to its output features; None where there is none.
     """
 
     factors: ClassVar[Any]
     layer_dims: ClassVar[tuple[int, ...]]
     has_rank: ClassVar[bool] = True
+    columns: ClassVar[str | None] = None
+    rows: ClassVar[str | None] = None
 
     @abc.abstractmethod
     def shapes(self, d_in: int, d_out: int, rank: int) -> Shapes:
@@ -166,6 +170,14 @@ class Family(abc.ABC):
             "DoRA adapters can."
         )
 
+    def start_scale(self, d_in: int) -> float:
+        """The standard deviation of the entries that the factor `columns` starts from, in units of the weights."""
+        raise NotImplementedError(f"{type(self).__name__} has no factor with a column for every input feature.")
+
+    def product(self, factors: Any) -> tuple[Tensor, Tensor]:
+        """The change of the weight as a product `left @ right`, without s: `(right, left)`."""
+        raise NotImplementedError(f"The change of {type(self).__name__} is not a product of its factors.")
+
     def without_noise(self) -> "Family":
         """The family that computes the same where there is no noise; its factors are these without the noise's."""
         return self
@@ -186,6 +198,8 @@ class LowRank(Family):
 
     factors: ClassVar[Any] = Factors
     layer_dims: ClassVar[tuple[int, ...]] = (2, 2)
+    columns = "A"
+    rows = "B"
 
     def shapes(self, d_in: int, d_out: int, rank: int) -> Shapes:
         return {"A": (rank, d_in), "B": (d_out, rank)}
@@ -223,6 +237,12 @@ class LowRank(Family):
             return F.linear(F.linear(x, A), B)
         rows = x.reshape(len(A), -1, x.shape[-1])
         return (rows @ A.mT @ B.mT).view(*x.shape[:-1], B.shape[-2])
+
+    def start_scale(self, d_in: int) -> float:
+        return 1 / math.sqrt(3 * d_in)
+
+    def product(self, factors: Any) -> tuple[Tensor, Tensor]:
+        return factors.A, factors.B
 
     def peft(self, factors: Any) -> dict[str, Tensor]:
         return {"lora_A.weight": factors.A, "lora_B.weight": factors.B}
@@ -295,6 +315,8 @@ class SVD(Family):
     factors = SVDFactors
     layer_dims = (2, 1, 2)
     init_scale: ClassVar[float] = 0.02
+    columns = "Q"
+    rows = "P"
 
     def shapes(self, d_in: int, d_out: int, rank: int) -> Shapes:
         return {"P": (d_out, rank), "lam": (rank,), "Q": (rank, d_in)}
@@ -310,6 +332,12 @@ class SVD(Family):
         h = base(x)
         update = linear(linear(x.to(factors.Q.dtype), factors.Q), _left(factors))
         return h + update.to(h.dtype)
+
+    def start_scale(self, d_in: int) -> float:
+        return self.init_scale
+
+    def product(self, factors: SVDFactors) -> tuple[Tensor, Tensor]:
+        return factors.Q, _left(factors)
 
     def peft(self, factors: SVDFactors) -> dict[str, Tensor]:
         return {"lora_A.weight": factors.Q, "lora_B.weight": _left(factors)}
@@ -341,6 +369,8 @@ class DoRA(Family):
 
     factors = DoRAFactors
     layer_dims = (2, 2, 1)
+    columns = "A"
+    rows = "B"
 
     def shapes(self, d_in: int, d_out: int, rank: int) -> Shapes:
         return {"A": (rank, d_in), "B": (d_out, rank), "m": (d_out,)}
@@ -370,6 +400,12 @@ class DoRA(Family):
             square = weight.square().sum(-1) + 2 * cross + ((B @ (A @ A.mT)) * B).sum(-1)
             norm = square.clamp(min=torch.finfo(square.dtype).tiny).sqrt()
         return factors.m / norm
+
+    def start_scale(self, d_in: int) -> float:
+        return 1 / math.sqrt(3 * d_in)
+
+    def product(self, factors: DoRAFactors) -> tuple[Tensor, Tensor]:
+        return factors.A, factors.B
 
     def peft(self, factors: DoRAFactors) -> dict[str, Tensor]:
         return {"lora_A.weight": factors.A, "lora_B.weight": factors.B, "lora_magnitude_vector": factors.m}
@@ -443,6 +479,12 @@ class Full(Additive):
 
     factors = FullFactors
     layer_dims = (2,)
+    columns = "weight"
+    rows = "weight"
+
+    def start_scale(self, d_in: int) -> float:
+        # Δ starts at 0: a hundredth of what a new layer's weights would start with.
+        return 0.01 / math.sqrt(3 * d_in)
 
 
 class Bias(Additive):

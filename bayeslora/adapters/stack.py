@@ -9,6 +9,13 @@ import pyro
 from torch import Tensor
 
 from bayeslora.adapters.families import Family, LowRank
+from bayeslora.types import Sites
+
+
+def split_site(site: str) -> tuple[str, str]:
+    """Return the name of a site's stack, and its own: the inverse of `Stack.site`."""
+    stack, _, name = site.partition(".")  # no stack has a dot in its name
+    return stack, name
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,16 @@ class Stack:
     @property
     def layers(self) -> pyro.plate:
         """The plate over this stack's layers, the rightmost batch dimension."""
-        return pyro.plate(f"{self.name}.layers", len(self), dim=-1)
+        return pyro.plate(self.site("layers"), len(self), dim=-1)
+
+    def site(self, name: str) -> str:
+        """Return the full name of one of this stack's sites: `<stack>.<name>`."""
+        return f"{self.name}.{name}"
+
+    def own(self, sites: Sites) -> Sites:
+        """Return this stack's part of all sites, under their names without the stack's."""
+        split = ((split_site(site), value) for site, value in sites.items())
+        return {name: value for (stack, name), value in split if stack == self.name}
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import pyro
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bayeslora import guides, priors
 from bayeslora.adapters import SVD, Stack, SVDFactors
 from bayeslora.methods.base import PerStackMethod
+from bayeslora.methods.fields import Count, NonNegative, Share, Within
 from bayeslora.types import PerLayer, Sites
 
 
@@ -63,20 +64,16 @@ class AdaLoRA(PerStackMethod):
 
     name = "adalora"
     family = SVD()
-    init_ratio: float = 1.5
-    orthogonality: float = 0.5
-    warmup: float = 0.1
-    final: float = 0.5
-    interval: int = 10
-    beta1: float = 0.85
-    beta2: float = 0.85
+    init_ratio: Annotated[float, Within(at_least=1)] = 1.5
+    orthogonality: NonNegative = 0.5
+    warmup: Share = 0.1
+    final: Share = 0.5
+    interval: Count = 10
+    beta1: Share = 0.85
+    beta2: Share = 0.85
 
     def __post_init__(self) -> None:
-        self.require(self.init_ratio >= 1, "init_ratio", "give a number of at least 1")
-        self.require(self.orthogonality >= 0, "orthogonality", "give a number of at least 0")
-        self.require(self.interval >= 1, "interval", "give a whole number of at least 1")
-        for field in ("warmup", "final", "beta1", "beta2"):
-            self.require(0 <= getattr(self, field) < 1, field, "give a number of at least 0 and less than 1")
+        super().__post_init__()
         self.require(
             self.warmup + self.final <= 1, "final", f"with warmup={self.warmup} it is more than the whole training"
         )
@@ -158,7 +155,7 @@ class AdaLoRAGuide(guides.Sites):
         if self.method.orthogonality:
             # In the guide, a factor enters the loss with a plus sign.
             penalty = self.method.orthogonality * self.distance_from_orthogonal()
-            pyro.factor(f"{self.stack.name}.orthogonality", penalty, has_rsample=True)
+            pyro.factor(self.stack.site("orthogonality"), penalty, has_rsample=True)
         return factors
 
     def distance_from_orthogonal(self) -> PerLayer:

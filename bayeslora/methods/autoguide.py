@@ -16,6 +16,7 @@ from torch import nn
 from bayeslora import priors
 from bayeslora.adapters import Stack
 from bayeslora.methods.base import PerStackMethod
+from bayeslora.methods.fields import NonNegative, Positive
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,13 @@ class AutoGuide(PerStackMethod):
     name = "autoguide"
     prior_program: Callable[[Stack], Any] | str | None = None
     autoguide: Callable[..., Any] | str = "AutoNormal"
-    prior_scale: float = 0.2
-    init_scale: float = 0.01
-    temperature: float = 1.0
-    guide_learning_rate: float | None = None
+    prior_scale: Positive = 0.2
+    init_scale: Positive = 0.01
+    temperature: Positive = 1.0
+    guide_learning_rate: NonNegative | None = None
 
     def __post_init__(self) -> None:
-        for field in ("prior_scale", "init_scale", "temperature"):
-            self.require(getattr(self, field) > 0, field, "give a positive number, however small")
+        super().__post_init__()
         if isinstance(self.prior_program, str):
             raise ValueError(f"prior_program={self.prior_program!r} is the name of a function: {PASS_AGAIN}")
         if isinstance(self.autoguide, str) and not hasattr(pyro.infer.autoguide, self.autoguide):
@@ -85,7 +85,7 @@ class AutoGuide(PerStackMethod):
             return self.prior_program(stack)
         with stack.layers:
             shapes = stack.shapes.items()
-            factors = {n: pyro.sample(f"{stack.name}.{n}", priors.normal(s, self.prior_scale)) for n, s in shapes}
+            factors = {n: pyro.sample(stack.site(n), priors.normal(s, self.prior_scale)) for n, s in shapes}
         return stack.family.factors(**factors)
 
     def make(self, stack: Stack, values: dict[str, torch.Tensor]) -> Any:
@@ -121,7 +121,7 @@ class StackAutoGuide(nn.Module):
     def start(self, factors: Any) -> None:
         """Begin at trained factors: sites of their names have them as median."""
         like = next(self.parameters(), torch.zeros(()))
-        values = {f"{self.stack.name}.{name}": value.detach().cpu() for name, value in factors._asdict().items()}
+        values = {self.stack.site(name): value.detach().cpu() for name, value in factors._asdict().items()}
         with pyro.settings.context(module_local_params=True):
             auto = self.method.make(self.stack, values)
             auto()  # it creates its parameters on the first call

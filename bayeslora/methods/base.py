@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bayeslora import guides
 from bayeslora.adapters import Family, LowRank, Stack, Stacks
+from bayeslora.methods import fields
 from bayeslora.types import Batch, Sites
 
 
@@ -28,7 +29,8 @@ class Method(abc.ABC):
     """A prior and a guide over the factors of a network's adapters.
 
     A method is a frozen dataclass: its fields are its hyperparameters, its command-line flags and its record in a saved
-    posterior. It scales its own sites (the program averages the likelihood and nothing else), in prior and guide.
+    posterior. Their annotations say what they may hold, which is checked (`fields`). It scales its own sites (the
+    program averages the likelihood and nothing else), in prior and guide.
 
     Attributes:
         name: Its key in `METHODS`.
@@ -38,7 +40,7 @@ class Method(abc.ABC):
         num_particles: Draws of the weights per training step, where `fit` is given no number.
         own_batches: Whether the particles are the members of an ensemble, `num_particles` of them, each of which trains
             on batches of its own.
-        guide_learning_rate: Rate of the guide's `log_*` and `sqrt_*` parameters; None for the common one.
+        guide_learning_rate: Rate of the guide's spreads (`guides.spreads`); None for the common one.
         post_hoc: Whether trained adapters and task head stay as `fit(init=…)` gave them.
         approximation: How a posterior predicts by default: `"draws"`, running the network on draws, or `"linear"`.
     """
@@ -51,6 +53,10 @@ class Method(abc.ABC):
     guide_learning_rate: float | None = None
     post_hoc: bool = False
     approximation: ClassVar[str] = "draws"
+
+    def __post_init__(self) -> None:
+        """Check every field against its declaration; conditions across fields go into a method's own, after this."""
+        fields.check(self)
 
     @abc.abstractmethod
     def prior(self, stacks: Stacks) -> Mapping[str, Any]:
@@ -109,7 +115,7 @@ class Method(abc.ABC):
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
     def require(self, holds: bool, field: str, what: str) -> None:
-        """Refuse the value of a field, and say what to give, unless a condition holds.
+        """Refuse the value of a field, and say what to give, unless a condition holds that a declaration cannot say.
 
         Raises:
             ValueError: If it does not.
@@ -117,12 +123,12 @@ class Method(abc.ABC):
         if not holds:
             raise ValueError(f"{field}={getattr(self, field)!r}: {what}.")
 
-    def replace(self, **fields: Any) -> "Method":
+    def replace(self, **values: Any) -> "Method":
         """The same method with other values of some of its fields."""
-        unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(self)})  # type: ignore[arg-type]
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(self)})  # type: ignore[arg-type]
         if unknown:
             raise TypeError(unknown_fields(type(self), unknown))
-        return dataclasses.replace(self, **fields)  # type: ignore[type-var]
+        return dataclasses.replace(self, **values)  # type: ignore[type-var]
 
 
 class PerStackMethod(Method):
@@ -145,6 +151,6 @@ class PerStackMethod(Method):
 
 def unknown_fields(cls: type[Method], unknown: Iterable[str]) -> str:
     """The message about fields a method does not have."""
-    fields = ", ".join(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
-    has = f"its fields are: {fields}" if fields else "it has no fields"
+    known = ", ".join(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+    has = f"its fields are: {known}" if known else "it has no fields"
     return f"{cls.__name__} has no field {', '.join(map(repr, unknown))}; {has}."

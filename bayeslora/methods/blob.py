@@ -1,6 +1,7 @@
 """BLoB: a mean-field Gaussian over `A` whose standard deviations are squares."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyro
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from bayeslora import guides, priors
 from bayeslora.adapters import Factors, Stack
 from bayeslora.methods.base import PerStackMethod
+from bayeslora.methods.fields import NonNegative, Positive
 
 
 @dataclass(frozen=True)
@@ -43,19 +45,15 @@ class BLoB(PerStackMethod):
     """
 
     name = "blob"
-    prior_scale: float = 0.2
-    init_root: float = 0.05
-    temperature: float = 1.0
-    guide_learning_rate: float | None = None
-
-    def __post_init__(self) -> None:
-        for field in ("prior_scale", "init_root", "temperature"):
-            self.require(getattr(self, field) > 0, field, "give a positive number, however small")
+    prior_scale: Positive = 0.2
+    init_root: Positive = 0.05
+    temperature: Positive = 1.0
+    guide_learning_rate: NonNegative | None = None
 
     def stack_prior(self, stack: Stack) -> Factors:
         with stack.layers, poutine.scale(scale=self.temperature / stack.num_examples):
-            A = pyro.sample(f"{stack.name}.A", priors.normal(stack.A_shape, self.prior_scale))
-            B = pyro.sample(f"{stack.name}.B", priors.flat(stack.B_shape))
+            A = pyro.sample(stack.site("A"), priors.normal(stack.A_shape, self.prior_scale))
+            B = pyro.sample(stack.site("B"), priors.flat(stack.B_shape))
         return Factors(A, B)
 
     def stack_guide(self, stack: Stack) -> nn.Module:
@@ -87,3 +85,6 @@ class SquaredNormal(guides.Site):
 
     def forward(self) -> dist.Distribution:
         return dist.Normal(self.loc, self.sqrt_scale.square()).to_event(self.loc.dim() - 1)
+
+    def spreads(self) -> Iterator[nn.Parameter]:
+        yield self.sqrt_scale

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from bayeslora import guides, priors
 from bayeslora.adapters import Affine, Stack
 from bayeslora.methods.base import PerStackMethod
+from bayeslora.methods.fields import Count, PartOfRun
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,7 @@ class Ensemble(PerStackMethod):
     """
 
     head_family = Affine()
-    members: int = 3
-
-    def __post_init__(self) -> None:
-        self.require(self.members >= 1, "members", "give a whole number of at least 1")
+    members: Count = 3
 
     def stack_prior(self, stack: Stack) -> Any:
         with stack.layers:
@@ -106,12 +104,8 @@ class CheckpointEnsemble(Ensemble):
     """
 
     name = "checkpoint_ensemble"
-    members: int = 5
-    last_part: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(0 < self.last_part <= 1, "last_part", "give a fraction of the run, above 0 and at most 1")
+    members: Count = 5
+    last_part: PartOfRun = 0.5
 
     def stack_guide(self, stack: Stack) -> nn.Module:
         starts = stack.initial()._asdict()

@@ -15,6 +15,7 @@ from bayeslora import curvature, guides, priors
 from bayeslora.adapters import Affine, AffineFactors, Family, Stack
 from bayeslora.distributions import KroneckerNormal
 from bayeslora.methods.base import PerStackMethod
+from bayeslora.methods.fields import Count, Positive
 
 logger = logging.getLogger(__name__)
 
@@ -61,20 +62,11 @@ class Laplace(PerStackMethod):
     name = "laplace"
     head_family: ClassVar[Family | None] = Affine()
     approximation: ClassVar[str] = "linear"
-    prior_precision: Literal["validation", "evidence"] | float = "validation"
+    prior_precision: Literal["validation", "evidence"] | Positive = "validation"
     last_layer: bool = False
-    max_width: int = 1024
-    kept: int = 64
+    max_width: Count = 1024
+    kept: Count = 64
     post_hoc: bool = False
-
-    def __post_init__(self) -> None:
-        if isinstance(self.prior_precision, str):
-            known = self.prior_precision in ("validation", "evidence")
-            self.require(known, "prior_precision", "give 'validation', 'evidence' or a positive number")
-        else:
-            self.require(self.prior_precision > 0, "prior_precision", "give a positive number")
-        for field in ("max_width", "kept"):
-            self.require(getattr(self, field) >= 1, field, "give a whole number of at least 1")
 
     def stack_prior(self, stack: Stack) -> Any:
         with stack.layers:

@@ -1,9 +1,9 @@
 """LoRA Dropout: random masks on the input and output features of the update."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -16,14 +16,12 @@ from bayeslora.adapters import Family, Stack
 from bayeslora.distributions import Mask, RelaxedMask
 from bayeslora.methods.adalora import AdaLoRA
 from bayeslora.methods.base import PerStackMethod
+from bayeslora.methods.fields import DropRate, NonNegative, Positive, Within
 from bayeslora.methods.point import LoRA
 from bayeslora.types import PerLayer, Sites
 
-BASES: dict[str, tuple[PerStackMethod, str, str]] = {
-    "lora": (LoRA(), "A", "B"),
-    "adalora": (AdaLoRA(), "Q", "P"),
-}
-"""What dropout is put on: the method of the points, and its factors whose columns and whose rows are dropped."""
+BASES: dict[str, PerStackMethod] = {"lora": LoRA(), "adalora": AdaLoRA()}
+"""What dropout is put on: the method of the points, of whose factors one loses columns, and one rows."""
 
 
 @dataclass(frozen=True)
@@ -73,34 +71,27 @@ class LoRADropout(PerStackMethod):
     """
 
     name = "lora_dropout"
-    p: float | Literal["learn"] = 0.5
+    p: DropRate | Literal["learn"] = 0.5
     rescale: bool = False
-    sparsity: float = 0.0
+    sparsity: NonNegative = 0.0
     train_dropout: bool = True
     test_dropout: bool = True
-    prior_p: float = 0.5
-    relaxation: float = 0.1
-    temperature: float = 1.0
-    guide_learning_rate: float | None = None
+    prior_p: Annotated[float, Within(above=0, below=1, noun="probability")] = 0.5
+    relaxation: Positive = 0.1
+    temperature: Positive = 1.0
+    guide_learning_rate: NonNegative | None = None
     base: Literal["lora", "adalora"] = "lora"
 
     def __post_init__(self) -> None:
-        self.require(self.base in BASES, "base", f"give one of {', '.join(BASES)}")
+        super().__post_init__()
         if self.p == "learn":
             self.require(not self.rescale, "rescale", "p='learn' has no fixed rate to rescale by")
             self.require(self.train_dropout, "train_dropout", "p='learn' learns the rates from dropout in training")
-        else:
-            in_range = not isinstance(self.p, str) and 0 <= self.p < 1
-            self.require(in_range, "p", "give a probability of at least 0 and less than 1, or 'learn'")
-        self.require(0 < self.prior_p < 1, "prior_p", "give a probability between 0 and 1")
-        self.require(self.sparsity >= 0, "sparsity", "give a number of at least 0")
-        for field in ("relaxation", "temperature"):
-            self.require(getattr(self, field) > 0, field, "give a positive number")
 
     @property
     def points(self) -> PerStackMethod:
         """The method of the points, `base`."""
-        return BASES[self.base][0]
+        return BASES[self.base]
 
     @property
     def family(self) -> Family:  # type: ignore[override]
@@ -113,32 +104,32 @@ class LoRADropout(PerStackMethod):
     def after_step(self, program: Any, step: int) -> None:
         self.points.after_step(program, step)
 
-    def masked(self, stack: Stack) -> Mapping[str, int]:
-        """The factors that are masked, and how many features each mask has: the input's first."""
-        _, columns, rows = BASES[self.base]
-        return {columns: stack.d_in, rows: stack.d_out}
-
-    def stack_prior(self, stack: Stack) -> Any:
-        p = self.prior_p if self.p == "learn" else self.p
-        with stack.layers:
-            with poutine.scale(scale=1 / stack.num_examples):
-                points = priors.flat_factors(stack)
-            with poutine.scale(scale=self.temperature / stack.num_examples):
-                mask_in, mask_out = (
-                    pyro.sample(f"{stack.name}.mask_{name}", Mask(size, p, self.rescale))
-                    for name, size in self.masked(stack).items()
-                )
-        columns, rows = self.masked(stack)
-        kept_in, kept_out = mask_in[..., None, :], mask_out[..., None]
-        return points._replace(**{columns: getattr(points, columns) * kept_in, rows: getattr(points, rows) * kept_out})
-
-    def stack_guide(self, stack: Stack) -> nn.Module:
-        return LoRADropoutGuide(self, stack)
-
     def summaries(self, stack: Stack, sites: Sites) -> Mapping[str, tuple[Tensor, tuple[str, ...]]]:
         dropped = {name: sites[f"mask_{name}"].eq(0).double().mean(-1) for name in self.masked(stack)}
         own = {f"dropped_{name}": (value, ()) for name, value in dropped.items()}
         return {**self.points.summaries(stack, sites), **own}
+
+    def masked(self, stack: Stack) -> dict[str, int]:
+        """The factors that are masked, and how many features each mask has: `A` and d_in, `B` and d_out."""
+        columns, rows = stack.family.columns, stack.family.rows
+        assert columns is not None
+        assert rows is not None
+        return {columns: stack.d_in, rows: stack.d_out}
+
+    def stack_prior(self, stack: Stack) -> Any:
+        A, B = self.masked(stack)
+        p = self.prior_p if self.p == "learn" else self.p
+        with stack.layers:
+            with poutine.scale(scale=1 / stack.num_examples):
+                factors = priors.flat_factors(stack)
+            with poutine.scale(scale=self.temperature / stack.num_examples):
+                m_A = pyro.sample(stack.site(f"mask_{A}"), Mask(stack.d_in, p, self.rescale))
+                m_B = pyro.sample(stack.site(f"mask_{B}"), Mask(stack.d_out, p, self.rescale))
+        dropped = {A: getattr(factors, A) * m_A[..., None, :], B: getattr(factors, B) * m_B[..., :, None]}
+        return factors._replace(**dropped)
+
+    def stack_guide(self, stack: Stack) -> nn.Module:
+        return LoRADropoutGuide(self, stack)
 
 
 class LoRADropoutGuide(nn.Module):
@@ -163,10 +154,10 @@ class LoRADropoutGuide(nn.Module):
             self.points.sample()
             with poutine.scale(scale=method.temperature / stack.num_examples):
                 for name, size in method.masked(stack).items():
-                    pyro.sample(f"{stack.name}.mask_{name}", self.mask(name, size))
+                    pyro.sample(stack.site(f"mask_{name}"), self.mask(name, size))
             if method.sparsity:
                 # In the guide, a factor enters the loss with a plus sign.
-                pyro.factor(f"{stack.name}.sparsity", method.sparsity * self.dropped_square(), has_rsample=True)
+                pyro.factor(stack.site("sparsity"), method.sparsity * self.dropped_square(), has_rsample=True)
 
     @property
     def factors(self) -> Any:
@@ -191,10 +182,13 @@ class LoRADropoutGuide(nn.Module):
             return 0.0
         return self.get_parameter(f"log_odds_{factor}").sigmoid() if method.p == "learn" else method.p
 
+    def spreads(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters that are not places: the rates' log-odds."""
+        return (parameter for name, parameter in self.named_parameters(recurse=False) if name.startswith("log_odds_"))
+
     def dropped_square(self) -> PerLayer:
         r"""What the masks drop of the update, squared and expected: $(2p - p^2) \lVert s B A \rVert_F^2$, `[layer]`."""
-        pair = self.stack.family.peft(self.factors)  # the update as a product of two, in any family
-        A, B = pair["lora_A.weight"], pair["lora_B.weight"]
+        A, B = self.stack.family.product(self.factors)
         # ‖BA‖² = tr(BᵀB AAᵀ): Gram matrices of size r, not weights.
         square = ((B.mT @ B) * (A @ A.mT)).sum((-2, -1))
         kept = [1 - self.rate(name) for name in self.method.masked(self.stack)]

@@ -10,6 +10,7 @@ from bayeslora import guides, priors
 from bayeslora.adapters import InputDropout, SeededFactors, Stack
 from bayeslora.distributions import Seed
 from bayeslora.methods.base import PerStackMethod
+from bayeslora.methods.fields import DropRate
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,7 @@ class MCDropout(PerStackMethod):
     """
 
     name = "mc_dropout"
-    p: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.p < 1:
-            raise ValueError(f"p={self.p!r}: give a probability of at least 0 and less than 1.")
+    p: DropRate = 0.1
 
     @property
     def family(self) -> InputDropout:  # type: ignore[override]
@@ -49,9 +46,9 @@ class MCDropout(PerStackMethod):
 
     def stack_prior(self, stack: Stack) -> SeededFactors:
         with stack.layers:
-            A = pyro.sample(f"{stack.name}.A", priors.flat(stack.A_shape))
-            B = pyro.sample(f"{stack.name}.B", priors.flat(stack.B_shape))
-            seed = pyro.sample(f"{stack.name}.seed", Seed())
+            A = pyro.sample(stack.site("A"), priors.flat(stack.A_shape))
+            B = pyro.sample(stack.site("B"), priors.flat(stack.B_shape))
+            seed = pyro.sample(stack.site("seed"), Seed())
         return SeededFactors(A, B, seed)
 
     def stack_guide(self, stack: Stack) -> nn.Module:

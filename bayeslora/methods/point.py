@@ -11,6 +11,7 @@ from torch import nn
 from bayeslora import guides, priors
 from bayeslora.adapters import Stack, families
 from bayeslora.methods.base import PerStackMethod
+from bayeslora.methods.fields import StandardDeviation
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,11 @@ class PointEstimate(PerStackMethod):
         prior_scale: Standard deviation $\sigma_p$, in units of the weights; None for flat priors.
     """
 
-    prior_scale: float | None = None
-
-    def __post_init__(self) -> None:
-        positive = self.prior_scale is None or self.prior_scale > 0
-        self.require(positive, "prior_scale", "give a positive standard deviation, or None")
+    prior_scale: StandardDeviation | None = None
 
     def stack_prior(self, stack: Stack) -> Any:
         with stack.layers, poutine.scale(scale=1 / stack.num_examples):
-            factors = {name: pyro.sample(f"{stack.name}.{name}", self._prior(stack, name)) for name in stack.shapes}
+            factors = {name: pyro.sample(stack.site(name), self._prior(stack, name)) for name in stack.shapes}
         return stack.family.factors(**factors)
 
     def stack_guide(self, stack: Stack) -> nn.Module:

@@ -11,6 +11,7 @@ from torch import nn
 from bayeslora import guides, priors
 from bayeslora.adapters import Factors, Stack
 from bayeslora.methods.base import PerStackMethod
+from bayeslora.methods.fields import NonNegative, Positive
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,16 @@ class ScalaBL(PerStackMethod):
     """
 
     name = "scalabl"
-    prior_scale: float = 1.0
-    init_scale: float = 0.05
-    temperature: float = 1.0
-    guide_learning_rate: float | None = None
-
-    def __post_init__(self) -> None:
-        for field in ("prior_scale", "init_scale", "temperature"):
-            self.require(getattr(self, field) > 0, field, "give a positive number, however small")
+    prior_scale: Positive = 1.0
+    init_scale: Positive = 0.05
+    temperature: Positive = 1.0
+    guide_learning_rate: NonNegative | None = None
 
     def stack_prior(self, stack: Stack) -> Factors:
         with stack.layers, poutine.scale(scale=self.temperature / stack.num_examples):
-            g = pyro.sample(f"{stack.name}.g", priors.normal((stack.rank,), self.prior_scale))
-            A = pyro.sample(f"{stack.name}.A", priors.flat(stack.A_shape))
-            B = pyro.sample(f"{stack.name}.B", priors.flat(stack.B_shape))
+            g = pyro.sample(stack.site("g"), priors.normal((stack.rank,), self.prior_scale))
+            A = pyro.sample(stack.site("A"), priors.flat(stack.A_shape))
+            B = pyro.sample(stack.site("B"), priors.flat(stack.B_shape))
         return Factors(g[..., None] * A, B)
 
     def stack_guide(self, stack: Stack) -> nn.Module:

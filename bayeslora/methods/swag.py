@@ -11,6 +11,7 @@ from bayeslora import guides, priors
 from bayeslora.adapters import Affine, Stack, Stacks
 from bayeslora.distributions import Deviations, SharedNoise
 from bayeslora.methods.base import PerStackMethod
+from bayeslora.methods.fields import Count, PartOfRun
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,9 @@ class SWAG(PerStackMethod):
 
     name = "swag"
     head_family = Affine()
-    snapshots: int = 20
-    deviations: int = 10
-    last_part: float = 0.5
-
-    def __post_init__(self) -> None:
-        for field in ("snapshots", "deviations"):
-            self.require(getattr(self, field) >= 1, field, "give a whole number of at least 1")
-        self.require(0 < self.last_part <= 1, "last_part", "give a fraction of the run, above 0 and at most 1")
+    snapshots: Count = 20
+    deviations: Count = 10
+    last_part: PartOfRun = 0.5
 
     def stack_prior(self, stack: Stack) -> Any:
         with stack.layers:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bayeslora import guides, priors
 from bayeslora.adapters import Factors, Stack
 from bayeslora.methods.base import PerStackMethod
+from bayeslora.methods.fields import Positive
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class TFB(PerStackMethod):
     does, σ is 0.
 
     Args:
-        tolerance: By how much the NLL may rise, relative to the NLL.
+        tolerance: By how much the NLL may rise, relative to the NLL: 0.003 is 0.3 %.
         post_hoc: Whether `A`, `B` and the task head stay as `fit(init=…)` gave them: nothing is trained. Otherwise they
             are trained first, as a LoRA.
 
@@ -54,11 +55,8 @@ class TFB(PerStackMethod):
     """
 
     name = "tfb"
-    tolerance: float = 0.003
+    tolerance: Positive = 0.003
     post_hoc: bool = False
-
-    def __post_init__(self) -> None:
-        self.require(self.tolerance > 0, "tolerance", "give a positive number, such as 0.003 for 0.3 %")
 
     def stack_prior(self, stack: Stack) -> Factors:
         with stack.layers:
@@ -110,8 +108,8 @@ class TFBGuide(nn.Module):
 
     def forward(self) -> None:
         with self.stack.layers:
-            pyro.sample(f"{self.stack.name}.A", self.noisy() if self.sigma > 0 else dist.Delta(self.A, event_dim=2))
-            pyro.sample(f"{self.stack.name}.B", dist.Delta(self.B, event_dim=2))
+            pyro.sample(self.stack.site("A"), self.noisy() if self.sigma > 0 else dist.Delta(self.A, event_dim=2))
+            pyro.sample(self.stack.site("B"), dist.Delta(self.B, event_dim=2))
 
     def noisy(self) -> dist.Distribution:
         """N(A', σ² / d_i²), for factors that are rotated."""

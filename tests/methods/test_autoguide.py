@@ -8,13 +8,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import Trace_ELBO
-from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoGuideList, AutoLowRankMultivariateNormal, AutoNormal
 
 import bayeslora
+from bayeslora import guides
 from bayeslora.adapters import AdaptedNetwork, Factors, Stack
 from bayeslora.elbo import MeanFieldELBO, total
-from bayeslora.guides import is_spread
 from bayeslora.methods import AutoGuide
 from bayeslora.program import Program
 from bayeslora.tasks import Classification
@@ -89,11 +90,41 @@ def test_a_trained_lora_is_the_median_it_starts_from() -> None:
         torch.testing.assert_close(program.factors_at(program.centre())[name], factors)
 
 
-def test_spreads_are_told_by_pyros_names() -> None:
-    for autoguide, spreads in (("AutoNormal", {"scales"}), ("AutoLowRankMultivariateNormal", {"scale", "cov"})):
-        names = [name for name, _ in make_program(autoguide=autoguide).guide.named_parameters()]
-        assert {name.split(".auto.")[1].split(".")[0].split("_")[0] for name in names if is_spread(name)} == spreads
-        assert not all(is_spread(name) for name in names)
+@pytest.mark.parametrize(
+    ("autoguide", "spreads"),
+    [
+        ("AutoNormal", {"scales"}),
+        ("AutoDiagonalNormal", {"scale"}),
+        ("AutoLowRankMultivariateNormal", {"scale", "cov"}),
+        ("AutoDelta", set()),
+    ],
+)
+@pytest.mark.parametrize("prior_program", [None, horseshoe])
+def test_spreads_of_pyros_guides_are_known_whatever_the_sites_are_called(
+    autoguide: str, spreads: set[str], prior_program: Any
+) -> None:
+    # The horseshoe has a site named "scale", whose place is none.
+    guide = make_program(autoguide=autoguide, prior_program=prior_program).guide
+    found = {id(parameter) for parameter in guides.spreads(guide)}
+    names = [name.split(".auto.")[1] for name, parameter in guide.named_parameters() if id(parameter) in found]
+    assert {name.split(".")[0].split("_")[0] for name in names} == spreads
+    assert len(names) == len(found)
+
+
+def test_spreads_of_guides_within_pyros_list_are_found() -> None:
+    def make(program: Any, init_loc_fn: Any) -> AutoGuideList:
+        parts = AutoGuideList(program)
+        parts.append(AutoNormal(poutine.block(program, expose=["32x32.A"]), init_loc_fn=init_loc_fn))
+        parts.append(AutoNormal(poutine.block(program, hide=["32x32.A"]), init_loc_fn=init_loc_fn))
+        return parts
+
+    stack = AdaptedNetwork(tiny_bert(), targets="attention", rank=2).stacks["32x32"]
+    with pyro.settings.context(module_local_params=True):
+        guide = make(partial(AutoGuide().sites, stack), pyro.infer.autoguide.init_to_mean)
+        guide()
+    found = {id(parameter) for parameter in guides.spreads(guide)}
+    assert found == {id(parameter) for name, parameter in guide.named_parameters() if ".scales." in name}
+    assert len(found) == 2
 
 
 def test_a_guide_given_by_name_comes_back_from_disk(tmp_path: Path) -> None:

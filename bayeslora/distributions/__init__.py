@@ -1,0 +1,30 @@
+"""Distributions that Pyro lacks, one file a kind, each with its `register_kl` pair beside it."""
+
+from torch.distributions import kl_divergence
+
+from bayeslora.distributions.columns import ColumnNormal, StandardColumns
+from bayeslora.distributions.deviations import Deviations, SharedNoise
+from bayeslora.distributions.dirichlet import Dirichlet, expected_square_sum
+from bayeslora.distributions.kronecker import KroneckerNormal
+from bayeslora.distributions.masks import Mask, RelaxedMask
+from bayeslora.distributions.noise import FixedNoise, Seed
+from bayeslora.distributions.points import Enumerated, Flat
+from bayeslora.distributions.wishart import WishartCholesky
+
+__all__ = [
+    "ColumnNormal",
+    "Deviations",
+    "Dirichlet",
+    "Enumerated",
+    "FixedNoise",
+    "Flat",
+    "KroneckerNormal",
+    "Mask",
+    "RelaxedMask",
+    "Seed",
+    "SharedNoise",
+    "StandardColumns",
+    "WishartCholesky",
+    "expected_square_sum",
+    "kl_divergence",
+]

@@ -1,0 +1,65 @@
+r"""MonteCLoRA's other objective: the evidence lower bound per example, with all KLs in full.
+
+The site of the noise gives way to that of the random factor itself, with a prior of its own:
+
+$$p(a_i) = N(0, \sigma_A^2 I), \qquad q(a_i \mid \pi, \Sigma) = N\Big(\mu_i, \epsilon^2 \sum_k \pi_k^2\, \Sigma\Big).$$
+"""
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+
+from bayeslora import priors
+from bayeslora.adapters import Stack
+from bayeslora.distributions import ColumnNormal, Dirichlet, StandardColumns
+
+
+def prior(method: Any, stack: Stack) -> Any:
+    """Sample one stack's sites from p, and return its factors.
+
+    Args:
+        method: The `MonteCLoRA`.
+        stack: The stack.
+    """
+    rows = method.rows(stack)
+    with stack.layers:
+        method.ratio(stack)
+        with poutine.scale(scale=method.temperature / stack.num_examples):
+            alpha = torch.full((method.components,), method.concentration)
+            pyro.sample(stack.site("weights"), Dirichlet(alpha))
+            pyro.sample(stack.site("cov_tril"), method.covariance(stack, torch.ones(rows), is_prior=True))
+            scale = method.prior_scale or stack.family.start_scale(stack.d_in)
+            A = pyro.sample(stack.site(method.noisy), StandardColumns(rows, stack.d_in, scale))
+            points = {
+                name: pyro.sample(stack.site(name), _of_point(stack, name, method.prior_scale_B))
+                for name in method.points(stack)
+            }
+    return stack.family.factors(**{method.noisy: A}, **points)
+
+
+def guide(q: Any) -> None:
+    """Sample one stack's sites from q.
+
+    Args:
+        q: The `MonteCLoRAGuide`, which holds what is learned.
+    """
+    method, stack = q.method, q.stack
+    q_pi, q_covariance, integrated = q.mixture()
+    with stack.layers:
+        epsilon = method.scale_of_noise(stack, method.ratio(stack, q.noise_ratio))
+        with poutine.scale(scale=method.temperature / stack.num_examples):
+            pi = pyro.sample(stack.site("weights"), q_pi)
+            cov_tril = pyro.sample(stack.site("cov_tril"), q_covariance)
+            spread = epsilon * method.square_sum(pi).sqrt()
+            mu = q.loc.expand(*spread.shape, -1, -1)
+            pyro.sample(stack.site(method.noisy), ColumnNormal(cov_tril, stack.d_in, integrated, mu, spread))
+            q.sample_points()
+
+
+def _of_point(stack: Stack, name: str, scale: float) -> dist.Distribution:
+    """Normal; flat for a factor that starts from the frozen weights, which is not a change of them."""
+    shape = stack.shapes[name]
+    return priors.flat(shape) if name in stack.measured else priors.normal(shape, scale)

@@ -1,0 +1,115 @@
+"""How loud MonteCLoRA's noise is, and what it is on."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from bayeslora import priors
+from bayeslora.adapters import SVD, DoRA, Family, Full, LowRank, Stack
+from bayeslora.distributions import WishartCholesky
+from bayeslora.methods.base import PerStackMethod, Tuning
+from bayeslora.tuning import TUNE_AFTER, TUNE_DRAWS, tune_ratio
+from bayeslora.types import Batch
+
+FAMILIES: dict[str, Family] = {"lora": LowRank(), "full": Full(), "dora": DoRA(), "adalora": SVD()}
+"""What MonteCLoRA is put on: the noise is on the family's factor that has a column for every input feature."""
+
+
+class NoisyColumns(PerStackMethod):
+    r"""A method whose columns have noise $\epsilon \sqrt{\sum_k \pi_k^2}\, \Lambda z$, with z standard Normal.
+
+    `MonteCLoRA` says what its fields mean.
+    """
+
+    base: Literal["lora", "full", "dora", "adalora"]
+    components: int
+    concentration: float
+    df: Literal["features", "rank"] | float
+    noise_ratio: float | Literal["auto"]
+    objective: Literal["paper", "elbo"]
+    sample_scale: float | None
+    sparse: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.noise_ratio == "auto":
+            one = self.sample_scale is None
+            self.require(one, "sample_scale", "it would replace noise_ratio='auto'; give one of them")
+        if self.objective == "elbo":
+            silent = 0 in (self.noise_ratio, self.sample_scale)
+            self.require(not silent, "objective", "'elbo' needs noise: a point has no divergence from a Normal prior")
+
+    @property
+    def family(self) -> Family:  # type: ignore[override]
+        """The adapter family of `base`."""
+        return FAMILIES[self.base]
+
+    @property
+    def noisy(self) -> str:
+        """The factor whose columns are random."""
+        assert self.family.columns is not None
+        return self.family.columns
+
+    def points(self, stack: Stack) -> list[str]:
+        """Return the names of the factors without noise."""
+        return [name for name in stack.shapes if name != self.noisy]
+
+    def rows(self, stack: Stack) -> int:
+        """Return the rows of the random factor, which are those of Σ: r, or $d_{out}$ of full weights."""
+        return stack.shapes[self.noisy][0]
+
+    def ratio(self, stack: Stack, found: Tensor | None = None) -> float | Tensor:
+        """Return c: the field, or, where that is `"auto"`, a site, which in the guide is at the value found so far."""
+        if self.noise_ratio != "auto":
+            return self.noise_ratio
+        return pyro.sample(stack.site("noise_ratio"), priors.flat(()) if found is None else dist.Delta(found))
+
+    def covariance(self, stack: Stack, scale_diag: Tensor, is_prior: bool = False) -> dist.Distribution:
+        """Return the distribution of Λ; without a Wishart one, the point diag(√v), which has no prior."""
+        if self.degrees_of_freedom(stack) < math.inf:
+            return WishartCholesky(self.degrees_of_freedom(stack), scale_diag)
+        if is_prior:
+            return priors.flat((self.rows(stack), self.rows(stack)))
+        return dist.Delta(torch.diag_embed(scale_diag.sqrt()), event_dim=2)
+
+    def degrees_of_freedom(self, stack: Stack) -> float:
+        """Return ν of one stack.
+
+        Raises:
+            ValueError: If it is less than the rows of Σ.
+        """
+        if isinstance(self.df, str):
+            return max(stack.d_in, self.rows(stack)) if self.df == "features" else self.rows(stack)
+        if not self.df >= self.rows(stack):
+            what = "rank" if stack.family.has_rank else "d_out"
+            raise ValueError(f"df={self.df}: Σ needs at least {what} = {self.rows(stack)} degrees of freedom.")
+        return self.df
+
+    def square_sum(self, weights: Tensor) -> Tensor:
+        r"""Return $\sum_k \pi_k^2$, which is 1 for a one-hot π, `[*draw, layer]`."""
+        return torch.ones_like(weights[..., 0]) if self.sparse else weights.square().sum(-1)
+
+    def scale_of_noise(self, stack: Stack, ratio: float | Tensor) -> float | Tensor:
+        r"""Return ε of one stack: `sample_scale`, or c units over $\sqrt{\nu\, E[\sum \pi^2]}$ at v = 1.
+
+        The unit is the standard deviation of the random factor's start.
+        """
+        if self.sample_scale is not None:
+            return self.sample_scale
+        # Under the prior: a random start of α is meant to change the loudness.
+        square_sum = 1.0 if self.sparse else (self.concentration + 1) / (self.components * self.concentration + 1)
+        df = self.degrees_of_freedom(stack)
+        unit = stack.family.start_scale(stack.d_in)
+        return ratio * unit / math.sqrt(square_sum * (df if df < math.inf else 1))
+
+    def tuning(self) -> Tuning | None:
+        return Tuning(TUNE_AFTER, TUNE_DRAWS + 1) if self.noise_ratio == "auto" else None
+
+    def tune(self, program: Any, batches: Sequence[Batch]) -> None:
+        """Set c to what held-out data say."""
+        tune_ratio(program, batches, [guide.noise_ratio for guide in program.guide.values()])
