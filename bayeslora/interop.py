@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.adapters import AdaptedNetwork, DoRA, Family, LowRank, Stacks
-from bayeslora.adapters.network import share_weights
+from bayeslora.adapters.weights import is_transposed, oriented, share_weights
 from bayeslora.program import Program
 
 PREFIX = "base_model.model."
@@ -211,7 +211,7 @@ def export_peft(network: AdaptedNetwork, factors: Mapping[str, Any], folder: str
         alpha_pattern={name: a for name, a in alphas.items() if a != alpha},
         target_modules=list(adapters.factors),
         modules_to_save=list(network.head_names) or None,
-        fan_in_fan_out=any(type(base).__name__ == "Conv1D" for name in network.stacks for base in network.bases(name)),
+        fan_in_fan_out=any(is_transposed(base) for name in network.stacks for base in network.bases(name)),
         use_dora=isinstance(adapters.family, DoRA),
     )
     folder = Path(folder)
@@ -255,8 +255,7 @@ def _add_to_weight(layer: Any, change: Tensor, name: str) -> None:
             f"Layer {name!r} is quantised ({weight.dtype}); merging would lose the adapter to rounding. "
             "Load the base model unquantised, load the posterior onto it, and merge that."
         )
-    # GPT-2's Conv1D keeps its weight transposed.
-    change = change.T if type(layer).__name__ == "Conv1D" else change
+    change = oriented(layer, change)
     layer.weight = nn.Parameter((weight.detach().to(change.dtype) + change).to(weight.dtype), requires_grad=False)
 
 

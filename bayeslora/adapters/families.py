@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bayeslora.adapters.weights import frozen_weight, precise
 from bayeslora.types import PerLayer, Scaling
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -346,7 +347,7 @@ class DoRA(Family):
         return {"A": (rank, d_in), "B": (d_out, rank), "m": (d_out,)}
 
     def measure(self, bases: Sequence[nn.Module]) -> Mapping[str, Tensor]:
-        return {"m": torch.stack([_precise(frozen_weight(base)).square().sum(-1).sqrt() for base in bases])}
+        return {"m": torch.stack([precise(frozen_weight(base)).square().sum(-1).sqrt() for base in bases])}
 
     def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> DoRAFactors:
         A, B = kaiming(num_layers, *shapes["A"]), torch.zeros(num_layers, *shapes["B"])
@@ -466,7 +467,7 @@ class Affine(Additive):
     layer_dims = (2, 1)
 
     def measure(self, bases: Sequence[nn.Module]) -> Mapping[str, Tensor]:
-        return {"W0": torch.stack([_precise(frozen_weight(base)) for base in bases])}
+        return {"W0": torch.stack([precise(frozen_weight(base)) for base in bases])}
 
 
 @dataclass(frozen=True)
@@ -550,25 +551,6 @@ MLP_OUTPUTS = (
 
 def _ends_with_any(name: str, suffixes: Sequence[str]) -> bool:
     return f".{name}".endswith(tuple(f".{suffix}" for suffix in suffixes))
-
-
-def frozen_weight(layer: Any) -> Float[Tensor, "d_out d_in"]:
-    """The weight of a linear layer.
-
-    Raises:
-        ValueError: If it is quantised.
-    """
-    weight = layer.weight.detach()
-    if not weight.is_floating_point():
-        raise ValueError(
-            f"{type(layer).__name__} holds quantised weights ({weight.dtype}), whose rows DoRA cannot measure: load "
-            "the base model unquantised, or use a family that leaves the weights alone, such as low rank."
-        )
-    return weight.T if type(layer).__name__ == "Conv1D" else weight  # GPT-2's transposed linear layer
-
-
-def _precise(weight: Tensor) -> Tensor:
-    return weight if weight.dtype == torch.float64 else weight.float()
 
 
 def spread(value: Tensor, rows: Tensor) -> Tensor:

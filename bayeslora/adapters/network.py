@@ -1,6 +1,5 @@
 """A frozen network as a function of its adapters' factors."""
 
-import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters.families import Family, LowRank
 from bayeslora.adapters.stack import Stack, Stacks
+from bayeslora.adapters.weights import features, share_weights
 from bayeslora.types import Batch
 
 # Query, key and value projections as the common architectures spell them, the fused ones included.
@@ -397,17 +397,8 @@ def _linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if name and not name.startswith(bypassed) and _features(module) is not None
+        if name and not name.startswith(bypassed) and features(module) is not None
     }
-
-
-def _features(module: Any) -> tuple[int, int] | None:
-    """`(d_in, d_out)` of a linear layer, None for any other module."""
-    if hasattr(module, "in_features") and hasattr(module, "out_features"):
-        return int(module.in_features), int(module.out_features)
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # GPT-2's transposed linear layer
-        return int(module.nx), int(module.nf)
-    return None
 
 
 def _in_body(model: nn.Module, name: str) -> bool:
@@ -449,20 +440,20 @@ def _group(
 ) -> list[Stack]:
     groups: dict[tuple[int, int, int], list[str]] = {}
     for name in names:
-        features = _features(model.get_submodule(name))
-        assert features is not None
-        layer_rank = min(features)
+        sizes = features(model.get_submodule(name))
+        assert sizes is not None
+        layer_rank = min(sizes)
         if family.has_rank:
             given = _lookup(rank, name, 8)
             layer_rank = start_rank(given) if isinstance(given, int) else 0
-            if not 1 <= layer_rank <= min(features):
+            if not 1 <= layer_rank <= min(sizes):
                 starts = f", which starts at {layer_rank}," if layer_rank not in (0, given) else ""
-                largest = sum(start_rank(r) <= min(features) for r in range(1, min(features) + 1))
+                largest = sum(start_rank(r) <= min(sizes) for r in range(1, min(sizes) + 1))
                 raise ValueError(
-                    f"rank={given!r}{starts} does not fit layer {name!r}, which is {features[0]} to {features[1]} "
+                    f"rank={given!r}{starts} does not fit layer {name!r}, which is {sizes[0]} to {sizes[1]} "
                     f"features: give a whole number from 1 to {largest}, or leave the layer out of `targets`."
                 )
-        groups.setdefault((*features, layer_rank), []).append(name)
+        groups.setdefault((*sizes, layer_rank), []).append(name)
     several = family.has_rank and len({layer_rank for _, _, layer_rank in groups}) > 1
     return [
         Stack(
@@ -480,19 +471,6 @@ def _group(
         )
         for (d_in, d_out, layer_rank), layers in groups.items()
     ]
-
-
-def share_weights(model: nn.Module, heads: Sequence[str]) -> nn.Module:
-    """A copy of a model's modules around the same frozen weights; the heads get weights of their own."""
-    memo: dict[int, Any] = {}
-    for name, parameter in model.named_parameters():
-        if name.split(".")[0] in heads:
-            memo[id(parameter)] = nn.Parameter(parameter.detach().clone())
-        elif type(parameter) is nn.Parameter:
-            memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
-        else:  # quantised weights carry a state of their own and are frozen already
-            memo[id(parameter)] = parameter
-    return copy.deepcopy(model, memo)
 
 
 def _has_rows_first(x: Tensor, rows: int, sequences: int, trusting: bool) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora import curvature, guides, priors
 from bayeslora.adapters import Affine, AffineFactors, Family, Stack
+from bayeslora.adapters.weights import frozen_weight
 from bayeslora.distributions import KroneckerNormal
 from bayeslora.methods.base import PerStackMethod
 
@@ -232,7 +233,7 @@ def _weights(program: Any, site: str, matrix: Matrix) -> Tensor:
         return matrix.loc.detach()
     weights = matrix.loc.detach().clone()
     for layer, base in zip(weights, program.network.bases(name), strict=True):
-        layer[:, :-1] += base.weight.T if type(base).__name__ == "Conv1D" else base.weight
+        layer[:, :-1] += frozen_weight(base)
         if base.bias is not None:
             layer[:, -1] += base.bias
     return weights
