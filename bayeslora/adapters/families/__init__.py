@@ -8,7 +8,11 @@ from bayeslora.adapters.families.input_dropout import InputDropout, SeededFactor
 from bayeslora.adapters.families.low_rank import Factors, LowRank
 from bayeslora.adapters.families.svd import SVD, SVDFactors
 
+IN_PEFT: tuple[Family, ...] = (DoRA(), LowRank())
+"""What an adapter of PEFT's LoRA may be; the first fits whose settings its configuration has."""
+
 __all__ = [
+    "IN_PEFT",
     "SVD",
     "Affine",
     "AffineFactors",

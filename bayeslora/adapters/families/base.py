@@ -26,6 +26,11 @@ def kaiming(*shape: int) -> Float[Tensor, "layer rank d_in"]:
     return torch.empty(shape).uniform_(-bound, bound)
 
 
+def kaiming_scale(d_in: int) -> float:
+    """Return the standard deviation of the entries of `kaiming`, 1/√(3 d_in)."""
+    return 1 / math.sqrt(3 * d_in)
+
+
 class Family(abc.ABC):
     """Which factors a layer has, their shapes, and the layer's forward pass given them.
 
@@ -33,11 +38,79 @@ class Family(abc.ABC):
         factors: The `NamedTuple` of this family's factors, `[*draw, layer, …]` each.
         layer_dims: Dimensions of one layer's factor, per factor; what stands before them is `[*draw, layer]`.
         has_rank: Whether shapes depend on a rank r, and the change is scaled by s = alpha / r.
+        peft_names: Factor to its name in PEFT's LoRA layer, for families whose factors such a layer holds as they are.
+        peft_settings: What `peft.LoraConfig` has to say beside ranks, alphas and targets.
     """
 
     factors: ClassVar[Any]
     layer_dims: ClassVar[tuple[int, ...]]
     has_rank: ClassVar[bool] = True
+    peft_names: ClassVar[Mapping[str, str]] = {}
+    peft_settings: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def columns(self) -> str:
+        """The factor whose columns belong to the layer's input features.
+
+        Raises:
+            TypeError: If there is none.
+        """
+        raise self._refusal("have no factor whose columns belong to the layer's input features")
+
+    @property
+    def rows(self) -> str:
+        """The factor whose rows belong to the layer's output features.
+
+        Raises:
+            TypeError: If there is none.
+        """
+        raise self._refusal("have no factor whose rows belong to the layer's output features")
+
+    def start_scale(self, d_in: int) -> float:
+        """Return the standard deviation of the entries that the factor `columns` starts from.
+
+        Where that factor starts at 0, it is a scale small beside the weights that a new layer would start with.
+
+        Raises:
+            TypeError: If there is no such factor.
+        """
+        raise self._refusal("have no factor whose columns belong to the layer's input features")
+
+    def product(self, factors: Any) -> tuple[Tensor, Tensor]:
+        """Return the change of the weight as a pair, `right` `[…, rank, d_in]` and `left` `[…, d_out, rank]`.
+
+        The change is `left @ right`, of factors as they are given: scaled, if they are.
+
+        Raises:
+            TypeError: If the change is not a product of two small matrices.
+        """
+        raise self._refusal("do not change the weight by a product of two small matrices")
+
+    def matrices(self, factors: Any) -> dict[str, Tensor]:
+        """Return the factors as the matrices that `curvature` is about, `[…, row, column]`, by name.
+
+        Raises:
+            TypeError: If the curvature of these factors is not known.
+        """
+        raise TypeError(f"The curvature of {type(self).__name__} factors is not known; that of low-rank ones is.")
+
+    def from_matrices(self, matrices: Mapping[str, Tensor]) -> Any:
+        """Return the factors, given as matrices."""
+        return self.factors(**matrices)
+
+    def curvature(self, factors: Any, scaling: Tensor, x: Tensor, g: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return what each of a layer's matrices multiplies, `[…, column]`, and its output's gradients, `[…, row]`.
+
+        Args:
+            factors: One layer's factors, without s.
+            scaling: The layer's s.
+            x: The layer's input, `[…, d_in]`.
+            g: Gradients with respect to the layer's output, `[…, d_out]`.
+
+        Raises:
+            TypeError: If the curvature of these factors is not known.
+        """
+        raise TypeError(f"The curvature of {type(self).__name__} factors is not known; that of low-rank ones is.")
 
     @abc.abstractmethod
     def shapes(self, d_in: int, d_out: int, rank: int) -> Shapes:
@@ -101,10 +174,12 @@ class Family(abc.ABC):
         Raises:
             ValueError: If there is no such layer.
         """
-        raise ValueError(
-            f"{type(self).__name__} adapters have no form in PEFT's LoRA, and cannot be exported: low-rank, SVD and "
-            "DoRA adapters can."
-        )
+        if not self.peft_names:
+            raise ValueError(
+                f"{type(self).__name__} adapters have no form in PEFT's LoRA, and cannot be exported: low-rank, SVD "
+                "and DoRA adapters can."
+            )
+        return {name: getattr(factors, factor) for factor, name in self.peft_names.items()}
 
     def without_noise(self) -> "Family":
         """The family that computes the same where there is no noise; its factors are these without the noise's."""
@@ -115,6 +190,25 @@ class Family(abc.ABC):
         # One `unbind` per factor: its backward pass is a single `stack`, where indexing would add L scatters.
         columns = (value.unbind(-1 - dims) for value, dims in zip(factors, self.layer_dims, strict=True))
         return [self.factors(*layer) for layer in zip(*columns, strict=True)]
+
+    def _refusal(self, what: str) -> TypeError:
+        return TypeError(f"{type(self).__name__} adapters {what}: choose another family, such as low rank.")
+
+
+class Product(Family):
+    """A family whose change of the weight is a product of two small matrices: `product` says which."""
+
+    def delta(self, factors: Any, bases: Sequence[nn.Module] = ()) -> Tensor:
+        right, left = self.product(factors)
+        return left @ right
+
+    def difference_norm(self, factors: Any, reference: Any | None = None, bases: Sequence[nn.Module] = ()) -> PerLayer:
+        right, left = self.product(factors)
+        products = [(left, right)]
+        if reference is not None:
+            right, left = self.product(reference)
+            products.append((-left, right))
+        return norm_of_products(products)
 
 
 def spread(value: Tensor, rows: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
 """DoRA: low rank in the direction of each row of the weight, free in its length."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayeslora.adapters.families.base import Family, Shapes, kaiming, linear, norm_of_products, spread
+from bayeslora.adapters.families.base import Family, Shapes, kaiming, kaiming_scale, linear, norm_of_products, spread
 from bayeslora.adapters.weights import frozen_weight, precise
 from bayeslora.types import PerLayer, Scaling
 
@@ -33,6 +33,14 @@ class DoRA(Family):
 
     factors = DoRAFactors
     layer_dims = (2, 2, 1)
+    peft_names: ClassVar[Mapping[str, str]] = {
+        "A": "lora_A.weight",
+        "B": "lora_B.weight",
+        "m": "lora_magnitude_vector",
+    }
+    peft_settings: ClassVar[Mapping[str, Any]] = {"use_dora": True}
+    columns = "A"
+    rows = "B"
 
     def shapes(self, d_in: int, d_out: int, rank: int) -> Shapes:
         return {"A": (rank, d_in), "B": (d_out, rank), "m": (d_out,)}
@@ -63,8 +71,8 @@ class DoRA(Family):
             norm = square.clamp(min=torch.finfo(square.dtype).tiny).sqrt()
         return factors.m / norm
 
-    def peft(self, factors: DoRAFactors) -> dict[str, Tensor]:
-        return {"lora_A.weight": factors.A, "lora_B.weight": factors.B, "lora_magnitude_vector": factors.m}
+    def start_scale(self, d_in: int) -> float:
+        return kaiming_scale(d_in)
 
     def delta(self, factors: DoRAFactors, bases: Sequence[nn.Module] = ()) -> Tensor:
         deltas = []

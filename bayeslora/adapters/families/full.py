@@ -1,5 +1,6 @@
 """Any change of a layer's weight, of its bias, or of both."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -68,6 +69,12 @@ class Full(Additive):
 
     factors = FullFactors
     layer_dims = (2,)
+    columns = "weight"
+    rows = "weight"
+
+    def start_scale(self, d_in: int) -> float:
+        """Return a hundredth of what a new layer's weights would start with: Δ starts at 0."""
+        return 0.01 / math.sqrt(3 * d_in)
 
 
 class Bias(Additive):
@@ -92,3 +99,16 @@ class Affine(Additive):
 
     def measure(self, bases: Sequence[nn.Module]) -> Mapping[str, Tensor]:
         return {"W0": torch.stack([precise(frozen_weight(base)) for base in bases])}
+
+    def matrices(self, factors: AffineFactors) -> dict[str, Tensor]:
+        """One matrix, the weight with the bias as its last column."""
+        return {"weight": torch.cat([factors.weight, factors.bias[..., None]], dim=-1)}
+
+    def from_matrices(self, matrices: Mapping[str, Tensor]) -> AffineFactors:
+        weight = matrices["weight"]
+        return AffineFactors(weight[..., :-1], weight[..., -1])
+
+    def curvature(
+        self, factors: AffineFactors, scaling: Tensor, x: Tensor, g: Tensor
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        return {"weight": (torch.cat([x, torch.ones_like(x[..., :1])], dim=-1), g)}

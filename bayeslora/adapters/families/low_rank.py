@@ -1,14 +1,14 @@
 """LoRA: a product of two matrices added to the weight."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bayeslora.adapters.families.base import Family, Shapes, kaiming, norm_of_products
-from bayeslora.types import PerLayer, Scaling
+from bayeslora.adapters.families.base import Product, Shapes, kaiming, kaiming_scale
+from bayeslora.types import Scaling
 
 
 class Factors(NamedTuple):
@@ -18,7 +18,7 @@ class Factors(NamedTuple):
     B: Tensor
 
 
-class LowRank(Family):
+class LowRank(Product):
     r"""LoRA: $h = W_0 x + s B A x$, with $A \in \mathbb{R}^{r \times d_{in}}$, $B \in \mathbb{R}^{d_{out} \times r}$.
 
     References:
@@ -27,6 +27,9 @@ class LowRank(Family):
 
     factors: ClassVar[Any] = Factors
     layer_dims: ClassVar[tuple[int, ...]] = (2, 2)
+    peft_names: ClassVar[Mapping[str, str]] = {"A": "lora_A.weight", "B": "lora_B.weight"}
+    columns = "A"
+    rows = "B"
 
     def shapes(self, d_in: int, d_out: int, rank: int) -> Shapes:
         return {"A": (rank, d_in), "B": (d_out, rank)}
@@ -65,12 +68,15 @@ class LowRank(Family):
         rows = x.reshape(len(A), -1, x.shape[-1])
         return (rows @ A.mT @ B.mT).view(*x.shape[:-1], B.shape[-2])
 
-    def peft(self, factors: Any) -> dict[str, Tensor]:
-        return {"lora_A.weight": factors.A, "lora_B.weight": factors.B}
+    def start_scale(self, d_in: int) -> float:
+        return kaiming_scale(d_in)
 
-    def delta(self, factors: Any, bases: Sequence[nn.Module] = ()) -> Tensor:
-        return factors.B @ factors.A
+    def product(self, factors: Any) -> tuple[Tensor, Tensor]:
+        return factors.A, factors.B
 
-    def difference_norm(self, factors: Any, reference: Any | None = None, bases: Sequence[nn.Module] = ()) -> PerLayer:
-        parts = [factors] if reference is None else [factors, factors._replace(A=reference.A, B=-reference.B)]
-        return norm_of_products([(part.B, part.A) for part in parts])
+    def matrices(self, factors: Any) -> dict[str, Tensor]:
+        return {"A": factors.A, "B": factors.B}
+
+    def curvature(self, factors: Any, scaling: Tensor, x: Tensor, g: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        A, B = factors.A, factors.B
+        return {"A": (x, scaling * (g @ B)), "B": (scaling * (x @ A.T), g)}

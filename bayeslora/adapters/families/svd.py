@@ -1,13 +1,13 @@
 """AdaLoRA's form: a scaled sum of outer products added to the weight."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bayeslora.adapters.families.base import Family, Shapes, linear, norm_of_products
-from bayeslora.types import PerLayer, Scaling
+from bayeslora.adapters.families.base import Product, Shapes, linear
+from bayeslora.types import Scaling
 
 
 class SVDFactors(NamedTuple):
@@ -18,7 +18,7 @@ class SVDFactors(NamedTuple):
     Q: Tensor
 
 
-class SVD(Family):
+class SVD(Product):
     r"""AdaLoRA's form: $h = W_0 x + s P\, \mathrm{diag}(\lambda)\, Q x$.
 
     $P \in \mathbb{R}^{d_{out} \times r}$ and $Q \in \mathbb{R}^{r \times d_{in}}$ start from N(0, .02²), λ at 0.
@@ -30,6 +30,8 @@ class SVD(Family):
 
     factors = SVDFactors
     layer_dims = (2, 1, 2)
+    columns = "Q"
+    rows = "P"
     init_scale: ClassVar[float] = 0.02
 
     def shapes(self, d_in: int, d_out: int, rank: int) -> Shapes:
@@ -44,21 +46,16 @@ class SVD(Family):
 
     def forward(self, base: nn.Module, x: Tensor, factors: SVDFactors) -> Tensor:
         h = base(x)
-        update = linear(linear(x.to(factors.Q.dtype), factors.Q), _left(factors))
+        right, left = self.product(factors)
+        update = linear(linear(x.to(right.dtype), right), left)
         return h + update.to(h.dtype)
 
+    def start_scale(self, d_in: int) -> float:
+        return self.init_scale
+
+    def product(self, factors: SVDFactors) -> tuple[Tensor, Tensor]:
+        return factors.Q, factors.P * factors.lam[..., None, :]
+
     def peft(self, factors: SVDFactors) -> dict[str, Tensor]:
-        return {"lora_A.weight": factors.Q, "lora_B.weight": _left(factors)}
-
-    def delta(self, factors: SVDFactors, bases: Sequence[nn.Module] = ()) -> Tensor:
-        return _left(factors) @ factors.Q
-
-    def difference_norm(
-        self, factors: SVDFactors, reference: SVDFactors | None = None, bases: Sequence[nn.Module] = ()
-    ) -> PerLayer:
-        other = [] if reference is None else [(-_left(reference), reference.Q)]
-        return norm_of_products([(_left(factors), factors.Q), *other])
-
-
-def _left(factors: SVDFactors) -> Tensor:
-    return factors.P * factors.lam[..., None, :]
+        right, left = self.product(factors)
+        return {"lora_A.weight": right, "lora_B.weight": left}
