@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.adapters.network import NotFoldedError
+from bayeslora.adapters.layer import NotFoldedError
 from bayeslora.data import forward_parameters, to_device
 from bayeslora.likelihoods import CausalLM, Seq2SeqLM
 from bayeslora.metrics import FloatArray

@@ -12,7 +12,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from bayeslora.adapters.network import has_rows
+from bayeslora.adapters.rows import has_rows
 from bayeslora.data import to_device
 from bayeslora.likelihoods import LanguageModel, Likelihood, PerToken, QuestionAnswering
 from bayeslora.outcomes import LanguagePrediction, Outputs, Rows

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora.adapters.network import AdaptedNetwork, NotFoldedError, has_rows, logits_of, sequences_in
+from bayeslora.adapters.layer import NotFoldedError
+from bayeslora.adapters.network import AdaptedNetwork, logits_of
+from bayeslora.adapters.rows import has_rows, sequences_in
 from bayeslora.types import Batch
 
 # Numbers in the gradients held at once: examples × factors.
