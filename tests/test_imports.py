@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "bayeslora"
 ORDER = (
     ("types",),
     ("adapters", "distributions"),
-    ("priors", "guides", "curvature", "elbo", "tuning"),
+    ("priors", "guides", "curvature", "elbo", "tuning", "precision"),
     ("methods",),
     ("program", "budget", "outcomes"),
     ("prediction", "storage"),

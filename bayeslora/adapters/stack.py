@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import pyro
+import torch
 from torch import Tensor, nn
 
 from bayeslora.adapters.families import Family, LowRank
@@ -58,6 +59,12 @@ class Stack:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Factor name to the shape of one layer's factor."""
         return self.family.shapes(self.d_in, self.d_out, self.rank)
+
+    @cached_property
+    def matrix_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Name to the shape of one layer's matrix, of those that the family's `curvature` is about."""
+        factors = self.family.factors(*(torch.empty(shape, device="meta") for shape in self.shapes.values()))
+        return {name: tuple(matrix.shape) for name, matrix in self.family.matrices(factors).items()}
 
     def initial(self) -> Any:
         """Factors to start training from, `[layer, …]` each: with them, the layers are as they were."""

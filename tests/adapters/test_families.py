@@ -134,7 +134,7 @@ def test_families_without_a_rank_take_any() -> None:
 
 SIDED = (LowRank(), InputDropout(0.1), SVD(), DoRA(), Full())
 PRODUCTS = (LowRank(), SVD())
-CURVED = (LowRank(), InputDropout(0.1), Affine())
+CURVED = (LowRank(), Affine())
 
 
 @pytest.mark.parametrize("family", SIDED, ids=name_of)
@@ -203,7 +203,6 @@ def test_a_family_whose_change_is_no_product_says_so(family: Family) -> None:
 def test_inputs_and_gradients_of_its_matrices_make_up_their_gradient(family: Family) -> None:
     shapes = family.shapes(7, 5, 3)
     start = family.factors(*(torch.randn(1, *shape).double() for shape in shapes.values()))
-    start = start._replace(seed=torch.zeros(1).double()) if "seed" in shapes else start
     matrices = {name: value.requires_grad_() for name, value in family.matrices(start).items()}
     factors = family.from_matrices(matrices)
     s, x, g = torch.tensor([1.7]).double(), torch.randn(2, 6, 7).double(), torch.randn(2, 6, 5).double()
@@ -219,11 +218,8 @@ def test_inputs_and_gradients_of_its_matrices_make_up_their_gradient(family: Fam
 @pytest.mark.parametrize("family", [SVD(), DoRA(), Full(), Bias(), Bottleneck()], ids=name_of)
 def test_a_family_whose_curvature_is_not_known_says_so(family: Family) -> None:
     factors = family.factors(*(torch.zeros(shape) for shape in family.shapes(7, 5, 3).values()))
-    message = f"The curvature of {name_of(family)} factors is not known; that of low-rank ones is"
-    with pytest.raises(TypeError, match=message):
+    with pytest.raises(TypeError, match=f"The curvature of {name_of(family)} factors is not known; that of low-rank"):
         family.curvature(factors, torch.ones(()), torch.zeros(4, 7), torch.zeros(4, 5))
-    with pytest.raises(TypeError, match=message):
-        family.matrices(factors)
 
 
 # SVD

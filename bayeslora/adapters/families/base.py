@@ -87,15 +87,11 @@ class Family(abc.ABC):
         raise self._refusal("do not change the weight by a product of two small matrices")
 
     def matrices(self, factors: Any) -> dict[str, Tensor]:
-        """Return the factors as the matrices that `curvature` is about, `[…, row, column]`, by name.
-
-        Raises:
-            TypeError: If the curvature of these factors is not known.
-        """
-        raise TypeError(f"The curvature of {type(self).__name__} factors is not known; that of low-rank ones is.")
+        """Return the factors as the matrices that `curvature` is about, `[…, row, column]`, by name."""
+        return factors._asdict()
 
     def from_matrices(self, matrices: Mapping[str, Tensor]) -> Any:
-        """Return the factors, given as matrices."""
+        """Return the factors that `matrices` makes these of."""
         return self.factors(**matrices)
 
     def curvature(self, factors: Any, scaling: Tensor, x: Tensor, g: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

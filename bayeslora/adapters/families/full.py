@@ -100,6 +100,15 @@ class Affine(Additive):
     def measure(self, bases: Sequence[nn.Module]) -> Mapping[str, Tensor]:
         return {"W0": torch.stack([precise(frozen_weight(base)) for base in bases])}
 
+    def frozen(self, bases: Sequence[Any]) -> AffineFactors:
+        """Return the layers' weights and biases as they are without adapters, `[layer, …]`; a bias they lack is 0."""
+        weights = [frozen_weight(base) for base in bases]
+        biases = [
+            weight.new_zeros(len(weight)) if base.bias is None else base.bias.detach()
+            for weight, base in zip(weights, bases, strict=True)
+        ]
+        return AffineFactors(torch.stack(weights), torch.stack(biases))
+
     def matrices(self, factors: AffineFactors) -> dict[str, Tensor]:
         """One matrix, the weight with the bias as its last column."""
         return {"weight": torch.cat([factors.weight, factors.bias[..., None]], dim=-1)}

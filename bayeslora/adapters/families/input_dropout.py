@@ -64,7 +64,3 @@ class InputDropout(LowRank):
 
     def without_noise(self) -> LowRank:
         return LowRank()
-
-    def from_matrices(self, matrices: Mapping[str, Tensor]) -> SeededFactors:
-        A, B = matrices["A"], matrices["B"]
-        return SeededFactors(A, B, A.new_zeros(A.shape[:-2]))

@@ -74,9 +74,6 @@ class LowRank(Product):
     def product(self, factors: Any) -> tuple[Tensor, Tensor]:
         return factors.A, factors.B
 
-    def matrices(self, factors: Any) -> dict[str, Tensor]:
-        return {"A": factors.A, "B": factors.B}
-
     def curvature(self, factors: Any, scaling: Tensor, x: Tensor, g: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         A, B = factors.A, factors.B
         return {"A": (x, scaling * (g @ B)), "B": (scaling * (x @ A.T), g)}
