@@ -1,8 +1,8 @@
 """Every adapter family: its start, its draws, its norms, and what it folds into the weights."""
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -23,9 +23,49 @@ from bayeslora.adapters import (
     LowRank,
     choose_targets,
 )
+from bayeslora.adapters.families import Shapes
+from bayeslora.adapters.families.base import linear
+from bayeslora.likelihoods import Classification
+from bayeslora.methods.point import PointEstimate
+from bayeslora.program import Program
 from tests.helpers import assert_mean_close, batch, tiny_bert, tiny_gpt2, tiny_llama
 
-FAMILIES = (LowRank(), SVD(), DoRA(), Full(), Bias(), Affine(), Bottleneck(), Bottleneck("relu", after_attention=False))
+
+class RankOneFactors(NamedTuple):
+    u: Tensor
+    v: Tensor
+
+
+class RankOne(Family):
+    """A family of one's own, which nothing in the library names: h = W0 x + u (v · x), with v at 1 and u at 0."""
+
+    factors = RankOneFactors
+    layer_dims = (1, 1)
+    has_rank = False
+
+    def shapes(self, d_in: int, d_out: int, rank: int) -> Shapes:
+        return {"u": (d_out,), "v": (d_in,)}
+
+    def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> RankOneFactors:
+        return RankOneFactors(torch.zeros(num_layers, *shapes["u"]), torch.ones(num_layers, *shapes["v"]))
+
+    def forward(self, base: nn.Module, x: Tensor, factors: RankOneFactors) -> Tensor:
+        return base(x) + linear(linear(x, factors.v[..., None, :]), factors.u[..., None])
+
+    def delta(self, factors: RankOneFactors, bases: Sequence[nn.Module] = ()) -> Tensor:
+        return factors.u[..., None] * factors.v[..., None, :]
+
+    def difference_norm(
+        self, factors: RankOneFactors, reference: RankOneFactors | None = None, bases: Sequence[nn.Module] = ()
+    ) -> Tensor:
+        change = self.delta(factors) - (0 if reference is None else self.delta(reference))
+        return change.norm(dim=(-2, -1))
+
+
+FAMILIES = (
+    *(LowRank(), SVD(), DoRA(), Full(), Bias(), Affine(), Bottleneck(), Bottleneck("relu", after_attention=False)),
+    RankOne(),
+)
 FOLDED = tuple(family for family in FAMILIES if not isinstance(family, Bottleneck))
 MAKERS = (tiny_bert, tiny_llama, tiny_gpt2)
 
@@ -130,6 +170,21 @@ def test_families_without_a_rank_take_any() -> None:
     assert {name: stack.rank for name, stack in stacks.items()} == {"32x32": 32, "32x48": 32, "48x32": 32}
 
 
+def test_a_method_trains_a_family_of_ones_own() -> None:
+    class RankOneAlone(PointEstimate):
+        name = "rank_one"
+        family = RankOne()
+
+    network = AdaptedNetwork(tiny_bert(), RankOne(), num_examples=4)
+    program = Program(network, RankOneAlone(), Classification(3))
+    program(**batch(4)).loss.backward()
+    gradients = [parameter.grad for name, parameter in program.guide.named_parameters() if ".u." in name]
+    assert len(gradients) == len(network.stacks)
+    assert all(gradient.abs().max() > 0 for gradient in gradients)  # that of v is 0 while u is
+    with pytest.raises(ValueError, match="RankOne adapters have no form in PEFT's LoRA"):
+        interop.export_peft(network, program.factors_at(program.centre()), "unused")
+
+
 # What methods ask of a family
 
 SIDED = (LowRank(), InputDropout(0.1), SVD(), DoRA(), Full())
@@ -182,7 +237,7 @@ def test_the_product_is_the_change(family: Family) -> None:
     torch.testing.assert_close(family.forward(base, x, layer) - base(x), x @ (left @ right)[0, 0].T)
 
 
-@pytest.mark.parametrize("family", [Bias(), Bottleneck()], ids=name_of)
+@pytest.mark.parametrize("family", [Bias(), Bottleneck(), RankOne()], ids=name_of)
 def test_a_family_without_sides_says_so(family: Family) -> None:
     with pytest.raises(TypeError, match=f"{name_of(family)} adapters have no factor whose columns belong to the"):
         _ = family.columns
@@ -192,7 +247,7 @@ def test_a_family_without_sides_says_so(family: Family) -> None:
         family.start_scale(7)
 
 
-@pytest.mark.parametrize("family", [DoRA(), Full(), Bias(), Affine(), Bottleneck()], ids=name_of)
+@pytest.mark.parametrize("family", [DoRA(), Full(), Bias(), Affine(), Bottleneck(), RankOne()], ids=name_of)
 def test_a_family_whose_change_is_no_product_says_so(family: Family) -> None:
     factors = family.factors(*(torch.zeros(2, *shape) for shape in family.shapes(7, 5, 3).values()))
     with pytest.raises(TypeError, match=f"{name_of(family)} adapters do not change the weight by a product"):
@@ -215,7 +270,7 @@ def test_inputs_and_gradients_of_its_matrices_make_up_their_gradient(family: Fam
         torch.testing.assert_close(torch.einsum("...r,...c->rc", gradient, z), expected[0])
 
 
-@pytest.mark.parametrize("family", [SVD(), DoRA(), Full(), Bias(), Bottleneck()], ids=name_of)
+@pytest.mark.parametrize("family", [SVD(), DoRA(), Full(), Bias(), Bottleneck(), RankOne()], ids=name_of)
 def test_a_family_whose_curvature_is_not_known_says_so(family: Family) -> None:
     factors = family.factors(*(torch.zeros(shape) for shape in family.shapes(7, 5, 3).values()))
     with pytest.raises(TypeError, match=f"The curvature of {name_of(family)} factors is not known; that of low-rank"):
