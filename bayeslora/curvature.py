@@ -7,7 +7,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from bayeslora.adapters import Affine, Family, LowRank
+from bayeslora.adapters import split_site
 
 
 class Kronecker(NamedTuple):
@@ -88,7 +88,7 @@ def gauss_newton(
     with $\Lambda_n$ the Hessian of the negative log-likelihood in the logits, $\Lambda = S S^\top$, and $g_{ntc}$ the
     gradient with respect to F z of the logits' product with column c of S. M counts the positions that have a gradient:
     padding does not count. For `A`, z = x; for `B`, z = s A x; for `weight`, which has the bias as its last column,
-    z = (x, 1).
+    z = (x, 1): what z and g are is the adapter family's to say, `Family.curvature`.
 
     Args:
         program: A program, in evaluation mode.
@@ -105,7 +105,7 @@ def gauss_newton(
         Martens and Grosse (2015), [Optimizing Neural Networks with Kronecker-factored Approximate
         Curvature](https://arxiv.org/abs/1503.05671).
     """
-    names = dict.fromkeys(site.rpartition(".")[0] for site in ranks)
+    names = dict.fromkeys(split_site(site)[0] for site in ranks)
     layers = [(name, index) for name in names for index in range(len(program.stacks[name]))]
     sums = {(site, index): Curvature(ranks[site]) for site in ranks for index in _indices(program, site)}
     at_centre = program.factors_at(program.centre())
@@ -114,10 +114,12 @@ def gauss_newton(
 
     def matrices(key: tuple[str, int], g: Tensor) -> dict[tuple[str, int], tuple[Tensor, Tensor]]:
         name, index = key
-        its_factors = [factor[index] for factor in factors[name]]
-        s = program.network.scaling(name)[index]
-        parts = _matrices(program.stacks[name].family, its_factors, s, seen[key][0], g)
-        return {(f"{name}.{part}", index): value for part, value in parts.items() if f"{name}.{part}" in ranks}
+        its_factors = type(factors[name])(*(factor[index] for factor in factors[name]))
+        dtype = its_factors[0].dtype  # the network may be in half precision
+        s, x = program.network.scaling(name)[index], seen[key][0].to(dtype)
+        stack = program.stacks[name]
+        parts = {stack.site(part): v for part, v in stack.family.curvature(its_factors, s, x, g.to(dtype)).items()}
+        return {(site, index): value for site, value in parts.items() if site in ranks}
 
     hooks = [
         program.network.layers(name)[index].register_forward_hook(_keep(seen, (name, index))) for name, index in layers
@@ -173,7 +175,7 @@ def hessian_root(likelihood: Any, logits: Tensor, labels: Tensor) -> list[Tensor
 
 
 def _indices(program: Any, site: str) -> range:
-    return range(len(program.stacks[site.rpartition(".")[0]]))
+    return range(len(program.stacks[split_site(site)[0]]))
 
 
 def _keep(seen: dict[tuple[str, int], tuple[Tensor, Tensor]], key: tuple[str, int]) -> Any:
@@ -185,16 +187,3 @@ def _keep(seen: dict[tuple[str, int], tuple[Tensor, Tensor]], key: tuple[str, in
         return output
 
     return hook
-
-
-def _matrices(
-    family: Family, factors: list[Tensor], s: Tensor, x: Tensor, g: Tensor
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """A layer's matrices of factors: their inputs, `[…, column]`, and their outputs' gradients, `[…, row]`."""
-    x, g = x.to(factors[0].dtype), g.to(factors[0].dtype)  # the network may be in half precision
-    if isinstance(family, LowRank):
-        A, B = factors
-        return {"A": (x, s * (g @ B)), "B": (s * (x @ A.T), g)}
-    if isinstance(family, Affine):
-        return {"weight": (torch.cat([x, torch.ones_like(x[..., :1])], dim=-1), g)}
-    raise TypeError(f"The curvature of {type(family).__name__} factors is not known; that of low-rank ones is.")

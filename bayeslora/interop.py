@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayeslora.adapters import AdaptedNetwork, DoRA, Family, LowRank, Stacks
-from bayeslora.adapters.network import share_weights
+from bayeslora.adapters import AdaptedNetwork, Family, Stacks
+from bayeslora.adapters.families import IN_PEFT
+from bayeslora.adapters.weights import is_transposed, oriented, share_weights
 from bayeslora.program import Program
 
 PREFIX = "base_model.model."
@@ -156,15 +157,15 @@ def _from_peft(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Adapte
                 f"The PEFT adapter has {option}={config[option]!r}: its update is not B A alone. Only plain LoRA and "
                 "DoRA can be a starting point."
             )
-    family = DoRA() if config.get("use_dora") else LowRank()
+    family = next(f for f in IN_PEFT if all(config.get(key) == value for key, value in f.peft_settings.items()))
+    patterns = {factor: _peft_pattern(name) for factor, name in family.peft_names.items()}
     factors: dict[str, dict[str, Tensor]] = {}
     head = {}
     for key, value in state.items():
         name = key.removeprefix(PREFIX)
-        if match := re.fullmatch(r"(.+)\.lora_([AB])(?:\.[^.]+)?\.weight", name):
-            factors.setdefault(match[1], {})[match[2]] = value.detach().float()
-        elif match := re.fullmatch(r"(.+)\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?", name):
-            factors.setdefault(match[1], {})["m"] = value.detach().float()
+        matches = ((factor, pattern.fullmatch(name)) for factor, pattern in patterns.items())
+        if found := next(((factor, match[1]) for factor, match in matches if match), None):
+            factors.setdefault(found[1], {})[found[0]] = value.detach().float()
         elif "lora_" in name:
             raise ValueError(f"The PEFT adapter has weights {key!r}, which are no linear layer's A or B.")
         else:
@@ -173,6 +174,15 @@ def _from_peft(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Adapte
     ranks = {name: len(parts["A"]) for name, parts in factors.items()}
     scaling = {name: _peft_scaling(config, name, rank) for name, rank in ranks.items()}
     return Adapters(family, layers, ranks, scaling, head)
+
+
+def _peft_pattern(name: str) -> re.Pattern[str]:
+    """What matches a parameter of a LoRA layer in a saved adapter; an adapter's name may stand in it.
+
+    A parameter of the layer itself, such as DoRA's magnitudes, is at times saved as one of a module of its own.
+    """
+    module, dot, _ = name.partition(".")
+    return re.compile(rf"(.+)\.{module}(?:\.[^.]+)?" + (r"\.weight" if dot else r"(?:\.weight)?"))
 
 
 def _peft_scaling(config: Mapping[str, Any], name: str, rank: int) -> float:
@@ -211,8 +221,8 @@ def export_peft(network: AdaptedNetwork, factors: Mapping[str, Any], folder: str
         alpha_pattern={name: a for name, a in alphas.items() if a != alpha},
         target_modules=list(adapters.factors),
         modules_to_save=list(network.head_names) or None,
-        fan_in_fan_out=any(type(base).__name__ == "Conv1D" for name in network.stacks for base in network.bases(name)),
-        use_dora=isinstance(adapters.family, DoRA),
+        fan_in_fan_out=any(is_transposed(base) for name in network.stacks for base in network.bases(name)),
+        **adapters.family.peft_settings,
     )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -255,8 +265,7 @@ def _add_to_weight(layer: Any, change: Tensor, name: str) -> None:
             f"Layer {name!r} is quantised ({weight.dtype}); merging would lose the adapter to rounding. "
             "Load the base model unquantised, load the posterior onto it, and merge that."
         )
-    # GPT-2's Conv1D keeps its weight transposed.
-    change = change.T if type(layer).__name__ == "Conv1D" else change
+    change = oriented(layer, change)
     layer.weight = nn.Parameter((weight.detach().to(change.dtype) + change).to(weight.dtype), requires_grad=False)
 
 

@@ -11,7 +11,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from bayeslora.adapters.network import has_rows
+from bayeslora.adapters.rows import has_rows
 from bayeslora.data import to_device
 from bayeslora.program import Program, evaluating
 from bayeslora.types import Batch, Sites

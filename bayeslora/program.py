@@ -25,10 +25,6 @@ class Output(NamedTuple):
     logits: Tensor
 
 
-ROWS_BY_DRAW = "rows_by_draw"
-"""What a training batch says if its rows are blocks of equal size, one for each particle."""
-
-
 class Program(nn.Module):
     """The generative model of labels given inputs, its guide, and the negative ELBO.
 
@@ -86,12 +82,12 @@ class Program(nn.Module):
     def device(self) -> torch.device:
         return self.network.device
 
-    def model(self, batch: Batch) -> Tensor:
+    def model(self, batch: Batch, rows_by_draw: bool = False) -> Tensor:
         """The generative model: factors from the prior, logits from the network, labels from the likelihood."""
-        logits = self.network_logits(self.factors(), batch)
+        logits = self.network_logits(self.factors(), batch, rows_by_draw)
         # Rows of particles of their own: the ELBO sums the same over all particles, and divides by their number.
         self.likelihood.observe(logits, batch["labels"])
-        return logits.unflatten(0, (self.elbo.num_particles, -1)) if batch.get(ROWS_BY_DRAW) else logits
+        return logits.unflatten(0, (self.elbo.num_particles, -1)) if rows_by_draw else logits
 
     def factors(self) -> Mapping[str, Any]:
         """The method's prior, run on this network's stacks and device."""
@@ -100,14 +96,24 @@ class Program(nn.Module):
         with on_device:
             return self.method.prior(self.stacks)
 
-    def forward(self, **batch: Any) -> Output:
+    def forward(self, *, rows_by_draw: bool = False, **batch: Any) -> Output:
+        """Return the loss per example and the logits of a batch.
+
+        Args:
+            rows_by_draw: Whether the rows are blocks of equal size, one for each particle, instead of every particle's.
+                It is about training: in evaluation mode, all rows are the centre's.
+            batch: The network's inputs, and the labels.
+
+        Raises:
+            ValueError: If there are no labels.
+        """
         if "labels" not in batch:
             raise ValueError(f"The batch has no 'labels', only {', '.join(batch)}.")
         with pyro.validation_enabled(False):
             if not self.training:
                 logits = self.logits(self.centre(), batch)
                 return Output(-self.likelihood.log_prob(logits, batch["labels"]).mean(), logits)
-            terms, logits = self.elbo.terms(self.model, lambda _: self.guide(), batch)
+            terms, logits = self.elbo.terms(self.model, lambda *_: self.guide(), batch, rows_by_draw)
         values = torch.stack(list(terms.values()))
         self._terms = (list(terms), values.detach())
         return Output(values.sum(), logits)
@@ -122,10 +128,13 @@ class Program(nn.Module):
         """Logits at given sites, `[*draw, batch, …]`; labels in the batch are ignored."""
         return self.network_logits(self.factors_at(sites), batch)
 
-    def network_logits(self, factors: Mapping[str, Any], batch: Batch) -> Tensor:
-        """The network's logits at given factors, the part that the labels are about, `[*draw, batch, …]`."""
-        inputs = {name: value for name, value in batch.items() if name not in ("labels", ROWS_BY_DRAW)}
-        return self.likelihood.select(self.network(factors, inputs, bool(batch.get(ROWS_BY_DRAW))), batch)
+    def network_logits(self, factors: Mapping[str, Any], batch: Batch, rows_by_draw: bool = False) -> Tensor:
+        """The network's logits at given factors, the part that the labels are about, `[*draw, batch, …]`.
+
+        Where each draw has rows of its own, they are `[batch, …]`, block by block.
+        """
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        return self.likelihood.select(self.network(factors, inputs, rows_by_draw), batch)
 
     def factors_at(self, sites: Sites) -> Mapping[str, Any]:
         """Factors of every stack as the prior computes them from given sites."""

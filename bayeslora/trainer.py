@@ -16,7 +16,7 @@ from bayeslora.data import OwnOrders, Source, to_device
 from bayeslora.methods import Tuning
 from bayeslora.posterior import Posterior
 from bayeslora.prediction import seeded
-from bayeslora.program import ROWS_BY_DRAW, Program, evaluating
+from bayeslora.program import Program, evaluating
 from bayeslora.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -68,11 +68,13 @@ class ProgramTrainer(Trainer):
         self.train_source = train
         self.validation_source = validation
         rows: Any = train.dataset
+        self.rows_by_draw = False
         if self.program.method.own_batches and self.program.elbo.num_particles > 1:
             if rows is None:
                 logger.warning("All members get the same batches, the DataLoader's: give a dataset for their own.")
             else:
                 rows = OwnOrders(rows, self.program.elbo.num_particles)
+                self.rows_by_draw = True
         super().__init__(
             model=self.program,
             train_dataset=rows,
@@ -95,7 +97,7 @@ class ProgramTrainer(Trainer):
         if not isinstance(rows[0], tuple):
             return self.train_source.collate(rows)
         blocks = zip(*rows, strict=True)
-        return {**self.train_source.collate([row for block in blocks for row in block]), ROWS_BY_DRAW: True}
+        return self.train_source.collate([row for block in blocks for row in block])
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.train_source) or super().get_train_dataloader()
@@ -149,7 +151,9 @@ class ProgramTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         if self.labels_unseen:
             self.program.likelihood.check_labels(inputs["labels"].cpu())
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        # The Trainer calls the model with a mapping alone: what is no input of the network's goes in beside them here.
+        call = {**inputs, "rows_by_draw": True} if self.rows_by_draw else inputs
+        loss = super().training_step(model, call, num_items_in_batch)
         self.recorder.record(self.program)
         self.last_good.after_backward(self, loss, inputs)
         return loss

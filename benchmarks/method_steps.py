@@ -17,7 +17,7 @@ from timing import median_ratio, report, taking_turns, words
 
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.methods import make_method
-from bayeslora.program import ROWS_BY_DRAW, Program
+from bayeslora.program import Program
 from bayeslora.tasks import Classification
 
 ROWS, LENGTHS, STEPS = 16, (16, 64), 15
@@ -63,16 +63,14 @@ def stepper(contender: Contender, length: int) -> Callable[[], None]:
     program = Program(network, method, Classification(2), contender.num_particles)
     program.num_steps = 10 * STEPS
     rows = ROWS * (contender.num_particles if method.own_batches else 1)
-    batch: dict[str, Any] = {**words(rows, length)}
-    if method.own_batches:
-        batch[ROWS_BY_DRAW] = True
+    batch = words(rows, length)
     optimizer = torch.optim.AdamW([parameter for _, parameter in program.trainable()], lr=1e-4)
     taken = 0
 
     def train() -> None:
         nonlocal taken
         taken += 1
-        program(**batch).loss.backward()
+        program(**batch, rows_by_draw=method.own_batches).loss.backward()
         optimizer.step()
         method.after_step(program, taken)
         optimizer.zero_grad()

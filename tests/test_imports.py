@@ -15,7 +15,7 @@ ORDER = (
     ("types",),
     ("networks",),
     ("adapters", "distributions"),
-    ("priors", "guides", "curvature", "elbo", "tuning", "tasks"),
+    ("priors", "guides", "curvature", "elbo", "tuning", "precision", "tasks"),
     ("data", "methods"),
     ("program", "budget", "registry"),
     ("prediction", "storage"),
@@ -77,6 +77,11 @@ def allowed(importer: str, imported: str) -> bool:
 def test_every_room_exists() -> None:
     parts = {part(path) for path in FILES}
     assert {name for row in ORDER for name in row} | set(LEAVES) == parts
+
+
+def test_no_module_is_too_long_to_read() -> None:
+    lengths = {str(path.relative_to(PACKAGE)): len(path.read_text().splitlines()) for path in FILES}
+    assert not {name: length for name, length in lengths.items() if length > (200 if "methods" in name else 400)}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import bayeslora
 from bayeslora import Posterior, metrics
-from bayeslora.adapters import AdaptedNetwork, linear
+from bayeslora.adapters import AdaptedNetwork, linearised
 from bayeslora.methods import make_method
 from bayeslora.program import Program
 from bayeslora.tasks import Classification
@@ -92,7 +92,7 @@ def test_rows_go_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     program = make_program()
     sites = sites_near_centre(program, 1.0)
     whole = program.linearised(sites)(INPUTS)
-    monkeypatch.setattr(linear, "GRADIENT_NUMBERS", 2 * sum(v.numel() // 3 for v in sites.values()))
+    monkeypatch.setattr(linearised, "GRADIENT_NUMBERS", 2 * sum(v.numel() // 3 for v in sites.values()))
     in_chunks = program.linearised(sites)
     assert 1 < in_chunks.rows < 5
     torch.testing.assert_close(in_chunks(INPUTS), whole)

@@ -6,7 +6,7 @@ import torch
 
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.methods import make_method
-from bayeslora.program import ROWS_BY_DRAW, Program
+from bayeslora.program import Program
 from bayeslora.tasks import Classification
 from tests.helpers import assert_checkpointing_keeps_gradients, batch, tiny_bert, tiny_llama
 
@@ -74,10 +74,12 @@ def test_draws_that_cannot_share_a_pass_train_one_by_one(method: str, by_draw: b
     network, chosen = AdaptedNetwork(SequenceFirst(), targets="body", rank=2), make_method(method)
     program = Program(network, chosen, Classification(2), num_particles=3)
     rows = {"x": torch.randn(6, 5, 3), "labels": torch.zeros(6, dtype=torch.long)}
-    output = program(**rows, **({ROWS_BY_DRAW: True} if by_draw else {}))
+    output = program(**rows, rows_by_draw=by_draw)
     assert output.logits.shape == (3, 2 if by_draw else 6, 2)
     output.loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for _, p in program.trainable())
+    program.eval()
+    assert torch.equal(program(**rows, rows_by_draw=by_draw).logits, program(**rows).logits)  # the centre has all rows
 
 
 def test_no_pyro_setting_changes() -> None:

@@ -19,9 +19,10 @@ from bayeslora.adapters.families import (
     SeededFactors,
     SVDFactors,
 )
-from bayeslora.adapters.linear import Linearised
-from bayeslora.adapters.network import AdaptedNetwork, choose_targets
+from bayeslora.adapters.linearised import Linearised
+from bayeslora.adapters.network import AdaptedNetwork
 from bayeslora.adapters.stack import Stack, Stacks, split_site
+from bayeslora.adapters.targets import choose_targets
 
 __all__ = [
     "SVD",

@@ -1,14 +1,17 @@
 """Layers of one shape, stacked: one tensor per factor."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import pyro
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from bayeslora.adapters.families import Family, LowRank
+from bayeslora.adapters.targets import lookup
+from bayeslora.adapters.weights import features
 from bayeslora.types import Sites
 
 
@@ -73,6 +76,12 @@ class Stack:
         """Factor name to the shape of one layer's factor."""
         return self.family.shapes(self.d_in, self.d_out, self.rank)
 
+    @cached_property
+    def matrix_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Name to the shape of one layer's matrix, of those that the family's `curvature` is about."""
+        factors = self.family.factors(*(torch.empty(shape, device="meta") for shape in self.shapes.values()))
+        return {name: tuple(matrix.shape) for name, matrix in self.family.matrices(factors).items()}
+
     def initial(self) -> Any:
         """Factors to start training from, `[layer, …]` each: with them, the layers are as they were."""
         return self.family.initial(len(self), self.shapes, self.measured)
@@ -109,3 +118,65 @@ class Stacks(Mapping[str, Stack]):
 
     def __len__(self) -> int:
         return len(self._stacks)
+
+
+def grouped(
+    model: nn.Module,
+    names: Sequence[str],
+    family: Family,
+    rank: int | Mapping[str, int],
+    start_rank: Callable[[int], int],
+    alpha: float | Mapping[str, float],
+    num_examples: int,
+    num_layers: int | None = None,
+    prefix: str = "",
+) -> list[Stack]:
+    """Group the named layers of a model by shape and rank, a stack each.
+
+    Args:
+        model: The network.
+        names: The layers, in the model's order.
+        family: Which factors they have.
+        rank: r, or a mapping from module-name suffix to r.
+        start_rank: The rank that a layer asked to have r is given.
+        alpha: LoRA's alpha, or a mapping, likewise.
+        num_examples: n.
+        num_layers: L; by default, the number of names.
+        prefix: What the names of the stacks begin with: those of the task head have one.
+
+    Raises:
+        ValueError: If a rank does not fit its layer.
+    """
+    groups: dict[tuple[int, int, int], list[str]] = {}
+    for name in names:
+        sizes = features(model.get_submodule(name))
+        assert sizes is not None
+        layer_rank = min(sizes)
+        if family.has_rank:
+            given = lookup(rank, name, 8)
+            layer_rank = start_rank(given) if isinstance(given, int) else 0
+            if not 1 <= layer_rank <= min(sizes):
+                starts = f", which starts at {layer_rank}," if layer_rank not in (0, given) else ""
+                largest = sum(start_rank(r) <= min(sizes) for r in range(1, min(sizes) + 1))
+                raise ValueError(
+                    f"rank={given!r}{starts} does not fit layer {name!r}, which is {sizes[0]} to {sizes[1]} "
+                    f"features: give a whole number from 1 to {largest}, or leave the layer out of `targets`."
+                )
+        groups.setdefault((*sizes, layer_rank), []).append(name)
+    several = family.has_rank and len({layer_rank for _, _, layer_rank in groups}) > 1
+    return [
+        Stack(
+            name=f"{prefix}{d_in}x{d_out}" + (f"r{layer_rank}" if several else ""),
+            layer_names=tuple(layers),
+            d_in=d_in,
+            d_out=d_out,
+            rank=layer_rank,
+            scaling=tuple(lookup(alpha, name, 16) / layer_rank for name in layers),
+            num_layers=num_layers or len(names),
+            num_examples=num_examples,
+            family=family,
+            in_head=bool(prefix),
+            measured=family.measure([model.get_submodule(name) for name in layers]),
+        )
+        for (d_in, d_out, layer_rank), layers in groups.items()
+    ]

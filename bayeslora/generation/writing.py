@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.adapters.network import NotFoldedError
+from bayeslora.adapters.layer import NotFoldedError
 from bayeslora.data import to_device
 from bayeslora.generation.prompts import is_encoder_decoder
 from bayeslora.generation.text import Generation, Text

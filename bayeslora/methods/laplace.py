@@ -1,7 +1,6 @@
 """Laplace approximations: Gaussians around a trained point, from the curvature of its likelihood."""
 
 import logging
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -12,18 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora import curvature, guides, priors
-from bayeslora.adapters import Affine, AffineFactors, Family, Stack
+from bayeslora.adapters import Affine, Family, Stack, split_site
 from bayeslora.distributions import KroneckerNormal
 from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import Count, Positive
+from bayeslora.precision import largest_evidence, least_nll
 
 logger = logging.getLogger(__name__)
-
-CANDIDATES = tuple(10 ** (k / 2) for k in range(-2, 13))
-"""Prior precisions among which held-out data choose: 0.1 to 10⁶, two per power of ten."""
-
-NUM_DRAWS = 64
-"""Draws of the logits with which a candidate is judged."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +64,8 @@ class Laplace(PerStackMethod):
 
     def stack_prior(self, stack: Stack) -> Any:
         with stack.layers:
-            sites = {n: pyro.sample(f"{stack.name}.{n}", priors.flat(s)) for n, s in _shapes(stack).items()}
-        if stack.in_head:
-            return AffineFactors(sites["weight"][..., :-1], sites["weight"][..., -1])
-        return stack.family.factors(**sites)
+            matrices = {n: pyro.sample(stack.site(n), priors.flat(s)) for n, s in stack.matrix_shapes.items()}
+        return stack.family.from_matrices(matrices)
 
     def guide(self, stacks: Any) -> nn.Module:
         if self.last_layer and not any(stack.in_head for stack in stacks.values()):
@@ -92,14 +84,19 @@ class Laplace(PerStackMethod):
         found = curvature.gauss_newton(program, train, {site: matrix.ranks for site, matrix in matrices.items()})
         for site, matrix in matrices.items():
             matrix.put(found[site])
-        precision, how = self.prior_precision, "given"
-        if isinstance(precision, str):
-            how = "validation" if precision == "validation" and validation else "evidence"
-            precision = (
-                _least_nll(program, matrices, validation) if how == "validation" else _evidence(program, matrices)
-            )
-        _set(matrices, precision)
-        logger.info("Laplace: prior precision %.3g (%s).", precision, how)
+
+        def put(precision: float) -> None:
+            for matrix in matrices.values():
+                matrix.precision.fill_(precision)
+
+        tau, how = self.prior_precision, "given"
+        if tau == "validation" and validation:
+            tau, how = least_nll(program, validation, put), "validation"
+        elif isinstance(tau, str):
+            weights = [_weights(program, site, matrix) for site, matrix in matrices.items()]
+            tau, how = largest_evidence([matrix.eigenvalues() for matrix in matrices.values()], weights), "evidence"
+        put(tau)
+        logger.info("Laplace: prior precision %.3g (%s).", tau, how)
         return guide
 
 
@@ -111,7 +108,7 @@ class LaplaceGuide(nn.Module):
         self.stack = stack
         is_random = stack.in_head or not method.last_layer
         self.matrices = nn.ModuleDict()
-        for name, shape in _shapes(stack).items():
+        for name, shape in stack.matrix_shapes.items():
             ranks = [size if size <= method.max_width else method.kept for size in shape]
             loc = torch.zeros(len(stack), *shape)
             matrix = Matrix(loc, *ranks) if is_random else guides.Point(loc)
@@ -121,18 +118,13 @@ class LaplaceGuide(nn.Module):
     def forward(self) -> None:
         with self.stack.layers:
             for name, matrix in self.matrices.items():
-                pyro.sample(f"{self.stack.name}.{name}", matrix())
+                pyro.sample(self.stack.site(name), matrix())
 
     def start(self, factors: Any) -> None:
         """Begin at trained factors."""
-        if self.stack.in_head:
-            values = {"weight": torch.cat([factors.weight, factors.bias[..., None]], dim=-1)}
-        else:
-            values = factors._asdict()
         with torch.no_grad():
-            for name, value in values.items():
-                matrix: Any = self.matrices[name]
-                matrix.loc.copy_(value)
+            for name, value in self.stack.family.matrices(factors).items():
+                self.matrices[name].get_parameter("loc").copy_(value)
 
 
 class Matrix(guides.Site):
@@ -167,9 +159,8 @@ class Matrix(guides.Site):
     def forward(self) -> dist.Distribution:
         if not self.precision > 0:
             return dist.Delta(self.loc, event_dim=2)
-        return KroneckerNormal(
-            self.loc, self.row_basis, self.row_values, self.column_basis, self.column_values, self.precision
-        )
+        factored = {name: getattr(self, name) for name in curvature.Kronecker._fields}
+        return KroneckerNormal(self.loc, **factored, precision=self.precision)
 
     def put(self, layers: list[curvature.Kronecker]) -> None:
         """Take the curvature of each layer."""
@@ -181,69 +172,20 @@ class Matrix(guides.Site):
         return self.row_values[..., :, None] * self.column_values[..., None, :]
 
 
-def _shapes(stack: Stack) -> dict[str, tuple[int, ...]]:
-    """Shapes of a stack's matrices: a head's layer has its bias in the last column."""
-    return {"weight": (stack.d_out, stack.d_in + 1)} if stack.in_head else dict(stack.shapes)
-
-
 def _matrices(guide: Any) -> dict[str, Matrix]:
     """The matrices that have a curvature, by site."""
     return {
-        f"{stack}.{name}": matrix
-        for stack, part in guide.items()
+        part.stack.site(name): matrix
+        for part in guide.values()
         for name, matrix in part.matrices.items()
         if isinstance(matrix, Matrix)
     }
 
 
-def _set(matrices: dict[str, Matrix], precision: float) -> None:
-    for matrix in matrices.values():
-        matrix.precision.fill_(precision)
-
-
-def _evidence(program: Any, matrices: dict[str, Matrix]) -> float:
-    r"""τ at the largest marginal likelihood.
-
-    With $\ell$ all eigenvalues of the curvature, it has $\tau = \gamma / \lVert F \rVert^2$, $\gamma = \sum_i \ell_i /
-    (\ell_i + \tau)$. The norm is that of the factors, and of the task head's weights in whole, not of their changes.
-    """
-    eigenvalues = torch.cat([matrix.eigenvalues().flatten().double() for matrix in matrices.values()])
-    square = sum(float(_weights(program, site, matrix).double().square().sum()) for site, matrix in matrices.items())
-    precision = 1.0
-    for _ in range(1_000):
-        gamma = float((eigenvalues / (eigenvalues + precision)).sum())
-        previous, precision = precision, min(max(gamma / max(square, 1e-30), CANDIDATES[0]), CANDIDATES[-1])
-        if abs(math.log(precision / previous)) < 1e-6:
-            break
-    return precision
-
-
 def _weights(program: Any, site: str, matrix: Matrix) -> Tensor:
-    name = site.rpartition(".")[0]
-    if not program.stacks[name].in_head:
+    """What the prior is about: the factors, and the task head's weights in whole, not their change."""
+    stack, name = split_site(site)
+    if not program.stacks[stack].in_head:
         return matrix.loc.detach()
-    weights = matrix.loc.detach().clone()
-    for layer, base in zip(weights, program.network.bases(name), strict=True):
-        layer[:, :-1] += base.weight.T if type(base).__name__ == "Conv1D" else base.weight
-        if base.bias is not None:
-            layer[:, -1] += base.bias
-    return weights
-
-
-def _least_nll(program: Any, matrices: dict[str, Matrix], batches: Iterable[Any]) -> float:
-    """The candidate with the least NLL of the linearised predictions."""
-    seed = int(torch.randint(2**31, ()))
-    scores = {}
-    for precision in CANDIDATES:
-        _set(matrices, precision)
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(seed)
-            linearised = program.linearised(program.draw(NUM_DRAWS))
-            total, count = 0.0, 0
-            for batch in batches:
-                logits = linearised({name: value for name, value in batch.items() if name != "labels"})
-                log_probs = program.likelihood.log_prob(logits, batch["labels"]).double()
-                total -= float((log_probs.logsumexp(0) - math.log(NUM_DRAWS)).sum())
-                count += log_probs.shape[1]
-        scores[precision] = total / count
-    return min(scores, key=lambda precision: scores[precision])
+    head = Affine()
+    return matrix.loc.detach() + head.matrices(head.frozen(program.network.bases(stack)))[name]

@@ -1,8 +1,8 @@
 """Every adapter family: its start, its draws, its norms, and what it folds into the weights."""
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -19,12 +19,53 @@ from bayeslora.adapters import (
     Factors,
     Family,
     Full,
+    InputDropout,
     LowRank,
     choose_targets,
 )
-from tests.helpers import batch, tiny_bert, tiny_gpt2, tiny_llama
+from bayeslora.adapters.families import Shapes
+from bayeslora.adapters.families.base import linear
+from bayeslora.methods.point import PointEstimate
+from bayeslora.program import Program
+from bayeslora.tasks import Classification
+from tests.helpers import assert_mean_close, batch, tiny_bert, tiny_gpt2, tiny_llama
 
-FAMILIES = (LowRank(), SVD(), DoRA(), Full(), Bias(), Affine(), Bottleneck(), Bottleneck("relu", after_attention=False))
+
+class RankOneFactors(NamedTuple):
+    u: Tensor
+    v: Tensor
+
+
+class RankOne(Family):
+    """A family of one's own, which nothing in the library names: h = W0 x + u (v · x), with v at 1 and u at 0."""
+
+    factors = RankOneFactors
+    layer_dims = (1, 1)
+    has_rank = False
+
+    def shapes(self, d_in: int, d_out: int, rank: int) -> Shapes:
+        return {"u": (d_out,), "v": (d_in,)}
+
+    def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> RankOneFactors:
+        return RankOneFactors(torch.zeros(num_layers, *shapes["u"]), torch.ones(num_layers, *shapes["v"]))
+
+    def forward(self, base: nn.Module, x: Tensor, factors: RankOneFactors) -> Tensor:
+        return base(x) + linear(linear(x, factors.v[..., None, :]), factors.u[..., None])
+
+    def delta(self, factors: RankOneFactors, bases: Sequence[nn.Module] = ()) -> Tensor:
+        return factors.u[..., None] * factors.v[..., None, :]
+
+    def difference_norm(
+        self, factors: RankOneFactors, reference: RankOneFactors | None = None, bases: Sequence[nn.Module] = ()
+    ) -> Tensor:
+        change = self.delta(factors) - (0 if reference is None else self.delta(reference))
+        return change.norm(dim=(-2, -1))
+
+
+FAMILIES = (
+    *(LowRank(), SVD(), DoRA(), Full(), Bias(), Affine(), Bottleneck(), Bottleneck("relu", after_attention=False)),
+    RankOne(),
+)
 FOLDED = tuple(family for family in FAMILIES if not isinstance(family, Bottleneck))
 MAKERS = (tiny_bert, tiny_llama, tiny_gpt2)
 
@@ -127,6 +168,113 @@ def test_shapes_are_those_of_the_start(family: Family) -> None:
 def test_families_without_a_rank_take_any() -> None:
     stacks = AdaptedNetwork(tiny_bert(), Full(), rank=10_000).stacks
     assert {name: stack.rank for name, stack in stacks.items()} == {"32x32": 32, "32x48": 32, "48x32": 32}
+
+
+def test_a_method_trains_a_family_of_ones_own() -> None:
+    class RankOneAlone(PointEstimate):
+        name = "rank_one"
+        family = RankOne()
+
+    network = AdaptedNetwork(tiny_bert(), RankOne(), num_examples=4)
+    program = Program(network, RankOneAlone(), Classification(3))
+    program(**batch(4)).loss.backward()
+    gradients = [parameter.grad for name, parameter in program.guide.named_parameters() if ".u." in name]
+    assert len(gradients) == len(network.stacks)
+    assert all(gradient.abs().max() > 0 for gradient in gradients)  # that of v is 0 while u is
+    with pytest.raises(ValueError, match="RankOne adapters have no form in PEFT's LoRA"):
+        interop.export_peft(network, program.factors_at(program.centre()), "unused")
+
+
+# What methods ask of a family
+
+SIDED = (LowRank(), InputDropout(0.1), SVD(), DoRA(), Full())
+PRODUCTS = (LowRank(), SVD())
+CURVED = (LowRank(), Affine())
+
+
+@pytest.mark.parametrize("family", SIDED, ids=name_of)
+def test_its_sides_belong_to_input_and_output_features(family: Family) -> None:
+    shapes = family.shapes(7, 5, 3)
+    assert shapes[family.columns][-1] == 7
+    assert shapes[family.rows][-2] == 5
+
+
+@pytest.mark.parametrize("family", [LowRank(), SVD(), Full()], ids=name_of)
+def test_a_column_is_an_input_feature_and_a_row_an_output_feature(family: Family) -> None:
+    factors = family.factors(*(torch.randn(2, *shape).double() for shape in family.shapes(7, 5, 3).values()))
+    left_out = factors._replace(**{family.columns: getattr(factors, family.columns).clone()})
+    getattr(left_out, family.columns)[..., 4] = 0
+    expected = family.delta(factors).clone()
+    expected[..., 4] = 0
+    torch.testing.assert_close(family.delta(left_out), expected)
+    left_out = left_out._replace(**{family.rows: getattr(left_out, family.rows).clone()})
+    getattr(left_out, family.rows)[..., 2, :] = 0
+    expected[..., 2, :] = 0
+    torch.testing.assert_close(family.delta(left_out), expected)
+
+
+@pytest.mark.parametrize("family", [family for family in SIDED if family.has_rank], ids=name_of)
+def test_the_scale_of_the_start_is_its_standard_deviation(family: Family) -> None:
+    shapes = family.shapes(40, 5, 3)
+    start = family.initial(400, shapes, {"m": torch.ones(400, 5)})
+    entries = getattr(start, family.columns).flatten()
+    assert_mean_close(entries.square(), family.start_scale(40) ** 2)
+
+
+def test_full_weights_count_in_hundredths_of_a_new_layers() -> None:
+    assert Full().start_scale(40) == pytest.approx(LowRank().start_scale(40) / 100, rel=1e-12)
+
+
+@pytest.mark.parametrize("family", PRODUCTS, ids=name_of)
+def test_the_product_is_the_change(family: Family) -> None:
+    factors = family.factors(*(torch.randn(2, 4, *shape).double() for shape in family.shapes(7, 5, 3).values()))
+    right, left = family.product(factors)
+    assert (right.shape, left.shape) == ((2, 4, 3, 7), (2, 4, 5, 3))
+    torch.testing.assert_close(left @ right, family.delta(factors))
+    x = torch.randn(6, 7).double()
+    base = nn.Linear(7, 5, dtype=torch.float64)
+    layer = family.factors(*(factor[0, 0] for factor in factors))
+    torch.testing.assert_close(family.forward(base, x, layer) - base(x), x @ (left @ right)[0, 0].T)
+
+
+@pytest.mark.parametrize("family", [Bias(), Bottleneck(), RankOne()], ids=name_of)
+def test_a_family_without_sides_says_so(family: Family) -> None:
+    with pytest.raises(TypeError, match=f"{name_of(family)} adapters have no factor whose columns belong to the"):
+        _ = family.columns
+    with pytest.raises(TypeError, match=f"{name_of(family)} adapters have no factor whose rows belong to the"):
+        _ = family.rows
+    with pytest.raises(TypeError, match="have no factor whose columns"):
+        family.start_scale(7)
+
+
+@pytest.mark.parametrize("family", [DoRA(), Full(), Bias(), Affine(), Bottleneck(), RankOne()], ids=name_of)
+def test_a_family_whose_change_is_no_product_says_so(family: Family) -> None:
+    factors = family.factors(*(torch.zeros(2, *shape) for shape in family.shapes(7, 5, 3).values()))
+    with pytest.raises(TypeError, match=f"{name_of(family)} adapters do not change the weight by a product"):
+        family.product(factors)
+
+
+@pytest.mark.parametrize("family", CURVED, ids=name_of)
+def test_inputs_and_gradients_of_its_matrices_make_up_their_gradient(family: Family) -> None:
+    shapes = family.shapes(7, 5, 3)
+    start = family.factors(*(torch.randn(1, *shape).double() for shape in shapes.values()))
+    matrices = {name: value.requires_grad_() for name, value in family.matrices(start).items()}
+    factors = family.from_matrices(matrices)
+    s, x, g = torch.tensor([1.7]).double(), torch.randn(2, 6, 7).double(), torch.randn(2, 6, 5).double()
+    base = nn.Linear(7, 5, dtype=torch.float64).requires_grad_(False).eval()
+    (layer,) = family.unstack(family.scale(factors, s if family.has_rank else torch.ones(1).double()))
+    gradients = torch.autograd.grad((family.forward(base, x, layer) * g).sum(), list(matrices.values()))
+    parts = family.curvature(*family.unstack(factors), s[0], x, g)
+    assert list(parts) == list(matrices)
+    for (z, gradient), expected in zip(parts.values(), gradients, strict=True):
+        torch.testing.assert_close(torch.einsum("...r,...c->rc", gradient, z), expected[0])
+
+
+@pytest.mark.parametrize("family", [SVD(), DoRA(), Full(), Bias(), Bottleneck(), RankOne()], ids=name_of)
+def test_a_family_whose_curvature_is_not_known_says_so(family: Family) -> None:
+    factors = family.factors(*(torch.zeros(shape) for shape in family.shapes(7, 5, 3).values()))
+    with pytest.raises(TypeError, match=f"The curvature of {name_of(family)} factors is not known; that of low-rank"):
+        family.curvature(factors, torch.ones(()), torch.zeros(4, 7), torch.zeros(4, 5))
 
 
 # SVD

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bayeslora.adapters import AdaptedNetwork, Factors, choose_targets
-from bayeslora.adapters.network import AdaptedLayer, NotFoldedError, Slot
+from bayeslora.adapters.layer import AdaptedLayer, NotFoldedError, Slot
 from tests.helpers import batch, tiny_bert, tiny_deberta, tiny_gpt2, tiny_llama
 
 ATTENTION_OF_BERT = [

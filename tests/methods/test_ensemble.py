@@ -14,7 +14,7 @@ from bayeslora.guides import last_steps
 from bayeslora.interop import from_program
 from bayeslora.methods import CheckpointEnsemble, make_method
 from bayeslora.posterior import Posterior
-from bayeslora.program import ROWS_BY_DRAW, Program
+from bayeslora.program import Program
 from tests.helpers import batch, tiny_bert, tokens
 from tests.methods.conftest import randomise
 
@@ -43,7 +43,7 @@ def test_an_ensemble_of_one_is_lora() -> None:
 def test_members_on_their_own_rows_have_the_gradients_they_have_alone(make_program: Make) -> None:
     ensemble = randomise(make_program("deep_ensemble", double=True, members=3))
     inputs = batch(6)
-    output = ensemble(**inputs, **{ROWS_BY_DRAW: True})
+    output = ensemble(**inputs, rows_by_draw=True)
     output.loss.backward()
     assert output.logits.shape == (3, 2, 3)
     losses = []
@@ -108,10 +108,10 @@ def test_training_gives_each_member_a_batch_of_its_own(monkeypatch: pytest.Monke
     seen: list[torch.Tensor] = []
     forward = Program.forward
 
-    def spy(self: Program, **inputs: Any) -> Any:
-        assert inputs[ROWS_BY_DRAW]
+    def spy(self: Program, *, rows_by_draw: bool = False, **inputs: Any) -> Any:
+        assert rows_by_draw
         seen.append(inputs["input_ids"])
-        return forward(self, **inputs)
+        return forward(self, rows_by_draw=rows_by_draw, **inputs)
 
     monkeypatch.setattr(Program, "forward", spy)
     posterior = bayeslora.fit(

@@ -9,8 +9,8 @@ import torch
 
 import bayeslora
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.adapters.network import logits_of
 from bayeslora.methods import make_method
+from bayeslora.networks import logits_of
 from bayeslora.program import Program
 from bayeslora.tasks import AnswerLetters
 from bayeslora.tasks.language_model import LanguagePrediction

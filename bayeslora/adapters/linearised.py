@@ -6,7 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora.adapters.network import AdaptedNetwork, NotFoldedError, has_rows, logits_of, sequences_in
+from bayeslora.adapters.layer import NotFoldedError
+from bayeslora.adapters.network import AdaptedNetwork
+from bayeslora.adapters.rows import has_rows, sequences_in
+from bayeslora.networks import logits_of
 from bayeslora.types import Batch
 
 # Numbers in the gradients held at once: examples × factors.

@@ -1,0 +1,233 @@
+"""What an adapter family is: which factors a layer has, and the layer's forward pass given them."""
+
+import abc
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bayeslora.types import PerLayer, Scaling
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Factor name to the shape of one layer's factor."""
+
+
+def kaiming(*shape: int) -> Float[Tensor, "layer rank d_in"]:
+    """LoRA's starting value of `A`: U(±1/√d_in), standard deviation 1/√(3 d_in).
+
+    Args:
+        shape: `(layer, rank, d_in)`.
+    """
+    bound = 1 / math.sqrt(shape[-1])
+    return torch.empty(shape).uniform_(-bound, bound)
+
+
+def kaiming_scale(d_in: int) -> float:
+    """Return the standard deviation of the entries of `kaiming`, 1/√(3 d_in)."""
+    return 1 / math.sqrt(3 * d_in)
+
+
+class Family(abc.ABC):
+    """Which factors a layer has, their shapes, and the layer's forward pass given them.
+
+    Attributes:
+        factors: The `NamedTuple` of this family's factors, `[*draw, layer, …]` each.
+        layer_dims: Dimensions of one layer's factor, per factor; what stands before them is `[*draw, layer]`.
+        has_rank: Whether shapes depend on a rank r, and the change is scaled by s = alpha / r.
+        peft_names: Factor to its name in PEFT's LoRA layer, for families whose factors such a layer holds as they are.
+        peft_settings: What `peft.LoraConfig` has to say beside ranks, alphas and targets.
+    """
+
+    factors: ClassVar[Any]
+    layer_dims: ClassVar[tuple[int, ...]]
+    has_rank: ClassVar[bool] = True
+    peft_names: ClassVar[Mapping[str, str]] = {}
+    peft_settings: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def columns(self) -> str:
+        """The factor whose columns belong to the layer's input features.
+
+        Raises:
+            TypeError: If there is none.
+        """
+        raise self._refusal("have no factor whose columns belong to the layer's input features")
+
+    @property
+    def rows(self) -> str:
+        """The factor whose rows belong to the layer's output features.
+
+        Raises:
+            TypeError: If there is none.
+        """
+        raise self._refusal("have no factor whose rows belong to the layer's output features")
+
+    def start_scale(self, d_in: int) -> float:
+        """Return the standard deviation of the entries that the factor `columns` starts from.
+
+        Where that factor starts at 0, it is a scale small beside the weights that a new layer would start with.
+
+        Raises:
+            TypeError: If there is no such factor.
+        """
+        raise self._refusal("have no factor whose columns belong to the layer's input features")
+
+    def product(self, factors: Any) -> tuple[Tensor, Tensor]:
+        """Return the change of the weight as a pair, `right` `[…, rank, d_in]` and `left` `[…, d_out, rank]`.
+
+        The change is `left @ right`, of factors as they are given: scaled, if they are.
+
+        Raises:
+            TypeError: If the change is not a product of two small matrices.
+        """
+        raise self._refusal("do not change the weight by a product of two small matrices")
+
+    def matrices(self, factors: Any) -> dict[str, Tensor]:
+        """Return the factors as the matrices that `curvature` is about, `[…, row, column]`, by name."""
+        return factors._asdict()
+
+    def from_matrices(self, matrices: Mapping[str, Tensor]) -> Any:
+        """Return the factors that `matrices` makes these of."""
+        return self.factors(**matrices)
+
+    def curvature(self, factors: Any, scaling: Tensor, x: Tensor, g: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return what each of a layer's matrices multiplies, `[…, column]`, and its output's gradients, `[…, row]`.
+
+        Args:
+            factors: One layer's factors, without s.
+            scaling: The layer's s.
+            x: The layer's input, `[…, d_in]`.
+            g: Gradients with respect to the layer's output, `[…, d_out]`.
+
+        Raises:
+            TypeError: If the curvature of these factors is not known.
+        """
+        raise TypeError(f"The curvature of {type(self).__name__} factors is not known; that of low-rank ones is.")
+
+    @abc.abstractmethod
+    def shapes(self, d_in: int, d_out: int, rank: int) -> Shapes:
+        """Factor name to the shape of one layer's factor."""
+
+    @abc.abstractmethod
+    def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> Any:
+        """Factors to start from, `[layer, …]` each, with which every layer computes what its base does.
+
+        Args:
+            num_layers: Layers of the stack.
+            shapes: Factor name to the shape of one layer's factor.
+            measured: What `measure` returned for these layers.
+        """
+
+    def measure(self, bases: Sequence[nn.Module]) -> Mapping[str, Tensor]:
+        """What the starting factors need to know of the layers' frozen weights, name to `[layer, …]`."""
+        return {}
+
+    def scale(self, factors: Any, scaling: Scaling) -> Any:
+        """Fold the per-layer scaling s, `[layer]`, into stacked factors: once per stack, not once per layer."""
+        return factors
+
+    @abc.abstractmethod
+    def forward(self, base: nn.Module, x: Tensor, factors: Any) -> Tensor:
+        """One layer's output, given its scaled factors, `[*draw, …]`; with draws, the rows of `x` belong to them."""
+
+    @abc.abstractmethod
+    def delta(self, factors: Any, bases: Sequence[nn.Module] = ()) -> Tensor | None:
+        """The change of the weight, `[*draw, layer, d_out, d_in]`, or None where it stays as it is.
+
+        Args:
+            factors: Scaled factors, `[*draw, layer, …]`.
+            bases: The layers, for families whose change depends on the frozen weights.
+        """
+
+    def bias_delta(self, factors: Any) -> Tensor | None:
+        """The change of the bias, `[*draw, layer, d_out]`, given scaled factors, or None where it stays as it is."""
+        return None
+
+    @abc.abstractmethod
+    def difference_norm(self, factors: Any, reference: Any | None = None, bases: Sequence[nn.Module] = ()) -> PerLayer:
+        """Frobenius norm of the difference of two changes of weight and bias, `[*draw, layer]`.
+
+        Args:
+            factors: Scaled factors, `[*draw, layer, …]`.
+            reference: Others, or None for no change.
+            bases: The layers, for families whose change depends on the frozen weights.
+        """
+
+    def places(self, names: Sequence[str]) -> list[str]:
+        """The layers that `targets="all-linear"` means, given the names of all linear layers of the body."""
+        return list(names)
+
+    def peft(self, factors: Any) -> dict[str, Tensor]:
+        """The parameters of the PEFT LoRA layer that computes the same, by their names there.
+
+        Args:
+            factors: One layer's factors, without s, which PEFT applies itself.
+
+        Raises:
+            ValueError: If there is no such layer.
+        """
+        if not self.peft_names:
+            raise ValueError(
+                f"{type(self).__name__} adapters have no form in PEFT's LoRA, and cannot be exported: low-rank, SVD "
+                "and DoRA adapters can."
+            )
+        return {name: getattr(factors, factor) for factor, name in self.peft_names.items()}
+
+    def without_noise(self) -> "Family":
+        """The family that computes the same where there is no noise; its factors are these without the noise's."""
+        return self
+
+    def unstack(self, factors: Any) -> list[Any]:
+        """Stacked factors as one tuple of factors per layer."""
+        # One `unbind` per factor: its backward pass is a single `stack`, where indexing would add L scatters.
+        columns = (value.unbind(-1 - dims) for value, dims in zip(factors, self.layer_dims, strict=True))
+        return [self.factors(*layer) for layer in zip(*columns, strict=True)]
+
+    def _refusal(self, what: str) -> TypeError:
+        return TypeError(f"{type(self).__name__} adapters {what}: choose another family, such as low rank.")
+
+
+class Product(Family):
+    """A family whose change of the weight is a product of two small matrices: `product` says which."""
+
+    def delta(self, factors: Any, bases: Sequence[nn.Module] = ()) -> Tensor:
+        right, left = self.product(factors)
+        return left @ right
+
+    def difference_norm(self, factors: Any, reference: Any | None = None, bases: Sequence[nn.Module] = ()) -> PerLayer:
+        right, left = self.product(factors)
+        products = [(left, right)]
+        if reference is not None:
+            right, left = self.product(reference)
+            products.append((-left, right))
+        return norm_of_products(products)
+
+
+def spread(value: Tensor, rows: Tensor) -> Tensor:
+    """Features `[*draw, d]`, shaped to go with rows `[row, …, d]`, a block of which belongs to each draw."""
+    if value.dim() == 1:
+        return value
+    by_row = value.repeat_interleave(len(rows) // len(value), dim=0)
+    return by_row.view(len(rows), *[1] * (rows.dim() - 2), -1)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x Wᵀ + b`; where `W` has a draw dimension, the rows of `x` belong to the draws, a block of them each."""
+    if weight.dim() == 2:
+        return F.linear(x, weight, bias)
+    h = x.reshape(len(weight), -1, x.shape[-1]) @ weight.mT
+    return (h if bias is None else h + bias[:, None]).view(*x.shape[:-1], -1)
+
+
+def norm_of_products(products: Sequence[tuple[Tensor, Tensor]]) -> Float[Tensor, "..."]:
+    r"""$\lVert \sum_i B_i A_i \rVert_F$ of pairs `B` `[…, d_out, rank]`, `A` `[…, rank, d_in]`; no sum is formed."""
+    # B A + B'A' = [B, B'] [A; A'], and |BA|^2 = tr(B'B AA'): Gram matrices of size 2r, not weights.
+    shape = torch.broadcast_shapes(*(A.shape[:-2] for _, A in products))
+    B = torch.cat([B.expand(*shape, -1, -1) for B, _ in products], dim=-1).double()
+    A = torch.cat([A.expand(*shape, -1, -1) for _, A in products], dim=-2).double()
+    square = ((B.mT @ B) * (A @ A.mT)).sum((-2, -1))
+    return square.clamp(min=0).sqrt().to(products[0][0].dtype)

@@ -1,0 +1,41 @@
+"""Rows of a batch: which inputs have them, and whether a layer sees them first."""
+
+from torch import Tensor
+
+from bayeslora.types import Batch
+
+
+def has_rows(value: object) -> bool:
+    """Whether an input of the network is a tensor with a first dimension."""
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def sequences_in(inputs: Batch) -> int:
+    """Sequences of tokens in a row of the network's inputs: the choices where `input_ids` is `[batch, choice, token]`.
+
+    Models of multiple choice flatten the first two dimensions, which keeps each draw's rows together.
+    """
+    ids = inputs.get("input_ids")
+    return ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 3 else 1
+
+
+def blocks(inputs: Batch, size: int, num_blocks: int) -> list[Batch]:
+    """Inputs of `size` rows in blocks of equal size."""
+    parts = {
+        name: value.chunk(num_blocks) if has_rows(value) and len(value) == size else [value] * num_blocks
+        for name, value in inputs.items()
+    }
+    return [{name: values[index] for name, values in parts.items()} for index in range(num_blocks)]
+
+
+def has_rows_first(x: Tensor, rows: int, sequences: int, trusting: bool) -> bool:
+    """Whether the rows of a layer's input are those of the batch, or the sequences in them, in the batch's order."""
+    if x.dim() < 3:  # rows, or the tokens of all rows
+        return len(x) % rows == 0
+    first, second = x.shape[:2]
+    sizes = (rows, rows * sequences)
+    # A transposed batch has its rows, or sequences, second. Where both dimensions have such a size, the first need not
+    # be the batch. Draws can mostly run one by one; where they cannot, batches of another size will tell.
+    if trusting:
+        return first in sizes and (second != sizes[1] or first == second)
+    return first in sizes and second not in sizes

@@ -1,0 +1,119 @@
+"""Which layers of a network are adapted, and which form its task head."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from bayeslora.adapters.families import Family, LowRank
+from bayeslora.adapters.weights import features
+
+# Query, key and value projections as the common architectures spell them, the fused ones included.
+ATTENTION = (
+    *("query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin", "q", "k", "v"),
+    *("query_proj", "key_proj", "value_proj", "to_q", "to_k", "to_v"),
+    *("c_attn", "query_key_value", "qkv", "qkv_proj", "Wqkv", "in_proj"),
+)  # fmt: skip
+
+# Heads of networks that do not say which of their parts is the body.
+HEADS = ("classifier", "score", "head", "heads", "fc", "qa_outputs", "classification_head")
+
+
+def choose_targets(model: nn.Module, targets: str | Sequence[str], family: Family | None = None) -> list[str]:
+    """Names of the layers to adapt, in the model's order.
+
+    Args:
+        model: The network.
+        targets: `"all-linear"`, every linear layer of the body (not the pooler, the task head or the output
+            embedding); `"attention"`, query, key and value projections; a suffix; a list of suffixes; or a regular
+            expression, matched against whole module names.
+        family: The adapter family, which may mean fewer layers by `"all-linear"`: bottlenecks follow the layers that
+            end attention and the MLP.
+
+    Raises:
+        ValueError: If nothing matches; lists the names that exist.
+    """
+    # A task head is trained as it is: an adapter on it would be a second name for the same change.
+    heads = head_names(model)
+    linear = {name: layer for name, layer in linear_layers(model).items() if name.split(".")[0] not in heads}
+    body = [name for name in linear if _in_body(model, name)]
+    if targets == "all-linear":
+        chosen = (family or LowRank()).places(body) if body else []
+    elif targets == "attention":
+        chosen = [name for name in body if name.rpartition(".")[2] in ATTENTION]
+    elif isinstance(targets, str):
+        chosen = [name for name in linear if _ends_with(name, targets)]
+        if not chosen:
+            try:
+                pattern = re.compile(targets)
+            except re.error as error:
+                raise ValueError(
+                    f"targets={targets!r} is no suffix of a layer's name and no regular expression: {error}"
+                ) from None
+            chosen = [name for name in linear if pattern.fullmatch(name)]
+    else:
+        matches = {t: [t] if t in linear else [n for n in linear if _ends_with(n, t)] for t in targets}
+        unmatched = [t for t, names in matches.items() if not names]
+        if unmatched or not targets:
+            raise ValueError(_no_match(unmatched, linear))
+        chosen = [name for name in linear if any(name in names for names in matches.values())]
+    if not chosen:
+        raise ValueError(_no_match(targets, linear))
+    return chosen
+
+
+def head_names(model: nn.Module) -> tuple[str, ...]:
+    """Top-level parts of a model that form its task head: trained with the adapters, and not adapted.
+
+    For a `transformers` model, what stands outside its body, unless that is a pre-trained language-model head; for
+    any other, the parts that carry one of the usual names (`classifier`, `head`, `fc`, …).
+    """
+    prefix = getattr(model, "base_model_prefix", "")
+    children = {name: child for name, child in model.named_children() if any(True for _ in child.parameters())}
+    if prefix and prefix in children:
+        return () if _output_embedding(model) is not None else tuple(n for n in children if n != prefix)
+    return tuple(name for name in children if name in HEADS) if len(children) > 1 else ()
+
+
+def _output_embedding(model: nn.Module) -> nn.Module | None:
+    get = getattr(model, "get_output_embeddings", None)
+    return get() if get is not None else None
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the linear layers that an adapter can stand at, by name, in the model's order."""
+    # nn.MultiheadAttention reads its projection's weight and never calls it: an adapter there would do nothing.
+    bypassed = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if name and not name.startswith(bypassed) and features(module) is not None
+    }
+
+
+def _in_body(model: nn.Module, name: str) -> bool:
+    return not ("pooler" in name.split(".") or model.get_submodule(name) is _output_embedding(model))
+
+
+def _ends_with(name: str, suffix: str) -> bool:
+    return name == suffix or name.endswith(f".{suffix}")
+
+
+def lookup(value: Any, name: str, default: Any) -> Any:
+    """Return what a mapping from module-name suffixes says of a layer; any other value says the same of every layer."""
+    if not isinstance(value, Mapping):
+        return value
+    if name in value:
+        return value[name]
+    return next((entry for suffix, entry in value.items() if _ends_with(name, suffix)), default)
+
+
+def _no_match(targets: object, names: Mapping[str, nn.Module]) -> str:
+    suffixes = sorted({name.rpartition(".")[2] for name in names})
+    if not names:
+        return f"targets={targets!r} match no layer: the model has no linear layers to adapt."
+    return (
+        f"targets={targets!r} match no linear layer. Suffixes that exist: {', '.join(suffixes)}. "
+        f"Full names look like {next(iter(names))!r}. Or use 'all-linear' or 'attention'."
+    )
