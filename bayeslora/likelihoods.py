@@ -120,6 +120,9 @@ class Categorical(Likelihood):
 class Classification(Categorical):
     r"""One class per example: $p(y) = \mathrm{softmax}(f)_y$.
 
+    Labels: a whole number.
+    Logits: `[batch, class]`.
+
     Args:
         num_classes: Number of classes.
     """
@@ -145,6 +148,9 @@ class Classification(Categorical):
 
 class MultipleChoice(Categorical):
     r"""One of several choices per example, of which the network scores each: $p(y) = \mathrm{softmax}(f)_y$.
+
+    Labels: the number of a choice; inputs are `[choice, token]`.
+    Logits: `[batch, choice]`.
 
     Args:
         num_choices: Number of choices.
@@ -177,6 +183,9 @@ class MultipleChoice(Categorical):
 
 class AnswerLetters(Categorical):
     r"""One of several answers per prompt: the next token of a causal language model, restricted to their letters.
+
+    Labels: the number of an answer.
+    Logits: those of the next token, `[batch, token, vocabulary]`.
 
     Args:
         token_ids: The token of each answer.
@@ -291,6 +300,9 @@ class RealValued(Likelihood):
 class Regression(RealValued):
     r"""A real number with Normal noise: $y \sim N(f, \sigma^2)$.
 
+    Labels: a real number.
+    Logits: `[batch, 1]`.
+
     Args:
         scale: σ, in units of the labels: its start, or its value if it is not learned.
         learned: Whether σ is learned, one for all examples.
@@ -304,6 +316,9 @@ class Regression(RealValued):
 
 class StudentT(RealValued):
     r"""A real number with Student t noise, for labels with outliers: $(y - f) / \sigma \sim t_\nu$.
+
+    Labels: a real number.
+    Logits: `[batch, 1]`.
 
     Args:
         scale: σ, in units of the labels: its start, or its value if it is not learned.
@@ -328,6 +343,9 @@ class StudentT(RealValued):
 
 class MultiLabel(Likelihood):
     r"""Any of several labels per example, independent given the logits: $p(y_j = 1) = 1 / (1 + e^{-f_j})$.
+
+    Labels: a row of 0 and 1.
+    Logits: `[batch, label]`.
 
     Args:
         num_classes: Number of labels.
@@ -436,6 +454,9 @@ class PerToken(Likelihood):
 class TokenClassification(PerToken):
     """One class per token, such as the parts of a name; tokens labelled −100 are not observed.
 
+    Labels: a class per token; −100 is not observed.
+    Logits: `[batch, token, class]`.
+
     Args:
         num_classes: Number of classes.
     """
@@ -459,6 +480,9 @@ class LanguageModel(PerToken):
 class CausalLM(LanguageModel):
     """The next token, of a causal language model; tokens labelled −100, such as a prompt, are not observed.
 
+    Labels: the tokens; −100 is not observed; without labels, the inputs.
+    Logits: `[batch, token, vocabulary]`.
+
     Labels are those of `transformers`, at the place of the token itself; where the data has none, they are the inputs.
 
     Args:
@@ -471,6 +495,9 @@ class CausalLM(LanguageModel):
 
 class Seq2SeqLM(LanguageModel):
     """The tokens that an encoder-decoder writes, or that a masked language model fills in; −100 is not observed.
+
+    Labels: the tokens to write, or texts; −100 is not observed.
+    Logits: `[batch, token, vocabulary]`.
 
     Args:
         num_classes: Size of the vocabulary.
@@ -502,6 +529,9 @@ class Positions(dist.TorchDistribution):
 
 class QuestionAnswering(Likelihood):
     r"""First and last token of the answer: $p(i, j) = \mathrm{softmax}(f^{start})_i\, \mathrm{softmax}(f^{end})_j$.
+
+    Labels: the first and last token, or columns `start_positions` and `end_positions`.
+    Logits: start and end, `[batch, token]` each.
 
     Labels are `[start, end]`, or the two columns `start_positions` and `end_positions`. Padding has probability 0.
     (`transformers` halves the sum of the two losses; this is the log-likelihood of both.)
@@ -536,6 +566,9 @@ class QuestionAnswering(Likelihood):
 
 class Observation(Likelihood):
     """A likelihood of your own: a callable that makes the observation, as in a Pyro program.
+
+    Labels: anything.
+    Logits: anything.
 
     For counts, say: `lambda logits, labels: pyro.sample("labels", dist.Poisson(logits[..., 0].exp()), obs=labels)`. It
     makes one site, `"labels"`, of batch shape `[*draw, batch]`, and runs in a plate over the examples of a batch.
