@@ -37,10 +37,9 @@ def docstring(cls: type) -> str:
     return inspect.cleandoc(cls.__doc__)
 
 
-def sentence(cls: type, here: Path) -> str:
-    """Return the first line of a class's docstring, in the README without formulas, which not every reader renders."""
-    line = docstring(cls).splitlines()[0]
-    return line if here.is_relative_to(DOCS) else re.sub(r"[:,] \$[^$]*\$(?=[.;])", "", line)
+def sentence(cls: type) -> str:
+    """Return the first line of a class's docstring without the formula at the end of a clause: too wide for a table."""
+    return re.sub(r"[:,] \$[^$]*\$(?=[.;])", "", docstring(cls).splitlines()[0])
 
 
 def papers(cls: type) -> str:
@@ -90,32 +89,34 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def methods_table(here: Path) -> str:
     """Return the table of methods, linked from a page."""
-    rows = ((linked(name, method_page(cls), here), sentence(cls, here), papers(cls)) for name, cls in METHODS.items())
+    rows = ((linked(name, method_page(cls), here), sentence(cls), papers(cls)) for name, cls in METHODS.items())
     return table(("name", "what it is", "paper"), rows)
 
 
 def labels_table(here: Path) -> str:
     """Return the names of the kinds of labels and what they are, linked from a page."""
-    rows = ((linked(name, task_page(cls), here), sentence(cls, here)) for name, cls in LIKELIHOODS.items())
+    rows = ((linked(name, task_page(cls), here), sentence(cls)) for name, cls in LIKELIHOODS.items())
     return table(("name", "what it is"), rows)
 
 
 def tasks_table(here: Path) -> str:
-    """Return the table of kinds of labels, with their shapes and models, linked from a page."""
+    """Return the table of kinds of labels with the shapes they take, linked from a page."""
     rows = (
-        (
-            linked(name, task_page(cls), here),
-            sentence(cls, here),
-            stated(cls, "Labels"),
-            stated(cls, "Logits"),
-            f"`{AUTO_CLASSES.get(cls, DEFAULT)}`",
-        )
+        (linked(name, task_page(cls), here), sentence(cls), stated(cls, "Labels"), stated(cls, "Logits"))
         for name, cls in LIKELIHOODS.items()
     )
-    return table(("name", "what it is", "labels of an example", "logits", "loaded by name as"), rows)
+    return table(("name", "what it is", "labels of an example", "logits"), rows)
 
 
-TABLES = {"methods": methods_table, "labels": labels_table, "tasks": tasks_table}
+def models_table(here: Path) -> str:
+    """Return the classes of `transformers` as which a name is loaded, and for which kinds of labels."""
+    kinds: dict[str, list[str]] = {}
+    for name, cls in LIKELIHOODS.items():
+        kinds.setdefault(AUTO_CLASSES.get(cls, DEFAULT), []).append(linked(name, task_page(cls), here))
+    return table(("class", "kinds of labels"), ((f"`{auto}`", ", ".join(names)) for auto, names in kinds.items()))
+
+
+TABLES = {"methods": methods_table, "labels": labels_table, "tasks": tasks_table, "models": models_table}
 
 
 def renewed(text: str, here: Path) -> str:
@@ -152,14 +153,13 @@ def navigation(pages: Iterable[Path]) -> list[dict[str, str]]:
 
 
 def on_config(config: Any) -> Any:
-    """Add the pages of methods and kinds of labels to the navigation, after the pages that introduce them."""
+    """Add the pages of methods and of kinds of labels to the navigation, after the pages that introduce them."""
     found = {"Methods": map(method_page, METHODS.values()), "Tasks": map(task_page, LIKELIHOODS.values())}
     for section in config.nav:
-        for title, pages in found.items():
-            if title in section:
-                section[title] += [
-                    entry for entry in navigation(pages) if not set(entry.values()) & set(section[title])
-                ]
+        for title in found.keys() & section:
+            others = [entry for entry in navigation(found[title]) if section[title] not in entry.values()]
+            if others:
+                section[title] = [{"Overview": section[title]}, *others]
     return config
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,12 @@ def own(monkeypatch: pytest.MonkeyPatch) -> type:
     method = type("MyOwn", (LoRA,), fields)
     monkeypatch.setitem(METHODS, "my_own", method)
     return method
+
+
+def navigation(lists: ModuleType) -> dict[str, Any]:
+    """The two parts of the navigation that have lists, as the hook leaves them."""
+    nav = [{"Tasks": "tasks.md"}, {"Methods": "methods/index.md"}]
+    return {title: pages for part in lists.on_config(SimpleNamespace(nav=nav)).nav for title, pages in part.items()}
 
 
 def test_the_tables_on_the_pages_are_up_to_date(lists: ModuleType) -> None:
@@ -68,15 +75,24 @@ def test_a_new_method_needs_its_page_alone(
 
     assert "[`my_own`](my-own.md) | What I always wanted." in lists.methods_table(tmp_path / "methods" / "index.md")
     assert "::: bayeslora.methods.my_own.MyOwn" in lists.reference("methods")
-    sections = [{"Tasks": ["tasks.md"]}, {"Methods": ["methods/index.md"]}]
-    tasks, methods = lists.on_config(SimpleNamespace(nav=sections)).nav
-    assert {"My own": "methods/my-own.md"} in methods["Methods"]
-    assert tasks == {"Tasks": ["tasks.md"]}
+    assert {"My own": "methods/my-own.md"} in navigation(lists)["Methods"]
+
+
+def test_a_kind_of_label_may_have_a_page_of_its_own(
+    lists: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert navigation(lists)["Tasks"] == "tasks.md" or navigation(lists)["Tasks"][0] == {"Overview": "tasks.md"}
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks.md").write_text("# Tasks\n")
+    (tmp_path / "tasks" / "multiple-choice.md").write_text("# Choices\n")
+    monkeypatch.setattr(lists, "DOCS", tmp_path)
+    monkeypatch.setattr(lists, "METHODS", {})
+    assert "[`multiple_choice`](tasks/multiple-choice.md)" in lists.tasks_table(tmp_path / "tasks.md")
+    assert navigation(lists)["Tasks"] == [{"Overview": "tasks.md"}, {"Choices": "tasks/multiple-choice.md"}]
 
 
 def test_pages_that_methods_share_are_listed_once(lists: ModuleType) -> None:
-    _, methods = lists.on_config(SimpleNamespace(nav=[{"Tasks": ["tasks.md"]}, {"Methods": ["methods/index.md"]}])).nav
-    pages = [path for entry in methods["Methods"][1:] for path in entry.values()]
+    pages = [path for entry in navigation(lists)["Methods"][1:] for path in entry.values()]
     assert sorted(pages) == sorted(
         path.relative_to(ROOT / "docs").as_posix()
         for path in (ROOT / "docs" / "methods").glob("*.md")
@@ -97,7 +113,6 @@ def test_the_reference_has_every_public_class(lists: ModuleType, what: str) -> N
     assert f"<!-- reference of {what} -->" in (ROOT / "docs" / "reference.md").read_text()
 
 
-def test_the_readme_has_no_formulas(lists: ModuleType) -> None:
-    assert "$" not in lists.labels_table(ROOT / "README.md")
-    assert "one gets one." in lists.methods_table(ROOT / "README.md")
-    assert r"$h = (W_0 + \Delta) x$" in lists.methods_table(ROOT / "docs" / "methods" / "index.md")
+def test_tables_leave_out_formulas(lists: ModuleType) -> None:
+    assert "$" not in lists.tasks_table(ROOT / "docs" / "tasks.md")
+    assert "their change δ; a layer without one gets one." in lists.methods_table(ROOT / "README.md")
