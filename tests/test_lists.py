@@ -115,4 +115,4 @@ def test_the_reference_has_every_public_class(lists: ModuleType, what: str) -> N
 
 def test_tables_leave_out_formulas(lists: ModuleType) -> None:
     assert "$" not in lists.tasks_table(ROOT / "docs" / "tasks.md")
-    assert "their change δ; a layer without one gets one." in lists.methods_table(ROOT / "README.md")
+    assert "change δ; a layer without one gets one." in lists.methods_table(ROOT / "README.md")

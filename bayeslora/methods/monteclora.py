@@ -46,7 +46,7 @@ BASES: dict[str, tuple[Family, str]] = {
 
 @dataclass(frozen=True)
 class MonteCLoRA(PerStackMethod):
-    r"""Columns of `A` as a Dirichlet-weighted average of Gaussians with a Wishart covariance; `B` a point.
+    r"""Gaussian noise on the columns of `A`, with a Wishart covariance and Dirichlet weights; `B` is a point.
 
     For each layer, with $A \in \mathbb{R}^{r \times d_{in}}$ and column $i$ of it $a_i$:
 
