@@ -50,9 +50,13 @@ def papers(cls: type) -> str:
 
 
 def stated(cls: type, what: str) -> str:
-    """Return what a docstring says on a line of its own, such as `Logits: …`; nothing where it has no such line."""
+    """Return what a docstring says on a line of its own, such as `Logits: ….`, which every kind of label has."""
     found = re.search(rf"^{what}: (.*)\.$", docstring(cls), re.MULTILINE)
-    return found[1] if found else ""
+    if found is None:
+        raise SystemExit(
+            f"The docstring of {cls.__qualname__} needs a line `{what}: ….`, for the table on docs/tasks.md."
+        )
+    return found[1]
 
 
 def page_of(cls: Any, folder: str) -> Path | None:
@@ -81,9 +85,9 @@ def linked(name: str, page: Path, here: Path) -> str:
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a Markdown table, a dash in its empty cells."""
+    """Return a Markdown table."""
     columns = list(columns)
-    lines = [columns, ["---"] * len(columns), *([cell or "–" for cell in row] for row in rows)]
+    lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -113,6 +113,12 @@ def test_the_reference_has_every_public_class(lists: ModuleType, what: str) -> N
     assert f"<!-- reference of {what} -->" in (ROOT / "docs" / "reference.md").read_text()
 
 
+def test_a_kind_of_label_says_what_labels_and_logits_are(lists: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bayeslora.LIKELIHOODS["multilabel"], "__doc__", "Any of several labels.\n\nLabels: some.\n")
+    with pytest.raises(SystemExit, match=r"MultiLabel needs a line `Logits: …\.`"):
+        lists.tasks_table(ROOT / "docs" / "tasks.md")
+
+
 def test_tables_leave_out_formulas(lists: ModuleType) -> None:
     assert "$" not in lists.tasks_table(ROOT / "docs" / "tasks.md")
-    assert "change δ; a layer without one gets one." in lists.methods_table(ROOT / "README.md")
+    assert "change δ; a layer without a bias gets one." in lists.methods_table(ROOT / "README.md")

@@ -86,7 +86,7 @@ class FullFineTuning(PointEstimate):
 
 @dataclass(frozen=True)
 class BitFit(PointEstimate):
-    r"""Bias tuning: a point estimate of the biases' change δ, $h = W_0 x + b_0 + \delta$; a layer without one gets one.
+    r"""A point estimate of the biases' change δ, $h = W_0 x + b_0 + \delta$; a layer without a bias gets one.
 
     Args:
         prior_scale: Standard deviation $\sigma_p$ of $\delta_i$, in units of the biases; None for flat priors.
