@@ -19,7 +19,8 @@ check: $(VENV)/.dev  ## Lint, format and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(VENV)/.dev  ## Build the documentation, strictly, into site/.
+docs: $(VENV)/.dev  ## Rewrite the lists of methods and tasks, and build the documentation, strictly, into site/.
+	HF_HUB_OFFLINE=1 $(BIN)/python docs/lists.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.dev  ## Time training steps against PEFT and between methods, and predictions (minutes).

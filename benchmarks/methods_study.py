@@ -204,7 +204,7 @@ def write(task: Task, records: pd.DataFrame) -> None:
             }
         )
         parts.append(
-            f"Through the network with {task.num_draws} draws and with {FEW}, to first order with all of them:"
+            f"The network with {task.num_draws} draws and with {FEW}, and its first-order expansion with all draws:"
         )
         parts.append(markdown(table.reset_index()))
     fill(ROOT / "docs" / "results.md", task.marker, "\n\n".join(parts))

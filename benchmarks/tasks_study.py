@@ -259,7 +259,7 @@ def write(num_seeds: int) -> None:
                 records["LoRA, best epoch"] = {seed: run | run["best epoch"] for seed, run in runs.items()}
         if records:
             count = len(records["LoRA"][0]["labels"])
-            parts.append(f"### {title}\n\n{count} test examples a seed.\n\n{markdown(table(records))}")
+            parts.append(f"### {title}\n\n{count} test examples per seed.\n\n{markdown(table(records))}")
     print("\n\n".join(parts))
     fill(ROOT / "docs" / "results.md", "sentence-tasks", "\n\n".join(parts))
     fixed = {f"c={c}": stored_runs("stsb", f"MonteCLoRA, c={c}") for c in (1, 2)}

@@ -20,7 +20,7 @@ from bayeslora.types import PerLayer, Sites
 
 @dataclass(frozen=True)
 class AdaLoRA(PerStackMethod):
-    r"""A point estimate of $P$, λ and $Q$ whose least important triplets are pruned while training.
+    r"""A point estimate of `P`, `lam` and `Q` whose least important triplets are pruned during training.
 
     For each layer $h = W_0 x + s P\, \mathrm{diag}(\lambda)\, Q x$, with flat priors. The loss per example, in nats, is
 

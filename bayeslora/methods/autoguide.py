@@ -21,7 +21,7 @@ from bayeslora.methods.fields import NonNegative, Positive
 
 @dataclass(frozen=True)
 class AutoGuide(PerStackMethod):
-    r"""A prior of your own over the factors, and one of Pyro's automatic guides.
+    r"""A prior of your own over the factors, with one of Pyro's automatic guides.
 
     For each stack, with $z$ all its sites and $\theta = \theta(z)$ its factors,
 

@@ -18,7 +18,7 @@ from bayeslora.methods.fields import NonNegative, Positive
 
 @dataclass(frozen=True)
 class BLoB(PerStackMethod):
-    r"""Gaussian posterior over `A`, entry by entry; `B` a point.
+    r"""A Gaussian over every entry of `A`; `B` is a point.
 
     For each layer, with $A \in \mathbb{R}^{r \times d_{in}}$:
 

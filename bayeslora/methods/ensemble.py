@@ -30,7 +30,7 @@ class Ensemble(PerStackMethod):
 
 @dataclass(frozen=True)
 class DeepEnsemble(Ensemble):
-    r"""M LoRAs with starts, task heads and data orders of their own, trained together around one frozen network.
+    r"""M LoRAs, each with its own start, task head and order of the data, trained together around one frozen network.
 
     The posterior is $\frac1M \sum_m \delta(\theta - \theta_m)$, with $\theta_m$ all of member m's `A` and `B` and the
     change of its head. The loss per example is the average over members of a member's NLL on its own batch, in nats. A
@@ -86,7 +86,7 @@ def shuffled(weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CheckpointEnsemble(Ensemble):
-    r"""The last M checkpoints of one run of LoRA, adapters and task head: LoRA's cost of training.
+    r"""The last M checkpoints of one run of LoRA, adapters and task head, at LoRA's cost of training.
 
     The posterior is $\frac1M \sum_m \delta(\theta - \theta_{t_m})$, with $\theta_t$ the factors after step t of T, and
     $t_m = T\,(1 - f\,(1 - m/M))$, rounded, m = 1 … M. The loss is the NLL per example. A draw is a member: M draws are

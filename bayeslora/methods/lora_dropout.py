@@ -26,7 +26,7 @@ BASES: dict[str, PerStackMethod] = {"lora": LoRA(), "adalora": AdaLoRA()}
 
 @dataclass(frozen=True)
 class LoRADropout(PerStackMethod):
-    r"""Input features of `A` and output features of `B` dropped at random, in training and in prediction.
+    r"""Dropout of input features of `A` and output features of `B`, in training and in prediction.
 
     For each layer, with masks $m_A \in \{0, 1\}^{d_{in}}$ and $m_B \in \{0, 1\}^{d_{out}}$:
 

@@ -15,7 +15,7 @@ from bayeslora.methods.fields import DropRate
 
 @dataclass(frozen=True)
 class MCDropout(PerStackMethod):
-    r"""Points `A` and `B`, and dropout on the adapter's input that stays on in prediction.
+    r"""Point estimates of `A` and `B`, with dropout on the adapter's input that stays on in prediction.
 
     For each layer, with a mask per row and token, drawn anew for every draw:
 

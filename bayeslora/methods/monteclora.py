@@ -22,7 +22,7 @@ from bayeslora.types import Sites
 
 @dataclass(frozen=True)
 class MonteCLoRA(NoisyColumns):
-    r"""Columns of `A` as a Dirichlet-weighted average of Gaussians with a Wishart covariance; `B` a point.
+    r"""Gaussian noise on the columns of `A`, with a Wishart covariance and Dirichlet weights; `B` is a point.
 
     For each layer, with $A \in \mathbb{R}^{r \times d_{in}}$ and column $i$ of it $a_i$:
 

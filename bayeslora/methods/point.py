@@ -83,7 +83,7 @@ class FullFineTuning(PointEstimate):
 
 @dataclass(frozen=True)
 class BitFit(PointEstimate):
-    r"""Biases alone: a point estimate of their change δ, $h = W_0 x + b_0 + \delta$; a layer without one gets one.
+    r"""A point estimate of the biases' change δ, $h = W_0 x + b_0 + \delta$; a layer without a bias gets one.
 
     Args:
         prior_scale: Standard deviation $\sigma_p$ of $\delta_i$, in units of the biases; None for flat priors.
@@ -139,7 +139,7 @@ class Houlsby(PointEstimate):
 
 @dataclass(frozen=True)
 class Pfeiffer(PointEstimate):
-    r"""Bottleneck adapters after the MLP alone: $h + W_{up}\, \mathrm{relu}(W_{down} h + b_{down}) + b_{up}$.
+    r"""Bottleneck adapters after the MLP only: $h + W_{up}\, \mathrm{relu}(W_{down} h + b_{down}) + b_{up}$.
 
     h is the output of the layer that ends the MLP, before the residual is added; `rank` is the width of the bottleneck.
     `targets="all-linear"` finds these layers by their names.

@@ -16,7 +16,7 @@ from bayeslora.methods.fields import NonNegative, Positive
 
 @dataclass(frozen=True)
 class ScalaBL(PerStackMethod):
-    r"""Gaussian posterior over the r scales of a layer's directions; `A` and `B` points.
+    r"""A Gaussian over the r scales of a layer's directions; `A` and `B` are points.
 
     For each layer, with $g \in \mathbb{R}^r$:
 

@@ -16,7 +16,7 @@ from bayeslora.methods.fields import Count, PartOfRun
 
 @dataclass(frozen=True)
 class SWAG(PerStackMethod):
-    r"""A Gaussian around the average of LoRA's path, adapters and task head, from a last phase of training.
+    r"""A Gaussian fitted to the path of adapters and task head in the last phase of LoRA's training.
 
     In the collection phase, the last part of the run, snapshots $\theta_i$ are taken at even intervals; kept are their
     mean $\bar\theta$, the mean of their squares, and the last M deviations $D = (\theta_i - \bar\theta_i)$, each from

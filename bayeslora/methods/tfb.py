@@ -23,7 +23,7 @@ FIRST_SIGMA, OCTAVES, STEPS_PER_OCTAVE = 0.01, 10, 16
 
 @dataclass(frozen=True)
 class TFB(PerStackMethod):
-    r"""Training-free Bayesianisation: a trained LoRA, with noise whose size one number sets.
+    r"""Training-free Bayesianisation: a trained LoRA, with noise whose size is set by one number.
 
     For each layer, with the singular value decomposition $B = U \mathrm{diag}(d) V^\top$ of the trained $B$:
 

@@ -19,6 +19,9 @@ from bayeslora.types import Batch, Logits
 class AnswerLetters(Categorical):
     r"""One of several answers per prompt: the next token of a causal language model, restricted to their letters.
 
+    Labels: the number of an answer.
+    Logits: those of the next token, `[batch, token, vocabulary]`.
+
     Args:
         token_ids: The token of each answer.
     """

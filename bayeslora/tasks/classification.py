@@ -116,6 +116,9 @@ class Categorical(Likelihood):
 class Classification(Categorical):
     r"""One class per example: $p(y) = \mathrm{softmax}(f)_y$.
 
+    Labels: a whole number.
+    Logits: `[batch, class]`.
+
     Args:
         num_classes: Number of classes.
     """

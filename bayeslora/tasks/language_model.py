@@ -171,6 +171,9 @@ class LanguageModel(PerToken):
 class CausalLM(LanguageModel):
     """The next token, of a causal language model; tokens labelled −100, such as a prompt, are not observed.
 
+    Labels: the tokens; −100 is not observed; without labels, the inputs.
+    Logits: `[batch, token, vocabulary]`.
+
     Labels are those of `transformers`, at the place of the token itself; where the data has none, they are the inputs.
 
     Args:
@@ -193,6 +196,9 @@ class CausalLM(LanguageModel):
 
 class Seq2SeqLM(LanguageModel):
     """The tokens that an encoder-decoder writes, or that a masked language model fills in; −100 is not observed.
+
+    Labels: the tokens to write, or texts; −100 is not observed.
+    Logits: `[batch, token, vocabulary]`.
 
     Args:
         num_classes: Size of the vocabulary.

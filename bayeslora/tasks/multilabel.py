@@ -89,6 +89,9 @@ def _both(probs: FloatArray) -> FloatArray:
 class MultiLabel(Likelihood):
     r"""Any of several labels per example, independent given the logits: $p(y_j = 1) = 1 / (1 + e^{-f_j})$.
 
+    Labels: a row of 0 and 1.
+    Logits: `[batch, label]`.
+
     Args:
         num_classes: Number of labels.
     """

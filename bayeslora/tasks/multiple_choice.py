@@ -16,6 +16,9 @@ from bayeslora.types import Batch, Logits
 class MultipleChoice(Categorical):
     r"""One of several choices per example, of which the network scores each: $p(y) = \mathrm{softmax}(f)_y$.
 
+    Labels: the number of a choice; inputs are `[choice, token]`.
+    Logits: `[batch, choice]`.
+
     Args:
         num_choices: Number of choices.
     """

@@ -14,6 +14,9 @@ from bayeslora.tasks.base import Likelihood, class_settings, precise
 class Observation(Likelihood):
     """A likelihood of your own: a callable that makes the observation, as in a Pyro program.
 
+    Labels: anything.
+    Logits: anything.
+
     For counts, say: `lambda logits, labels: pyro.sample("labels", dist.Poisson(logits[..., 0].exp()), obs=labels)`. It
     makes one site, `"labels"`, of batch shape `[*draw, batch]`, and runs in a plate over the examples of a batch.
 

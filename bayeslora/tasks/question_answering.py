@@ -207,6 +207,9 @@ class Positions(dist.TorchDistribution):
 class QuestionAnswering(Likelihood):
     r"""First and last token of the answer: $p(i, j) = \mathrm{softmax}(f^{start})_i\, \mathrm{softmax}(f^{end})_j$.
 
+    Labels: the first and last token, or columns `start_positions` and `end_positions`.
+    Logits: start and end, `[batch, token]` each.
+
     Labels are `[start, end]`, or the two columns `start_positions` and `end_positions`. Padding has probability 0.
     (`transformers` halves the sum of the two losses; this is the log-likelihood of both.)
     """

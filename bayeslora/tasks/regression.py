@@ -196,6 +196,9 @@ class RealValued(Likelihood):
 class Regression(RealValued):
     r"""A real number with Normal noise: $y \sim N(f, \sigma^2)$.
 
+    Labels: a real number.
+    Logits: `[batch, 1]`.
+
     Args:
         scale: σ, in units of the labels: its start, or its value if it is not learned.
         learned: Whether σ is learned, one for all examples.
@@ -218,6 +221,9 @@ class Regression(RealValued):
 
 class StudentT(RealValued):
     r"""A real number with Student t noise, for labels with outliers: $(y - f) / \sigma \sim t_\nu$.
+
+    Labels: a real number.
+    Logits: `[batch, 1]`.
 
     Args:
         scale: σ, in units of the labels: its start, or its value if it is not learned.

@@ -131,6 +131,9 @@ class PerToken(Likelihood):
 class TokenClassification(PerToken):
     """One class per token, such as the parts of a name; tokens labelled −100 are not observed.
 
+    Labels: a class per token; −100 is not observed.
+    Logits: `[batch, token, class]`.
+
     Args:
         num_classes: Number of classes.
     """
