@@ -51,7 +51,7 @@ def test_fit_predict_and_evaluate(tmp_path: Path) -> None:
     [
         (["--method", "nonsense"], f"method='nonsense' is not known. Methods: {', '.join(METHODS)}"),
         (["--nonsense", "1"], "MonteCLoRA has no field 'nonsense'; its fields are: components"),
-        (["--df", "nonsense"], "df='nonsense': give 'features', 'rank' or a number"),
+        (["--df", "nonsense"], "df='nonsense': give 'features', 'rank' or a positive number"),
     ],
 )
 def test_errors_are_one_line(tmp_path: Path, flags: list[str], message: str) -> None:
