@@ -3,42 +3,37 @@
 import inspect
 from typing import Any
 
-from bayeslora.methods.adalora import AdaLoRA
-from bayeslora.methods.autoguide import AutoGuide
-from bayeslora.methods.base import Method, PerStackMethod, Tuning, unknown_fields
-from bayeslora.methods.blob import BLoB
-from bayeslora.methods.ensemble import CheckpointEnsemble, DeepEnsemble
-from bayeslora.methods.laplace import Laplace
-from bayeslora.methods.lora_dropout import LoRADropout
-from bayeslora.methods.mc_dropout import MCDropout
-from bayeslora.methods.monteclora import MonteCLoRA
-from bayeslora.methods.point import BitFit, DoRA, FullFineTuning, Houlsby, LoRA, Pfeiffer, PointEstimate
-from bayeslora.methods.scalabl import ScalaBL
-from bayeslora.methods.swag import SWAG
-from bayeslora.methods.tfb import TFB
+# A method is one line here, in the order in which they are listed.
+# isort: off
+from bayeslora.methods.base import Method as Method
+from bayeslora.methods.base import PerStackMethod as PerStackMethod
+from bayeslora.methods.base import Tuning as Tuning
+from bayeslora.methods.base import unknown_fields as unknown_fields
+from bayeslora.methods.point import PointEstimate as PointEstimate
+from bayeslora.methods.point import LoRA as LoRA
+from bayeslora.methods.point import FullFineTuning as FullFineTuning
+from bayeslora.methods.point import BitFit as BitFit
+from bayeslora.methods.point import DoRA as DoRA
+from bayeslora.methods.point import Houlsby as Houlsby
+from bayeslora.methods.point import Pfeiffer as Pfeiffer
+from bayeslora.methods.adalora import AdaLoRA as AdaLoRA
+from bayeslora.methods.monteclora import MonteCLoRA as MonteCLoRA
+from bayeslora.methods.lora_dropout import LoRADropout as LoRADropout
+from bayeslora.methods.mc_dropout import MCDropout as MCDropout
+from bayeslora.methods.ensemble import DeepEnsemble as DeepEnsemble
+from bayeslora.methods.ensemble import CheckpointEnsemble as CheckpointEnsemble
+from bayeslora.methods.swag import SWAG as SWAG
+from bayeslora.methods.blob import BLoB as BLoB
+from bayeslora.methods.tfb import TFB as TFB
+from bayeslora.methods.scalabl import ScalaBL as ScalaBL
+from bayeslora.methods.laplace import Laplace as Laplace
+from bayeslora.methods.autoguide import AutoGuide as AutoGuide
+# isort: on
 
 METHODS: dict[str, type[Method]] = {
     cls.name: cls
-    for cls in (
-        LoRA,
-        FullFineTuning,
-        BitFit,
-        DoRA,
-        Houlsby,
-        Pfeiffer,
-        AdaLoRA,
-        MonteCLoRA,
-        LoRADropout,
-        MCDropout,
-        DeepEnsemble,
-        CheckpointEnsemble,
-        SWAG,
-        BLoB,
-        TFB,
-        ScalaBL,
-        Laplace,
-        AutoGuide,
-    )
+    for cls in tuple(globals().values())
+    if isinstance(cls, type) and issubclass(cls, Method) and "name" in vars(cls)
 }
 """Name to method: what `fit(method=…)` takes."""
 
@@ -59,32 +54,3 @@ def make_method(method: str | Method, **fields: Any) -> Method:
     if unknown:
         raise TypeError(unknown_fields(cls, unknown))
     return cls(**fields)
-
-
-__all__ = [
-    "METHODS",
-    "SWAG",
-    "TFB",
-    "AdaLoRA",
-    "AutoGuide",
-    "BLoB",
-    "BitFit",
-    "CheckpointEnsemble",
-    "DeepEnsemble",
-    "DoRA",
-    "FullFineTuning",
-    "Houlsby",
-    "Laplace",
-    "LoRA",
-    "LoRADropout",
-    "MCDropout",
-    "Method",
-    "MonteCLoRA",
-    "PerStackMethod",
-    "Pfeiffer",
-    "PointEstimate",
-    "ScalaBL",
-    "Tuning",
-    "make_method",
-    "unknown_fields",
-]
