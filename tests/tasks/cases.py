@@ -30,15 +30,32 @@ CONFIGS: dict[str, tuple[type, dict[str, Any]]] = {
 }
 
 
+def softmax(logits: Tensor, labels: Tensor) -> Tensor:
+    """Probabilities of classes."""
+    return logits.softmax(-1)
+
+
 @dataclass(frozen=True)
 class Case:
-    """A model, its data, the likelihood to be inferred, and the shape of one draw of its prediction."""
+    """A model and its data.
+
+    Args:
+        name: What the case is called.
+        make: Makes the model.
+        data: Inputs and labels.
+        likelihood: The likelihood to be inferred, or to be asked for.
+        shape: Shape of one draw of its prediction.
+        plain: What the model's logits and the labels say, worked out by hand: one draw of the prediction.
+        asked: Whether the likelihood cannot be inferred.
+    """
 
     name: str
     make: Callable[[], nn.Module]
     data: tuple[Any, Tensor]
     likelihood: likelihoods.Likelihood
     shape: tuple[int, ...]
+    plain: Callable[[Tensor, Tensor], Tensor] = softmax
+    asked: bool = False
 
 
 def model(family: str, head: str, **settings: Any) -> Callable[[], nn.Module]:
@@ -70,6 +87,17 @@ def masked(labels: Tensor) -> Tensor:
     return labels
 
 
+def of_tokens(logits: Tensor, labels: Tensor) -> Tensor:
+    """Probabilities of the tokens that are there."""
+    seen = labels != -100
+    return logits.softmax(-1)[seen, labels[seen]]
+
+
+def of_next_tokens(logits: Tensor, labels: Tensor) -> Tensor:
+    """Probabilities of the tokens that are there, each from the logits of the one before."""
+    return of_tokens(logits[:, :-1], labels[:, 1:])
+
+
 IDS = tokens(32, 6)
 REPEATED = IDS[:, :1].expand(-1, 6).contiguous()
 SPANS = torch.stack([IDS[:, 0] % 3, IDS[:, 0] % 3 + 2], dim=-1)
@@ -93,6 +121,7 @@ CASES = [
             (inputs(IDS), torch.stack([IDS[:, 0] % 2, IDS[:, 1] % 2, IDS[:, 2] % 2], -1).float()),
             likelihoods.MultiLabel(3),
             (32, 3),
+            lambda logits, labels: logits.sigmoid(),
         ),
         Case(
             f"{family}-regression",
@@ -100,6 +129,7 @@ CASES = [
             (inputs(IDS), (IDS[:, 0] - 30) / 10),
             likelihoods.Regression(1.5),
             (32,),
+            lambda logits, labels: logits[:, 0],
         ),
         Case(
             f"{family}-token",
@@ -107,6 +137,7 @@ CASES = [
             (inputs(IDS), masked(IDS % 4)),
             likelihoods.TokenClassification(4),
             (192, 4),
+            lambda logits, labels: logits.flatten(0, 1).softmax(-1),
         ),
         Case(
             f"{family}-span",
@@ -114,6 +145,7 @@ CASES = [
             (inputs(IDS), SPANS),
             likelihoods.QuestionAnswering(),
             (32, 6, 2),
+            lambda logits, labels: logits.softmax(1),
         ),
         Case(
             f"{family}-choice",
@@ -133,6 +165,7 @@ CASES = [
             (inputs(REPEATED), masked(REPEATED)),
             likelihoods.CausalLM(60),
             (160,),
+            of_next_tokens,
         ),
         Case(
             f"{family}-letters",
@@ -140,6 +173,8 @@ CASES = [
             (inputs(IDS), IDS[:, -1] % 3),
             likelihoods.AnswerLetters([10, 11, 12]),
             (32, 3),
+            lambda logits, labels: logits[:, -1, [10, 11, 12]].softmax(-1),
+            asked=True,  # which tokens are the answers
         ),
     )
 ]
@@ -150,6 +185,7 @@ CASES += [
         (inputs(IDS), REPEATED[:, :4]),
         likelihoods.Seq2SeqLM(60),
         (128,),
+        of_tokens,
     ),
     Case(
         "ViT",

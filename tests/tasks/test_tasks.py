@@ -12,10 +12,6 @@ from bayeslora.adapters import AdaptedNetwork
 from bayeslora.methods import make_method
 from bayeslora.networks import logits_of
 from bayeslora.program import Program
-from bayeslora.tasks import AnswerLetters
-from bayeslora.tasks.language_model import LanguagePrediction
-from bayeslora.tasks.prediction import BasePrediction
-from bayeslora.tasks.token_classification import PerToken
 from tests.tasks.cases import CASES, Case
 
 # In networks with random weights, the default noise drowns what a few steps can learn.
@@ -30,13 +26,11 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture(scope="module", params=METHODS)
 def fitted(case: Case, request: pytest.FixtureRequest) -> bayeslora.Posterior:
-    # Which tokens are the answers cannot be inferred.
-    likelihood = case.likelihood if isinstance(case.likelihood, AnswerLetters) else None
     return bayeslora.fit(
         case.make(),
         case.data,
         make_method(request.param, **METHODS[request.param]),
-        likelihood=likelihood,
+        likelihood=case.likelihood if case.asked else None,
         num_particles=PARTICLES.get(request.param),
         rank=2,
         epochs=8,
@@ -100,7 +94,7 @@ def test_without_training_they_are_the_plain_models(case: Case, method: str) -> 
     with torch.no_grad():
         logits = logits_of(model(**{name: value for name, value in batch.items() if name != "labels"}))
     for draw in prediction.draws:
-        np.testing.assert_allclose(draw, plain(case, logits, batch["labels"], prediction), atol=2e-6)
+        np.testing.assert_allclose(draw, case.plain(logits, batch["labels"]), atol=2e-6)
 
 
 def test_particles_are_averaged(case: Case) -> None:
@@ -123,21 +117,3 @@ def as_batch(case: Case) -> dict[str, Any]:
     if case.name == "T5":
         batch["decoder_input_ids"] = torch.nn.functional.pad(labels[:, :-1], (1, 0))
     return batch
-
-
-def plain(case: Case, logits: torch.Tensor, labels: torch.Tensor, prediction: BasePrediction) -> torch.Tensor:
-    """What the base network's logits say, worked out task by task."""
-    if isinstance(prediction, LanguagePrediction):
-        if "causal" in case.name:
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        seen = labels != -100
-        return logits.softmax(-1)[seen, labels[seen]]
-    if "letters" in case.name:
-        return logits[:, -1, [10, 11, 12]].softmax(-1)
-    if isinstance(case.likelihood, PerToken):
-        return logits.flatten(0, 1).softmax(-1)
-    if "span" in case.name:
-        return logits.softmax(1)
-    if "multilabel" in case.name:
-        return logits.sigmoid()
-    return logits[:, 0] if "regression" in case.name else logits.softmax(-1)
