@@ -6,6 +6,7 @@ from bayeslora.tasks.base import Likelihood as Likelihood
 from bayeslora.tasks.classification import Classification as Classification
 from bayeslora.tasks.regression import Regression as Regression
 from bayeslora.tasks.regression import StudentT as StudentT
+from bayeslora.tasks.ordinal import Ordinal as Ordinal
 from bayeslora.tasks.multilabel import MultiLabel as MultiLabel
 from bayeslora.tasks.token_classification import TokenClassification as TokenClassification
 from bayeslora.tasks.multiple_choice import MultipleChoice as MultipleChoice

@@ -132,6 +132,19 @@ CASES = [
             lambda logits, labels: logits[:, 0],
         ),
         Case(
+            f"{family}-ordinal",
+            model(family, "ForSequenceClassification", num_labels=1),
+            (inputs(IDS), IDS[:, 0] // 15),
+            likelihoods.Ordinal(4),
+            (32, 4),
+            lambda logits, labels: (
+                (torch.tensor([1 / 4, 2 / 4, 3 / 4, 1]).logit() - logits)
+                .sigmoid()
+                .diff(dim=-1, prepend=torch.zeros(32, 1))
+            ),
+            asked=True,
+        ),
+        Case(
             f"{family}-token",
             model(family, "ForTokenClassification", num_labels=4),
             (inputs(IDS), masked(IDS % 4)),

@@ -38,6 +38,7 @@ KINDS = {
     "classification": Kind(tasks.Classification(3), (3,)),
     "regression": Kind(tasks.Regression(0.7), (1,)),
     "student_t": Kind(tasks.StudentT(0.7, df=5.0), (1,)),
+    "ordinal": Kind(tasks.Ordinal(4, [-1.0, 0.2, 0.9]), (1,)),
     "multilabel": Kind(tasks.MultiLabel(3), (3,)),
     "token_classification": Kind(tasks.TokenClassification(4), (5, 4)),
     "multiple_choice": Kind(tasks.MultipleChoice(3), (3,), {"attention_mask": CHOICES}),
