@@ -69,6 +69,7 @@ KNOWN_WRONG: dict[str, dict[str, str]] = {
     "Rows of several draws do not stay rows, or not in their order, and have their number all the same.": {
         "statistics of the batch": "folded",
         "rows sorted": "folded",
+        "tokens routed": "folded",
         "sequence first, flattened": "folded",
         "table shared by all rows": "folded",
     },

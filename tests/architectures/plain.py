@@ -170,9 +170,9 @@ def sorted_rows(x: Tensor, layer: Any) -> Tensor:
 
 
 def routed(x: Tensor, layer: Any) -> Tensor:
-    """Half of all tokens, those of the largest norm, wherever they are."""
+    """As many tokens as there are rows, those of the largest norm, wherever they are."""
     rows = x.flatten(0, 1)
-    chosen = rows.norm(dim=-1).argsort()[len(rows) // 2 :]
+    chosen = rows.norm(dim=-1).argsort()[-len(x) :]
     return rows.index_add(0, chosen, layer(rows[chosen])).view(x.shape)
 
 
