@@ -3,16 +3,23 @@ BIN := $(VENV)/bin
 # Freed blocks stay with the process: on glibc, page faults of large tensors otherwise stall steps up to tenfold.
 STEADY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456
 
-.PHONY: help demo test check docs bench study format clean
+.PHONY: help demo test test-all architectures check docs bench study format clean
 
 help:  ## Show the targets.
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 demo: $(VENV)/.demo  ## Install what the demo needs and run it: real encoder, real words, under 3 minutes on 2 cores.
 	HF_HUB_OFFLINE=1 $(STEADY) $(BIN)/bayeslora demo
 
 test: $(VENV)/.dev  ## Install everything and run the tests.
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-all: $(VENV)/.dev  ## Run the slow tests too: every architecture in the table (minutes).
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m ""
+
+architectures: $(VENV)/.dev  ## Check every architecture in the table; docs/architectures.md is rewritten (minutes).
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.architectures.survey --to build/architectures.json
+	$(BIN)/python -m tests.architectures.page build/architectures.json docs/architectures.md
 
 check: $(VENV)/.dev  ## Lint, format and types.
 	$(BIN)/ruff check .
