@@ -114,7 +114,6 @@ KNOWN_WRONG: dict[str, dict[str, str]] = {
         "PerceiverForSequenceClassification": "head",
     },
     "A language model whose class is in no list is taken for token classification: labels are not shifted.": {
-        "subclass of GPT2LMHeadModel": "task",
         "LlavaForConditionalGeneration": "task",
         "PaliGemmaForConditionalGeneration": "task",
         "BlipForConditionalGeneration": "task",
