@@ -19,6 +19,7 @@ from bayeslora import interop, storage, tables
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.network import logits_of
 from bayeslora.data import LABELS, SPAN, Source, is_a, read, split, to_device, with_padding
+from bayeslora.isolation import give_way, isolated, seeded
 from bayeslora.likelihoods import (
     LIKELIHOODS,
     AnswerLetters,
@@ -37,7 +38,6 @@ from bayeslora.likelihoods import (
 )
 from bayeslora.methods import Method, make_method
 from bayeslora.posterior import Posterior, load
-from bayeslora.prediction import seeded
 from bayeslora.program import Program
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ FEWEST_TO_SPLIT = 50
 """Training examples from which a tenth is held out where a method needs held-out data and got none."""
 
 
+@isolated()
 def fit(
     model: nn.Module | str,
     data: Any,
@@ -198,7 +199,9 @@ class Batches:
         return self.source.by_length()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (to_device(batch, self.device) for batch in self.ordered.batches(self.batch_size))
+        for batch in self.ordered.batches(self.batch_size):
+            give_way()
+            yield to_device(batch, self.device)
 
 
 def _train(

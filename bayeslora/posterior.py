@@ -16,10 +16,11 @@ from bayeslora import diagnostics, generation, interop, metrics, storage
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.data import Source, with_padding
 from bayeslora.generation import Generation
+from bayeslora.isolation import isolated, seeded
 from bayeslora.likelihoods import LIKELIHOODS, CausalLM, Observation
 from bayeslora.methods import METHODS, Method, make_method
 from bayeslora.outcomes import BasePrediction, LanguagePrediction, make_prediction
-from bayeslora.prediction import centre_sites, draw, run, seeded
+from bayeslora.prediction import centre_sites, draw, run
 from bayeslora.program import Program
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Posterior:
         table = pd.DataFrame(self._history)
         return table.astype({"step": int}) if "step" in table else table
 
+    @isolated()
     def draw(self, num_draws: int = 32, *, seed: int | None = 0) -> dict[str, Tensor]:
         """Draws of every site, `[draw, layer, …]`, by site name.
 
@@ -91,6 +93,7 @@ class Posterior:
         """
         return draw(self.program, num_draws, seed)
 
+    @isolated()
     def predict(
         self,
         data: Any,
@@ -123,6 +126,7 @@ class Posterior:
         sites = centre_sites(self.program) if center else self.draw(num_draws, seed=seed)
         return self._prediction(self._outputs(data, sites, seed, batch_size, approximation, with_labels=False))
 
+    @isolated()
     def evaluate(
         self,
         data: Any,
@@ -147,6 +151,7 @@ class Posterior:
         centre_scores = self._prediction(outputs).scores(labels)
         return scores | {f"center_{name}": value for name, value in centre_scores.items()}
 
+    @isolated()
     def generate(
         self,
         inputs: Any,
@@ -184,6 +189,7 @@ class Posterior:
             sites = centre_sites(self.program) if center else self.draw(num_draws, seed=None)
             return generation.generate(self.program, sites, prompts, average, self.tokenizer, generation_settings)
 
+    @isolated()
     def calibrate(
         self,
         validation: Any,
@@ -224,6 +230,7 @@ class Posterior:
         temperature = metrics.best_temperature(loss)
         return Posterior(self.program, self._history, temperature, self.tokenizer, self.class_names)
 
+    @isolated()
     def to_arviz(
         self,
         data: Any = None,
@@ -275,6 +282,7 @@ class Posterior:
         base = sum(parameter.numel() for parameter in self.network.parameters())
         return {**learned, "base": base, "share": sum(learned.values()) / base}
 
+    @isolated()
     def merge(self) -> nn.Module:
         """A plain model with the centre's adapters folded into its weights: the base model's cost, one prediction.
 
@@ -283,6 +291,7 @@ class Posterior:
         """
         return interop.merge(self.network, self.program.factors_at(self.program.centre()))
 
+    @isolated()
     def export_peft(
         self, folder: str | os.PathLike[str], num_draws: int | None = None, *, seed: int | None = 0
     ) -> list[Path]:
@@ -314,6 +323,7 @@ class Posterior:
                 interop.export_peft(self.network, self.program.factors_at(sites), path)
         return [path for path, _ in folders]
 
+    @isolated()
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write adapters, head, method and history: safetensors and JSON, and the tokenizer's own files.
 
@@ -387,6 +397,7 @@ class Posterior:
         return make_prediction(self.program.likelihood, outputs, self.temperature, self.class_names)
 
 
+@isolated()
 def load(
     folder: str | os.PathLike[str],
     model: nn.Module | str | None = None,

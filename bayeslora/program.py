@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters import AdaptedNetwork, Linearised, Stacks
 from bayeslora.elbo import MeanFieldELBO, is_plate, sites
+from bayeslora.isolation import exclusive
 from bayeslora.likelihoods import AnswerLetters, Classification, Likelihood
 from bayeslora.methods import Method
 from bayeslora.types import Batch, Sites
@@ -100,6 +101,7 @@ class Program(nn.Module):
         with on_device:
             return self.method.prior(self.stacks)
 
+    @exclusive()
     def forward(self, **batch: Any) -> Output:
         if "labels" not in batch:
             raise ValueError(f"The batch has no 'labels', only {', '.join(batch)}.")
