@@ -222,6 +222,7 @@ def _train(
     args.remove_unused_columns = False  # its filter sees `forward(**batch)` and would drop every column
     args.label_names = ["labels"]
     args.logging_nan_inf_filter = False
+    args._n_gpu = min(args.n_gpu, 1)  # copies of the program on several, one thread each, would share Pyro's handlers
     if args.ddp_find_unused_parameters is None:  # every learned parameter is in every step's loss
         args.ddp_find_unused_parameters = False
     trainer = ProgramTrainer(posterior, history, train, validation, tuning_data, args=args, callbacks=list(callbacks))

@@ -56,6 +56,12 @@ class Posterior:
         self.class_names = class_names
         self._history = {} if history is None else history
 
+    @isolated()
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Posterior":
+        other = memo[id(self)] = object.__new__(type(self))
+        vars(other).update(copy.deepcopy(vars(self), memo))
+        return other
+
     @property
     def method(self) -> Method:
         """The method and its hyperparameters."""
