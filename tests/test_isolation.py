@@ -24,7 +24,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _ENUM_ALLOCATOR, _PYRO_STACK
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
@@ -318,6 +318,8 @@ CONTEXTS: dict[str, Callable[[], Any]] = {
     "reparam": lambda: poutine.reparam(config=lambda site: None),
     "validation": lambda: pyro.validation_enabled(True),
     "no validation": lambda: pyro.validation_enabled(False),
+    # Pyro's own context manager would set it to what Pyro's setting is.
+    "no validation of PyTorch's": lambda: pyro.settings.context(validate_distributions_torch=False),
     "enumeration": lambda: poutine.enum(first_available_dim=-1),
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
@@ -357,6 +359,14 @@ def test_handlers_of_the_caller_change_nothing_and_see_nothing(
         pyro.sample("own", dist.Normal(0.0, 1.0))
     assert different == []
     assert set(seen.trace.nodes) <= {"own", "examples", "_INPUT", "_RETURN"}
+
+
+def test_enumeration_within_a_call_leaves_the_callers_dimensions() -> None:
+    with poutine.enum(first_available_dim=-3):
+        before = dict(vars(_ENUM_ALLOCATOR))
+        with isolated(), poutine.enum(first_available_dim=-8):
+            assert vars(_ENUM_ALLOCATOR) != before
+        assert vars(_ENUM_ALLOCATOR) == before
 
 
 def test_calls_within_a_program_are_not_part_of_it() -> None:
