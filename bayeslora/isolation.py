@@ -35,11 +35,12 @@ class _Handlers(NamedTuple):
 
 
 class _RandomStates(NamedTuple):
-    """Random states of Python, numpy, PyTorch on the CPU, and its CUDA devices, once they have been used."""
+    """Random states of Python, numpy, PyTorch on the CPU and the seed that began it, and CUDA's, where it is in use."""
 
     python: Any
     numpy: Any
     cpu: Tensor
+    initial: int
     cuda: list[Tensor] | None
 
 
@@ -129,7 +130,6 @@ def seeded(seed: int | None) -> Iterator[None]:
         return
     with _own_turn() as turn:
         outside = _Outside(_random_states())
-        initial = torch.initial_seed()
         try:
             turn.random.append(outside)
             _seed_torch(seed)
@@ -140,9 +140,6 @@ def seeded(seed: int | None) -> Iterator[None]:
             _set_random_states(outside.value)
             if outside in turn.random:
                 turn.random.remove(outside)
-            if outside.value.cuda is None and _accelerator() == "cuda" and not torch.cuda._is_in_bad_fork():
-                # Devices that were not in use start as the CPU did, unless they are seeded; they were, with our seed.
-                torch.cuda.manual_seed_all(initial)
 
 
 def give_way() -> None:
@@ -216,14 +213,19 @@ def _set_handlers(handlers: _Handlers) -> None:
 def _random_states() -> _RandomStates:
     # A device that nothing has used yet is left alone: asking for its state would take memory on it.
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    return _RandomStates(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)  # noqa: NPY002
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    return _RandomStates(python, numpy, torch.get_rng_state(), torch.initial_seed(), cuda)
 
 
 def _set_random_states(states: _RandomStates) -> None:
     random.setstate(states.python)
     np.random.set_state(states.numpy)  # noqa: NPY002
     torch.set_rng_state(states.cpu)
-    if states.cuda is not None and torch.cuda.is_initialized():
+    if _accelerator() != "cuda" or torch.cuda._is_in_bad_fork():
+        return
+    if states.cuda is None:  # devices start from the seed of the CPU, and have been given another meanwhile
+        torch.cuda.manual_seed_all(states.initial)
+    else:
         torch.cuda.set_rng_state_all(states.cuda)
 
 
