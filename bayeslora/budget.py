@@ -4,10 +4,10 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from bayeslora.adapters import AdaptedNetwork
+from bayeslora.isolation import exclusive, seeded
 from bayeslora.methods import Method, make_method
 
 
@@ -42,7 +42,7 @@ def rank_for_budget(
         )
 
     def size(rank: int) -> int:
-        with torch.random.fork_rng():  # guides draw where they start
+        with exclusive(), seeded(0):  # guides draw where they start
             guide = chosen.guide(network(rank).stacks)
         return sum(parameter.numel() for parameter in guide.parameters() if parameter.requires_grad)
 

@@ -17,11 +17,11 @@ from torch.utils.data import IterableDataset
 from bayeslora import interop, storage
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.data import LABELS, Source, read, split, to_device
+from bayeslora.isolation import give_way, isolated, seeded
 from bayeslora.loading import load, load_model, with_padding
 from bayeslora.methods import Method, make_method
 from bayeslora.networks import base_logits
 from bayeslora.posterior import Posterior
-from bayeslora.prediction import seeded
 from bayeslora.program import Program
 from bayeslora.tasks import Likelihood, choosing
 
@@ -40,6 +40,7 @@ FEWEST_TO_SPLIT = 50
 """Training examples from which a tenth is held out where a method needs held-out data and got none."""
 
 
+@isolated()
 def fit(
     model: nn.Module | str,
     data: Any,
@@ -189,7 +190,9 @@ class Batches:
         return self.source.by_length()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (to_device(batch, self.device) for batch in self.ordered.batches(self.batch_size))
+        for batch in self.ordered.batches(self.batch_size):
+            give_way()
+            yield to_device(batch, self.device)
 
 
 def _train(
@@ -210,6 +213,7 @@ def _train(
     args.remove_unused_columns = False  # its filter sees `forward(**batch)` and would drop every column
     args.label_names = ["labels"]
     args.logging_nan_inf_filter = False
+    args._n_gpu = min(args.n_gpu, 1)  # copies of the program on several, one thread each, would share Pyro's handlers
     if args.ddp_find_unused_parameters is None:  # every learned parameter is in every step's loss
         args.ddp_find_unused_parameters = False
     trainer = ProgramTrainer(posterior, history, train, validation, tuning_data, args=args, callbacks=list(callbacks))

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from bayeslora import storage
 from bayeslora.adapters import AdaptedNetwork
+from bayeslora.isolation import isolated, seeded
 from bayeslora.methods import METHODS, Method, make_method
 from bayeslora.posterior import Posterior
-from bayeslora.prediction import seeded
 from bayeslora.program import Program
 from bayeslora.tasks import LIKELIHOODS, Likelihood
 
@@ -68,6 +68,7 @@ def load_model(
     return model, tokenizer
 
 
+@isolated()
 def load(
     folder: str | os.PathLike[str],
     model: nn.Module | str | None = None,

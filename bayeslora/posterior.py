@@ -13,8 +13,9 @@ from bayeslora import diagnostics, generation, interop, metrics, storage
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.data import Source
 from bayeslora.generation import Generation
+from bayeslora.isolation import isolated, seeded
 from bayeslora.methods import Method
-from bayeslora.prediction import centre_sites, draw, run, seeded
+from bayeslora.prediction import centre_sites, draw, run
 from bayeslora.program import Program
 from bayeslora.tasks.prediction import BasePrediction
 
@@ -51,6 +52,12 @@ class Posterior:
         self.class_names = class_names
         self._history = {} if history is None else history
 
+    @isolated()
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Posterior":
+        other = memo[id(self)] = object.__new__(type(self))
+        vars(other).update(copy.deepcopy(vars(self), memo))
+        return other
+
     @property
     def method(self) -> Method:
         """The method and its hyperparameters."""
@@ -78,6 +85,7 @@ class Posterior:
         table = pd.DataFrame(self._history)
         return table.astype({"step": int}) if "step" in table else table
 
+    @isolated()
     def draw(self, num_draws: int = 32, *, seed: int | None = 0) -> dict[str, Tensor]:
         """Draws of every site, `[draw, layer, …]`, by site name.
 
@@ -87,6 +95,7 @@ class Posterior:
         """
         return draw(self.program, num_draws, seed)
 
+    @isolated()
     def predict(
         self,
         data: Any,
@@ -119,6 +128,7 @@ class Posterior:
         sites = centre_sites(self.program) if center else self.draw(num_draws, seed=seed)
         return self._prediction(self._outputs(data, sites, seed, batch_size, approximation, with_labels=False))
 
+    @isolated()
     def evaluate(
         self,
         data: Any,
@@ -143,6 +153,7 @@ class Posterior:
         centre_scores = self._prediction(outputs).scores(labels)
         return scores | {f"center_{name}": value for name, value in centre_scores.items()}
 
+    @isolated()
     def generate(
         self,
         inputs: Any,
@@ -180,6 +191,7 @@ class Posterior:
             sites = centre_sites(self.program) if center else self.draw(num_draws, seed=None)
             return generation.generate(self.program, sites, prompts, average, self.tokenizer, generation_settings)
 
+    @isolated()
     def calibrate(
         self,
         validation: Any,
@@ -220,6 +232,7 @@ class Posterior:
         temperature = metrics.best_temperature(loss)
         return Posterior(self.program, self._history, temperature, self.tokenizer, self.class_names)
 
+    @isolated()
     def to_arviz(
         self,
         data: Any = None,
@@ -271,6 +284,7 @@ class Posterior:
         base = sum(parameter.numel() for parameter in self.network.parameters())
         return {**learned, "base": base, "share": sum(learned.values()) / base}
 
+    @isolated()
     def merge(self) -> nn.Module:
         """A plain model with the centre's adapters folded into its weights: the base model's cost, one prediction.
 
@@ -279,6 +293,7 @@ class Posterior:
         """
         return interop.merge(self.network, self.program.factors_at(self.program.centre()))
 
+    @isolated()
     def export_peft(
         self, folder: str | os.PathLike[str], num_draws: int | None = None, *, seed: int | None = 0
     ) -> list[Path]:
@@ -310,6 +325,7 @@ class Posterior:
                 interop.export_peft(self.network, self.program.factors_at(sites), path)
         return [path for path, _ in folders]
 
+    @isolated()
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write adapters, head, method and history: safetensors and JSON, and the tokenizer's own files.
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayeslora.isolation import seeded
+
 CANDIDATES = tuple(10 ** (k / 2) for k in range(-2, 13))
 """Precisions among which held-out data choose: 0.1 to 10⁶, two per power of ten; evidence stays between the ends."""
 
@@ -50,8 +52,7 @@ def least_nll(program: Any, batches: Iterable[Any], put: Callable[[float], None]
     scores = {}
     for precision in CANDIDATES:
         put(precision)
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with torch.no_grad(), seeded(seed):
             linearised = program.linearised(program.draw(NUM_DRAWS))
             total, count = 0.0, 0
             for batch in batches:

@@ -1,7 +1,5 @@
 """Draws of a fitted program, and the network run on them."""
 
-import contextlib
-import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from bayeslora.adapters.rows import has_rows
 from bayeslora.data import to_device
+from bayeslora.isolation import seeded
 from bayeslora.program import Program, evaluating
 from bayeslora.types import Batch, Sites
 
@@ -25,27 +24,6 @@ FOLDED_POSITIONS = 2048
 CHECKED_EXAMPLES, CHECKED_DRAWS = 16, 8
 # Divergence beyond which it warns, in nats per example: what the expansion adds to the NLL if the network is right.
 TRUSTED_DIVERGENCE = 0.01
-
-
-@contextlib.contextmanager
-def seeded(seed: int | None) -> Iterator[None]:
-    """Random numbers from a seed, on every device; the caller's random states are as before afterwards.
-
-    With None, the caller's states are used and move on.
-    """
-    if seed is None:
-        yield
-        return
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (libraries draw from the global state)
-    with torch.random.fork_rng():
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
 
 
 def draw(program: Program, num_draws: int, seed: int | None) -> dict[str, Tensor]:

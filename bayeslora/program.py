@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters import AdaptedNetwork, Linearised, Stacks
 from bayeslora.elbo import MeanFieldELBO, is_plate, sites
+from bayeslora.isolation import exclusive
 from bayeslora.methods import Method
 from bayeslora.tasks import Likelihood
 from bayeslora.types import Batch, Sites
@@ -96,6 +97,7 @@ class Program(nn.Module):
         with on_device:
             return self.method.prior(self.stacks)
 
+    @exclusive()
     def forward(self, *, rows_by_draw: bool = False, **batch: Any) -> Output:
         """Return the loss per example and the logits of a batch.
 

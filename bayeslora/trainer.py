@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
@@ -13,9 +14,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from bayeslora import guides, storage
 from bayeslora.data import OwnOrders, Source, to_device
+from bayeslora.isolation import give_way, seeded
 from bayeslora.methods import Tuning
 from bayeslora.posterior import Posterior
-from bayeslora.prediction import seeded
 from bayeslora.program import Program, evaluating
 from bayeslora.types import Batch
 
@@ -88,6 +89,7 @@ class ProgramTrainer(Trainer):
         self.add_callback(AfterStep(self.program))
         if (tuning := self.program.method.tuning()) and tuning_data:
             self.add_callback(Tune(self.program, tuning_data, tuning))
+        self.add_callback(GiveWay(self.accelerator))
         self.last_good = LastGood(self.program)
         # Rows that are computed one by one have not been looked at before training.
         self.labels_unseen = train.labels is None
@@ -278,6 +280,28 @@ class Tune(TrainerCallback):
             if in_order and sum(len(b["labels"]) for b in batches) >= size:
                 break
         return batches
+
+
+class GiveWay(TrainerCallback):
+    """Lets waiting calls of other threads run between steps, and keeps what accelerate knows of this run."""
+
+    def __init__(self, accelerator: Any):
+        self.accelerator = accelerator
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **others: Any) -> None:
+        # It is kept once in the process, and `TrainingArguments`, made in any thread, empty it.
+        for own in (self.accelerator.state, optimizer.accelerator_state):
+            own.__dict__ = dict(vars(own))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        states = (PartialState, AcceleratorState, GradientState)
+        own = [dict(state._shared_state) for state in states]
+        give_way()
+        for state, content in zip(states, own, strict=True):
+            state._shared_state.clear()
+            state._shared_state.update(content)
+
+    on_substep_end = on_prediction_step = on_step_end
 
 
 class LastGood:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayeslora.isolation import seeded
 from bayeslora.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -67,8 +68,7 @@ def nll_by_loudness(program: Any, batches: Sequence[Batch], factors: Tensor, num
         centre = {name: value.unsqueeze(0) for name, value in program.centre().items()}
         for seed, batch in enumerate(batches):
             at_centre = program.logits(centre, batch)
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
+            with seeded(seed):
                 draws = program.draw(num_draws)
             noise = program.logits(draws, batch) - at_centre
             noise = noise.masked_fill(at_centre.isinf(), 0)  # what is padding stays impossible

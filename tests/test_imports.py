@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "bayeslora"
 
 ORDER = (
-    ("types",),
+    ("types", "isolation"),
     ("networks",),
     ("adapters", "distributions"),
     ("priors", "guides", "curvature", "elbo", "tuning", "precision", "tasks"),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bayeslora import guides, priors
 from bayeslora.adapters import Factors, Stack
+from bayeslora.isolation import seeded
 from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import Positive
 
@@ -135,8 +136,7 @@ class TFBGuide(nn.Module):
 def _nll(program: Any, batches: Iterable[Any], seed: int) -> float:
     """NLL per example at a draw per batch, the same at every call with that seed."""
     total, count = 0.0, 0
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.no_grad(), seeded(seed):
         for batch in batches:
             sites = {name: value[0] for name, value in program.draw(1).items()}
             log_prob = program.likelihood.log_prob(program.logits(sites, batch), batch["labels"])

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from bayeslora import metrics
+from bayeslora.isolation import seeded
 from bayeslora.metrics import FloatArray
 
 if TYPE_CHECKING:
@@ -99,8 +100,7 @@ class ObservationPrediction(BasePrediction):
     def _estimates(self) -> tuple[FloatArray, FloatArray]:
         """Aleatoric and epistemic, from the same samples."""
         aleatoric, epistemic = [], []
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(0)
+        with seeded(0):
             for own in self.distributions:
                 values = own.sample((self.num_samples,))
                 log_probs = torch.stack([other.log_prob(values) for other in self.distributions])
@@ -121,10 +121,7 @@ class ObservationPrediction(BasePrediction):
         return np.stack([each.log_prob(torch.as_tensor(labels)).numpy() for each in self.distributions])
 
     def sample(self, seed: int | None = 0) -> np.ndarray:
-        if seed is None:
-            return np.stack([each.sample().numpy() for each in self.distributions])
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(seed)
+        with seeded(seed):
             return np.stack([each.sample().numpy() for each in self.distributions])
 
     def scores(self, labels: np.ndarray) -> dict[str, float]:
