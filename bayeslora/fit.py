@@ -9,19 +9,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyro
 import torch
 from torch import nn
-from torch.utils.data import IterableDataset
 
 from bayeslora import interop, storage
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.data import LABELS, Source, read, split, to_device
+from bayeslora.data import Source, read, split, to_device
 from bayeslora.isolation import give_way, isolated, seeded
 from bayeslora.loading import load, load_model, with_padding
 from bayeslora.methods import Method, make_method
-from bayeslora.networks import base_logits
 from bayeslora.posterior import Posterior
+from bayeslora.preparation import (
+    check_labels,
+    class_names,
+    columns_of,
+    label_names,
+    label_values,
+    likelihood_for,
+    shift_outputs,
+)
 from bayeslora.program import Program
 from bayeslora.tasks import Likelihood, choosing
 
@@ -29,12 +35,6 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
-
-NUM_TO_SHIFT = 64
-"""Examples that tell where the outputs start: the mean of 64 labels is within an eighth of their spread."""
-
-FAR = 10
-"""Distance of outputs from labels, in the likelihood's unit, that is hard to learn without a bias."""
 
 FEWEST_TO_SPLIT = 50
 """Training examples from which a tenth is held out where a method needs held-out data and got none."""
@@ -118,9 +118,9 @@ def fit(
     seed = seed if args is None else args.seed
     with seeded(seed):
         if isinstance(model, str | os.PathLike):
-            columns, labels = _columns(train_data), _label_values(train_data)
+            columns, labels = columns_of(train_data), label_values(train_data)
             kind = choosing.asked(likelihood) or choosing.suggested(columns, labels)
-            model, tokenizer = load_model(model, tokenizer, kind, columns, _label_names(train_data), labels)
+            model, tokenizer = load_model(model, tokenizer, kind, columns, label_names(train_data), labels)
         _check_model(model)
         adapters = _adapters(init, model)
         if interop.is_peft_model(model):
@@ -131,10 +131,10 @@ def fit(
         train = Source(train_data, model, tokenizer, "data", num_examples)
         _check_num_examples(train, num_examples, chosen)
         held_out = None if held_out is None else Source(held_out, model, tokenizer, "validation")
-        likelihood = _likelihood(likelihood, model, train, chosen)
+        likelihood = likelihood_for(likelihood, model, train, chosen)
         train, held_out = train.about(likelihood), held_out and held_out.about(likelihood)
         for source in (train, held_out):
-            _check_labels(source, likelihood)
+            check_labels(source, likelihood)
         tuning_data = held_out
         if chosen.tuning() and held_out is None:
             train, tuning_data = _hold_out(train, chosen)
@@ -144,7 +144,7 @@ def fit(
             model, chosen.family, num_examples=len(train), head_family=chosen.head_family, **layers
         )
         if not adapters:
-            _shift_outputs(network, likelihood, model, train, batch_size)
+            shift_outputs(network, likelihood, model, train, batch_size)
         num_particles = chosen.num_particles if num_particles is None else num_particles
         program = Program(network, chosen, likelihood, num_particles)
         if adapters:
@@ -152,7 +152,7 @@ def fit(
         if chosen.post_hoc:
             program.network.freeze_head()
         history: dict[str, list[Any]] = {}
-        posterior = Posterior(program, history, 1.0, tokenizer, _class_names(model, train_data))
+        posterior = Posterior(program, history, 1.0, tokenizer, class_names(model, train_data))
         with tempfile.TemporaryDirectory() as scratch:
             training = args or _training_arguments(
                 output_dir or scratch,
@@ -298,107 +298,3 @@ def _adapters(init: Any, model: nn.Module) -> interop.Adapters | None:
             return interop.from_program(load(init, model).program)
         return interop.from_peft_folder(init)
     raise TypeError(f"init is a {type(init).__name__}; give a Posterior, a PEFT model, or a folder of either.")
-
-
-def _likelihood(given: Any, model: nn.Module, train: Source, method: Method) -> Likelihood:
-    """The likelihood asked for, or the one that fits what the network returns for the first examples, and their labels.
-
-    It is tried on those examples: what does not fit is said before training starts.
-    """
-    batch = train.about(choosing.asked(given) or choosing.labelled_by_inputs(model)).first_batch()
-    if "labels" not in batch:
-        raise ValueError(
-            f"The data has no labels, only {', '.join(batch)}: give a 'labels' or 'label' column, or (inputs, labels)."
-        )
-    batch = to_device(batch, next(model.parameters()).device)
-    logits = base_logits(model, batch)
-    labels = torch.as_tensor(batch["labels"])
-    likelihood = choosing.make(given, model, logits, labels, train.labels, train.tokenizer)
-    likelihood.check_labels(labels.cpu())
-    with torch.no_grad(), pyro.validation_enabled(False):
-        selected = likelihood.to(logits.device).select(logits, batch)
-        log_prob = likelihood.log_prob(selected, labels)
-    if log_prob.shape != (len(labels),):
-        raise ValueError(
-            f"Likelihood {likelihood.name!r} does not fit outputs {tuple(logits.shape)} and labels "
-            f"{tuple(labels.shape)}: it gives {tuple(log_prob.shape)} log-likelihoods for {len(labels)} examples."
-        )
-    if method.approximation == "linear" and selected.dim() > 2:
-        raise ValueError(
-            f"{method.name!r} is for a number or a vector of logits per example, and {likelihood.name!r} has logits "
-            f"{tuple(selected.shape)} for {len(labels)} examples: give another method."
-        )
-    return likelihood
-
-
-def _shift_outputs(
-    network: AdaptedNetwork, likelihood: Likelihood, model: nn.Module, train: Source, batch_size: int
-) -> None:
-    """Let the head's outputs start at the mean that the labels of the first examples ask for.
-
-    Adam moves every weight at about the same rate: with labels around 3 and outputs around 0, all of them push the
-    outputs up at first, drive the layer below into saturation, and little is learned afterwards.
-    """
-    layer = network.output_layer()
-    if layer is None:
-        return
-    total, count = 0.0, 0
-    for batch in train.batches(batch_size):
-        batch = to_device(batch, network.device)
-        residuals = likelihood.residuals(base_logits(model, batch), batch)
-        if residuals is None:
-            return
-        total += residuals.sum().item()
-        count += len(batch["labels"])
-        if count >= NUM_TO_SHIFT:
-            break
-    offset = total / count
-    if layer.bias is not None:
-        with torch.no_grad():
-            layer.bias += offset
-    elif abs(offset) > FAR * likelihood.unit:
-        logger.warning(
-            "Labels are %.3g above the outputs on average, many times their spread, and the head has no bias: subtract "
-            "the labels' mean.",
-            offset,
-        )
-
-
-def _check_labels(source: Source | None, likelihood: Likelihood) -> None:
-    if source is None:
-        return
-    labels = source.labels
-    if labels is None:
-        labels = source.first_batch().get("labels")
-    if labels is None:
-        raise ValueError(f"{source.name} has no labels: give a 'labels' or 'label' column, or (inputs, labels).")
-    likelihood.check_labels(labels)
-
-
-def _columns(data: Any) -> Sequence[str]:
-    return getattr(data, "column_names", None) or (list(data) if isinstance(data, Mapping) else ())
-
-
-def _label_values(data: Any) -> Any:
-    if isinstance(data, tuple) and len(data) == 2:
-        return data[1]
-    if isinstance(data, IterableDataset):
-        return None
-    names = [name for name in LABELS if name in getattr(data, "column_names", ())]
-    return data[names[0]] if names else None
-
-
-def _label_names(data: Any) -> list[str] | None:
-    """Class names of a `datasets.Dataset` whose labels have them."""
-    features = getattr(data, "features", None) or {}
-    return next((list(features[n].names) for n in LABELS if n in features and hasattr(features[n], "names")), None)
-
-
-def _class_names(model: nn.Module, data: Any) -> tuple[str, ...] | None:
-    names = _label_names(data)
-    if names is None:
-        id2label = getattr(getattr(model, "config", None), "id2label", None) or {}
-        names = [id2label[index] for index in sorted(id2label)]
-        if all(name == f"LABEL_{index}" for index, name in enumerate(names)):
-            return None
-    return tuple(names)

@@ -1,5 +1,6 @@
 """What the user holds after a fit."""
 
+import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path

@@ -17,7 +17,7 @@ ORDER = (
     ("adapters", "distributions"),
     ("priors", "guides", "curvature", "elbo", "tuning", "precision", "tasks"),
     ("data", "methods"),
-    ("program", "budget", "registry"),
+    ("program", "budget", "registry", "preparation"),
     ("prediction", "storage"),
     ("diagnostics", "generation", "interop"),
     ("posterior",),

@@ -23,7 +23,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from bayeslora.likelihoods import CausalLM, Classification
 from pyro import poutine
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _ENUM_ALLOCATOR, _PYRO_STACK
 from torch import nn
@@ -35,6 +34,7 @@ from bayeslora.adapters import AdaptedNetwork
 from bayeslora.isolation import exclusive, isolated, seeded
 from bayeslora.methods import make_method
 from bayeslora.program import Program
+from bayeslora.tasks import CausalLM, Classification
 from tests.helpers import tiny_bert, tokens
 from tests.methods.conftest import NO_DROPOUT, randomise
 from tests.tasks.cases import model

@@ -1,0 +1,128 @@
+"""What is settled before training: the likelihood, the labels that fit it, and where the outputs start."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyro
+import torch
+from torch import nn
+from torch.utils.data import IterableDataset
+
+from bayeslora.adapters import AdaptedNetwork
+from bayeslora.data import LABELS, Source, to_device
+from bayeslora.methods import Method
+from bayeslora.networks import base_logits
+from bayeslora.tasks import Likelihood, choosing
+
+logger = logging.getLogger(__name__)
+
+NUM_TO_SHIFT = 64
+"""Examples that tell where the outputs start: the mean of 64 labels is within an eighth of their spread."""
+
+FAR = 10
+"""Distance of outputs from labels, in the likelihood's unit, that is hard to learn without a bias."""
+
+
+def likelihood_for(given: Any, model: nn.Module, train: Source, method: Method) -> Likelihood:
+    """The likelihood asked for, or the one that fits what the network returns for the first examples, and their labels.
+
+    It is tried on those examples: what does not fit is said before training starts.
+    """
+    batch = train.about(choosing.asked(given) or choosing.labelled_by_inputs(model)).first_batch()
+    if "labels" not in batch:
+        raise ValueError(
+            f"The data has no labels, only {', '.join(batch)}: give a 'labels' or 'label' column, or (inputs, labels)."
+        )
+    batch = to_device(batch, next(model.parameters()).device)
+    logits = base_logits(model, batch)
+    labels = torch.as_tensor(batch["labels"])
+    likelihood = choosing.make(given, model, logits, labels, train.labels, train.tokenizer)
+    likelihood.check_labels(labels.cpu())
+    with torch.no_grad(), pyro.validation_enabled(False):
+        selected = likelihood.to(logits.device).select(logits, batch)
+        log_prob = likelihood.log_prob(selected, labels)
+    if log_prob.shape != (len(labels),):
+        raise ValueError(
+            f"Likelihood {likelihood.name!r} does not fit outputs {tuple(logits.shape)} and labels "
+            f"{tuple(labels.shape)}: it gives {tuple(log_prob.shape)} log-likelihoods for {len(labels)} examples."
+        )
+    if method.approximation == "linear" and selected.dim() > 2:
+        raise ValueError(
+            f"{method.name!r} is for a number or a vector of logits per example, and {likelihood.name!r} has logits "
+            f"{tuple(selected.shape)} for {len(labels)} examples: give another method."
+        )
+    return likelihood
+
+
+def shift_outputs(
+    network: AdaptedNetwork, likelihood: Likelihood, model: nn.Module, train: Source, batch_size: int
+) -> None:
+    """Let the head's outputs start at the mean that the labels of the first examples ask for.
+
+    Adam moves every weight at about the same rate: with labels around 3 and outputs around 0, all of them push the
+    outputs up at first, drive the layer below into saturation, and little is learned afterwards.
+    """
+    layer = network.output_layer()
+    if layer is None:
+        return
+    total, count = 0.0, 0
+    for batch in train.batches(batch_size):
+        batch = to_device(batch, network.device)
+        residuals = likelihood.residuals(base_logits(model, batch), batch)
+        if residuals is None:
+            return
+        total += residuals.sum().item()
+        count += len(batch["labels"])
+        if count >= NUM_TO_SHIFT:
+            break
+    offset = total / count
+    if layer.bias is not None:
+        with torch.no_grad():
+            layer.bias += offset
+    elif abs(offset) > FAR * likelihood.unit:
+        logger.warning(
+            "Labels are %.3g above the outputs on average, many times their spread, and the head has no bias: subtract "
+            "the labels' mean.",
+            offset,
+        )
+
+
+def check_labels(source: Source | None, likelihood: Likelihood) -> None:
+    if source is None:
+        return
+    labels = source.labels
+    if labels is None:
+        labels = source.first_batch().get("labels")
+    if labels is None:
+        raise ValueError(f"{source.name} has no labels: give a 'labels' or 'label' column, or (inputs, labels).")
+    likelihood.check_labels(labels)
+
+
+def columns_of(data: Any) -> Sequence[str]:
+    return getattr(data, "column_names", None) or (list(data) if isinstance(data, Mapping) else ())
+
+
+def label_values(data: Any) -> Any:
+    if isinstance(data, tuple) and len(data) == 2:
+        return data[1]
+    if isinstance(data, IterableDataset):
+        return None
+    names = [name for name in LABELS if name in getattr(data, "column_names", ())]
+    return data[names[0]] if names else None
+
+
+def label_names(data: Any) -> list[str] | None:
+    """Class names of a `datasets.Dataset` whose labels have them."""
+    features = getattr(data, "features", None) or {}
+    return next((list(features[n].names) for n in LABELS if n in features and hasattr(features[n], "names")), None)
+
+
+def class_names(model: nn.Module, data: Any) -> tuple[str, ...] | None:
+    names = label_names(data)
+    if names is None:
+        id2label = getattr(getattr(model, "config", None), "id2label", None) or {}
+        names = [id2label[index] for index in sorted(id2label)]
+        if all(name == f"LABEL_{index}" for index, name in enumerate(names)):
+            return None
+    return tuple(names)
