@@ -2,22 +2,83 @@
 
 import copy
 import json
+import logging
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from bayeslora.adapters import AdaptedNetwork, DoRA, Family, LowRank, Stacks
-from bayeslora.adapters.network import share_weights
-from bayeslora.program import Program
+from bayeslora.adapters.network import head_names, logits_of, share_weights
+from bayeslora.program import Program, evaluating
+from bayeslora.types import Batch
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "base_model.model."
+
+LORA_FIELDS: Mapping[str, str | None] = {
+    # Read: they say what is computed.
+    "peft_type": None,
+    "r": None,
+    "rank_pattern": None,
+    "lora_alpha": None,
+    "alpha_pattern": None,
+    "use_rslora": None,
+    "use_dora": None,
+    "init_lora_weights": None,
+    "modules_to_save": None,
+    "lora_dropout": None,
+    "base_model_name_or_path": None,
+    # Of no account: which layers there are is in the weights, and these say where or how they came to be.
+    "target_modules": None,
+    "exclude_modules": None,
+    "layers_to_transform": None,
+    "layers_pattern": None,
+    "fan_in_fan_out": None,  # how a base stores its weight, which the base itself says
+    "loftq_config": None,  # beside `init_lora_weights`, as the next three
+    "eva_config": None,
+    "corda_config": None,
+    "lora_ga_config": None,
+    "qalora_group_size": None,  # beside `use_qalora`
+    "megatron_core": None,  # beside `megatron_config`
+    "task_type": None,
+    "auto_mapping": None,
+    "peft_version": None,
+    "revision": None,
+    "inference_mode": None,
+    "runtime_config": None,
+    # Refused: with them, the network is not the base with B A added.
+    "bias": "trains biases of the base",
+    "lora_bias": "adds a bias to the update",
+    "trainable_token_indices": "trains rows of the embedding",
+    "target_parameters": "adapts parameters that are not a linear layer's",
+    "layer_replication": "repeats layers of the base",
+    "megatron_config": "splits layers over processes",
+    "use_qalora": "averages the adapter's input over groups",
+    "use_bdlora": "makes factors block-diagonal",
+    "alora_invocation_tokens": "adapts only what follows an invocation",
+    "arrow_config": "routes tokens between adapters",
+    "kasa_config": "truncates the base and scales the update's components",
+    "monteclora_config": "adds noise to the factors",
+    "velora_config": "compresses what the backward pass sees",
+    "ensure_weight_tying": "ties adapters of tied layers",
+}
+"""PEFT's `LoraConfig`, field by field: None where a field is read or of no account, else why another value than its
+default is refused. A field that is not here is refused where it is not at its default."""
+
+LEAVING_BASE = ("gaussian", "eva", "orthogonal", "mica")
+"""PEFT's starts, `init_lora_weights`, after which the base is as it was."""
+
+CHANGING_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""PEFT's starts that take the adapter's first value out of the base's weights: the adapter is right on those alone."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +91,8 @@ class Adapters:
         ranks: Module name to r.
         scaling: Module name to s.
         head: The task head's parameters, by their names in the model; empty if the adapters came without one.
+        dropout: The dropout on the adapters' inputs that they were trained with.
+        reference: Builds PEFT's own network with these adapters, to compare with, or None if PEFT is not installed.
     """
 
     family: Family
@@ -37,6 +100,8 @@ class Adapters:
     ranks: Mapping[str, int]
     scaling: Mapping[str, float]
     head: Mapping[str, Tensor]
+    dropout: float = 0.0
+    reference: Callable[[], nn.Module | None] | None = None
 
     def network_settings(self) -> dict[str, Any]:
         """Targets, ranks and alphas for an `AdaptedNetwork` with the same layers."""
@@ -58,8 +123,9 @@ class Adapters:
 
         Raises:
             TypeError: If the program's adapters are of another family.
-            ValueError: If the head does not fit the network's.
+            ValueError: If the head does not fit the network's, or more than a head was trained with the adapters.
         """
+        network = program.network
         family = next(iter(program.stacks.values())).family.without_noise()
         if family.factors is not self.family.factors:
             own, given = (f"{type(f).__name__} ({', '.join(f.factors._fields)})" for f in (family, self.family))
@@ -70,8 +136,54 @@ class Adapters:
         # The trained head is the head's frozen weights; what a method adds to them starts at no change.
         head = {name: stack.initial() for name, stack in program.stacks.items() if stack.in_head}
         program.guide.start(self.stacked(program.stacks) | head)  # type: ignore[operator]
-        if self.head:
-            program.network.load_head(self.head)
+        if beside := [name for name in self.head if name.split(".")[0] not in network.head_names]:
+            _refuse_beside(beside)
+        if self.head:  # of which PEFT may have trained a part
+            network.load_head(network.head_state() | dict(self.head))
+        elif network.head_names:
+            logger.warning("The adapters come without a task head: the model's own, %s, is used.", network.head_names)
+        dropout = getattr(next(iter(program.stacks.values())).family, "p", 0.0)
+        if self.dropout not in (0, dropout) and not program.method.post_hoc:
+            logger.warning(
+                "The PEFT adapter was trained with lora_dropout=%g, which the method %r does not take over: "
+                "method='mc_dropout', p=%g has it.",
+                *(self.dropout, program.method.name, self.dropout),
+            )
+
+    def check(self, program: Program, batch: Batch) -> None:
+        """Compare the program's network at these adapters with PEFT's, if they are PEFT's, on a batch.
+
+        Raises:
+            ValueError: If their logits differ by more than rounding.
+        """
+        reference = None if self.reference is None else self.reference()
+        if reference is None:
+            return
+        network = program.network
+        if hasattr(reference, "config"):
+            reference.config = network.model.config  # which may have been given a padding token since
+        factors = {}
+        stacked = self.stacked(program.stacks)
+        for name, stack in program.stacks.items():
+            given = stack.initial()._asdict() if stack.in_head else stacked[name]._asdict()
+            noise = {key: torch.zeros(len(stack), *shape) for key, shape in stack.shapes.items() if key not in given}
+            parts = {key: value.to(network.device, network.dtype) for key, value in (given | noise).items()}
+            factors[name] = stack.family.factors(**parts)
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        with torch.no_grad(), evaluating(program):
+            own, expected = (
+                logits.double() for logits in (network(factors, inputs), logits_of(reference.eval()(**inputs)))
+            )
+        network.unbind()
+        dtypes = [value.dtype for value in (*network.model.parameters(), own) if value.is_floating_point()]
+        tolerance = max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.5
+        difference = float((own - expected).abs().nan_to_num().max())
+        if difference > tolerance * max(1.0, float(expected.abs().nan_to_num().max())):
+            raise ValueError(
+                f"The network with the PEFT adapter and PEFT's own differ by {difference:.2g} on a batch: the adapter "
+                "was trained on another base than the model given, or its configuration does not fit its weights. Load "
+                "the base that it names, or pass the PEFT model itself, fit(peft_model, …)."
+            )
 
 
 def from_program(program: Program) -> Adapters:
@@ -110,76 +222,363 @@ def trained_head(network: AdaptedNetwork, factors: Mapping[str, Any]) -> dict[st
 
 
 def is_peft_model(model: object) -> bool:
-    """Whether a model is one of PEFT's, told without importing it."""
-    return any(cls.__name__ == "PeftModel" for cls in type(model).__mro__)
-
-
-def from_peft(model: nn.Module) -> Adapters:
-    """The active LoRA adapter of a PEFT model.
+    """Whether a model is one of PEFT's, told without importing it.
 
     Raises:
-        ValueError: If the adapter is of a kind whose update is not `B A` alone.
+        ValueError: If it has PEFT's layers and is not a `PeftModel`.
     """
-    from peft import get_peft_model_state_dict
+    if _is_a(model, "PeftModel"):
+        return True
+    if isinstance(model, nn.Module) and any(_is_a(module, "BaseTunerLayer") for module in model.modules()):
+        raise ValueError(
+            f"The {type(model).__name__} has PEFT layers and is not a PeftModel: save its adapter, and pass "
+            "PeftModel.from_pretrained(base, folder)."
+        )
+    return False
 
-    config = model.peft_config[model.active_adapter].to_dict()  # type: ignore[index, union-attr]
-    return _from_peft(config, get_peft_model_state_dict(model))
+
+def _is_a(value: object, name: str) -> bool:
+    return any(cls.__name__ == name for cls in type(value).__mro__)
 
 
-def from_peft_folder(folder: str | os.PathLike[str]) -> Adapters:
-    """A LoRA adapter that PEFT saved: `adapter_config.json` and `adapter_model.safetensors`.
+def from_peft(model: Any, network: nn.Module | None = None) -> Adapters:
+    """The active LoRA adapter of a PEFT model, with the task head that the model has.
+
+    Ranks, scaling and factors are those that PEFT's layers compute with, which its configuration need not say.
+
+    Args:
+        model: The PEFT model.
+        network: The network that the adapter is for; None for the PEFT model's own base.
+
+    Raises:
+        ValueError: If it is not one active adapter beside its base, not plain LoRA or DoRA, or for another base.
+    """
+    active = model.active_adapters
+    config = model.peft_config[active[0] if active else model.active_adapter].to_dict()
+    family = _check_config(config)
+    root = model.base_model.model
+    layers = _adapted_layers(model)
+    if len(active) != 1:
+        raise ValueError(
+            f"The PEFT model has {len(active)} adapters active: {', '.join(active)}. Choose one, "
+            "model.set_adapter(name), or make one of them, model.add_weighted_adapter(…, combination_type='cat')."
+        )
+    (name,) = active
+    if changed := _changing(model):
+        if network not in (None, model):
+            _refuse_base(changed)
+        logger.warning(
+            "The PEFT model was started with init_lora_weights=%r, which changes the base's weights: the posterior "
+            "belongs to the base inside this PEFT model, not to the one it was made from. To load it, pass this model.",
+            changed,
+        )
+    factors: dict[str, dict[str, Tensor]] = {}
+    scaling = {}
+    for layer_name, layer in layers.items():
+        here = [adapter for adapter in layer.active_adapters if adapter in (*layer.lora_A, *layer.lora_embedding_A)]
+        if (here and here != [name]) or (name in layer.lora_A and not here):
+            raise ValueError(
+                f"Layer {layer_name!r} of the PEFT model has other adapters active, {here}, than {name!r}."
+            )
+        if not here:
+            continue
+        variant = type(layer.lora_variant.get(name)).__name__
+        if name not in layer.lora_A or ".base_layer" in layer_name:
+            _refuse_layer(layer_name)
+        if variant not in ("NoneType", "DoraLinearVariant", "MiCALinearVariant"):
+            _refuse(f"layer {layer_name!r} as a {variant}", "does not compute B A alone")
+        if layer.lora_B[name].bias is not None:
+            _refuse("lora_bias=True", LORA_FIELDS["lora_bias"])
+        factors[layer_name] = {"A": layer.lora_A[name].weight, "B": layer.lora_B[name].weight}
+        if name in layer.lora_magnitude_vector:
+            factors[layer_name]["m"] = layer.lora_magnitude_vector[name].weight
+        scaling[layer_name] = float(layer.scaling[name])
+    heads = head_names(root)
+    trained = [key for key, module in root.named_modules() if _is_a(module, "AuxiliaryTrainingWrapper")]
+    if beside := [key for key in trained if key.split(".")[0] not in heads]:
+        _refuse_beside(beside)
+    head = {key: value for key, value in base_of_peft(model).state_dict().items() if key.split(".")[0] in heads}
+    adapters = _adapters(config, family, factors, scaling, head, lambda: share_weights(root, ()))
+    _check_layers(adapters, root if network is None or network is model else network)
+    return adapters
+
+
+def from_peft_folder(folder: str | os.PathLike[str], network: nn.Module | None = None) -> Adapters:
+    """A LoRA adapter that PEFT saved: `adapter_config.json` and `adapter_model.safetensors`, which hold no code.
+
+    Args:
+        folder: A local folder; nothing is fetched.
+        network: The network that the adapter is for: where PEFT is installed, it reads the adapter onto it as well.
 
     Raises:
         FileNotFoundError: If the folder holds none.
-        ValueError: If the adapter is of a kind whose update is not `B A` alone.
+        ValueError: If the adapter is not plain LoRA or DoRA, damaged, or for another network.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config, weights = (Path(folder) / name for name in ("adapter_config.json", "adapter_model.safetensors"))
-    for path in (config, weights):
+    config_path, weights_path = (Path(folder) / name for name in ("adapter_config.json", "adapter_model.safetensors"))
+    for path in (config_path, weights_path):
         if not path.is_file():
-            raise FileNotFoundError(f"{folder} holds no PEFT adapter: there is no {path.name} in it.")
-    return _from_peft(json.loads(config.read_text()), load_file(weights))
+            if (Path(folder) / "adapter_model.bin").is_file():
+                raise ValueError(
+                    f"{folder} holds its adapter as adapter_model.bin, a pickle, which can run code when it is read: "
+                    "if you trust it, convert it, PeftModel.from_pretrained(base, folder).save_pretrained(folder)."
+                )
+            inside = sorted(found.parent.name for found in Path(folder).glob(f"*/{path.name}"))
+            hint = f" There are some in its folders: {', '.join(inside)}." if inside else ""
+            raise FileNotFoundError(f"{folder} holds no PEFT adapter: there is no {path.name} in it.{hint}")
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{config_path.name} in {folder} is not a configuration of PEFT's: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{config_path.name} in {folder} is not a configuration of PEFT's: {str(config)[:50]}")
+    try:
+        state = load_file(weights_path)
+    except SafetensorError as error:
+        raise ValueError(f"{weights_path.name} in {folder} is damaged: {error}") from None
+    base = None if network is None else (base_of_peft(network) if is_peft_model(network) else network)
+    adapters = _from_peft(config, state, None if base is None else lambda: _read_by_peft(base, folder))
+    if changed := _change_by(config):
+        _refuse_base(changed)
+    if base is not None:
+        _check_layers(adapters, base)
+        named, own = config.get("base_model_name_or_path"), getattr(base, "name_or_path", "")
+        if named and own and named != own:
+            logger.warning("The PEFT adapter in %s names its base %r; the model given is %r.", folder, named, own)
+    return adapters
 
 
 def base_of_peft(model: nn.Module) -> nn.Module:
-    """A PEFT model's base, with the task head that was trained with the adapters; the PEFT model stays as it is."""
-    return share_weights(model, ()).unload()  # type: ignore[operator]
+    """A PEFT model's base, with the task head that was trained with the adapters; the PEFT model stays as it is.
+
+    A base that PEFT has changed to start the adapters has no name.
+
+    Raises:
+        ValueError: If adapters are merged into it.
+    """
+    _adapted_layers(model)
+    shared: Any = share_weights(model, ())
+    base = shared.unload() if hasattr(shared.base_model, "unload") else shared.get_base_model()
+    if _changing(model) and hasattr(base, "name_or_path"):
+        base.name_or_path = ""
+    return base
 
 
-def _from_peft(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Adapters:
-    if str(config["peft_type"]).rpartition(".")[2] != "LORA":
-        raise ValueError(f"The PEFT adapter is of type {config['peft_type']}; only LORA can be a starting point.")
-    for option, plain in (("bias", "none"), ("monteclora_config", None)):
-        if config.get(option, plain) not in (plain, None):
+def _adapted_layers(model: Any) -> dict[str, Any]:
+    """PEFT's layers in a PEFT model, by their names in its base.
+
+    Raises:
+        ValueError: If adapters are merged into the base, or switched off.
+    """
+    root = getattr(model.base_model, "model", model.base_model)
+    layers = {name: module for name, module in root.named_modules() if _is_a(module, "BaseTunerLayer")}
+    if merged := sorted({name for layer in layers.values() for name in layer.merged_adapters}):
+        raise ValueError(
+            f"The PEFT model has its adapters merged into the base: {', '.join(merged)}. Take them out, "
+            "model.unmerge_adapter(), or make it a plain model, model.merge_and_unload()."
+        )
+    if any(layer.disable_adapters for layer in layers.values()):
+        raise ValueError(
+            "The PEFT model has its adapters disabled: switch them on, model.enable_adapter_layers(), or pass the base "
+            "alone, model.unload()."
+        )
+    return layers
+
+
+def _change_by(config: Mapping[str, Any]) -> str | None:
+    """The start of an adapter, `init_lora_weights`, if it changes the base's weights."""
+    start = config.get("init_lora_weights", True)
+    if start is None or isinstance(start, bool) or str(start).lower() in LEAVING_BASE:
+        return None
+    if str(start).lower().startswith(CHANGING_BASE):
+        return str(start)
+    return _refuse(f"init_lora_weights={start!r}", "is not known here")
+
+
+def _changing(model: Any) -> str | None:
+    """The start of any of a PEFT model's adapters that has changed the base, which they share."""
+    configs = [config.to_dict() for config in model.peft_config.values() if hasattr(config, "init_lora_weights")]
+    return next((start for start in map(_change_by, configs) if start), None)
+
+
+def _check_config(config: Mapping[str, Any]) -> Family:
+    """The family of the adapters that a configuration describes.
+
+    Raises:
+        ValueError: If that is none, names the field.
+    """
+    kind = str(getattr(config.get("peft_type"), "value", config.get("peft_type")))
+    if kind != "LORA":
+        raise ValueError(
+            f"The PEFT adapter is of type {kind}; only LORA can be a starting point. Where PEFT can merge it into a "
+            "model of its own, model.merge_and_unload(), fit that."
+        )
+    for field, value in config.items():
+        if field not in LORA_FIELDS:
+            if value not in _defaults(field):
+                _refuse(f"{field}={value!r}", "is not known here")
+        elif (reason := LORA_FIELDS[field]) and value not in (None, False, "none"):
+            _refuse(f"{field}={value!r}", reason)
+    _change_by(config)
+    for field in ("r", "lora_alpha", "lora_dropout"):
+        value = config.get(field, 0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"The PEFT adapter has {field}={value!r}, which is not a number.")
+    for field in ("rank_pattern", "alpha_pattern"):
+        for pattern, value in (config.get(field) or {}).items():
+            try:
+                re.compile(pattern)
+                float(value)
+            except (re.error, TypeError, ValueError):
+                raise ValueError(
+                    f"The PEFT adapter has an entry of {field}, {pattern!r}: {value!r}, that is not a regular "
+                    "expression and a number."
+                ) from None
+    return DoRA() if config.get("use_dora") else LowRank()
+
+
+def _defaults(field: str) -> list[Any]:
+    """Values of a field of PEFT's that is not known here with which it does nothing: its default, or nothing at all."""
+    import dataclasses
+
+    nothing: list[Any] = [None, False, "", [], {}]
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        return nothing
+    return [*nothing, *(f.default for f in dataclasses.fields(LoraConfig) if f.name == field)]
+
+
+def _refuse(what: str, why: str | None) -> NoReturn:
+    raise ValueError(
+        f"The PEFT adapter has {what}, which {why}: its update is not B A alone. Only plain LoRA and DoRA can be a "
+        "starting point. Where PEFT can merge the adapter into a model of its own, model.merge_and_unload(), fit that."
+    )
+
+
+def _refuse_layer(name: str) -> NoReturn:
+    raise ValueError(
+        f"The PEFT adapter adapts {name!r}, which is not a linear layer: it cannot be a starting point. Train it on "
+        "linear layers, or merge it into a model of its own, model.merge_and_unload(), and fit that."
+    )
+
+
+def _refuse_beside(names: list[str]) -> NoReturn:
+    raise ValueError(
+        f"The PEFT adapter trained more than adapters and a task head (modules_to_save): {', '.join(names[:5])}, which "
+        "a posterior would not save. Merge it into a model of its own, model.merge_and_unload(), and fit that."
+    )
+
+
+def _refuse_base(start: str) -> NoReturn:
+    raise ValueError(
+        f"The PEFT adapter has init_lora_weights={start!r}, which changes the base's own weights: it is right on that "
+        "base alone. Pass the PEFT model itself, fit(peft_model, …), or let PEFT convert the adapter when it saves it, "
+        "save_pretrained(folder, path_initial_model_for_weight_conversion=…)."
+    )
+
+
+def _check_layers(adapters: Adapters, network: nn.Module) -> None:
+    """Raise a ValueError unless a network has the layers that adapters are for, outside its task head."""
+    there = {name.replace(".base_layer", "") for name, _ in network.named_modules()}
+    heads = head_names(network)
+    for name in adapters.factors:
+        if name not in there:
             raise ValueError(
-                f"The PEFT adapter has {option}={config[option]!r}: its update is not B A alone. Only plain LoRA and "
-                "DoRA can be a starting point."
+                f"The PEFT adapter adapts {name!r}, which the {type(network).__name__} does not have: load a model of "
+                "the class that it was trained on."
             )
-    family = DoRA() if config.get("use_dora") else LowRank()
+        if name.split(".")[0] in heads:
+            raise ValueError(
+                f"The PEFT adapter adapts {name!r}, a part of the task head, which is trained itself: leave it out of "
+                "target_modules, or merge the adapter into a model of its own, model.merge_and_unload(), and fit that."
+            )
+
+
+def _from_peft(
+    config: Mapping[str, Any], state: Mapping[str, Tensor], reference: Callable[[], nn.Module | None] | None = None
+) -> Adapters:
+    """Adapters from PEFT's configuration and saved weights."""
+    family = _check_config(config)
     factors: dict[str, dict[str, Tensor]] = {}
     head = {}
     for key, value in state.items():
         name = key.removeprefix(PREFIX)
         if match := re.fullmatch(r"(.+)\.lora_([AB])(?:\.[^.]+)?\.weight", name):
-            factors.setdefault(match[1], {})[match[2]] = value.detach().float()
+            factors.setdefault(match[1], {})[match[2]] = value
         elif match := re.fullmatch(r"(.+)\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?", name):
-            factors.setdefault(match[1], {})["m"] = value.detach().float()
+            factors.setdefault(match[1], {})["m"] = value
+        elif "lora_embedding" in name:
+            _refuse_layer(name.partition(".lora_")[0])
         elif "lora_" in name:
-            raise ValueError(f"The PEFT adapter has weights {key!r}, which are no linear layer's A or B.")
+            raise ValueError(f"The PEFT adapter has weights {key!r}, which are not a linear layer's A or B.")
         else:
             head[name] = value.detach()
-    layers = {name: family.factors(**parts) for name, parts in factors.items()}
-    ranks = {name: len(parts["A"]) for name, parts in factors.items()}
-    scaling = {name: _peft_scaling(config, name, rank) for name, rank in ranks.items()}
-    return Adapters(family, layers, ranks, scaling, head)
+    scaling = {}
+    for name, parts in factors.items():
+        rank, given = _peft_pattern(config, "rank_pattern", "r", name), len(parts.get("A", ()))
+        if rank != given:
+            raise ValueError(
+                f"The PEFT adapter has r={rank} for {name!r} in its configuration, and its weights there have rank "
+                f"{given}: it is damaged."
+            )
+        alpha = _peft_pattern(config, "alpha_pattern", "lora_alpha", name)
+        scaling[name] = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    return _adapters(config, family, factors, scaling, head, reference)
 
 
-def _peft_scaling(config: Mapping[str, Any], name: str, rank: int) -> float:
-    """The scaling alpha / rank, or alpha / √rank (rsLoRA), with PEFT's patterns over module names."""
-    patterns = config.get("alpha_pattern") or {}
-    alpha = next((a for key, a in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), config["lora_alpha"])
-    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+def _adapters(
+    config: Mapping[str, Any],
+    family: Family,
+    factors: Mapping[str, Mapping[str, Tensor]],
+    scaling: Mapping[str, float],
+    head: Mapping[str, Tensor],
+    reference: Callable[[], nn.Module | None] | None,
+) -> Adapters:
+    """Adapters from the parts of each layer, which must be those of the family."""
+    layers, ranks = {}, {}
+    for name, parts in factors.items():
+        if set(parts) != set(family.factors._fields):
+            raise ValueError(
+                f"Layer {name!r} of the PEFT adapter has {', '.join(sorted(parts))}; {type(family).__name__} has "
+                f"{', '.join(family.factors._fields)} in every layer."
+            )
+        if parts["A"].dim() != 2 or parts["B"].dim() != 2:
+            _refuse_layer(name)
+        # Factors are never in half precision, whatever the base.
+        precise = {
+            key: value.detach().to(torch.promote_types(value.dtype, torch.float32)) for key, value in parts.items()
+        }
+        layers[name] = family.factors(**precise)
+        ranks[name] = len(parts["A"])
+    if not layers:
+        raise ValueError("The PEFT adapter adapts no layer.")
+    dropout = float(config.get("lora_dropout") or 0)
+    return Adapters(family, layers, ranks, scaling, head, dropout, reference)
+
+
+def _peft_pattern(config: Mapping[str, Any], field: str, default: str, name: str) -> Any:
+    """A layer's entry of PEFT's patterns over module names, or the default's value."""
+    patterns = config.get(field) or {}
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), config[default])
+
+
+def _read_by_peft(base: nn.Module, folder: str | os.PathLike[str]) -> nn.Module | None:
+    """A copy of a network with the adapter that PEFT reads from a folder; None, with a word, without PEFT."""
+    try:
+        from peft import PeftModel
+    except ImportError:
+        logger.warning("The adapter in %s was not compared with what PEFT computes: peft is not installed.", folder)
+        return None
+    device = str(next(base.parameters()).device)
+    try:
+        # The task head is no base's: what is read must replace it.
+        model = PeftModel.from_pretrained(share_weights(base, head_names(base)), os.fspath(folder), torch_device=device)
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"PEFT cannot read the adapter in {folder}: {error}") from error
+    return model.base_model.model
 
 
 def export_peft(network: AdaptedNetwork, factors: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:

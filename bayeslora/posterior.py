@@ -398,7 +398,8 @@ def load(
 
     Args:
         folder: Where it was saved.
-        model: The base model, an instance or a path or hub name; None for the one named at the fit.
+        model: The base model, an instance or a path or hub name; None for the one named at the fit. A
+            PEFT model stands for its base.
         likelihood: The callable that the posterior was fitted with, if its likelihood was one: code is not saved.
         method: The method it was fitted with, if that holds a function of your own, which is not saved; None for the
             one that was saved.
@@ -426,6 +427,8 @@ def load(
     labels = LIKELIHOODS[spec["name"]](**spec["config"])
     if not isinstance(model, nn.Module):
         model = _load_base(folder, model or record["base"]["name"], record, labels.num_labels)
+    elif interop.is_peft_model(model):
+        model = interop.base_of_peft(model)  # whose layers go by the same names, and have adapters of their own
     # Without one, a tokenizer's files can be those of an earlier posterior in this folder.
     model, tokenizer = with_padding(model, _load_tokenizer(folder) if record["tokenizer"] else None)
     try:
