@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ from bayeslora.program import Program
 if TYPE_CHECKING:
     import arviz as az
     import pandas as pd
+
+logger = logging.getLogger(__name__)
 
 
 class Posterior:
@@ -288,6 +291,9 @@ class Posterior:
     ) -> list[Path]:
         """Write adapters and task head as ordinary PEFT LoRA adapters; DoRA's as PEFT's DoRA.
 
+        Beside them go the tokenizer, if there is one, and a card. Where PEFT is installed, it reads the first adapter
+        back, and each of its layers is compared with ours on a batch. A temperature is not folded in.
+
         Args:
             folder: Where to write.
             num_draws: Draws to write, each to a folder of its own, `draw-0`, `draw-1`, …; None for the centre, in
@@ -298,8 +304,12 @@ class Posterior:
             The folders written, each for `PeftModel.from_pretrained(base, …)`.
 
         Raises:
-            ValueError: If the adapters have no form in PEFT's LoRA.
+            ValueError: If the adapters have no form in PEFT's LoRA, or PEFT reads something else.
         """
+        if self.temperature != 1:
+            logger.warning(
+                "The exported adapters give the logits before calibration: divide them by %g.", self.temperature
+            )
         with torch.no_grad():
             if num_draws is None:
                 folders = [(Path(folder), self.program.centre())]
@@ -310,8 +320,16 @@ class Posterior:
                     (Path(folder) / f"draw-{index}", {name: value[index] for name, value in draws.items()})
                     for index in range(count)
                 ]
-            for path, sites in folders:
-                interop.export_peft(self.network, self.program.factors_at(sites), path)
+            for index, (path, sites) in enumerate(folders):
+                part = "its centre" if num_draws is None else f"draw {index} of {len(folders)}"
+                interop.export_peft(
+                    self.network,
+                    self.program.factors_at(sites),
+                    path,
+                    about=interop.About(self.method.name, part, self.temperature),
+                    tokenizer=self.tokenizer,
+                    check=index == 0,
+                )
         return [path for path, _ in folders]
 
     def save(self, folder: str | os.PathLike[str]) -> None:

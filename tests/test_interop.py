@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -554,7 +555,7 @@ def test_a_part_of_the_head_is_read(tmp_path: Path) -> None:
 
 def test_a_folder_is_read_without_peft(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     expected = logits(peft.PeftModel.from_pretrained(tiny_bert().double(), folder).eval())
-    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    monkeypatch.setitem(sys.modules, "peft", None)
     with caplog.at_level(logging.WARNING, "bayeslora"):
         posterior = started(tiny_bert().double(), init=folder)
     assert "peft is not installed" in caplog.text
@@ -670,3 +671,228 @@ def test_what_is_no_lora_cannot_be_exported(method: str, tmp_path: Path) -> None
     with pytest.raises(ValueError, match="adapters have no form in PEFT's LoRA, and cannot be exported"):
         posterior.export_peft(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def random_factors(network: AdaptedNetwork) -> dict[str, Any]:
+    """Factors that change every layer, by stack."""
+    return {
+        name: stack.family.factors(
+            *(
+                value + 0.3 * torch.randn(value.shape, dtype=network.dtype)
+                for value in (factor.to(network.dtype) for factor in stack.initial())
+            )
+        )
+        for name, stack in network.stacks.items()
+    }
+
+
+def export(network: AdaptedNetwork, folder: Path, **settings: Any) -> dict[str, Any]:
+    """Export random factors, which PEFT reads back; the configuration that was written."""
+    interop.export_peft(network, random_factors(network), folder, **settings)
+    return json.loads((folder / "adapter_config.json").read_text())
+
+
+def tiny(name: str) -> nn.Module:
+    """A one-layer network with random weights, of any class of `transformers`."""
+    import transformers
+
+    sizes: dict[str, Any] = {
+        "vocab_size": 60,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    if name.startswith("T5"):
+        sizes = {"vocab_size": 60, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    elif name.startswith("ViT"):
+        sizes |= {"image_size": 8, "patch_size": 4}
+    config = getattr(transformers, f"{name.partition('For')[0]}Config")(**sizes)
+    torch.manual_seed(0)
+    return getattr(transformers, name)(config).double()
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("BertForSequenceClassification", "SEQ_CLS"),
+        ("BertForTokenClassification", "TOKEN_CLS"),
+        ("BertForQuestionAnswering", "QUESTION_ANS"),
+        ("LlamaForCausalLM", "CAUSAL_LM"),
+        ("T5ForConditionalGeneration", "SEQ_2_SEQ_LM"),
+        ("ViTForImageClassification", None),
+        ("BertForMultipleChoice", None),
+    ],
+)
+def test_the_task_is_written(name: str, task: str | None, tmp_path: Path) -> None:
+    network = AdaptedNetwork(tiny(name), rank=2)
+    config = export(network, tmp_path)
+    assert config["task_type"] == task
+    mapping = config["auto_mapping"]
+    assert (mapping is None) == (task is not None)
+    assert mapping is None or mapping["base_model_class"] == name
+    assert config["modules_to_save"] == (list(network.head_names) or None)
+
+
+@pytest.mark.parametrize("task", ["SequenceClassification", "TokenClassification", "CausalLM"])
+def test_the_card_says_how_to_load_what_is_exported(task: str, tmp_path: Path) -> None:
+    import transformers
+
+    body = tiny_llama() if task == "CausalLM" else tiny_bert()
+    body.base_model.save_pretrained(tmp_path / "base")
+    settings = {} if task == "CausalLM" else {"num_labels": 5}  # not the default of transformers
+    auto = getattr(transformers, f"AutoModelFor{task}")
+    model = auto.from_pretrained(tmp_path / "base", **settings).double().eval()
+    if task == "CausalLM":  # a body has no output embedding, which is not an adapter's to bring
+        model.save_pretrained(tmp_path / "base")
+        model = auto.from_pretrained(tmp_path / "base").double().eval()
+    network = AdaptedNetwork(model, rank=2)
+    factors = random_factors(network)
+    about = interop.About("monteclora", "draw 0 of 2", temperature=1.5)
+    interop.export_peft(network, factors, tmp_path / "out", about=about)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"base_model: {tmp_path / 'base'}" in card
+    assert "`monteclora`: draw 0 of 2" in card
+    assert "divides every logit by 1.5" in card
+    code = card.partition("```python\n")[2].partition("```")[0].replace("path/to/this/folder", str(tmp_path / "out"))
+    names: dict[str, Any] = {}
+    exec(code, names)
+    inputs = tokens(7)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            names["model"].double().eval()(**inputs).logits, network.eval()(factors, inputs), **EXACT
+        )
+
+
+def test_a_base_without_a_name_has_none_on_its_card(tmp_path: Path) -> None:
+    config = export(AdaptedNetwork(tiny_bert().double(), rank=2), tmp_path)
+    assert config["base_model_name_or_path"] is None
+    card = (tmp_path / "README.md").read_text()
+    assert "base_model" not in card
+    assert "PeftModel.from_pretrained(base," in card
+
+
+def test_what_is_exported_from_a_changed_base_does_not_name_the_first(tmp_path: Path) -> None:
+    model = moved(CHANGING["pissa"](tiny_bert))
+    model.base_model.model.name_or_path = "hub/base"
+    posterior = started(model)
+    posterior.export_peft(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] is None
+    plain = interop.base_of_peft(model)
+    exported = peft.PeftModel.from_pretrained(plain, tmp_path).eval()
+    torch.testing.assert_close(logits(exported), logits(model), **EXACT)
+
+
+def test_the_tokenizer_is_exported(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    posterior = started(tiny_bert().double())
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
+    posterior.tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+    posterior.export_peft(tmp_path, num_draws=2)
+    assert AutoTokenizer.from_pretrained(tmp_path / "draw-0")("b")["input_ids"] == [2]
+
+
+def test_alphas_and_ranks_are_written_as_they_were_given(tmp_path: Path) -> None:
+    config = export(AdaptedNetwork(tiny_bert().double(), rank={"query": 3, "key": 7}, alpha=5), tmp_path)
+    assert (config["r"], config["lora_alpha"], config["alpha_pattern"]) == (8, 5, {})
+    assert set(config["rank_pattern"].values()) == {3, 7}
+    config = export(AdaptedNetwork(tiny_bert().double(), rank=6, alpha={"query": 2.5}), tmp_path)
+    assert (config["lora_alpha"], set(config["alpha_pattern"].values())) == (16, {2.5})
+
+
+class Nested(nn.Module):
+    """A network whose modules end in the names of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(4, 4)
+        self.block = nn.ModuleDict({"fc1": nn.Linear(4, 4), "subhead": nn.Linear(4, 4)})
+        self.head = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.fc1(x)) + torch.tanh(self.block["fc1"](x))
+        return self.head(x + torch.tanh(self.block["subhead"](x)))
+
+
+def peft_layers(model: nn.Module) -> dict[str, Any]:
+    return {name: layer for name, layer in model.base_model.model.named_modules() if hasattr(layer, "lora_A")}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"targets": r"fc1", "rank": 2},
+        {"targets": [r"fc1"], "rank": {"block.fc1": 1, "fc1": 3}, "alpha": {"block.fc1": 5, "fc1": 7}},
+    ],
+)
+def test_names_that_end_in_others_are_told_apart(settings: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Nested().double()
+    network = AdaptedNetwork(model, **settings)
+    factors = random_factors(network)
+    interop.export_peft(network, factors, tmp_path)
+    exported = peft.PeftModel.from_pretrained(model, tmp_path).eval()
+    assert set(peft_layers(exported)) == {name for stack in network.stacks.values() for name in stack.layer_names}
+    x = torch.randn(5, 4, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(exported(x), network.eval()(factors, {"x": x}), **EXACT)
+
+
+def test_a_layer_that_ends_as_the_head_does_cannot_be_exported(tmp_path: Path) -> None:
+    network = AdaptedNetwork(Nested().double(), targets=["block.subhead", "fc1"], rank=2)
+    with pytest.raises(ValueError, match=r"PEFT cannot read the adapter .*modules_to_save cannot be applied"):
+        export(network, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")  # of DoRA's magnitudes
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("lora_alpha", 3, r"PEFT reads the exported adapter of 'bert.* differs by"),
+        ("use_dora", True, "PEFT"),
+        ("target_modules", ["query"], r"onto other layers than it is for.* bert\.encoder"),
+        ("r", 3, "PEFT cannot read the adapter"),
+    ],
+)
+def test_what_peft_reads_otherwise_is_not_exported(
+    field: str, value: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = interop._lora_config
+    monkeypatch.setattr(interop, "_lora_config", lambda **fields: write(**fields | {field: value, "task_type": None}))
+    posterior = bayeslora.fit(tiny_bert().double(), tokens(), "monteclora", **SETTINGS)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "mine").touch()
+    for folder in (tmp_path / "new", tmp_path / "here"):
+        with pytest.raises(ValueError, match=message):
+            posterior.export_peft(folder)
+    assert [path.name for path in tmp_path.rglob("*")] == ["here", "mine"]
+
+
+def test_a_head_that_peft_cannot_hold_is_not_exported(tmp_path: Path) -> None:
+    posterior = bayeslora.fit(tiny_llama().double(), tokens(), "swag", **SETTINGS)  # whose head gains a bias
+    with pytest.raises(ValueError, match=r"PEFT does not read 'score\.bias'.* no such parameter"):
+        posterior.export_peft(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    bayeslora.fit(tiny_bert().double(), tokens(), "swag", **SETTINGS).export_peft(tmp_path)
+
+
+def test_without_peft_an_export_says_that_it_is_unchecked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    posterior = bayeslora.fit(tiny_bert(), tokens(), "lora", **SETTINGS)
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "bayeslora"):
+        patch.setitem(sys.modules, "peft", None)
+        posterior.export_peft(tmp_path)
+    assert "peft is not installed" in caplog.text
+    torch.testing.assert_close(logits(from_peft_folder(tmp_path)), centre_logits(posterior), **EXACT)
+
+
+def test_a_temperature_that_is_not_exported_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    posterior = bayeslora.fit(tiny_bert(), tokens(), "lora", **SETTINGS).calibrate(tokens())
+    posterior.temperature = 1.25
+    with caplog.at_level(logging.WARNING, "bayeslora"):
+        posterior.export_peft(tmp_path)
+    assert "divide them by 1.25" in caplog.text
