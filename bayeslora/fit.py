@@ -155,13 +155,16 @@ def fit(
             _shift_outputs(network, likelihood, model, train, batch_size)
         num_particles = chosen.num_particles if num_particles is None else num_particles
         program = Program(network, chosen, likelihood, num_particles)
+        with seeded(0):  # a loader that shuffles takes its seed from the global state
+            example = train.first_batch()
         if adapters:
             adapters.start(program)
-            adapters.check(program, to_device(train.first_batch(), program.device))
+            adapters.check(program, to_device(example, program.device))
         if chosen.post_hoc:
             program.network.freeze_head()
         history: dict[str, list[Any]] = {}
         posterior = Posterior(program, history, 1.0, tokenizer, _class_names(model, train_data))
+        posterior.example = {name: value for name, value in example.items() if name != "labels"}
         with tempfile.TemporaryDirectory() as scratch:
             training = args or _training_arguments(
                 output_dir or scratch,

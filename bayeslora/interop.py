@@ -17,9 +17,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from bayeslora.adapters import AdaptedNetwork, DoRA, Family, LowRank, Stacks
+from bayeslora.adapters import AdaptedNetwork, DoRA, Family, LowRank, Stacks, choose_targets
 from bayeslora.adapters.network import head_names, logits_of, share_weights
 from bayeslora.data import is_a
+from bayeslora.prediction import seeded
 from bayeslora.program import Program, evaluating
 from bayeslora.types import Batch
 
@@ -173,20 +174,25 @@ class Adapters:
             parts = {key: value.to(network.device, network.dtype) for key, value in (given | noise).items()}
             factors[name] = stack.family.factors(**parts)
         inputs = {name: value for name, value in batch.items() if name != "labels"}
-        with torch.no_grad(), evaluating(program):
-            own, expected = (
-                logits.double() for logits in (network(factors, inputs), logits_of(reference.eval()(**inputs)))
-            )
-        network.unbind()
-        dtypes = [value.dtype for value in (*network.model.parameters(), own) if value.is_floating_point()]
-        tolerance = max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.5
-        difference = float((own - expected).abs().nan_to_num().max())
-        if difference > tolerance * max(1.0, float(expected.abs().nan_to_num().max())):
+        if difference := _difference(network, factors, reference, inputs):
             raise ValueError(
                 f"The network with the PEFT adapter and PEFT's own differ by {difference:.2g} on a batch: the adapter "
                 "was trained on another base than the model given, or its configuration does not fit its weights. Load "
                 "the base that it names, or pass the PEFT model itself, fit(peft_model, …)."
             )
+
+
+def _difference(network: AdaptedNetwork, factors: Mapping[str, Any], other: nn.Module, inputs: Batch) -> float:
+    """The largest difference of the logits of a network at factors from those of another; 0 if it is rounding."""
+    with torch.no_grad(), evaluating(network), evaluating(other):
+        own, expected = network(factors, inputs), logits_of(other(**inputs))
+    network.unbind()
+    dtypes = [value.dtype for value in (*network.model.parameters(), own, expected) if value.is_floating_point()]
+    tolerance = max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.5
+    own, expected = own.double(), expected.double()
+    same = (own == expected) | (own.isnan() & expected.isnan())  # also where both are infinite
+    difference = float((own - expected).abs().masked_fill(same, 0.0).nan_to_num(nan=math.inf).max())
+    return difference if difference > tolerance * max(1.0, float(expected.abs().nan_to_num(0, 0).max())) else 0.0
 
 
 def from_program(program: Program) -> Adapters:
@@ -234,8 +240,8 @@ def is_peft_model(model: object) -> bool:
         return True
     if isinstance(model, nn.Module) and any(_is_a(module, "BaseTunerLayer") for module in model.modules()):
         raise ValueError(
-            f"The {type(model).__name__} has PEFT layers and is not a PeftModel: save its adapter, and pass "
-            "PeftModel.from_pretrained(base, folder)."
+            f"The {type(model).__name__} has PEFT layers, which PEFT puts into the model it is given, and is not a "
+            "PeftModel: pass that, or save the adapter and pass PeftModel.from_pretrained(base, folder)."
         )
     return False
 
@@ -300,9 +306,10 @@ def from_peft(model: Any, network: nn.Module | None = None) -> Adapters:
     trained = [key for key, module in root.named_modules() if _is_a(module, "AuxiliaryTrainingWrapper")]
     if beside := [key for key in trained if key.split(".")[0] not in heads]:
         _refuse_beside(beside)
-    head = {key: value for key, value in base_of_peft(model).state_dict().items() if key.split(".")[0] in heads}
+    base = base_of_peft(model)
+    head = {key: value for key, value in base.state_dict().items() if key.split(".")[0] in heads}
     adapters = _adapters(config, family, factors, scaling, head, lambda: share_weights(root, ()))
-    _check_layers(adapters, root if network is None or network is model else network)
+    _check_layers(adapters, base if network in (None, model) else network)
     return adapters
 
 
@@ -426,32 +433,34 @@ def _check_config(config: Mapping[str, Any]) -> Family:
             _refuse(f"{field}={value!r}", reason)
     _change_by(config)
     for field in ("r", "lora_alpha", "lora_dropout"):
-        value = config.get(field, 0)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"The PEFT adapter has {field}={value!r}, which is not a number.")
+        if not _is_number(config.get(field, 0)):
+            raise ValueError(f"The PEFT adapter has {field}={config[field]!r}, which is not a number.")
     for field in ("rank_pattern", "alpha_pattern"):
-        for pattern, value in (config.get(field) or {}).items():
+        patterns = config.get(field) or {}
+        if not isinstance(patterns, dict) or not all(map(_is_number, patterns.values())):
+            raise ValueError(f"The PEFT adapter has {field}={patterns!r}, which does not give names numbers.")
+        for pattern in patterns:
             try:
                 re.compile(pattern)
-                float(value)
-            except (re.error, TypeError, ValueError):
+            except re.error as error:
                 raise ValueError(
-                    f"The PEFT adapter has an entry of {field}, {pattern!r}: {value!r}, that is not a regular "
-                    "expression and a number."
+                    f"The PEFT adapter has {pattern!r} in its {field}, which is not a regular expression: {error}"
                 ) from None
     return DoRA() if config.get("use_dora") else LowRank()
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _defaults(field: str) -> list[Any]:
     """Values of a field of PEFT's that is not known here with which it does nothing: its default, or nothing at all."""
-    import dataclasses
-
     nothing: list[Any] = [None, False, "", [], {}]
     try:
         from peft import LoraConfig
     except ImportError:
         return nothing
-    return [*nothing, *(f.default for f in dataclasses.fields(LoraConfig) if f.name == field)]
+    return [*nothing, LoraConfig().to_dict().get(field)]
 
 
 def _refuse(what: str, why: str | None) -> NoReturn:
@@ -484,10 +493,9 @@ def _refuse_base(start: str) -> NoReturn:
 
 
 def _check_layers(adapters: Adapters, network: nn.Module) -> None:
-    """Raise a ValueError unless a network has the layers that adapters are for, outside its task head."""
-    there = {name.replace(".base_layer", "") for name, _ in network.named_modules()}
-    heads = head_names(network)
-    for name in adapters.factors:
+    """Raise a ValueError unless a network has the linear layers that adapters are for, outside its task head."""
+    there, heads, names = dict(network.named_modules()), head_names(network), list(adapters.factors)
+    for name in names:
         if name not in there:
             raise ValueError(
                 f"The PEFT adapter adapts {name!r}, which the {type(network).__name__} does not have: load a model of "
@@ -498,6 +506,12 @@ def _check_layers(adapters: Adapters, network: nn.Module) -> None:
                 f"The PEFT adapter adapts {name!r}, a part of the task head, which is trained itself: leave it out of "
                 "target_modules, or merge the adapter into a model of its own, model.merge_and_unload(), and fit that."
             )
+        try:
+            found = choose_targets(network, [name])
+        except ValueError:
+            found = []
+        if found != [name]:
+            _refuse_layer(name)
 
 
 def _from_peft(
@@ -565,7 +579,8 @@ def _adapters(
 def _peft_pattern(config: Mapping[str, Any], field: str, default: str, name: str) -> Any:
     """A layer's entry of PEFT's patterns over module names, or the default's value."""
     patterns = config.get(field) or {}
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), config[default])
+    matching = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name))
+    return next(matching, config.get(default, 8))  # PEFT's own default of both rank and alpha
 
 
 def _read_by_peft(base: nn.Module, folder: str | os.PathLike[str]) -> nn.Module | None:
@@ -577,8 +592,9 @@ def _read_by_peft(base: nn.Module, folder: str | os.PathLike[str]) -> nn.Module 
         return None
     device = str(next(base.parameters()).device)
     try:
-        # The task head is no base's: what is read must replace it.
-        model = PeftModel.from_pretrained(share_weights(base, head_names(base)), os.fspath(folder), torch_device=device)
+        with seeded(0):  # PEFT draws a start, which it then replaces
+            shared = share_weights(base, head_names(base))
+            model = PeftModel.from_pretrained(shared, os.fspath(folder), torch_device=device)
     except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"PEFT cannot read the adapter in {folder}: {error}") from error
     return model.base_model.model
@@ -618,6 +634,7 @@ def export_peft(
     about: About | None = None,
     tokenizer: Any = None,
     check: bool = True,
+    batch: Batch | None = None,
 ) -> None:
     """Write given factors and the task head as an adapter for `peft.PeftModel.from_pretrained(base, folder)`.
 
@@ -630,12 +647,20 @@ def export_peft(
         about: What the card says.
         tokenizer: Written beside them, if there is one.
         check: Whether PEFT reads the adapter back, and is compared with the network; see `check_export`.
+        batch: Inputs of the network to compare on, if some are at hand.
 
     Raises:
         ValueError: If the adapters have no form in PEFT's LoRA, or PEFT reads something else.
     """
     from safetensors.torch import save_file
 
+    for name, stack in network.stacks.items():
+        noise = set(stack.family.factors._fields) - set(stack.family.without_noise().factors._fields)
+        if any(bool(getattr(factors[name], field).any()) for field in noise):
+            raise ValueError(
+                f"A draw of {type(stack.family).__name__} adapters is more than their factors, and has no form in "
+                "PEFT's LoRA: export the centre, num_draws=None."
+            )
     adapters = from_factors(network, factors)
     tensors = dict(adapters.head)
     for name, value in adapters.factors.items():
@@ -674,7 +699,7 @@ def export_peft(
             if tokenizer is not None:
                 tokenizer.save_pretrained(beside)
             if check:
-                check_export(network, factors, beside)
+                check_export(network, factors, beside, batch)
             for path in beside.iterdir():
                 if path.is_dir():
                     shutil.rmtree(folder / path.name, ignore_errors=True)
@@ -685,10 +710,13 @@ def export_peft(
         raise
 
 
-def check_export(network: AdaptedNetwork, factors: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
-    """Let PEFT read an exported adapter, and compare each of its layers, on a batch, and its task head with ours.
+def check_export(
+    network: AdaptedNetwork, factors: Mapping[str, Any], folder: str | os.PathLike[str], batch: Batch | None = None
+) -> None:
+    """Let PEFT read an exported adapter, and compare its layers, its task head and its logits with ours.
 
-    That needs no data, and holds for any network: all else is the same base. Without PEFT, a word in the log.
+    Layers are compared on inputs of their own, which needs no data; logits on a batch, if there is one. Without PEFT,
+    the log says that nothing was compared.
 
     Raises:
         ValueError: If PEFT cannot read it, or reads something else.
@@ -735,6 +763,12 @@ def check_export(network: AdaptedNetwork, factors: Mapping[str, Any], folder: st
                 f"PEFT does not read {name!r} of the trained task head from the exported adapter, it has {has}: "
                 "nothing was written. posterior.merge() has the whole head."
             )
+    if batch is not None and (difference := _difference(network, factors, read, batch)):
+        raise ValueError(
+            f"The logits of PEFT's network with the exported adapter differ by {difference:.2g} on a batch, though its "
+            "layers are right, and nothing was written: the network does not call them there, as PyTorch's "
+            "TransformerEncoderLayer in evaluation. posterior.merge() is a plain model."
+        )
 
 
 def _plain(network: AdaptedNetwork) -> nn.Module:
@@ -744,6 +778,12 @@ def _plain(network: AdaptedNetwork) -> nn.Module:
         for name in stack.layer_names:
             parent, _, child = name.rpartition(".")
             setattr(plain.get_submodule(parent), child, plain.get_submodule(name).base)
+    for module in plain.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):  # whose fused kernel, off in ours, is on in the base
+            activation = module.activation
+            is_relu, is_gelu = activation is nn.functional.relu, activation is nn.functional.gelu
+            is_relu, is_gelu = is_relu or isinstance(activation, nn.ReLU), is_gelu or isinstance(activation, nn.GELU)
+            module.activation_relu_or_gelu = 1 if is_relu else 2 if is_gelu else 0
     return plain
 
 
@@ -826,15 +866,16 @@ def _card(config: Mapping[str, Any], network: AdaptedNetwork, about: About | Non
     return "\n".join([*lines, "```", ""])
 
 
-def merge(network: AdaptedNetwork, factors: Mapping[str, Any]) -> nn.Module:
+def merge(network: AdaptedNetwork, factors: Mapping[str, Any], batch: Batch | None = None) -> nn.Module:
     """A plain model with the given factors folded into the weights of a copy of the network.
 
     Args:
         network: The adapted network.
         factors: Factors by stack, without draws.
+        batch: Inputs of the network, if some are at hand, on which both are compared.
 
     Raises:
-        ValueError: If a base layer is quantised.
+        ValueError: If a base layer is quantised, or the merged model differs on the batch.
     """
     scaled = network.scaled(factors)
     merged = copy.deepcopy(network)
@@ -850,6 +891,11 @@ def merge(network: AdaptedNetwork, factors: Mapping[str, Any]) -> nn.Module:
                 _add_to_bias(base, biases[index])
             parent, _, child = name.rpartition(".")
             setattr(merged.model.get_submodule(parent), child, base)
+    if batch is not None and (difference := _difference(network, factors, merged.model, batch)):
+        raise ValueError(
+            f"The merged model's logits differ by {difference:.2g} on a batch from those of the adapters: a layer's "
+            "weight is used in other ways than by its own call. Keep the posterior, and predict with center=True."
+        )
     return merged.model
 
 

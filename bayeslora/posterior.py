@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bayeslora import diagnostics, generation, interop, metrics, storage
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.data import Source, with_padding
+from bayeslora.data import Source, to_device, with_padding
 from bayeslora.generation import Generation
 from bayeslora.likelihoods import LIKELIHOODS, CausalLM, Observation
 from bayeslora.methods import METHODS, Method, make_method
@@ -42,6 +42,7 @@ class Posterior:
 
     Attributes:
         program: Model, guide and ELBO as one module.
+        example: Inputs of two examples of the fit, on which merged and exported models are compared; None after `load`.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Posterior:
         self.temperature = temperature
         self.tokenizer = tokenizer
         self.class_names = class_names
+        self.example: Mapping[str, Any] | None = None
         self._history = {} if history is None else history
 
     @property
@@ -225,7 +227,9 @@ class Posterior:
             return metrics.mixture_nll(prediction.log_likelihood(labels))
 
         temperature = metrics.best_temperature(loss)
-        return Posterior(self.program, self._history, temperature, self.tokenizer, self.class_names)
+        calibrated = Posterior(self.program, self._history, temperature, self.tokenizer, self.class_names)
+        calibrated.example = self.example
+        return calibrated
 
     def to_arviz(
         self,
@@ -282,9 +286,9 @@ class Posterior:
         """A plain model with the centre's adapters folded into its weights: the base model's cost, one prediction.
 
         Raises:
-            ValueError: If base layers are quantised.
+            ValueError: If base layers are quantised, or the model differs from the centre on the fit's first examples.
         """
-        return interop.merge(self.network, self.program.factors_at(self.program.centre()))
+        return interop.merge(self.network, self.program.factors_at(self.program.centre()), self._example())
 
     def export_peft(
         self, folder: str | os.PathLike[str], num_draws: int | None = None, *, seed: int | None = 0
@@ -292,7 +296,7 @@ class Posterior:
         """Write adapters and task head as ordinary PEFT LoRA adapters; DoRA's as PEFT's DoRA.
 
         Beside them go the tokenizer, if there is one, and a card. Where PEFT is installed, it reads the first adapter
-        back, and each of its layers is compared with ours on a batch. A temperature is not folded in.
+        back, and its layers, and after a fit its logits, are compared with ours. A temperature is not folded in.
 
         Args:
             folder: Where to write.
@@ -329,6 +333,7 @@ class Posterior:
                     about=interop.About(self.method.name, part, self.temperature),
                     tokenizer=self.tokenizer,
                     check=index == 0,
+                    batch=self._example(),
                 )
         return [path for path, _ in folders]
 
@@ -344,6 +349,9 @@ class Posterior:
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
         storage.save_files(folder, tensors, self.record())
+
+    def _example(self) -> Mapping[str, Any] | None:
+        return None if self.example is None else to_device(self.example, self.program.device)
 
     def record(self) -> dict[str, Any]:
         """What is saved beside the learned state, ready for JSON."""

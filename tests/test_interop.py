@@ -405,7 +405,9 @@ def test_peft_layers_outside_a_peft_model_are_refused() -> None:
     mixed = peft.get_peft_model(tiny_bert(), lora_config(), mixed=True)
     added = tiny_bert()
     added.add_adapter(lora_config())
-    for model in (injected, mixed, added):
+    inside = tiny_bert()
+    peft.get_peft_model(inside, lora_config())
+    for model in (injected, mixed, added, inside):
         for attempt in ({"model": model}, {"model": tiny_bert(), "init": model}):
             with pytest.raises(
                 (ValueError, TypeError), match=r"PEFT layers.*PeftModel\.from_pretrained\(base, folder\)"
@@ -442,7 +444,9 @@ def edit(folder: Path, **settings: Any) -> None:
         ({"init_lora_weights": "novel"}, "init_lora_weights='novel', which is not known here"),
         ({"r": 3}, r"r=3.*weights .* have rank 4"),
         ({"lora_alpha": "much"}, "lora_alpha='much'"),
-        ({"alpha_pattern": {"(": 2}}, r"alpha_pattern.*'\('"),
+        ({"alpha_pattern": {"(": 2}}, r"'\(' in its alpha_pattern"),
+        ({"alpha_pattern": {"query": "3"}}, r"alpha_pattern=\{'query': '3'\}"),
+        ({"rank_pattern": ["query"]}, r"rank_pattern=\['query'\]"),
         ({"megatron_config": {"a": 1}, "megatron_core": "os"}, "megatron_config"),
         ({"peft_type": "NOVEL"}, "of type NOVEL; only LORA"),
     ],
@@ -458,6 +462,23 @@ def test_a_new_field_at_rest_is_no_reason_to_refuse(folder: Path) -> None:
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
     assert interop._from_peft(config, load_file(folder / "adapter_model.safetensors")).ranks
+
+
+def test_missing_fields_are_at_pefts_defaults(tmp_path: Path) -> None:
+    model = peft_model(r=8, lora_alpha=8)
+    model.save_pretrained(tmp_path)
+    kept = ("peft_type", "task_type", "target_modules")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({field: config[field] for field in kept}))
+    torch.testing.assert_close(centre_logits(started(tiny_bert().double(), init=tmp_path)), logits(model), **EXACT)
+
+
+def test_random_states_are_left_alone(folder: Path, tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    posterior = started(tiny_bert().double(), init=folder)
+    torch.set_rng_state(before)
+    posterior.export_peft(tmp_path / "out")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_broken_configuration_is_refused(folder: Path) -> None:
@@ -896,3 +917,62 @@ def test_a_temperature_that_is_not_exported_is_said(tmp_path: Path, caplog: pyte
     with caplog.at_level(logging.WARNING, "bayeslora"):
         posterior.export_peft(tmp_path)
     assert "divide them by 1.25" in caplog.text
+
+
+class Encoder(nn.Module):
+    """A network around PyTorch's own encoder layer, which in evaluation reads weights and calls no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).mean(1))
+
+
+def test_a_network_that_does_not_call_its_layers_in_peft_is_not_exported(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = (torch.randn(20, 5, 16), torch.arange(20) % 3)
+    posterior = bayeslora.fit(Encoder().eval(), data, "lora", **SETTINGS | {"learning_rate": 0.1})
+    with pytest.raises(ValueError, match=r"differ by .* on a batch, though its layers are right"):
+        posterior.export_peft(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_draw_of_masks_on_inputs_is_not_exported(tmp_path: Path) -> None:
+    posterior = bayeslora.fit(tiny_bert(), tokens(), "mc_dropout", p=0.5, **SETTINGS)
+    with pytest.raises(ValueError, match=r"A draw of InputDropout adapters is more than their factors"):
+        posterior.export_peft(tmp_path, num_draws=2)
+    posterior.export_peft(tmp_path / "centre")
+
+
+# Merge
+
+
+class Twice(nn.Module):
+    """A network that uses one layer's weight in two ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.first(x)) @ self.first.weight)
+
+
+def test_a_merge_that_is_not_the_centre_is_refused() -> None:
+    torch.manual_seed(0)
+    data = (torch.randn(20, 4), torch.arange(20) % 3)
+    posterior = bayeslora.fit(Twice(), data, "lora", rank=2, **SETTINGS | {"learning_rate": 0.1})
+    with pytest.raises(ValueError, match=r"merged model's logits differ by .* on a batch"):
+        posterior.merge()
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_calibrated_posterior_merges_and_is_compared_too(make: Any) -> None:
+    posterior = bayeslora.fit(make().double(), tokens(), "dora", **SETTINGS).calibrate(tokens())
+    assert posterior.example is not None
+    assert set(posterior.example) == {"input_ids", "attention_mask"}
+    torch.testing.assert_close(logits(posterior.merge()), centre_logits(posterior), **EXACT)
