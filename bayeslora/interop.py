@@ -132,18 +132,20 @@ class Adapters:
         network = program.network
         family = next(iter(program.stacks.values())).family.without_noise()
         if family.factors is not self.family.factors:
-            own, given = (f"{type(f).__name__} ({', '.join(f.factors._fields)})" for f in (family, self.family))
+            wanted, given = (f"{type(f).__name__} ({', '.join(f.factors._fields)})" for f in (family, self.family))
             raise TypeError(
-                f"The method {program.method.name!r} has {own} adapters and cannot start from {given} adapters: start "
-                "from a fit of the same family."
+                f"The method {program.method.name!r} has {wanted} adapters and cannot start from {given} adapters: "
+                "start from a fit of the same family."
             )
         # The trained head is the head's frozen weights; what a method adds to them starts at no change.
         head = {name: stack.initial() for name, stack in program.stacks.items() if stack.in_head}
         program.guide.start(self.stacked(program.stacks) | head)  # type: ignore[operator]
         if beside := [name for name in self.head if name.split(".")[0] not in network.head_names]:
             _refuse_beside(beside)
-        if self.head:  # of which PEFT may have trained a part
-            network.load_head(network.head_state() | dict(self.head))
+        if self.head:
+            # PEFT may have trained a part of it, and leaves the rest as the base has it.
+            own = {} if self.reference is None else network.head_state()
+            network.load_head(own | dict(self.head))
         elif network.head_names:
             logger.warning("The adapters come without a task head: the model's own, %s, is used.", network.head_names)
         dropout = getattr(next(iter(program.stacks.values())).family, "p", 0.0)
@@ -429,7 +431,7 @@ def _check_config(config: Mapping[str, Any]) -> Family:
         if field not in LORA_FIELDS:
             if value not in _defaults(field):
                 _refuse(f"{field}={value!r}", "is not known here")
-        elif (reason := LORA_FIELDS[field]) and value not in (None, False, "none"):
+        elif (reason := LORA_FIELDS[field]) and value not in (None, False, "none", []):
             _refuse(f"{field}={value!r}", reason)
     _change_by(config)
     for field in ("r", "lora_alpha", "lora_dropout"):
@@ -465,7 +467,7 @@ def _defaults(field: str) -> list[Any]:
 
 def _refuse(what: str, why: str | None) -> NoReturn:
     raise ValueError(
-        f"The PEFT adapter has {what}, which {why}: its update is not B A alone. Only plain LoRA and DoRA can be a "
+        f"The PEFT adapter has {what}, which {why}: only plain LoRA, an update that is B A alone, and DoRA can be a "
         "starting point. Where PEFT can merge the adapter into a model of its own, model.merge_and_unload(), fit that."
     )
 
@@ -700,6 +702,8 @@ def export_peft(
                 tokenizer.save_pretrained(beside)
             if check:
                 check_export(network, factors, beside, batch)
+            if _is_of_another(folder / "README.md"):
+                (beside / "README.md").unlink()
             for path in beside.iterdir():
                 if path.is_dir():
                     shutil.rmtree(folder / path.name, ignore_errors=True)
@@ -708,6 +712,11 @@ def export_peft(
         if not existed:
             folder.rmdir()
         raise
+
+
+def _is_of_another(card: Path) -> bool:
+    """Whether a file is there that no export of ours has written."""
+    return card.is_file() and "- bayeslora\n" not in card.read_text(encoding="utf-8", errors="replace")
 
 
 def check_export(
