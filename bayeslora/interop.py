@@ -888,6 +888,7 @@ def merge(network: AdaptedNetwork, factors: Mapping[str, Any], batch: Batch | No
     """
     scaled = network.scaled(factors)
     merged = copy.deepcopy(network)
+    gaining: list[str] = []
     for stack in network.stacks.values():
         bases = merged.bases(stack.name)
         with torch.no_grad():
@@ -897,9 +898,16 @@ def merge(network: AdaptedNetwork, factors: Mapping[str, Any], batch: Batch | No
             if weights is not None:
                 _add_to_weight(base, weights[index], name)
             if biases is not None:
+                gaining += [name] if base.bias is None else []
                 _add_to_bias(base, biases[index])
             parent, _, child = name.rpartition(".")
             setattr(merged.model.get_submodule(parent), child, base)
+    if gaining:
+        logger.warning(
+            "%d layers of the merged model, such as %s, have a bias that their class does not give them: saving "
+            "keeps it, and from_pretrained would leave it out. Keep the posterior.",
+            *(len(gaining), gaining[0]),
+        )
     if batch is not None and (difference := _difference(network, factors, merged.model, batch)):
         raise ValueError(
             f"The merged model's logits differ by {difference:.2g} on a batch from those of the adapters: a layer's "

@@ -1008,3 +1008,11 @@ def test_a_calibrated_posterior_merges_and_is_compared_too(make: Any) -> None:
     assert posterior.example is not None
     assert set(posterior.example) == {"input_ids", "attention_mask"}
     torch.testing.assert_close(logits(posterior.merge()), centre_logits(posterior), **EXACT)
+
+
+def test_a_bias_that_a_merged_models_class_does_not_have_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "bayeslora"):
+        bayeslora.fit(tiny_bert(), tokens(), "bitfit", **SETTINGS).merge()
+        assert not caplog.text
+        bayeslora.fit(tiny_llama(), tokens(), "bitfit", **SETTINGS).merge()
+    assert "have a bias that their class does not give them" in caplog.text
