@@ -598,7 +598,8 @@ def _read_by_peft(base: nn.Module, folder: str | os.PathLike[str]) -> nn.Module 
             shared = share_weights(base, head_names(base))
             model = PeftModel.from_pretrained(shared, os.fspath(folder), torch_device=device)
     except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"PEFT cannot read the adapter in {folder}: {error}") from error
+        reason = f"there are no weights {error} in it" if isinstance(error, KeyError) else error
+        raise ValueError(f"PEFT cannot read the adapter in {folder}: {reason}") from error
     return model.base_model.model
 
 

@@ -251,6 +251,22 @@ def test_a_start_that_changes_the_base_is_read_with_that_base_or_refused(
     torch.testing.assert_close(centre_logits(bayeslora.load(tmp_path / "ours", model=model)), logits(model), **EXACT)
 
 
+@pytest.mark.filterwarnings("ignore:.*changes the base weights")
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_an_adapter_that_peft_converts_is_read_on_the_first_base(init: str, tmp_path: Path) -> None:
+    # Without a task head, which PEFT's conversion would lose.
+    model = peft.get_peft_model(tiny_bert(), lora_config(init_lora_weights=init, task_type=None))
+    config = model.peft_config["default"]
+    config.init_lora_weights = True  # as PEFT's guide has it, for the adapter at its start
+    model.save_pretrained(tmp_path / "start")
+    config.init_lora_weights = init
+    moved(model)
+    model.save_pretrained(tmp_path / "out", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    posterior = started(tiny_bert().double(), init=tmp_path / "out")
+    assert posterior.network.stacks["32x32"].rank == 8
+    torch.testing.assert_close(centre_logits(posterior), logits(model), **EXACT)
+
+
 @pytest.mark.filterwarnings("ignore:lora with eva initialization")
 def test_eva_is_read_as_it_was_started() -> None:
     config = lora_config(init_lora_weights="eva", eva_config=peft.EvaConfig(rho=2.0, use_label_mask=False))
