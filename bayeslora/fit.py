@@ -147,12 +147,16 @@ def fit(
             shift_outputs(network, likelihood, model, train, batch_size)
         num_particles = chosen.num_particles if num_particles is None else num_particles
         program = Program(network, chosen, likelihood, num_particles)
+        with seeded(0):  # a loader that shuffles takes its seed from the global state
+            example = train.first_batch()
         if adapters:
             adapters.start(program)
+            adapters.check(program, to_device(example, program.device))
         if chosen.post_hoc:
             program.network.freeze_head()
         history: dict[str, list[Any]] = {}
         posterior = Posterior(program, history, 1.0, tokenizer, class_names(model, train_data))
+        posterior.example = {name: value for name, value in example.items() if name != "labels"}
         with tempfile.TemporaryDirectory() as scratch:
             training = args or _training_arguments(
                 output_dir or scratch,
@@ -285,16 +289,17 @@ def _check_model(model: Any) -> None:
 
 def _adapters(init: Any, model: nn.Module) -> interop.Adapters | None:
     """The trained adapters to start from, if any: `init`'s, or those of a PEFT model."""
-    if init is None and interop.is_peft_model(model):
+    is_peft_model = interop.is_peft_model(model)
+    if init is None and is_peft_model:
         init = model
     if init is None:
         return None
     if isinstance(init, Posterior):
         return interop.from_program(init.program)
     if interop.is_peft_model(init):
-        return interop.from_peft(init)
+        return interop.from_peft(init, model)
     if isinstance(init, str | os.PathLike):
         if (Path(init) / storage.MANIFEST).is_file():
             return interop.from_program(load(init, model).program)
-        return interop.from_peft_folder(init)
+        return interop.from_peft_folder(init, model)
     raise TypeError(f"init is a {type(init).__name__}; give a Posterior, a PEFT model, or a folder of either.")

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bayeslora import storage
+from bayeslora import interop, storage
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.isolation import isolated, seeded
 from bayeslora.methods import METHODS, Method, make_method
@@ -80,7 +80,8 @@ def load(
 
     Args:
         folder: Where it was saved.
-        model: The base model, an instance or a path or hub name; None for the one named at the fit.
+        model: The base model, an instance or a path or hub name; None for the one named at the fit. A PEFT model stands
+            for its base.
         likelihood: The callable that the posterior was fitted with, if its likelihood was one, or the class of its
             likelihood, if that is not registered: code is not saved.
         method: The method it was fitted with, if that holds a function of your own, which is not saved; None for the
@@ -94,6 +95,8 @@ def load(
     tensors, record = storage.load_files(folder)
     method = _method(folder, record["method"], method)
     labels = _likelihood(folder, record["likelihood"], likelihood)
+    if isinstance(model, nn.Module) and interop.is_peft_model(model):
+        model = interop.base_of_peft(model)  # whose layers go by the same names, and have adapters of their own
     if not isinstance(model, nn.Module):
         model = _load_base(folder, model or record["base"]["name"], record, labels.num_labels)
     # Without one, a tokenizer's files can be those of an earlier posterior in this folder.

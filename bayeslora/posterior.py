@@ -1,6 +1,7 @@
 """What the user holds after a fit."""
 
 import copy
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora import diagnostics, generation, interop, metrics, storage
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.data import Source
+from bayeslora.data import Source, to_device
 from bayeslora.generation import Generation
 from bayeslora.isolation import isolated, seeded
 from bayeslora.methods import Method
@@ -23,6 +24,8 @@ from bayeslora.tasks.prediction import BasePrediction
 if TYPE_CHECKING:
     import arviz as az
     import pandas as pd
+
+logger = logging.getLogger(__name__)
 
 
 class Posterior:
@@ -37,6 +40,7 @@ class Posterior:
 
     Attributes:
         program: Model, guide and ELBO as one module.
+        example: Inputs of two examples of the fit, on which merged and exported models are compared; None after `load`.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Posterior:
         self.temperature = temperature
         self.tokenizer = tokenizer
         self.class_names = class_names
+        self.example: Mapping[str, Any] | None = None
         self._history = {} if history is None else history
 
     @isolated()
@@ -231,7 +236,9 @@ class Posterior:
             return metrics.mixture_nll(prediction.log_likelihood(labels))
 
         temperature = metrics.best_temperature(loss)
-        return Posterior(self.program, self._history, temperature, self.tokenizer, self.class_names)
+        calibrated = Posterior(self.program, self._history, temperature, self.tokenizer, self.class_names)
+        calibrated.example = self.example
+        return calibrated
 
     @isolated()
     def to_arviz(
@@ -290,15 +297,18 @@ class Posterior:
         """A plain model with the centre's adapters folded into its weights: the base model's cost, one prediction.
 
         Raises:
-            ValueError: If base layers are quantised.
+            ValueError: If base layers are quantised, or the model differs from the centre on the fit's first examples.
         """
-        return interop.merge(self.network, self.program.factors_at(self.program.centre()))
+        return interop.merge(self.network, self.program.factors_at(self.program.centre()), self._example())
 
     @isolated()
     def export_peft(
         self, folder: str | os.PathLike[str], num_draws: int | None = None, *, seed: int | None = 0
     ) -> list[Path]:
         """Write adapters and task head as ordinary PEFT LoRA adapters; DoRA's as PEFT's DoRA.
+
+        Beside them go the tokenizer, if there is one, and a card. Where PEFT is installed, it reads the first adapter
+        back, and its layers, and after a fit its logits, are compared with ours. A temperature is not folded in.
 
         Args:
             folder: Where to write.
@@ -310,8 +320,12 @@ class Posterior:
             The folders written, each for `PeftModel.from_pretrained(base, …)`.
 
         Raises:
-            ValueError: If the adapters have no form in PEFT's LoRA.
+            ValueError: If the adapters have no form in PEFT's LoRA, or PEFT reads something else.
         """
+        if self.temperature != 1:
+            logger.warning(
+                "The exported adapters give the logits before calibration: divide them by %g.", self.temperature
+            )
         with torch.no_grad():
             if num_draws is None:
                 folders = [(Path(folder), self.program.centre())]
@@ -322,8 +336,17 @@ class Posterior:
                     (Path(folder) / f"draw-{index}", {name: value[index] for name, value in draws.items()})
                     for index in range(count)
                 ]
-            for path, sites in folders:
-                interop.export_peft(self.network, self.program.factors_at(sites), path)
+            for index, (path, sites) in enumerate(folders):
+                part = "its centre" if num_draws is None else f"draw {index} of {len(folders)}"
+                interop.export_peft(
+                    self.network,
+                    self.program.factors_at(sites),
+                    path,
+                    about=interop.About(self.method.name, part, self.temperature),
+                    tokenizer=self.tokenizer,
+                    check=index == 0,
+                    batch=self._example(),
+                )
         return [path for path, _ in folders]
 
     @isolated()
@@ -339,6 +362,9 @@ class Posterior:
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
         storage.save_files(folder, tensors, self.record())
+
+    def _example(self) -> Mapping[str, Any] | None:
+        return None if self.example is None else to_device(self.example, self.program.device)
 
     def record(self) -> dict[str, Any]:
         """What is saved beside the learned state, ready for JSON."""

@@ -1,0 +1,73 @@
+"""Adapters folded into the base weights."""
+
+import copy
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora.adapters import AdaptedNetwork
+from bayeslora.adapters.weights import oriented
+from bayeslora.interop.starting import distance
+from bayeslora.types import Batch
+
+logger = logging.getLogger(__name__)
+
+
+def merge(network: AdaptedNetwork, factors: Mapping[str, Any], batch: Batch | None = None) -> nn.Module:
+    """A plain model with the given factors folded into the weights of a copy of the network.
+
+    Args:
+        network: The adapted network.
+        factors: Factors by stack, without draws.
+        batch: Inputs of the network, if some are at hand, on which both are compared.
+
+    Raises:
+        ValueError: If a base layer is quantised, or the merged model differs on the batch.
+    """
+    scaled = network.scaled(factors)
+    merged = copy.deepcopy(network)
+    gaining: list[str] = []
+    for stack in network.stacks.values():
+        bases = merged.bases(stack.name)
+        with torch.no_grad():
+            weights = stack.family.delta(scaled[stack.name], bases)
+            biases = stack.family.bias_delta(scaled[stack.name])
+        for index, (name, base) in enumerate(zip(stack.layer_names, bases, strict=True)):
+            if weights is not None:
+                _add_to_weight(base, weights[index], name)
+            if biases is not None:
+                gaining += [name] if base.bias is None else []
+                _add_to_bias(base, biases[index])
+            parent, _, child = name.rpartition(".")
+            setattr(merged.model.get_submodule(parent), child, base)
+    if gaining:
+        logger.warning(
+            "%d layers of the merged model, such as %s, have a bias that their class does not give them: saving "
+            "keeps it, and from_pretrained would leave it out. Keep the posterior.",
+            *(len(gaining), gaining[0]),
+        )
+    if batch is not None and (difference := distance(network, factors, merged.model, batch)):
+        raise ValueError(
+            f"The merged model's logits differ by {difference:.2g} on a batch from those of the adapters: a layer's "
+            "weight is used in other ways than by its own call. Keep the posterior, and predict with center=True."
+        )
+    return merged.model
+
+
+def _add_to_weight(layer: Any, change: Tensor, name: str) -> None:
+    weight = layer.weight
+    if not weight.is_floating_point():
+        raise ValueError(
+            f"Layer {name!r} is quantised ({weight.dtype}); merging would lose the adapter to rounding. "
+            "Load the base model unquantised, load the posterior onto it, and merge that."
+        )
+    change = oriented(layer, change)
+    layer.weight = nn.Parameter((weight.detach().to(change.dtype) + change).to(weight.dtype), requires_grad=False)
+
+
+def _add_to_bias(layer: Any, change: Tensor) -> None:
+    bias = torch.zeros_like(change) if layer.bias is None else layer.bias.detach()
+    layer.bias = nn.Parameter((bias.to(change.dtype) + change).to(bias.dtype), requires_grad=False)

@@ -1,0 +1,312 @@
+"""Adapters from PEFT: a model in memory, or a folder."""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora.adapters import Family, choose_targets
+from bayeslora.adapters.targets import head_names
+from bayeslora.adapters.weights import share_weights
+from bayeslora.interop.peft_fields import (
+    LORA_FIELDS,
+    PREFIX,
+    change_by,
+    check_config,
+    refuse,
+    refuse_base,
+    refuse_beside,
+    refuse_layer,
+)
+from bayeslora.interop.starting import Adapters
+from bayeslora.isolation import seeded
+
+logger = logging.getLogger(__name__)
+
+
+def is_peft_model(model: object) -> bool:
+    """Whether a model is one of PEFT's, told without importing it.
+
+    Raises:
+        ValueError: If it has PEFT's layers and is not a `PeftModel`.
+    """
+    if _is_a(model, "PeftModel"):
+        return True
+    if isinstance(model, nn.Module) and any(_is_a(module, "BaseTunerLayer") for module in model.modules()):
+        raise ValueError(
+            f"The {type(model).__name__} has PEFT layers, which PEFT puts into the model it is given, and is not a "
+            "PeftModel: pass that, or save the adapter and pass PeftModel.from_pretrained(base, folder)."
+        )
+    return False
+
+
+def _is_a(value: object, name: str) -> bool:
+    return any(cls.__name__ == name for cls in type(value).__mro__)
+
+
+def from_peft(model: Any, network: nn.Module | None = None) -> Adapters:
+    """The active LoRA adapter of a PEFT model, with the task head that the model has.
+
+    Ranks, scaling and factors are those that PEFT's layers compute with, which its configuration need not say.
+
+    Args:
+        model: The PEFT model.
+        network: The network that the adapter is for; None for the PEFT model's own base.
+
+    Raises:
+        ValueError: If it is not one active adapter beside its base, not plain LoRA or DoRA, or for another base.
+    """
+    active = model.active_adapters
+    config = model.peft_config[active[0] if active else model.active_adapter].to_dict()
+    family = check_config(config)
+    root = model.base_model.model
+    layers = _adapted_layers(model)
+    if len(active) != 1:
+        raise ValueError(
+            f"The PEFT model has {len(active)} adapters active: {', '.join(active)}. Choose one, "
+            "model.set_adapter(name), or make one of them, model.add_weighted_adapter(…, combination_type='cat')."
+        )
+    (name,) = active
+    if changed := _changing(model):
+        if network not in (None, model):
+            refuse_base(changed)
+        logger.warning(
+            "The PEFT model was started with init_lora_weights=%r, which changes the base's weights: the posterior "
+            "belongs to the base inside this PEFT model, not to the one it was made from. To load it, pass this model.",
+            changed,
+        )
+    factors: dict[str, dict[str, Tensor]] = {}
+    scaling = {}
+    for layer_name, layer in layers.items():
+        here = [adapter for adapter in layer.active_adapters if adapter in (*layer.lora_A, *layer.lora_embedding_A)]
+        if (here and here != [name]) or (name in layer.lora_A and not here):
+            raise ValueError(
+                f"Layer {layer_name!r} of the PEFT model has other adapters active, {here}, than {name!r}."
+            )
+        if not here:
+            continue
+        variant = type(layer.lora_variant.get(name)).__name__
+        if name not in layer.lora_A or ".base_layer" in layer_name:
+            refuse_layer(layer_name)
+        if variant not in ("NoneType", "DoraLinearVariant", "MiCALinearVariant"):
+            refuse(f"layer {layer_name!r} as a {variant}", "does not compute B A alone")
+        if layer.lora_B[name].bias is not None:
+            refuse("lora_bias=True", LORA_FIELDS["lora_bias"])
+        factors[layer_name] = {"A": layer.lora_A[name].weight, "B": layer.lora_B[name].weight}
+        if name in layer.lora_magnitude_vector:
+            factors[layer_name]["m"] = layer.lora_magnitude_vector[name].weight
+        scaling[layer_name] = float(layer.scaling[name])
+    heads = head_names(root)
+    trained = [key for key, module in root.named_modules() if _is_a(module, "AuxiliaryTrainingWrapper")]
+    if beside := [key for key in trained if key.split(".")[0] not in heads]:
+        refuse_beside(beside)
+    base = base_of_peft(model)
+    head = {key: value for key, value in base.state_dict().items() if key.split(".")[0] in heads}
+    adapters = _adapters(config, family, factors, scaling, head, lambda: share_weights(root, ()))
+    _check_layers(adapters, base if network in (None, model) else network)
+    return adapters
+
+
+def from_peft_folder(folder: str | os.PathLike[str], network: nn.Module | None = None) -> Adapters:
+    """A LoRA adapter that PEFT saved: `adapter_config.json` and `adapter_model.safetensors`, which hold no code.
+
+    Args:
+        folder: A local folder; nothing is fetched.
+        network: The network that the adapter is for: where PEFT is installed, it reads the adapter onto it as well.
+
+    Raises:
+        FileNotFoundError: If the folder holds none.
+        ValueError: If the adapter is not plain LoRA or DoRA, damaged, or for another network.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    config_path, weights_path = (Path(folder) / name for name in ("adapter_config.json", "adapter_model.safetensors"))
+    for path in (config_path, weights_path):
+        if not path.is_file():
+            if (Path(folder) / "adapter_model.bin").is_file():
+                raise ValueError(
+                    f"{folder} holds its adapter as adapter_model.bin, a pickle, which can run code when it is read: "
+                    "if you trust it, convert it, PeftModel.from_pretrained(base, folder).save_pretrained(folder)."
+                )
+            inside = sorted(found.parent.name for found in Path(folder).glob(f"*/{path.name}"))
+            hint = f" There are some in its folders: {', '.join(inside)}." if inside else ""
+            raise FileNotFoundError(f"{folder} holds no PEFT adapter: there is no {path.name} in it.{hint}")
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{config_path.name} in {folder} is not a configuration of PEFT's: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{config_path.name} in {folder} is not a configuration of PEFT's: {str(config)[:50]}")
+    try:
+        state = load_file(weights_path)
+    except SafetensorError as error:
+        raise ValueError(f"{weights_path.name} in {folder} is damaged: {error}") from None
+    base = None if network is None else (base_of_peft(network) if is_peft_model(network) else network)
+    adapters = _from_peft(config, state, None if base is None else lambda: _read_by_peft(base, folder))
+    if changed := change_by(config):
+        refuse_base(changed)
+    if base is not None:
+        _check_layers(adapters, base)
+        named, own = config.get("base_model_name_or_path"), getattr(base, "name_or_path", "")
+        if named and own and named != own:
+            logger.warning("The PEFT adapter in %s names its base %r; the model given is %r.", folder, named, own)
+    return adapters
+
+
+def base_of_peft(model: nn.Module) -> nn.Module:
+    """A PEFT model's base, with the task head that was trained with the adapters; the PEFT model stays as it is.
+
+    A base that PEFT has changed to start the adapters has no name.
+
+    Raises:
+        ValueError: If adapters are merged into it.
+    """
+    _adapted_layers(model)
+    shared: Any = share_weights(model, ())
+    base = shared.unload() if hasattr(shared.base_model, "unload") else shared.get_base_model()
+    if _changing(model) and hasattr(base, "name_or_path"):
+        base.name_or_path = ""
+    return base
+
+
+def _adapted_layers(model: Any) -> dict[str, Any]:
+    """PEFT's layers in a PEFT model, by their names in its base.
+
+    Raises:
+        ValueError: If adapters are merged into the base, or switched off.
+    """
+    root = getattr(model.base_model, "model", model.base_model)
+    layers = {name: module for name, module in root.named_modules() if _is_a(module, "BaseTunerLayer")}
+    if merged := sorted({name for layer in layers.values() for name in layer.merged_adapters}):
+        raise ValueError(
+            f"The PEFT model has its adapters merged into the base: {', '.join(merged)}. Take them out, "
+            "model.unmerge_adapter(), or make it a plain model, model.merge_and_unload()."
+        )
+    if any(layer.disable_adapters for layer in layers.values()):
+        raise ValueError(
+            "The PEFT model has its adapters disabled: switch them on, model.enable_adapter_layers(), or pass the base "
+            "alone, model.unload()."
+        )
+    return layers
+
+
+def _changing(model: Any) -> str | None:
+    """The start of any of a PEFT model's adapters that has changed the base, which they share."""
+    configs = [config.to_dict() for config in model.peft_config.values() if hasattr(config, "init_lora_weights")]
+    return next((start for start in map(change_by, configs) if start), None)
+
+
+def _check_layers(adapters: Adapters, network: nn.Module) -> None:
+    """Raise a ValueError unless a network has the linear layers that adapters are for, outside its task head."""
+    there, heads, names = dict(network.named_modules()), head_names(network), list(adapters.factors)
+    for name in names:
+        if name not in there:
+            raise ValueError(
+                f"The PEFT adapter adapts {name!r}, which the {type(network).__name__} does not have: load a model of "
+                "the class that it was trained on."
+            )
+        if name.split(".")[0] in heads:
+            raise ValueError(
+                f"The PEFT adapter adapts {name!r}, a part of the task head, which is trained itself: leave it out of "
+                "target_modules, or merge the adapter into a model of its own, model.merge_and_unload(), and fit that."
+            )
+        try:
+            found = choose_targets(network, [name])
+        except ValueError:
+            found = []
+        if found != [name]:
+            refuse_layer(name)
+
+
+def _from_peft(
+    config: Mapping[str, Any], state: Mapping[str, Tensor], reference: Callable[[], nn.Module | None] | None = None
+) -> Adapters:
+    """Adapters from PEFT's configuration and saved weights."""
+    family = check_config(config)
+    factors: dict[str, dict[str, Tensor]] = {}
+    head = {}
+    for key, value in state.items():
+        name = key.removeprefix(PREFIX)
+        if match := re.fullmatch(r"(.+)\.lora_([AB])(?:\.[^.]+)?\.weight", name):
+            factors.setdefault(match[1], {})[match[2]] = value
+        elif match := re.fullmatch(r"(.+)\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?", name):
+            factors.setdefault(match[1], {})["m"] = value
+        elif "lora_embedding" in name:
+            refuse_layer(name.partition(".lora_")[0])
+        elif "lora_" in name:
+            raise ValueError(f"The PEFT adapter has weights {key!r}, which are not a linear layer's A or B.")
+        else:
+            head[name] = value.detach()
+    scaling = {}
+    for name, parts in factors.items():
+        rank, given = _peft_pattern(config, "rank_pattern", "r", name), len(parts.get("A", ()))
+        if rank != given:
+            raise ValueError(
+                f"The PEFT adapter has r={rank} for {name!r} in its configuration, and its weights there have rank "
+                f"{given}: it is damaged."
+            )
+        alpha = _peft_pattern(config, "alpha_pattern", "lora_alpha", name)
+        scaling[name] = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    return _adapters(config, family, factors, scaling, head, reference)
+
+
+def _adapters(
+    config: Mapping[str, Any],
+    family: Family,
+    factors: Mapping[str, Mapping[str, Tensor]],
+    scaling: Mapping[str, float],
+    head: Mapping[str, Tensor],
+    reference: Callable[[], nn.Module | None] | None,
+) -> Adapters:
+    """Adapters from the parts of each layer, which must be those of the family."""
+    layers, ranks = {}, {}
+    for name, parts in factors.items():
+        if set(parts) != set(family.factors._fields):
+            raise ValueError(
+                f"Layer {name!r} of the PEFT adapter has {', '.join(sorted(parts))}; {type(family).__name__} has "
+                f"{', '.join(family.factors._fields)} in every layer."
+            )
+        if parts["A"].dim() != 2 or parts["B"].dim() != 2:
+            refuse_layer(name)
+        # Factors are never in half precision, whatever the base.
+        precise = {
+            key: value.detach().to(torch.promote_types(value.dtype, torch.float32)) for key, value in parts.items()
+        }
+        layers[name] = family.factors(**precise)
+        ranks[name] = len(parts["A"])
+    if not layers:
+        raise ValueError("The PEFT adapter adapts no layer.")
+    dropout = float(config.get("lora_dropout") or 0)
+    return Adapters(family, layers, ranks, scaling, head, dropout, reference)
+
+
+def _peft_pattern(config: Mapping[str, Any], field: str, default: str, name: str) -> Any:
+    """A layer's entry of PEFT's patterns over module names, or the default's value."""
+    patterns = config.get(field) or {}
+    matching = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name))
+    return next(matching, config.get(default, 8))  # PEFT's own default of both rank and alpha
+
+
+def _read_by_peft(base: nn.Module, folder: str | os.PathLike[str]) -> nn.Module | None:
+    """A copy of a network with the adapter that PEFT reads from a folder; None, with a word, without PEFT."""
+    try:
+        from peft import PeftModel
+    except ImportError:
+        logger.warning("The adapter in %s was not compared with what PEFT computes: peft is not installed.", folder)
+        return None
+    device = str(next(base.parameters()).device)
+    try:
+        with seeded(0):  # PEFT draws a start, which it then replaces
+            shared = share_weights(base, head_names(base))
+            model = PeftModel.from_pretrained(shared, os.fspath(folder), torch_device=device)
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"there are no weights {error} in it" if isinstance(error, KeyError) else error
+        raise ValueError(f"PEFT cannot read the adapter in {folder}: {reason}") from error
+    return model.base_model.model

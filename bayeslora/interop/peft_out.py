@@ -1,0 +1,296 @@
+"""Adapters to PEFT: folders that it reads back before they are in place."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bayeslora.adapters import AdaptedNetwork
+from bayeslora.adapters.weights import is_transposed, share_weights
+from bayeslora.interop.peft_fields import PREFIX
+from bayeslora.interop.peft_in import _is_a, _peft_pattern, _read_by_peft
+from bayeslora.interop.starting import distance, from_factors, trained_head
+from bayeslora.networks import is_a
+from bayeslora.program import evaluating
+from bayeslora.types import Batch
+
+TASKS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
+    "SEQ_CLS": ("SEQUENCE_CLASSIFICATION", "SequenceClassification", ("classifier", "score")),
+    "TOKEN_CLS": ("TOKEN_CLASSIFICATION", "TokenClassification", ("classifier", "score")),
+    "QUESTION_ANS": ("QUESTION_ANSWERING", "QuestionAnswering", ("qa_outputs",)),
+    "CAUSAL_LM": ("CAUSAL_LM", "CausalLM", ()),
+    "SEQ_2_SEQ_LM": ("SEQ_TO_SEQ_CAUSAL_LM", "Seq2SeqLM", ()),
+}
+"""PEFT's task types: transformers' list of such models, the end of `AutoPeftModelFor…`, and the modules that PEFT
+looks for in `modules_to_save` by itself."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What the card of exported adapters says of them.
+
+    Args:
+        method: The method of the fit.
+        part: Which adapters of the posterior they are.
+        temperature: What the posterior divides every logit by, which PEFT does not.
+    """
+
+    method: str
+    part: str = "its centre"
+    temperature: float = 1.0
+
+
+def export_peft(
+    network: AdaptedNetwork,
+    factors: Mapping[str, Any],
+    folder: str | os.PathLike[str],
+    *,
+    about: About | None = None,
+    tokenizer: Any = None,
+    check: bool = True,
+    batch: Batch | None = None,
+) -> None:
+    """Write given factors and the task head as an adapter for `peft.PeftModel.from_pretrained(base, folder)`.
+
+    Files are written beside and then moved: where the export fails, the folder is as it was.
+
+    Args:
+        network: The adapted network.
+        factors: Factors by stack, without draws.
+        folder: Where to write `adapter_config.json`, `adapter_model.safetensors` and a card, `README.md`.
+        about: What the card says.
+        tokenizer: Written beside them, if there is one.
+        check: Whether PEFT reads the adapter back, and is compared with the network; see `check_export`.
+        batch: Inputs of the network to compare on, if some are at hand.
+
+    Raises:
+        ValueError: If the adapters have no form in PEFT's LoRA, or PEFT reads something else.
+    """
+    from safetensors.torch import save_file
+
+    for name, stack in network.stacks.items():
+        noise = set(stack.family.factors._fields) - set(stack.family.without_noise().factors._fields)
+        if any(bool(getattr(factors[name], field).any()) for field in noise):
+            raise ValueError(
+                f"A draw of {type(stack.family).__name__} adapters is more than their factors, and has no form in "
+                "PEFT's LoRA: export the centre, num_draws=None."
+            )
+    adapters = from_factors(network, factors)
+    tensors = dict(adapters.head)
+    for name, value in adapters.factors.items():
+        tensors |= {f"{name}.{key}": tensor for key, tensor in adapters.family.peft(value).items()}
+    plain = _plain(network)
+    task = next((task for task, (listed, _, _) in TASKS.items() if is_a(network.model, listed)), None)
+    heads = [*network.head_names, *(TASKS[task][2] if task else ())]
+    for name, module in plain.named_modules():  # PEFT goes by how names end, and wants to read whatever it finds
+        if name.endswith(tuple(heads)) and name.split(".")[0] not in network.head_names:
+            tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+    alphas = {name: _tidy(adapters.scaling[name] * rank) for name, rank in adapters.ranks.items()}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (adapters.ranks, alphas))
+    config = _lora_config(
+        base_model_name_or_path=getattr(network.model, "name_or_path", "") or None,
+        task_type=task,
+        auto_mapping=None if task else _auto_mapping(network.model),
+        r=rank,
+        lora_alpha=alpha,
+        rank_pattern=_patterns(adapters.ranks, rank),
+        alpha_pattern=_patterns(alphas, alpha),
+        target_modules=_target_modules(plain, list(adapters.factors)),
+        modules_to_save=list(network.head_names) or None,
+        fan_in_fan_out=any(is_transposed(base) for name in network.stacks for base in network.bases(name)),
+        **adapters.family.peft_settings,
+    )
+    folder = Path(folder)
+    existed = folder.is_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as name:
+            beside = Path(name)
+            content = {f"{PREFIX}{name}": value.detach().cpu().contiguous() for name, value in tensors.items()}
+            save_file(content, beside / "adapter_model.safetensors", metadata={"format": "pt"})
+            (beside / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+            (beside / "README.md").write_text(_card(config, network, about), encoding="utf-8")
+            if tokenizer is not None:
+                tokenizer.save_pretrained(beside)
+            if check:
+                check_export(network, factors, beside, batch)
+            if _is_of_another(folder / "README.md"):
+                (beside / "README.md").unlink()
+            for path in beside.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(folder / path.name, ignore_errors=True)
+                path.replace(folder / path.name)
+    except BaseException:
+        if not existed:
+            folder.rmdir()
+        raise
+
+
+def _is_of_another(card: Path) -> bool:
+    """Whether a file is there that no export of ours has written."""
+    return card.is_file() and "- bayeslora\n" not in card.read_text(encoding="utf-8", errors="replace")
+
+
+def check_export(
+    network: AdaptedNetwork, factors: Mapping[str, Any], folder: str | os.PathLike[str], batch: Batch | None = None
+) -> None:
+    """Let PEFT read an exported adapter, and compare its layers, its task head and its logits with ours.
+
+    Layers are compared on inputs of their own, which needs no data; logits on a batch, if there is one. Without PEFT,
+    the log says that nothing was compared.
+
+    Raises:
+        ValueError: If PEFT cannot read it, or reads something else.
+    """
+    # With another head to begin with, only the head that is read can be the network's.
+    base = _plain(network)
+    with torch.no_grad():
+        for head in network.head_names:
+            for parameter in base.get_submodule(head).parameters():
+                parameter.zero_()
+    read = _read_by_peft(base, folder)
+    if read is None:
+        return
+    layers = {name: module for name, module in read.named_modules() if _is_a(module, "BaseTunerLayer")}
+    ours = {name for stack in network.stacks.values() if not stack.in_head for name in stack.layer_names}
+    if differing := sorted(ours ^ set(layers)):
+        raise ValueError(
+            f"PEFT reads the exported adapter onto other layers than it is for, so nothing was written: "
+            f"{', '.join(differing[:5])}. Leave them out of `targets`, or give modules names that do not end alike."
+        )
+    with torch.no_grad(), evaluating(network):
+        network.bind(factors)
+        generator = torch.Generator().manual_seed(0)
+        for name, layer in layers.items():
+            own: Any = network.model.get_submodule(name)
+            weight = own.base.weight
+            dtype = weight.dtype if weight.is_floating_point() else network.dtype
+            x = torch.randn(3, layer.in_features, generator=generator).to(weight.device, dtype)
+            expected, before, got = own(x), own.base(x), layer(x)
+            eps = torch.finfo(expected.dtype).eps
+            rounding = (64 if eps < 1e-6 else 8) * eps * float(expected.abs().max())
+            difference = float((got - expected).abs().max())
+            if not difference <= rounding + 1e-3 * float((expected - before).abs().max()):
+                raise ValueError(
+                    f"PEFT reads the exported adapter of {name!r} so that its output differs by {difference:.2g}: "
+                    "nothing was written. Please report this, with your version of peft."
+                )
+        network.unbind()
+    state = {re.sub(r"\.modules_to_save\.default\b", "", name): value for name, value in read.state_dict().items()}
+    for name, value in trained_head(network, factors).items():
+        if name not in state or not torch.equal(state[name].to(value), value):
+            has = "another value there" if name in state else "no such parameter"
+            raise ValueError(
+                f"PEFT does not read {name!r} of the trained task head from the exported adapter, it has {has}: "
+                "nothing was written. posterior.merge() has the whole head."
+            )
+    if batch is not None and (difference := distance(network, factors, read, batch)):
+        raise ValueError(
+            f"The logits of PEFT's network with the exported adapter differ by {difference:.2g} on a batch, though its "
+            "layers are right, and nothing was written: the network does not call them there, as PyTorch's "
+            "TransformerEncoderLayer in evaluation. posterior.merge() is a plain model."
+        )
+
+
+def _plain(network: AdaptedNetwork) -> nn.Module:
+    """A copy of an adapted network's base, around the same weights, with a task head of its own."""
+    plain = share_weights(network.model, network.head_names)
+    for stack in network.stacks.values():
+        for name in stack.layer_names:
+            parent, _, child = name.rpartition(".")
+            setattr(plain.get_submodule(parent), child, plain.get_submodule(name).base)
+    for module in plain.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):  # whose fused kernel, off in ours, is on in the base
+            activation = module.activation
+            is_relu, is_gelu = activation is nn.functional.relu, activation is nn.functional.gelu
+            is_relu, is_gelu = is_relu or isinstance(activation, nn.ReLU), is_gelu or isinstance(activation, nn.GELU)
+            module.activation_relu_or_gelu = 1 if is_relu else 2 if is_gelu else 0
+    return plain
+
+
+def _lora_config(**fields: Any) -> dict[str, Any]:
+    """PEFT's configuration of an adapter; a field that is not here is at its default there."""
+    plain = {"bias": "none", "init_lora_weights": True, "lora_dropout": 0.0, "use_rslora": False}
+    return {"peft_type": "LORA", "inference_mode": True, **plain, **fields}
+
+
+def _auto_mapping(model: nn.Module) -> dict[str, str] | None:
+    """How `AutoPeftModel` finds the class of a base without a task type of PEFT's; transformers' alone."""
+    library = type(model).__module__
+    return (
+        {"base_model_class": type(model).__name__, "parent_library": library}
+        if library.startswith("transformers.")
+        else None
+    )
+
+
+def _patterns(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
+    """Entries of layers that differ from the default, under names which PEFT takes for no other layer's."""
+    patterns = {name: value for name, value in values.items() if value != default}
+    read = {
+        name: _peft_pattern({"pattern": patterns, "default": default}, "pattern", "default", name) for name in values
+    }
+    return patterns if read == dict(values) else {f"^{re.escape(name)}": value for name, value in patterns.items()}
+
+
+def _target_modules(model: nn.Module, names: list[str]) -> list[str] | str:
+    """Layers by name; as a regular expression where PEFT, which goes by how names end, would find more."""
+    ends = tuple(f".{name}" for name in names)
+    more = any(name.endswith(ends) for name, _ in model.named_modules() if name not in names)
+    return "|".join(map(re.escape, names)) if more else names
+
+
+def _tidy(number: float) -> float:
+    """A number without the error of having been divided and multiplied again; whole, if it is."""
+    rounded = float(f"{number:.9g}")
+    return int(rounded) if rounded == int(rounded) else rounded
+
+
+def _card(config: Mapping[str, Any], network: AdaptedNetwork, about: About | None) -> str:
+    """What a folder of exported adapters says of itself, in Markdown."""
+    base, task = config["base_model_name_or_path"], config["task_type"]
+    settings = {}
+    model_config: Any = getattr(network.model, "config", None)
+    if task in ("SEQ_CLS", "TOKEN_CLS"):
+        settings["num_labels"] = model_config.num_labels
+    if task == "SEQ_CLS" and model_config.pad_token_id is not None:
+        settings["pad_token_id"] = model_config.pad_token_id  # without which some would classify another token
+    arguments = "".join(f", {name}={value}" for name, value in settings.items())
+    head = ", ".join(f"`{name}`" for name in network.head_names)
+    lines = [
+        "---",
+        *([f"base_model: {base}"] if base else []),
+        "library_name: peft",
+        "tags:",
+        "- lora",
+        "- bayeslora",
+        "---",
+        "",
+        "# Adapters of a Bayesian fit",
+        "",
+        f"A {'DoRA' if config['use_dora'] else 'LoRA'} adapter on {f'`{base}`' if base else 'a base without a name'}"
+        + (f", with the task head trained with it ({head})." if head else "."),
+    ]
+    if about is not None:
+        lines += [
+            f"It is one point of a posterior that bayeslora fitted with the method `{about.method}`: {about.part}. One",
+            "adapter gives one prediction; the uncertainty is in how those of several draws differ.",
+        ]
+        if about.temperature != 1:
+            lines += ["", f"The posterior divides every logit by {about.temperature:.6g}; PEFT does not."]
+    lines += ["", "```python"]
+    if task and base:
+        auto = f"AutoPeftModelFor{TASKS[task][1]}"
+        lines += [f"from peft import {auto}", "", f'model = {auto}.from_pretrained("path/to/this/folder"{arguments})']
+    else:
+        lines += ["from peft import PeftModel", "", 'model = PeftModel.from_pretrained(base, "path/to/this/folder")']
+    return "\n".join([*lines, "```", ""])
