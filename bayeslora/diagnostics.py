@@ -9,6 +9,7 @@ import torch
 
 from bayeslora.adapters import Stack, split_site
 from bayeslora.program import Program
+from bayeslora.tasks.prediction import BasePrediction
 from bayeslora.types import Sites
 
 if TYPE_CHECKING:
@@ -31,6 +32,14 @@ class Observed(NamedTuple):
     labels: np.ndarray
     are_tokens: bool = False
     per_token: bool = False
+
+    @classmethod
+    def of(cls, prediction: BasePrediction, labels: np.ndarray, seed: int | None, per_token: bool) -> "Observed":
+        """Take from a prediction its log-likelihoods of labels, term by term, and labels drawn with a seed."""
+        are_tokens = hasattr(prediction, "rows")
+        per_token = per_token and are_tokens
+        log_likelihood = prediction.row_log_likelihood if per_token else prediction.log_likelihood
+        return cls(log_likelihood(labels), prediction.sample(seed), labels, are_tokens, per_token)
 
 
 def summary_draws(program: Program, sites: Sites) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:

@@ -271,12 +271,7 @@ class Posterior:
             return diagnostics.to_arviz(self.program, sites, raw=raw)
         outputs, labels = self._labelled(data, sites, seed, batch_size)
         prediction = self._prediction(outputs)
-        are_tokens = hasattr(prediction, "rows")
-        per_token = per_token and are_tokens
-        log_likelihood = prediction.row_log_likelihood if per_token else prediction.log_likelihood
-        observed = diagnostics.Observed(
-            log_likelihood(labels), prediction.sample(seed), labels, are_tokens=are_tokens, per_token=per_token
-        )
+        observed = diagnostics.Observed.of(prediction, labels, seed, per_token)
         return diagnostics.to_arviz(self.program, sites, observed, raw)
 
     def summary(self) -> dict[str, float]:
@@ -326,28 +321,10 @@ class Posterior:
             logger.warning(
                 "The exported adapters give the logits before calibration: divide them by %g.", self.temperature
             )
-        with torch.no_grad():
-            if num_draws is None:
-                folders = [(Path(folder), self.program.centre())]
-            else:
-                draws = self.draw(num_draws, seed=seed)
-                count = len(next(iter(draws.values())))
-                folders = [
-                    (Path(folder) / f"draw-{index}", {name: value[index] for name, value in draws.items()})
-                    for index in range(count)
-                ]
-            for index, (path, sites) in enumerate(folders):
-                part = "its centre" if num_draws is None else f"draw {index} of {len(folders)}"
-                interop.export_peft(
-                    self.network,
-                    self.program.factors_at(sites),
-                    path,
-                    about=interop.About(self.method.name, part, self.temperature),
-                    tokenizer=self.tokenizer,
-                    check=index == 0,
-                    batch=self._example(),
-                )
-        return [path for path, _ in folders]
+        sites = self.program.centre() if num_draws is None else self.draw(num_draws, seed=seed)
+        about = interop.About(self.method.name, temperature=self.temperature)
+        settings: dict[str, Any] = {"about": about, "tokenizer": self.tokenizer, "batch": self._example()}
+        return interop.export_draws(self.program, sites, Path(folder), num_draws is not None, **settings)
 
     @isolated()
     def save(self, folder: str | os.PathLike[str]) -> None:

@@ -3,7 +3,7 @@
 from bayeslora.interop.merging import merge
 from bayeslora.interop.peft_fields import LORA_FIELDS
 from bayeslora.interop.peft_in import base_of_peft, from_peft, from_peft_folder, is_peft_model
-from bayeslora.interop.peft_out import About, export_peft
+from bayeslora.interop.peft_out import About, export_draws, export_peft
 from bayeslora.interop.starting import Adapters, from_factors, from_program
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "About",
     "Adapters",
     "base_of_peft",
+    "export_draws",
     "export_peft",
     "from_factors",
     "from_peft",

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from bayeslora.interop.peft_fields import PREFIX
 from bayeslora.interop.peft_in import _is_a, _peft_pattern, _read_by_peft
 from bayeslora.interop.starting import distance, from_factors, trained_head
 from bayeslora.networks import is_a
-from bayeslora.program import evaluating
-from bayeslora.types import Batch
+from bayeslora.program import Program, evaluating
+from bayeslora.types import Batch, Sites
 
 TASKS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "SEQ_CLS": ("SEQUENCE_CLASSIFICATION", "SequenceClassification", ("classifier", "score")),
@@ -47,6 +47,37 @@ class About:
     method: str
     part: str = "its centre"
     temperature: float = 1.0
+
+
+def export_draws(
+    program: Program, sites: Sites, folder: Path, several: bool, about: About, **settings: Any
+) -> list[Path]:
+    """Write adapters at one set of sites into a folder, or at several draws, `[draw, layer, …]`, each to its own.
+
+    The first one is checked.
+
+    Args:
+        program: The program.
+        sites: Sites, or draws of them.
+        folder: Where to write; draws go to `draw-0`, `draw-1`, … in it.
+        several: Whether they are draws.
+        about: What cards say; the part is filled in.
+        settings: Of `export_peft`.
+
+    Returns:
+        The folders written.
+    """
+    count = len(next(iter(sites.values()))) if several else 1
+    paths = []
+    for index in range(count):
+        one = {name: value[index] for name, value in sites.items()} if several else sites
+        path = folder / f"draw-{index}" if several else folder
+        own = replace(about, part=f"draw {index} of {count}") if several else about
+        with torch.no_grad():
+            factors = program.factors_at(one)
+            export_peft(program.network, factors, path, about=own, check=index == 0, **settings)
+        paths.append(path)
+    return paths
 
 
 def export_peft(
@@ -266,6 +297,7 @@ def _card(config: Mapping[str, Any], network: AdaptedNetwork, about: About | Non
         settings["pad_token_id"] = model_config.pad_token_id  # without which some would classify another token
     arguments = "".join(f", {name}={value}" for name, value in settings.items())
     head = ", ".join(f"`{name}`" for name in network.head_names)
+    kind = "DoRA" if config.get("use_dora") else "LoRA"
     lines = [
         "---",
         *([f"base_model: {base}"] if base else []),
@@ -277,7 +309,7 @@ def _card(config: Mapping[str, Any], network: AdaptedNetwork, about: About | Non
         "",
         "# Adapters of a Bayesian fit",
         "",
-        f"A {'DoRA' if config['use_dora'] else 'LoRA'} adapter on {f'`{base}`' if base else 'a base without a name'}"
+        f"A {kind} adapter on {f'`{base}`' if base else 'a base without a name'}"
         + (f", with the task head trained with it ({head})." if head else "."),
     ]
     if about is not None:
