@@ -1,13 +1,19 @@
 """Gauss-Newton matrices over the factors, Kronecker-factored."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bayeslora.adapters import split_site
+from bayeslora.fitted import FittedProgram
+from bayeslora.tasks import Likelihood
+from bayeslora.types import Batch
+
+Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
+"""A forward hook of a module: takes the module, its inputs and its output, and returns the output."""
 
 
 class Kronecker(NamedTuple):
@@ -76,7 +82,7 @@ class Curvature:
 
 
 def gauss_newton(
-    program: Any, batches: Iterable[Mapping[str, Any]], ranks: Mapping[str, tuple[int, int]]
+    program: FittedProgram, batches: Iterable[Batch], ranks: Mapping[str, tuple[int, int]]
 ) -> dict[str, list[Kronecker]]:
     r"""Kronecker-factored Gauss-Newton matrices of the negative log-likelihood, summed over examples, at the centre.
 
@@ -148,7 +154,7 @@ def gauss_newton(
     return {site: [sums[site, index].kronecker() for index in _indices(program, site)] for site in ranks}
 
 
-def hessian_root(likelihood: Any, logits: Tensor, labels: Tensor) -> list[Tensor]:
+def hessian_root(likelihood: Likelihood, logits: Tensor, labels: Tensor) -> list[Tensor]:
     r"""Columns of a root S of the negative log-likelihood's Hessian, $\Lambda = S S^\top$, each shaped as the logits.
 
     Columns that are zero for all examples are left out: a softmax of C classes has C − 1.
@@ -174,14 +180,14 @@ def hessian_root(likelihood: Any, logits: Tensor, labels: Tensor) -> list[Tensor
     return [column.view(logits.shape) for column in root[..., nonzero].unbind(-1)]
 
 
-def _indices(program: Any, site: str) -> range:
+def _indices(program: FittedProgram, site: str) -> range:
     return range(len(program.stacks[split_site(site)[0]]))
 
 
-def _keep(seen: dict[tuple[str, int], tuple[Tensor, Tensor]], key: tuple[str, int]) -> Any:
+def _keep(seen: dict[tuple[str, int], tuple[Tensor, Tensor]], key: tuple[str, int]) -> Hook:
     """A hook that keeps a layer's input, and its output as something to differentiate by."""
 
-    def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         # Before the first adapted layer nothing has a gradient.
         seen[key] = inputs[0].detach(), output if output.requires_grad else output.requires_grad_()
         return output

@@ -12,6 +12,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from bayeslora.distributions import FixedNoise, Flat, kl_divergence
+from bayeslora.types import TraceSite
 
 
 class MeanFieldELBO(TraceMeanField_ELBO):
@@ -54,7 +55,9 @@ class MeanFieldELBO(TraceMeanField_ELBO):
             terms = {name: term / self.num_particles for name, term in terms.items()}
         return terms, model_trace.nodes["_RETURN"]["value"]
 
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
         terms, _ = self.terms(model, guide, *args)
         return total(terms)
 
@@ -64,7 +67,7 @@ def total(terms: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(list(terms.values())).sum()
 
 
-def _kl(site: dict[str, Any], guide_site: dict[str, Any]) -> Tensor:
+def _kl(site: TraceSite, guide_site: TraceSite) -> Tensor:
     if not guide_site["fn"].has_rsample:
         raise ValueError(
             f"Site {site['name']!r} is drawn from {type(guide_site['fn']).__name__}, which has no reparameterised "
@@ -79,22 +82,22 @@ def _kl(site: dict[str, Any], guide_site: dict[str, Any]) -> Tensor:
     return scale_and_mask(kl, guide_site["scale"], guide_site["mask"]).sum()
 
 
-def sites(trace: Trace) -> Iterator[tuple[str, dict[str, Any]]]:
+def sites(trace: Trace) -> Iterator[tuple[str, TraceSite]]:
     """Names and records of a trace's sample sites, those of plates left out."""
     return ((name, site) for name, site in trace.nodes.items() if site["type"] == "sample" and not is_plate(site))
 
 
-def is_plate(site: Any) -> bool:
+def is_plate(site: TraceSite) -> bool:
     """Whether a sample site is only a plate's record of its subsample."""
     return type(site["fn"]).__name__ == "_Subsample"
 
 
-def _is_free(site: dict[str, Any], guide_site: dict[str, Any]) -> bool:
+def _is_free(site: TraceSite, guide_site: TraceSite) -> bool:
     """A point estimate under a flat prior, and noise that nothing is learned about, have nothing to say to the ELBO."""
     if isinstance(guide_site["fn"], FixedNoise):
         return True
     return isinstance(site["fn"], Flat) and isinstance(guide_site["fn"], Delta)
 
 
-def _log_prob_sum(site: dict[str, Any]) -> Tensor:
+def _log_prob_sum(site: TraceSite) -> Tensor:
     return scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"]).sum()

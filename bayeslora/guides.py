@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bayeslora.adapters import Stack
 from bayeslora.adapters.families import kaiming as kaiming
 from bayeslora.distributions import Enumerated
+from bayeslora.types import FactorsByStack, FactorTuple
 
 SPREADS = ("log_", "sqrt_", "scale", "cov_")
 """How the names of spreads begin, in modules that do not say which of their parameters are."""
@@ -176,7 +177,7 @@ class Sites(nn.Module):
         with poutine.scale(scale=self.scale):
             return {name: pyro.sample(self.stack.site(name), site()) for name, site in self.sites.items()}
 
-    def start(self, factors: Any) -> None:
+    def start(self, factors: FactorTuple) -> None:
         """Begin at trained factors: each becomes the place of the site of its name."""
         with torch.no_grad():
             for name, value in factors._asdict().items():
@@ -193,7 +194,7 @@ class PerStack(nn.ModuleDict):
     def forward(self) -> dict[str, Any]:
         return {name: guide() for name, guide in self.items()}
 
-    def start(self, factors: Mapping[str, Any]) -> None:
+    def start(self, factors: FactorsByStack) -> None:
         """Begin at trained factors, by stack."""
         guide: Any
         for name, guide in self.items():

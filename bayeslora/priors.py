@@ -1,12 +1,11 @@
 """The distributions that priors are written with, one layer's worth: a plate makes them a stack's."""
 
-from typing import Any
-
 import pyro
 import pyro.distributions as dist
 
 from bayeslora.adapters import Stack
 from bayeslora.distributions import Flat
+from bayeslora.types import FactorTuple
 
 
 def normal(shape: tuple[int, ...], scale: float) -> dist.Distribution:
@@ -24,7 +23,7 @@ def flat(shape: tuple[int, ...]) -> Flat:
     return Flat(shape)
 
 
-def flat_factors(stack: Stack) -> Any:
+def flat_factors(stack: Stack) -> FactorTuple:
     """All factors of a stack as sites of their names under the improper uniform prior; within `stack.layers`."""
     sites = {name: pyro.sample(stack.site(name), flat(shape)) for name, shape in stack.shapes.items()}
     return stack.family.factors(**sites)

@@ -1,7 +1,7 @@
 """p(y, A, B given x), its guide, and their ELBO as one `nn.Module`."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pyro
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from bayeslora.adapters import AdaptedNetwork, Linearised, Stacks
 from bayeslora.elbo import MeanFieldELBO, is_plate, sites
+from bayeslora.fitted import FittedProgram
 from bayeslora.isolation import exclusive
 from bayeslora.methods import Method
 from bayeslora.tasks import Likelihood
-from bayeslora.types import Batch, Sites
+from bayeslora.types import Batch, FactorsByStack, Sites, TraceSite
 
 
 class Output(NamedTuple):
@@ -26,7 +27,7 @@ class Output(NamedTuple):
     logits: Tensor
 
 
-class Program(nn.Module):
+class Program(nn.Module, FittedProgram):
     """The generative model of labels given inputs, its guide, and the negative ELBO.
 
     Called with a batch, `program(**batch)`, it returns `(loss, logits)`. In training mode, the loss is the negative
@@ -90,7 +91,7 @@ class Program(nn.Module):
         self.likelihood.observe(logits, batch["labels"])
         return logits.unflatten(0, (self.elbo.num_particles, -1)) if rows_by_draw else logits
 
-    def factors(self) -> Mapping[str, Any]:
+    def factors(self) -> FactorsByStack:
         """The method's prior, run on this network's stacks and device."""
         # Priors make their constants without naming a device.
         on_device = contextlib.nullcontext() if self.device.type == "cpu" else self.device
@@ -130,7 +131,7 @@ class Program(nn.Module):
         """Logits at given sites, `[*draw, batch, …]`; labels in the batch are ignored."""
         return self.network_logits(self.factors_at(sites), batch)
 
-    def network_logits(self, factors: Mapping[str, Any], batch: Batch, rows_by_draw: bool = False) -> Tensor:
+    def network_logits(self, factors: FactorsByStack, batch: Batch, rows_by_draw: bool = False) -> Tensor:
         """The network's logits at given factors, the part that the labels are about, `[*draw, batch, …]`.
 
         Where each draw has rows of its own, they are `[batch, …]`, block by block.
@@ -138,7 +139,7 @@ class Program(nn.Module):
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         return self.likelihood.select(self.network(factors, inputs, rows_by_draw), batch)
 
-    def factors_at(self, sites: Sites) -> Mapping[str, Any]:
+    def factors_at(self, sites: Sites) -> FactorsByStack:
         """Factors of every stack as the prior computes them from given sites."""
         with pyro.validation_enabled(False):
             return poutine.condition(self.factors, data=dict(sites))()
@@ -191,7 +192,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 class AtMean(Messenger):
     """Sets every latent site to the mean of its distribution."""
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: TraceSite) -> None:
         if not (msg["is_observed"] or is_plate(msg)):
             msg["value"] = msg["fn"].mean
             msg["done"] = True

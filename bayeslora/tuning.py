@@ -3,11 +3,11 @@
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from bayeslora.fitted import FittedProgram
 from bayeslora.isolation import seeded
 from bayeslora.types import Batch
 
@@ -23,7 +23,7 @@ TUNE_DRAWS = 4
 """Draws of the weights per batch with which it judges."""
 
 
-def tune_ratio(program: Any, batches: Sequence[Batch], ratios: Sequence[Tensor]) -> None:
+def tune_ratio(program: FittedProgram, batches: Sequence[Batch], ratios: Sequence[Tensor]) -> None:
     """Multiply c by the factor from 1/2 to √2 with the least held-out NLL, under a log-normal prior on c.
 
     The prior, an octave around the usual ratio, decides where few examples say little. A louder c has to be confirmed
@@ -49,7 +49,7 @@ def tune_ratio(program: Any, batches: Sequence[Batch], ratios: Sequence[Tensor])
     logger.info("Noise ratio: %.2f.", float(ratios[0][0]))
 
 
-def nll_by_loudness(program: Any, batches: Sequence[Batch], factors: Tensor, num_draws: int) -> Tensor:
+def nll_by_loudness(program: FittedProgram, batches: Sequence[Batch], factors: Tensor, num_draws: int) -> Tensor:
     r"""Predictive NLL per example if the noise were that many times as loud, `[factor]`.
 
     To first order in the noise the logits of a draw are $f_0 + g$, with $f_0$ those of the centre, and at φ times the

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import pyro
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora import guides, priors
 from bayeslora.adapters import SVD, Stack, SVDFactors
+from bayeslora.fitted import FittedProgram
 from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import Count, NonNegative, Share, Within
 from bayeslora.types import PerLayer, Sites
@@ -95,7 +96,7 @@ class AdaLoRA(PerStackMethod):
     def num_draws(self, guide: nn.Module) -> int | None:
         return 1
 
-    def after_step(self, program: Any, step: int) -> None:
+    def after_step(self, program: FittedProgram, step: int) -> None:
         # A method that puts something on this one's factors has its guides within its own.
         stacks = [module for module in program.guide.modules() if isinstance(module, AdaLoRAGuide)]
         first, last = self.phases(program.num_steps)

@@ -17,6 +17,7 @@ from bayeslora import priors
 from bayeslora.adapters import Stack
 from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import NonNegative, Positive
+from bayeslora.types import FactorTuple
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class AutoGuide(PerStackMethod):
     """
 
     name = "autoguide"
-    prior_program: Callable[[Stack], Any] | str | None = None
+    prior_program: Callable[[Stack], FactorTuple] | str | None = None
     autoguide: Callable[..., Any] | str = "AutoNormal"
     prior_scale: Positive = 0.2
     init_scale: Positive = 0.01
@@ -72,14 +73,14 @@ class AutoGuide(PerStackMethod):
     def record(self) -> dict[str, Any]:
         return {name: _name(value) if callable(value) else value for name, value in super().record().items()}
 
-    def stack_prior(self, stack: Stack) -> Any:
+    def stack_prior(self, stack: Stack) -> FactorTuple:
         with poutine.scale(scale=self.temperature / stack.num_examples):
             return self.sites(stack)
 
     def stack_guide(self, stack: Stack) -> nn.Module:
         return StackAutoGuide(self, stack)
 
-    def sites(self, stack: Stack) -> Any:
+    def sites(self, stack: Stack) -> FactorTuple:
         """The unscaled prior of one stack."""
         if callable(self.prior_program):
             return self.prior_program(stack)
@@ -118,7 +119,7 @@ class StackAutoGuide(nn.Module):
         with pyro.settings.context(module_local_params=True), poutine.scale(scale=scale):
             self.auto()
 
-    def start(self, factors: Any) -> None:
+    def start(self, factors: FactorTuple) -> None:
         """Begin at trained factors: sites of their names have them as median."""
         like = next(self.parameters(), torch.zeros(()))
         values = {self.stack.site(name): value.detach().cpu() for name, value in factors._asdict().items()}

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from bayeslora import guides
 from bayeslora.adapters import Family, LowRank, Stack, Stacks
+from bayeslora.fitted import FittedProgram
 from bayeslora.methods import fields
-from bayeslora.types import Batch, Sites
+from bayeslora.types import Batch, FactorsByStack, FactorTuple, Sites
 
 
 class Tuning(NamedTuple):
@@ -59,7 +60,7 @@ class Method(abc.ABC):
         fields.check(self)
 
     @abc.abstractmethod
-    def prior(self, stacks: Stacks) -> Mapping[str, Any]:
+    def prior(self, stacks: Stacks) -> FactorsByStack:
         """Sample every site from p, and return the factors of every stack, by its name."""
 
     @abc.abstractmethod
@@ -86,17 +87,19 @@ class Method(abc.ABC):
         """
         return {}
 
-    def after_step(self, program: Any, step: int) -> None:
+    def after_step(self, program: FittedProgram, step: int) -> None:
         """Called after each optimiser step, from 1 to `program.num_steps`, while the gradients are still there."""
 
     def tuning(self) -> Tuning | None:
         """When `tune` is to be called; None for a method that needs no held-out data."""
         return None
 
-    def tune(self, program: Any, batches: Sequence[Batch]) -> None:
+    def tune(self, program: FittedProgram, batches: Sequence[Batch]) -> None:
         """Set what training data cannot tell, from held-out batches; the program is in evaluation mode."""
 
-    def refine(self, program: Any, guide: nn.Module, train: Iterable[Any], validation: Iterable[Any]) -> nn.Module:
+    def refine(
+        self, program: FittedProgram, guide: nn.Module, train: Iterable[Batch], validation: Iterable[Batch]
+    ) -> nn.Module:
         """Called once after training, or instead of it where there is nothing to train; returns the guide to use.
 
         What it finds belongs into parameters and buffers that a new guide already has: a saved posterior is loaded into
@@ -135,14 +138,14 @@ class PerStackMethod(Method):
     """A method whose stacks are independent: it writes one stack."""
 
     @abc.abstractmethod
-    def stack_prior(self, stack: Stack) -> Any:
+    def stack_prior(self, stack: Stack) -> FactorTuple:
         """Sample one stack's sites from p, and return its factors."""
 
     @abc.abstractmethod
     def stack_guide(self, stack: Stack) -> nn.Module:
         """The same sites from q."""
 
-    def prior(self, stacks: Stacks) -> Mapping[str, Any]:
+    def prior(self, stacks: Stacks) -> FactorsByStack:
         return {name: self.stack_prior(stack) for name, stack in stacks.items()}
 
     def guide(self, stacks: Stacks) -> nn.Module:

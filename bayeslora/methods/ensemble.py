@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from bayeslora import guides, priors
 from bayeslora.adapters import Affine, Stack
+from bayeslora.fitted import FittedProgram
 from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import Count, PartOfRun
+from bayeslora.types import FactorTuple
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Ensemble(PerStackMethod):
     head_family = Affine()
     members: Count = 3
 
-    def stack_prior(self, stack: Stack) -> Any:
+    def stack_prior(self, stack: Stack) -> FactorTuple:
         with stack.layers:
             return priors.flat_factors(stack)
 
@@ -72,7 +74,7 @@ class DeepEnsemble(Ensemble):
     def num_draws(self, guide: nn.Module) -> int:
         return self.members
 
-    def _start(self, stack: Stack) -> Any:
+    def _start(self, stack: Stack) -> FactorTuple:
         factors = stack.initial()
         if not (stack.in_head and self.fresh_heads):
             return factors
@@ -115,7 +117,7 @@ class CheckpointEnsemble(Ensemble):
     def num_draws(self, guide: nn.Module) -> int:
         return max(1, snapshots(guide)[0].size)
 
-    def after_step(self, program: Any, step: int) -> None:
+    def after_step(self, program: FittedProgram, step: int) -> None:
         if step in guides.last_steps(program.num_steps, self.members, self.last_part):
             for site in snapshots(program.guide):
                 site.take()

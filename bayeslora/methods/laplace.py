@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora import curvature, guides, priors
-from bayeslora.adapters import Affine, Family, Stack, split_site
+from bayeslora.adapters import Affine, Family, Stack, Stacks, split_site
 from bayeslora.distributions import KroneckerNormal
+from bayeslora.fitted import FittedProgram
 from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import Count, Positive
 from bayeslora.precision import largest_evidence, least_nll
+from bayeslora.types import Batch, FactorTuple
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +64,12 @@ class Laplace(PerStackMethod):
     kept: Count = 64
     post_hoc: bool = False
 
-    def stack_prior(self, stack: Stack) -> Any:
+    def stack_prior(self, stack: Stack) -> FactorTuple:
         with stack.layers:
             matrices = {n: pyro.sample(stack.site(n), priors.flat(s)) for n, s in stack.matrix_shapes.items()}
         return stack.family.from_matrices(matrices)
 
-    def guide(self, stacks: Any) -> nn.Module:
+    def guide(self, stacks: Stacks) -> nn.Module:
         if self.last_layer and not any(stack.in_head for stack in stacks.values()):
             raise ValueError("last_layer=True: the network has no task head of its own; set last_layer=False.")
         return super().guide(stacks)
@@ -78,7 +80,9 @@ class Laplace(PerStackMethod):
     def num_draws(self, guide: nn.Module) -> int | None:
         return None if any(bool(site.precision > 0) for site in _matrices(guide).values()) else 1
 
-    def refine(self, program: Any, guide: nn.Module, train: Iterable[Any], validation: Iterable[Any]) -> nn.Module:
+    def refine(
+        self, program: FittedProgram, guide: nn.Module, train: Iterable[Batch], validation: Iterable[Batch]
+    ) -> nn.Module:
         """Measure the curvature, and choose τ."""
         matrices = _matrices(guide)
         found = curvature.gauss_newton(program, train, {site: matrix.ranks for site, matrix in matrices.items()})
@@ -120,7 +124,7 @@ class LaplaceGuide(nn.Module):
             for name, matrix in self.matrices.items():
                 pyro.sample(self.stack.site(name), matrix())
 
-    def start(self, factors: Any) -> None:
+    def start(self, factors: FactorTuple) -> None:
         """Begin at trained factors."""
         with torch.no_grad():
             for name, value in self.stack.family.matrices(factors).items():
@@ -172,17 +176,18 @@ class Matrix(guides.Site):
         return self.row_values[..., :, None] * self.column_values[..., None, :]
 
 
-def _matrices(guide: Any) -> dict[str, Matrix]:
+def _matrices(guide: nn.Module) -> dict[str, Matrix]:
     """The matrices that have a curvature, by site."""
+    parts: Any = guide.values()  # type: ignore[operator]
     return {
         part.stack.site(name): matrix
-        for part in guide.values()
+        for part in parts
         for name, matrix in part.matrices.items()
         if isinstance(matrix, Matrix)
     }
 
 
-def _weights(program: Any, site: str, matrix: Matrix) -> Tensor:
+def _weights(program: FittedProgram, site: str, matrix: Matrix) -> Tensor:
     """What the prior is about: the factors, and the task head's weights in whole, not their change."""
     stack, name = split_site(site)
     if not program.stacks[stack].in_head:

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from bayeslora import priors
 from bayeslora.adapters import Family, Stack
 from bayeslora.distributions import Mask, RelaxedMask
+from bayeslora.fitted import FittedProgram
 from bayeslora.methods.adalora import AdaLoRA
 from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import DropRate, NonNegative, Positive, Within
 from bayeslora.methods.point import LoRA
-from bayeslora.types import PerLayer, Sites
+from bayeslora.types import FactorTuple, PerLayer, Sites
 
 BASES: dict[str, PerStackMethod] = {"lora": LoRA(), "adalora": AdaLoRA()}
 """What dropout is put on: the method of the points, of whose factors one loses columns, and one rows."""
@@ -101,7 +102,7 @@ class LoRADropout(PerStackMethod):
     def start_rank(self, rank: int) -> int:
         return self.points.start_rank(rank)
 
-    def after_step(self, program: Any, step: int) -> None:
+    def after_step(self, program: FittedProgram, step: int) -> None:
         self.points.after_step(program, step)
 
     def summaries(self, stack: Stack, sites: Sites) -> Mapping[str, tuple[Tensor, tuple[str, ...]]]:
@@ -116,7 +117,7 @@ class LoRADropout(PerStackMethod):
         assert rows is not None
         return {columns: stack.d_in, rows: stack.d_out}
 
-    def stack_prior(self, stack: Stack) -> Any:
+    def stack_prior(self, stack: Stack) -> FactorTuple:
         A, B = self.masked(stack)
         p = self.prior_p if self.p == "learn" else self.p
         with stack.layers:
@@ -160,7 +161,7 @@ class LoRADropoutGuide(nn.Module):
                 pyro.factor(stack.site("sparsity"), method.sparsity * self.dropped_square(), has_rsample=True)
 
     @property
-    def factors(self) -> Any:
+    def factors(self) -> FactorTuple:
         """The points, `[layer, …]` each."""
         return self.stack.family.factors(**{name: site.loc for name, site in self.points.sites.items()})
 
@@ -194,6 +195,6 @@ class LoRADropoutGuide(nn.Module):
         kept = [1 - self.rate(name) for name in self.method.masked(self.stack)]
         return (1 - kept[0] * kept[1]) * self.scaling**2 * square
 
-    def start(self, factors: Any) -> None:
+    def start(self, factors: FactorTuple) -> None:
         """Begin at trained factors."""
         self.points.start(factors)

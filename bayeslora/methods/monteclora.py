@@ -17,7 +17,7 @@ from bayeslora.methods import monteclora_elbo
 from bayeslora.methods.fields import Count, NonNegative, Positive
 from bayeslora.methods.monteclora_noise import NoisyColumns
 from bayeslora.tuning import USUAL_RATIO
-from bayeslora.types import Sites
+from bayeslora.types import FactorTuple, Sites
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class MonteCLoRA(NoisyColumns):
         values = {"weights": (sites["weights"], ("component",)), "mean_variance": (variance, ())}
         return values | ({"noise_ratio": (sites["noise_ratio"], ())} if "noise_ratio" in sites else {})
 
-    def stack_prior(self, stack: Stack) -> Any:
+    def stack_prior(self, stack: Stack) -> FactorTuple:
         if self.objective == "elbo":
             return monteclora_elbo.prior(self, stack)
         eta, rows = self.kl_weight / stack.num_layers, self.rows(stack)
@@ -190,7 +190,7 @@ class MonteCLoRAGuide(nn.Module):
             value = self.get_parameter(name)
             pyro.sample(self.stack.site(name), dist.Delta(value, event_dim=value.dim() - 1))
 
-    def start(self, factors: Any) -> None:
+    def start(self, factors: FactorTuple) -> None:
         """Begin at trained factors."""
         with torch.no_grad():
             for name, value in factors._asdict().items():

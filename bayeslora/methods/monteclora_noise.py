@@ -12,6 +12,7 @@ from torch import Tensor
 from bayeslora import priors
 from bayeslora.adapters import SVD, DoRA, Family, Full, LowRank, Stack
 from bayeslora.distributions import WishartCholesky
+from bayeslora.fitted import FittedProgram
 from bayeslora.methods.base import PerStackMethod, Tuning
 from bayeslora.tuning import TUNE_AFTER, TUNE_DRAWS, tune_ratio
 from bayeslora.types import Batch
@@ -110,6 +111,7 @@ class NoisyColumns(PerStackMethod):
     def tuning(self) -> Tuning | None:
         return Tuning(TUNE_AFTER, TUNE_DRAWS + 1) if self.noise_ratio == "auto" else None
 
-    def tune(self, program: Any, batches: Sequence[Batch]) -> None:
+    def tune(self, program: FittedProgram, batches: Sequence[Batch]) -> None:
         """Set c to what held-out data say."""
-        tune_ratio(program, batches, [guide.noise_ratio for guide in program.guide.values()])
+        parts: Any = program.guide.values()  # type: ignore[operator]
+        tune_ratio(program, batches, [part.noise_ratio for part in parts])

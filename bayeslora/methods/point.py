@@ -1,7 +1,6 @@
 """Point estimates: LoRA, full fine-tuning, BitFit, DoRA and bottleneck adapters."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -12,6 +11,7 @@ from bayeslora import guides, priors
 from bayeslora.adapters import Stack, families
 from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import StandardDeviation
+from bayeslora.types import FactorTuple
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PointEstimate(PerStackMethod):
 
     prior_scale: StandardDeviation | None = None
 
-    def stack_prior(self, stack: Stack) -> Any:
+    def stack_prior(self, stack: Stack) -> FactorTuple:
         with stack.layers, poutine.scale(scale=1 / stack.num_examples):
             factors = {name: pyro.sample(stack.site(name), self._prior(stack, name)) for name in stack.shapes}
         return stack.family.factors(**factors)

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from bayeslora import guides, priors
 from bayeslora.adapters import Affine, Stack, Stacks
 from bayeslora.distributions import Deviations, SharedNoise
+from bayeslora.fitted import FittedProgram
 from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import Count, PartOfRun
+from bayeslora.types import FactorTuple
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class SWAG(PerStackMethod):
     deviations: Count = 10
     last_part: PartOfRun = 0.5
 
-    def stack_prior(self, stack: Stack) -> Any:
+    def stack_prior(self, stack: Stack) -> FactorTuple:
         with stack.layers:
             return priors.flat_factors(stack)
 
@@ -64,7 +66,7 @@ class SWAG(PerStackMethod):
         # Without two snapshots, there is nothing but a point.
         return 1 if int(moments(guide)[0].collected) < 2 else None
 
-    def after_step(self, program: Any, step: int) -> None:
+    def after_step(self, program: FittedProgram, step: int) -> None:
         if step in guides.last_steps(program.num_steps, self.snapshots, self.last_part):
             for site in moments(program.guide):
                 site.collect()

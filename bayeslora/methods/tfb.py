@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from bayeslora import guides, priors
 from bayeslora.adapters import Factors, Stack
+from bayeslora.fitted import FittedProgram
 from bayeslora.isolation import seeded
 from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import Positive
+from bayeslora.types import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +71,9 @@ class TFB(PerStackMethod):
     def num_draws(self, guide: nn.Module) -> int | None:
         return None if any(bool(part.sigma > 0) for part in guide.values()) else 1  # type: ignore[operator]
 
-    def refine(self, program: Any, guide: nn.Module, train: Iterable[Any], validation: Iterable[Any]) -> nn.Module:
+    def refine(
+        self, program: FittedProgram, guide: nn.Module, train: Iterable[Batch], validation: Iterable[Batch]
+    ) -> nn.Module:
         """Rotate the factors, and find σ."""
         parts: Any = guide.values()  # type: ignore[operator]
         for part in parts:
@@ -133,7 +137,7 @@ class TFBGuide(nn.Module):
             self.B.copy_(factors.B)
 
 
-def _nll(program: Any, batches: Iterable[Any], seed: int) -> float:
+def _nll(program: FittedProgram, batches: Iterable[Batch], seed: int) -> float:
     """NLL per example at a draw per batch, the same at every call with that seed."""
     total, count = 0.0, 0
     with torch.no_grad(), seeded(seed):
