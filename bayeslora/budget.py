@@ -1,7 +1,6 @@
 """Comparing methods at equal size: the rank that a budget of learned numbers allows."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -9,6 +8,7 @@ from torch import nn
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.isolation import exclusive, seeded
 from bayeslora.methods import Method, make_method
+from bayeslora.types import Targets
 
 
 def rank_for_budget(
@@ -16,7 +16,7 @@ def rank_for_budget(
     method: str | Method,
     budget: int,
     *,
-    targets: str | Sequence[str] = "all-linear",
+    targets: Targets = "all-linear",
     **hyperparameters: Any,
 ) -> int:
     """The largest rank at which a method's adapters learn at most `budget` numbers.

@@ -6,7 +6,8 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -15,6 +16,10 @@ from rich.table import Table
 
 from bayeslora.methods import METHODS, unknown_fields
 from bayeslora.tasks import LIKELIHOODS
+from bayeslora.types import Data
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Bayesian adapters for pre-trained networks.")
 console = Console()
@@ -177,7 +182,7 @@ def _value(word: str) -> Any:
         return word
 
 
-def _test_split(data: Any) -> Any:
+def _test_split(data: Mapping[str, Data]) -> Data:
     """The split to predict: `test`, else `validation`, else `train`."""
     return next(data[name] for name in ("test", "validation", "train") if name in data)
 
@@ -197,13 +202,15 @@ class _errors:
 
     def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if isinstance(error, (ValueError, TypeError, FileNotFoundError)):
             typer.secho(f"bayeslora: {error}", fg="red", err=True)
             raise typer.Exit(2) from None
 
 
-def _print(frame: Any, title: str, key: str) -> None:
+def _print(frame: "pd.DataFrame", title: str, key: str) -> None:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in frame.columns:
         table.add_column(column.replace("_", " "), justify="left" if column == key else "right", no_wrap=column == key)

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -90,8 +91,10 @@ def to_arviz(program: Program, sites: Sites, observed: Observed | None = None, r
     if raw:
         raw_values, raw_dims = raw_draws(program, sites)
         values, dims = values | raw_values, dims | raw_dims
-    coords: dict[str, Any] = {f"{stack.name}_layer": list(stack.layer_names) for stack in program.stacks.values()}
-    groups: dict[str, Any] = {"posterior": {name: value[None] for name, value in values.items()}}
+    coords: dict[str, Sequence[Any] | np.ndarray] = {
+        f"{stack.name}_layer": list(stack.layer_names) for stack in program.stacks.values()
+    }
+    groups: dict[str, dict[str, np.ndarray]] = {"posterior": {name: value[None] for name, value in values.items()}}
     if observed is not None:
         label = "tokens" if observed.are_tokens else "labels"
         term = "tokens" if observed.per_token else "labels"
@@ -107,7 +110,10 @@ def to_arviz(program: Program, sites: Sites, observed: Observed | None = None, r
 
 
 def from_dict(
-    groups: dict[str, Any], coords: dict[str, Any], dims: dict[str, list[str]], library: str = "arviz"
+    groups: dict[str, dict[str, np.ndarray]],
+    coords: dict[str, Sequence[Any] | np.ndarray],
+    dims: dict[str, list[str]],
+    library: str = "arviz",
 ) -> Any:
     """Arviz's `from_dict`, whose arguments differ between 0.x (which returns InferenceData) and 1.x (DataTree)."""
     build = importlib.import_module(library).from_dict

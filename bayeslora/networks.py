@@ -1,11 +1,13 @@
 """What a network is, takes and returns: its kind, its inputs, its logits."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from bayeslora.types import Batch
 
 
 def is_a(model: nn.Module | None, task: str) -> bool:
@@ -55,7 +57,7 @@ def logits_of(output: Any) -> Tensor:
     )
 
 
-def base_logits(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+def base_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Return the logits of the network as it is, in evaluation mode; every module keeps the mode it was in."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     modes = [(module, module.training) for module in model.modules()]

@@ -1,7 +1,7 @@
 """Draws of a fitted program, and the network run on them."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from bayeslora.adapters.rows import has_rows
 from bayeslora.data import to_device
 from bayeslora.isolation import seeded
 from bayeslora.program import Program, evaluating
-from bayeslora.types import Batch, Sites
+from bayeslora.types import Batch, FactorsByStack, Sites
 
 # Rows × positions up to which draws are folded into one pass. Folding is faster only while a pass is bound by
 # overhead: 0.57 × a loop's time at 16 × 6 tokens, the same at 16 × 64.
@@ -76,7 +76,7 @@ def run(
 
 
 def chunks(
-    logits: Callable[[Mapping[str, Any], Batch], Tensor], factors: Mapping[str, Any], batch: Batch, num_draws: int
+    logits: Callable[[FactorsByStack, Batch], Tensor], factors: FactorsByStack, batch: Batch, num_draws: int
 ) -> Iterator[Tensor]:
     """Logits of a batch as a function of factors, a few draws at a time, `[draw, batch, …]`."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
@@ -89,7 +89,7 @@ def chunks(
         yield logits(part, batch)
 
 
-def _check_linear(program: Program, factors: Mapping[str, Any], inputs: Batch, linear: Tensor) -> None:
+def _check_linear(program: Program, factors: FactorsByStack, inputs: Batch, linear: Tensor) -> None:
     """Warn if linearised predictions are far from the network's own, on a few draws and examples."""
     linear = linear[:CHECKED_DRAWS, :CHECKED_EXAMPLES]
     few_draws = {name: type(value)(*(f[:CHECKED_DRAWS] for f in value)) for name, value in factors.items()}

@@ -2,15 +2,20 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from bayeslora.types import Data
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
 
 LABELS = ("labels", "label", "label_ids")
 """Columns that hold the labels."""
 
 
-def split(data: Any, name: str) -> Any:
+def split(data: Data, name: str) -> Data:
     """That split of a `datasets.DatasetDict`, None where it has no such split; any other data as it is for `train`."""
     if isinstance(data, Mapping) and all(hasattr(value, "column_names") for value in data.values()):
         if name == "train" and name not in data:
@@ -19,7 +24,7 @@ def split(data: Any, name: str) -> Any:
     return tabular(data) if name == "train" else None
 
 
-def tabular(data: Any) -> Any:
+def tabular(data: Data) -> Data:
     """A pandas table, or texts by name, as a `datasets.Dataset`; a table of numbers as arrays; other data as it is."""
     if isinstance(data, Mapping):
         columns = [value for value in data.values() if isinstance(value, list)]
@@ -39,7 +44,7 @@ def tabular(data: Any) -> Any:
     return datasets.Dataset.from_pandas(data, preserve_index=False)
 
 
-def read(name: str) -> Any:
+def read(name: str) -> "DatasetDict":
     """A `datasets.DatasetDict` from a CSV, JSON or Parquet file, a folder of them, or a hub name.
 
     Raises:

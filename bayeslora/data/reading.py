@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,10 @@ from bayeslora.data.files import LABELS, tabular
 from bayeslora.data.forms import Arrays, Examples
 from bayeslora.networks import decoder_inputs, forward_parameters
 from bayeslora.tasks import LIKELIHOODS
+from bayeslora.types import Batch, Data, LabelValues, Row, Tokenizer
+
+if TYPE_CHECKING:
+    import datasets
 
 
 class Reader:
@@ -30,7 +34,7 @@ class Reader:
         context: What the reader of a published table noted about it beside its rows.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any = None, name: str = "data"):
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer | None = None, name: str = "data"):
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
@@ -41,7 +45,7 @@ class Reader:
         is_double = any(parameter.dtype == torch.float64 for parameter in model.parameters())
         self.dtype = torch.float64 if is_double else torch.get_default_dtype()
 
-    def dataset(self, data: Any) -> Any:
+    def dataset(self, data: Data) -> Any:
         """Rows of data in any form but a `DataLoader` or a stream."""
         data = tabular(data)
         if hasattr(data, "column_names") and hasattr(data, "map"):
@@ -58,7 +62,7 @@ class Reader:
             "a tokenizer."
         )
 
-    def arrays(self, inputs: Any, labels: Any) -> Dataset[dict[str, Any]]:
+    def arrays(self, inputs: Any, labels: LabelValues | None) -> Dataset[dict[str, Any]]:
         """Rows of arrays, or of a list of texts."""
         if isinstance(inputs, (list, tuple)) and inputs and isinstance(inputs[0], str):
             rows = self.tokenize(list(inputs))
@@ -80,7 +84,7 @@ class Reader:
             check_finite(self.name, name, value)
         return Arrays(tensors)
 
-    def table(self, table: Any) -> Any:
+    def table(self, table: "datasets.Dataset") -> "datasets.Dataset | Examples":
         """Rows of a `datasets.Dataset`: the columns that the network takes, or what a task or a tokenizer makes."""
         table = self._with_label_column(table)
         if len(table) and not any(name in self.parameters for name in table.column_names):
@@ -97,7 +101,7 @@ class Reader:
                 _raise_unless(self.name, name, np.asarray(finite))
         return table
 
-    def _with_label_column(self, table: Any) -> Any:
+    def _with_label_column(self, table: "datasets.Dataset") -> "datasets.Dataset":
         """The table with its labels in the column `labels`."""
         for label in LABELS[1:]:
             if label in table.column_names and "labels" not in table.column_names:
@@ -111,7 +115,7 @@ class Reader:
             table = table.map(encode, batched=True, features=None, remove_columns=["labels"])
         return table
 
-    def _tokenized(self, table: Any) -> Any:
+    def _tokenized(self, table: "datasets.Dataset") -> "datasets.Dataset":
         """The table with its one or two text columns made into tokens."""
         texts = [name for name in table.column_names if name != "labels" and _is_text(table.features[name])]
         if not texts:
@@ -160,11 +164,11 @@ class Reader:
             row |= {name: values[0] for name, values in encoded.items()}
         return self.inputs(row)
 
-    def inputs(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def inputs(self, row: Row) -> dict[str, Any]:
         """A row's labels, and of the rest what the network takes."""
         return {name: value for name, value in row.items() if name in (*self.parameters, "labels")}
 
-    def label_values(self, labels: Any) -> list[Any]:
+    def label_values(self, labels: LabelValues) -> list[Any]:
         """Labels as a list; texts, for an encoder-decoder, as tokens."""
         values = list(labels) if isinstance(labels, (list, tuple)) else np.asarray(labels).tolist()
         if self.decoder_inputs is not None and values and isinstance(values[0], str):
@@ -181,7 +185,7 @@ class Reader:
         encoded = self.needed_tokenizer()(texts, truncation=True)
         return [{name: encoded[name][i] for name in encoded if name in self.parameters} for i in range(len(texts))]
 
-    def needed_tokenizer(self) -> Any:
+    def needed_tokenizer(self) -> Tokenizer:
         """The tokenizer.
 
         Raises:
@@ -208,15 +212,15 @@ def _with_labels(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _stacked(rows: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+def _stacked(rows: Batch, columns: Sequence[str]) -> dict[str, Any]:
     return {"labels": [list(values) for values in zip(*(rows[name] for name in columns), strict=True)]}
 
 
-def _encoded_labels(rows: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+def _encoded_labels(rows: Batch, tokenizer: Tokenizer) -> dict[str, Any]:
     return {"labels": tokenizer(text_target=list(rows["labels"]), truncation=True)["input_ids"]}
 
 
-def _encoded(rows: Mapping[str, Any], tokenizer: Any, columns: Sequence[str]) -> Any:
+def _encoded(rows: Batch, tokenizer: Tokenizer, columns: Sequence[str]) -> Any:
     return tokenizer(*(rows[name] for name in columns), truncation=True)
 
 

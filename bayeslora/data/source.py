@@ -1,7 +1,7 @@
 """Data in any form, as a dataset of rows and as batches."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 from bayeslora.data.forms import Arrays, Examples, Stream
 from bayeslora.data.reading import Reader, check_finite
 from bayeslora.tasks import Likelihood
-from bayeslora.types import IGNORED
+from bayeslora.types import IGNORED, Batch, Data, Row, Tokenizer
 
 
 class Source:
@@ -41,9 +41,9 @@ class Source:
 
     def __init__(
         self,
-        data: Any,
+        data: Data,
         model: nn.Module,
-        tokenizer: Any = None,
+        tokenizer: Tokenizer | None = None,
         name: str = "data",
         num_examples: int | None = None,
         likelihood: Likelihood | type[Likelihood] | None = None,
@@ -177,7 +177,7 @@ class Source:
             raise ValueError(f"{self.name} has no examples.")
         return batch
 
-    def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def collate(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Rows to a batch; sequences of tokens are padded when there is a tokenizer, and their labels with −100."""
         inputs = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
         labels = [self.reader.tensor(row["labels"]) for row in rows if "labels" in row]
@@ -197,7 +197,7 @@ class Source:
             batch["labels"] = self._stacked_labels(labels, batch)
         return self._finished(batch)
 
-    def _padded(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def _padded(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Sequences of tokens, or several to an example, padded by the tokenizer."""
         from transformers import DataCollatorWithPadding
 
@@ -208,7 +208,7 @@ class Source:
         flat = [dict(zip(row, values, strict=True)) for row in rows for values in zip(*row.values(), strict=True)]
         return {name: value.view(len(rows), -1, value.shape[-1]) for name, value in pad(flat).items()}
 
-    def _stacked_labels(self, labels: list[Tensor], batch: Mapping[str, Any]) -> Tensor:
+    def _stacked_labels(self, labels: list[Tensor], batch: Batch) -> Tensor:
         """Labels of all rows; those of tokens, padded as the tokens are."""
         tokens = batch.get("input_ids")
         padded = tokens is not None and tokens.dim() == 2 and self.tokenizer is not None
@@ -217,7 +217,7 @@ class Source:
         length = max(map(len, labels))
         mask = batch.get("attention_mask")
         same = mask is not None and self.reader.decoder_inputs is None and mask.sum(1).tolist() == [*map(len, labels)]
-        left = same and self.tokenizer.padding_side == "left"
+        left = same and self.tokenizer is not None and self.tokenizer.padding_side == "left"
         length = tokens.shape[1] if same and tokens is not None else length
         missing = [length - len(row) for row in labels]
         return torch.stack(
@@ -254,7 +254,7 @@ class Source:
                 check_finite(self.name, name, value)
 
 
-def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
     """The batch with its tensors on that device."""
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayeslora.networks import forward_parameters
+from bayeslora.types import Tokenizer
 
 
-def encode(inputs: Any, model: nn.Module, tokenizer: Any = None) -> dict[str, Tensor]:
+def encode(inputs: Any, model: nn.Module, tokenizer: Tokenizer | None = None) -> dict[str, Tensor]:
     """Prompts as the model's inputs, with a mask of their padding: on the left, if they are to be continued.
 
     Args:
@@ -50,7 +51,7 @@ def encode(inputs: Any, model: nn.Module, tokenizer: Any = None) -> dict[str, Te
     return encoded
 
 
-def _tokenized(texts: list[str], tokenizer: Any, left: bool) -> Mapping[str, Any]:
+def _tokenized(texts: list[str], tokenizer: Tokenizer | None, left: bool) -> Mapping[str, Any]:
     if tokenizer is None:
         raise ValueError("The prompts are text, and the posterior has no tokenizer: fit with tokenizer=…, or give ids.")
     if left:

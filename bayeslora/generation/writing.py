@@ -21,10 +21,10 @@ from bayeslora.networks import forward_parameters
 from bayeslora.prediction import chunks
 from bayeslora.program import Program, evaluating
 from bayeslora.tasks.language_model import CausalLM, Seq2SeqLM, Summaries
-from bayeslora.types import IGNORED, Sites
+from bayeslora.types import IGNORED, FactorsByStack, Sites, Tokenizer
 
 if TYPE_CHECKING:
-    pass
+    from transformers import GenerationConfig, PreTrainedModel
 
 
 def generate(
@@ -32,7 +32,7 @@ def generate(
     sites: Sites,
     prompts: Mapping[str, Tensor],
     average: bool,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Generation:
     """Continue prompts, with torch's current random state.
@@ -69,7 +69,7 @@ def generate(
     return _together(parts, config, tokenizer)
 
 
-def _settings(model: nn.Module, settings: dict[str, Any], average: bool) -> tuple[Any, dict[str, Any]]:
+def _settings(model: nn.Module, settings: dict[str, Any], average: bool) -> tuple["GenerationConfig", dict[str, Any]]:
     """The generation's configuration, and arguments that are not part of it."""
     from transformers.generation import GenerationMode
 
@@ -98,13 +98,15 @@ def _settings(model: nn.Module, settings: dict[str, Any], average: bool) -> tupl
     return config, others
 
 
-def _ends(config: Any) -> list[int]:
+def _ends(config: "GenerationConfig") -> list[int]:
     """Tokens that end a text; token 0, to pad with, where there are none."""
     ids = config.eos_token_id
     return [0] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 
-def _continue(model: Any, prompts: Mapping[str, Tensor], config: Any, others: Mapping[str, Any]) -> Tensor:
+def _continue(
+    model: "PreTrainedModel", prompts: Mapping[str, Tensor], config: "GenerationConfig", others: Mapping[str, Any]
+) -> Tensor:
     """The model's sequences, `[prompt, token]`: what they start with, and what is written."""
     return model.generate(**prompts, generation_config=config, **others)
 
@@ -115,7 +117,7 @@ def _start(model: nn.Module, prompts: Mapping[str, Tensor]) -> int:
 
 
 def _score(
-    network: AdaptedNetwork, factors: Mapping[str, Any], num_draws: int, prompts: Mapping[str, Tensor], written: Tensor
+    network: AdaptedNetwork, factors: FactorsByStack, num_draws: int, prompts: Mapping[str, Tensor], written: Tensor
 ) -> Text:
     """What every draw says of given texts, `[prompt, token]`, in one pass over all of their tokens."""
     model, start = network.model, _start(network.model, prompts)
@@ -152,10 +154,10 @@ def _score(
 
 def _average(
     network: AdaptedNetwork,
-    factors: Mapping[str, Any],
+    factors: FactorsByStack,
     num_draws: int,
     prompts: Mapping[str, Tensor],
-    config: Any,
+    config: "GenerationConfig",
     others: Mapping[str, Any],
 ) -> Text:
     """One text per prompt, each token from the draws' averaged probabilities."""
@@ -199,7 +201,7 @@ class Mixture:
         self.aleatoric: list[Tensor] = []
 
     @contextlib.contextmanager
-    def of(self, model: Any) -> Iterator["Mixture"]:
+    def of(self, model: "PreTrainedModel") -> Iterator["Mixture"]:
         """A model with this distribution; afterwards it is as it was."""
         hooks = [
             model.register_forward_pre_hook(self.spread, with_kwargs=True),
@@ -253,7 +255,7 @@ class Mixture:
         return Text(tokens.cpu().numpy(), *numbers)
 
 
-def _together(texts: Sequence[Text], config: Any, tokenizer: Any) -> Generation:
+def _together(texts: Sequence[Text], config: "GenerationConfig", tokenizer: Tokenizer | None) -> Generation:
     """Texts of any lengths in one grid, without what comes after their ends."""
     longest = max(text.tokens.shape[-1] for text in texts)
 

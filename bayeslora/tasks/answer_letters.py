@@ -2,7 +2,7 @@
 
 import string
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +13,10 @@ from bayeslora.networks import is_a
 from bayeslora.tasks import choices
 from bayeslora.tasks.base import Reader
 from bayeslora.tasks.classification import Categorical
-from bayeslora.types import Batch, Logits
+from bayeslora.types import Batch, LabelValues, Logits, Tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class AnswerLetters(Categorical):
@@ -38,7 +41,7 @@ class AnswerLetters(Categorical):
         self.num_classes = len(self.token_ids)
 
     @classmethod
-    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "AnswerLetters":
+    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "AnswerLetters":
         if tokenizer is None:
             raise ValueError(
                 "Which tokens stand for the answers cannot be told without the tokenizer: pass tokenizer=…, or "
@@ -48,7 +51,7 @@ class AnswerLetters(Categorical):
         return cls.of(tokenizer, [f" {letter}" for letter in string.ascii_uppercase[:count]])
 
     @classmethod
-    def of(cls, tokenizer: Any, answers: Sequence[str]) -> "AnswerLetters":
+    def of(cls, tokenizer: Tokenizer, answers: Sequence[str]) -> "AnswerLetters":
         """The last token of each answer, such as `" A"`, `" B"`, `" C"`."""
         return cls([tokenizer(answer, add_special_tokens=False)["input_ids"][-1] for answer in answers])
 
@@ -77,7 +80,7 @@ class AnswerLetters(Categorical):
         return choices.are_in(columns) and is_a(model, "CAUSAL_LM")
 
     @classmethod
-    def read(cls, table: Any, reader: Reader) -> tuple[list[dict[str, Any]], None]:
+    def read(cls, table: "Dataset", reader: Reader) -> tuple[list[dict[str, Any]], None]:
         """One prompt with its choices, a letter before each."""
         prompts, texts, labels = choices.read(table, reader.name)
         return choices.labelled(reader.tokenize([*map(prompt_with_letters, prompts, texts)]), labels), None

@@ -8,8 +8,8 @@ the task, and every token of the data weighs the same. (`transformers` divides b
 
 import abc
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import pyro
@@ -20,7 +20,10 @@ from torch import Tensor, nn
 
 from bayeslora.tasks.collecting import Collector, Everything, Outputs
 from bayeslora.tasks.prediction import BasePrediction, Names, ObservationPrediction
-from bayeslora.types import Batch
+from bayeslora.types import Batch, LabelColumn, LabelValues, Tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 NUM_SAMPLES = 32
 """Samples for each draw of a mixture, to estimate a divergence: for one of 0.01, to within about 0.002."""
@@ -34,7 +37,7 @@ class Reader(Protocol):
     model: nn.Module
     parameters: list[str]
 
-    def needed_tokenizer(self) -> Any:
+    def needed_tokenizer(self) -> Tokenizer:
         """The tokenizer; a ValueError that says what to do where there is none."""
 
     def tokenize(self, texts: list[str]) -> list[dict[str, Any]]:
@@ -82,7 +85,7 @@ class Likelihood(nn.Module, abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "Likelihood":
+    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "Likelihood":
         """Make one for a network with such outputs and data with such labels.
 
         Args:
@@ -96,12 +99,12 @@ class Likelihood(nn.Module, abc.ABC):
         """What its constructor needs, for a saved posterior."""
 
     @classmethod
-    def restored(cls, config: Mapping[str, Any], code: Any = None) -> "Likelihood":
+    def restored(cls, config: Mapping[str, Any], code: Callable[..., Any] | None = None) -> "Likelihood":
         """Make one from a saved posterior's record; `code` is the user's function, for one that `needs_code`."""
         return cls(**config)
 
     @abc.abstractmethod
-    def check_labels(self, labels: Any) -> None:
+    def check_labels(self, labels: LabelValues) -> None:
         """Raise a ValueError that says what is wrong with the labels, if anything is."""
 
     # Where it fits.
@@ -132,7 +135,7 @@ class Likelihood(nn.Module, abc.ABC):
         return "AutoModelForImageClassification" if _are_images(cls, columns) else cls.auto_class
 
     @classmethod
-    def model_settings(cls, model: str, names: Sequence[str] | None, labels: Any) -> dict[str, Any]:
+    def model_settings(cls, model: str, names: Sequence[str] | None, labels: LabelColumn | None) -> dict[str, Any]:
         """Settings with which a model is loaded by name, such as its number of outputs.
 
         Args:
@@ -155,7 +158,7 @@ class Likelihood(nn.Module, abc.ABC):
         return False
 
     @classmethod
-    def read(cls, table: Any, reader: Reader) -> tuple[list[dict[str, Any]], Any]:
+    def read(cls, table: "Dataset", reader: Reader) -> tuple[list[dict[str, Any]], Any]:
         """Make a table's rows into network inputs, with `labels` where they are known.
 
         Returns:
@@ -234,7 +237,7 @@ def precise(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def class_settings(model: str, names: Sequence[str] | None, labels: Any) -> dict[str, Any]:
+def class_settings(model: str, names: Sequence[str] | None, labels: LabelColumn | None) -> dict[str, Any]:
     """Number and names of the outputs of a model with one for each class.
 
     Raises:
@@ -251,7 +254,7 @@ def class_settings(model: str, names: Sequence[str] | None, labels: Any) -> dict
     return {"num_labels": max(max(int(np.max(row)) for row in labels) + 1, 2)}
 
 
-def check_classes(labels: Any, num_classes: int, task: str, ignored: int | None = None) -> None:
+def check_classes(labels: LabelValues, num_classes: int, task: str, ignored: int | None = None) -> None:
     """Raise a ValueError unless labels are whole numbers below the number of classes, or the ignored one."""
     values = np.asarray(labels)
     if values.dtype.kind in "OSU":

@@ -2,7 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from bayeslora.types import Tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 PROMPTS = ("passage", "article", "context", "premise", "question", "question_stem", "ctx", "goal", "sent1", "sent2")
 """Columns of which a question with choices is made, in this order."""
@@ -18,7 +23,7 @@ def are_in(columns: Sequence[str]) -> bool:
     return any(name in CHOICES or NUMBERED_CHOICE.fullmatch(name) for name in columns)
 
 
-def read(table: Any, name: str = "data") -> tuple[list[str], list[list[str]], list[int] | None]:
+def read(table: "Dataset", name: str = "data") -> tuple[list[str], list[list[str]], list[int] | None]:
     """Questions, their choices, and the numbers of the right ones.
 
     Args:
@@ -58,7 +63,7 @@ def read(table: Any, name: str = "data") -> tuple[list[str], list[list[str]], li
     return prompts, choices, labels
 
 
-def encode(prompts: Sequence[str], choices: Sequence[Sequence[str]], tokenizer: Any) -> list[dict[str, Any]]:
+def encode(prompts: Sequence[str], choices: Sequence[Sequence[str]], tokenizer: Tokenizer) -> list[dict[str, Any]]:
     """A sequence for each choice, `prompt` and `choice` as a pair; missing ones are padding throughout."""
     count = max(map(len, choices))
     rows = []

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from bayeslora.tasks import LIKELIHOODS, Classification, Likelihood, Observation
+from bayeslora.types import LabelColumn, LabelValues, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def asked(given: Given) -> type[Likelihood] | None:
     return LIKELIHOODS[given]
 
 
-def suggested(columns: Sequence[str], labels: Any) -> type[Likelihood]:
+def suggested(columns: Sequence[str], labels: LabelColumn | None) -> type[Likelihood]:
     """The kind that data alone suggest, before a model is at hand: its columns, and the first of its labels."""
     label = labels[0] if labels is not None and len(labels) else None
     # The newest first: a kind of the user's own goes before the library's.
@@ -61,7 +62,14 @@ def inferred(model: nn.Module, logits: Tensor, labels: Tensor) -> type[Likelihoo
     )
 
 
-def make(given: Given, model: nn.Module, logits: Tensor, labels: Tensor, values: Any, tokenizer: Any) -> Likelihood:
+def make(
+    given: Given,
+    model: nn.Module,
+    logits: Tensor,
+    labels: Tensor,
+    values: LabelValues | None,
+    tokenizer: Tokenizer | None,
+) -> Likelihood:
     """The likelihood asked for, or the one that fits; the user's own instance is copied.
 
     Args:

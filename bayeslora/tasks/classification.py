@@ -16,7 +16,7 @@ from bayeslora.networks import is_a
 from bayeslora.tasks.base import Likelihood, check_classes, class_settings, precise
 from bayeslora.tasks.collecting import Outputs
 from bayeslora.tasks.prediction import BasePrediction, Names, names_of, sample_classes, uncertainty
-from bayeslora.types import Logits
+from bayeslora.types import LabelColumn, LabelValues, Logits, Tokenizer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,7 +106,7 @@ class Categorical(Likelihood):
     def distribution(self, logits: Logits) -> dist.Distribution:
         return dist.Categorical(logits=precise(logits))
 
-    def check_labels(self, labels: Any) -> None:
+    def check_labels(self, labels: LabelValues) -> None:
         check_classes(labels, self.num_classes, "classification")
 
     def predict(self, outputs: Outputs, temperature: float = 1.0, class_names: Names = None) -> BasePrediction:
@@ -136,7 +136,7 @@ class Classification(Categorical):
         self.num_classes = num_classes
 
     @classmethod
-    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "Classification":
+    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "Classification":
         return cls(logits.shape[-1])
 
     def config(self) -> dict[str, Any]:
@@ -148,5 +148,5 @@ class Classification(Categorical):
         return logits.dim() == 2 and labels.dim() == 1 and not real and not is_a(model, "MULTIPLE_CHOICE")
 
     @classmethod
-    def model_settings(cls, model: str, names: Sequence[str] | None, labels: Any) -> dict[str, Any]:
+    def model_settings(cls, model: str, names: Sequence[str] | None, labels: LabelColumn | None) -> dict[str, Any]:
         return class_settings(model, names, labels)

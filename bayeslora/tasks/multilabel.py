@@ -16,7 +16,7 @@ from bayeslora.metrics import FloatArray
 from bayeslora.tasks.base import Likelihood, class_settings, precise
 from bayeslora.tasks.collecting import Outputs
 from bayeslora.tasks.prediction import BasePrediction, Names, names_of, uncertainty
-from bayeslora.types import Logits
+from bayeslora.types import LabelColumn, LabelValues, Logits, Tokenizer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +103,7 @@ class MultiLabel(Likelihood):
         self.num_classes = num_classes
 
     @classmethod
-    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "MultiLabel":
+    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "MultiLabel":
         return cls(logits.shape[-1])
 
     @property
@@ -119,7 +119,7 @@ class MultiLabel(Likelihood):
     def log_prob(self, logits: Logits, labels: Tensor) -> Tensor:
         return super().log_prob(logits, labels.to(precise(logits).dtype))
 
-    def check_labels(self, labels: Any) -> None:
+    def check_labels(self, labels: LabelValues) -> None:
         values = np.asarray(labels)
         if values.ndim != 2 or values.shape[-1] != self.num_classes or not np.isin(values, (0, 1)).all():
             raise ValueError(
@@ -139,9 +139,10 @@ class MultiLabel(Likelihood):
         return logits.dim() == 2 and labels.shape == logits.shape
 
     @classmethod
-    def model_settings(cls, model: str, names: Sequence[str] | None, labels: Any) -> dict[str, Any]:
-        by_row = labels is not None and len(labels) > 0 and not isinstance(labels[0], str)
-        return {"num_labels": len(labels[0])} if by_row and not names else class_settings(model, names, labels)
+    def model_settings(cls, model: str, names: Sequence[str] | None, labels: LabelColumn | None) -> dict[str, Any]:
+        if not names and labels is not None and len(labels) > 0 and not isinstance(labels[0], str):
+            return {"num_labels": len(labels[0])}
+        return class_settings(model, names, labels)
 
     def predict(self, outputs: Outputs, temperature: float = 1.0, class_names: Names = None) -> BasePrediction:
         return MultiLabelPrediction(metrics.sigmoid(outputs.logits / temperature), class_names)

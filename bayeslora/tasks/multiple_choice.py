@@ -2,7 +2,7 @@ r"""One of several choices per example, each of which the network scores."""
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -10,7 +10,10 @@ from bayeslora.networks import is_a
 from bayeslora.tasks import choices
 from bayeslora.tasks.base import Reader, precise
 from bayeslora.tasks.classification import Categorical
-from bayeslora.types import Batch, Logits
+from bayeslora.types import Batch, LabelValues, Logits, Tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class MultipleChoice(Categorical):
@@ -31,7 +34,7 @@ class MultipleChoice(Categorical):
         self.num_classes = num_choices
 
     @classmethod
-    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "MultipleChoice":
+    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "MultipleChoice":
         return cls(logits.shape[-1])
 
     @property
@@ -61,7 +64,7 @@ class MultipleChoice(Categorical):
         return choices.are_in(columns) and not is_a(model, "CAUSAL_LM")
 
     @classmethod
-    def read(cls, table: Any, reader: Reader) -> tuple[list[dict[str, Any]], None]:
+    def read(cls, table: "Dataset", reader: Reader) -> tuple[list[dict[str, Any]], None]:
         """A sequence for each choice.
 
         Raises:

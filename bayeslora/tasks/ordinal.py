@@ -19,7 +19,7 @@ from bayeslora.tasks.base import Likelihood, check_classes, precise
 from bayeslora.tasks.classification import Prediction
 from bayeslora.tasks.collecting import Outputs
 from bayeslora.tasks.prediction import BasePrediction, Names
-from bayeslora.types import Batch, RealLogits
+from bayeslora.types import Batch, LabelColumn, LabelValues, RealLogits, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Ordinal(Likelihood):
         return torch.cat([self.first[None], self.first + self.log_increments.exp().cumsum(0)])
 
     @classmethod
-    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "Ordinal":
+    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "Ordinal":
         values = np.asarray(labels)
         if values.dtype.kind not in "iub" or values.ndim != 1 or len(values) == 0 or values.min() < 0:
             raise ValueError(
@@ -108,7 +108,7 @@ class Ordinal(Likelihood):
         return 1
 
     @classmethod
-    def model_settings(cls, model: str, names: Sequence[str] | None, labels: Any) -> dict[str, Any]:
+    def model_settings(cls, model: str, names: Sequence[str] | None, labels: LabelColumn | None) -> dict[str, Any]:
         return {"num_labels": 1}
 
     def select(self, logits: Tensor, batch: Batch) -> RealLogits:
@@ -131,7 +131,7 @@ class Ordinal(Likelihood):
     def distribution(self, logits: RealLogits) -> dist.Distribution:
         return dist.Categorical(logits=self.log_probs(logits))
 
-    def check_labels(self, labels: Any) -> None:
+    def check_labels(self, labels: LabelValues) -> None:
         check_classes(labels, self.num_classes, "ordinal regression")
 
     def config(self) -> dict[str, Any]:

@@ -22,10 +22,11 @@ from bayeslora.tasks.base import Likelihood, Reader, precise
 from bayeslora.tasks.collecting import Outputs
 from bayeslora.tasks.prediction import BasePrediction, Names, sample_classes, uncertainty
 from bayeslora.tasks.questions import Questions
-from bayeslora.types import Batch, TokenLogits
+from bayeslora.types import Batch, LabelValues, Tokenizer, TokenLogits
 
 if TYPE_CHECKING:
     import pandas as pd
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ class Positions(dist.TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         return self.ends.log_prob(value).sum(-1)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return self.ends.sample(sample_shape)
 
 
@@ -219,7 +220,7 @@ class QuestionAnswering(Likelihood):
     label_columns = ("start_positions", "end_positions")
 
     @classmethod
-    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "QuestionAnswering":
+    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "QuestionAnswering":
         return cls()
 
     def select(self, logits: TokenLogits, batch: Batch) -> TokenLogits:
@@ -231,7 +232,7 @@ class QuestionAnswering(Likelihood):
     def distribution(self, logits: TokenLogits) -> dist.Distribution:
         return Positions(precise(logits))
 
-    def check_labels(self, labels: Any) -> None:
+    def check_labels(self, labels: LabelValues) -> None:
         values = np.asarray(labels)
         if values.dtype.kind not in "iu" or values.ndim != 2 or values.shape[-1] != 2 or (values < 0).any():
             raise ValueError(
@@ -256,7 +257,7 @@ class QuestionAnswering(Likelihood):
         return questions.are_in(columns) and is_a(model, "QUESTION_ANSWERING")
 
     @classmethod
-    def read(cls, table: Any, reader: Reader) -> tuple[list[dict[str, Any]], Questions]:
+    def read(cls, table: "Dataset", reader: Reader) -> tuple[list[dict[str, Any]], Questions]:
         return questions.read(table, reader.needed_tokenizer(), reader.name)
 
     def alike(self, logits: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -2,9 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from bayeslora.types import Tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 MAX_WINDOW = 384
 """Longest window of question and context, in tokens; shorter if the tokenizer says so."""
@@ -38,7 +43,7 @@ def are_in(columns: Sequence[str]) -> bool:
     return "question" in columns and "context" in columns
 
 
-def read(table: Any, tokenizer: Any, name: str = "data") -> tuple[list[dict[str, Any]], Questions]:
+def read(table: "Dataset", tokenizer: Tokenizer, name: str = "data") -> tuple[list[dict[str, Any]], Questions]:
     """Windows of question and context, labelled with the first and the last token of the answer.
 
     A context that does not fit is cut into windows that overlap by a quarter. A window without the whole answer is

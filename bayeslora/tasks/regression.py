@@ -19,7 +19,7 @@ from bayeslora.tasks.base import Likelihood, precise
 from bayeslora.tasks.collecting import Outputs
 from bayeslora.tasks.noise import Noise, mixture_crps, mixture_information, mixture_quantile
 from bayeslora.tasks.prediction import BasePrediction, Names, uncertainty
-from bayeslora.types import Batch, RealLogits
+from bayeslora.types import Batch, LabelColumn, LabelValues, RealLogits, Tokenizer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,7 +140,7 @@ class RealValued(Likelihood):
         self.unit = max(scale, 1.0)
 
     @classmethod
-    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "RealValued":
+    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "RealValued":
         spread = float(np.std(np.asarray(labels, dtype=np.float64)))
         return cls(spread if 0 < spread < math.inf else 1.0)
 
@@ -172,7 +172,7 @@ class RealValued(Likelihood):
     def observe(self, logits: RealLogits, labels: Tensor) -> None:
         super().observe(logits, labels.to(logits.dtype))
 
-    def check_labels(self, labels: Any) -> None:
+    def check_labels(self, labels: LabelValues) -> None:
         values = np.asarray(labels)
         if values.dtype.kind not in "fiub" or values.ndim != 1:
             raise ValueError(
@@ -186,7 +186,7 @@ class RealValued(Likelihood):
         return {"scale": self.scale, "learned": self.log_scale.requires_grad}
 
     @classmethod
-    def model_settings(cls, model: str, names: Sequence[str] | None, labels: Any) -> dict[str, Any]:
+    def model_settings(cls, model: str, names: Sequence[str] | None, labels: LabelColumn | None) -> dict[str, Any]:
         return {"num_labels": 1}
 
     def predict(self, outputs: Outputs, temperature: float = 1.0, class_names: Names = None) -> BasePrediction:

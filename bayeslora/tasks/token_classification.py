@@ -18,7 +18,7 @@ from bayeslora.tasks.base import Likelihood, check_classes, class_settings, prec
 from bayeslora.tasks.classification import ClassProbabilities
 from bayeslora.tasks.collecting import Outputs, Rows
 from bayeslora.tasks.prediction import BasePrediction, Names
-from bayeslora.types import IGNORED, Batch, TokenLogits
+from bayeslora.types import IGNORED, Batch, LabelColumn, LabelValues, Tokenizer, TokenLogits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +75,7 @@ class Tokens(dist.TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         return self.token_log_prob(value).sum(-1)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return dist.Categorical(logits=self.logits).sample(sample_shape)
 
 
@@ -94,7 +94,7 @@ class PerToken(Likelihood):
         self.num_classes = num_classes
 
     @classmethod
-    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "PerToken":
+    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "PerToken":
         return cls(logits.shape[-1])
 
     def targets(self, labels: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class PerToken(Likelihood):
     def log_prob(self, logits: TokenLogits, labels: Tensor) -> Tensor:
         return super().log_prob(logits, self.targets(labels))
 
-    def check_labels(self, labels: Any) -> None:
+    def check_labels(self, labels: LabelValues) -> None:
         check_classes(labels, self.num_classes, f"{self.name} (besides {IGNORED}, not observed)", IGNORED)
 
     def config(self) -> dict[str, Any]:
@@ -156,7 +156,7 @@ class TokenClassification(PerToken):
         return is_per_token(logits, labels) and not writes and not span
 
     @classmethod
-    def model_settings(cls, model: str, names: Sequence[str] | None, labels: Any) -> dict[str, Any]:
+    def model_settings(cls, model: str, names: Sequence[str] | None, labels: LabelColumn | None) -> dict[str, Any]:
         return class_settings(model, names, labels)
 
 
