@@ -4,7 +4,7 @@ import copy
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from bayeslora import interop, storage
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.data import Source, read, split, to_device
 from bayeslora.isolation import give_way, isolated, seeded
-from bayeslora.loading import load, load_model, with_padding
+from bayeslora.loading import Init, load, load_model, with_padding
 from bayeslora.methods import Method, make_method
 from bayeslora.posterior import Posterior
 from bayeslora.preparation import (
@@ -29,10 +29,11 @@ from bayeslora.preparation import (
     shift_outputs,
 )
 from bayeslora.program import Program
-from bayeslora.tasks import Likelihood, choosing
+from bayeslora.tasks import choosing
+from bayeslora.types import Data, History, Targets, Tokenizer
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
+    from transformers import TrainerCallback, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -43,16 +44,16 @@ FEWEST_TO_SPLIT = 50
 @isolated()
 def fit(
     model: nn.Module | str,
-    data: Any,
+    data: Data,
     method: str | Method = "monteclora",
     *,
-    validation: Any = None,
-    tokenizer: Any = None,
-    likelihood: Likelihood | str | Callable[..., Any] | None = None,
-    init: Any = None,
+    validation: Data = None,
+    tokenizer: Tokenizer | None = None,
+    likelihood: choosing.Given = None,
+    init: Init = None,
     rank: int | Mapping[str, int] = 8,
     alpha: float | Mapping[str, float] = 16,
-    targets: str | Sequence[str] = "all-linear",
+    targets: Targets = "all-linear",
     epochs: float = 3,
     batch_size: int = 16,
     learning_rate: float = 3e-4,
@@ -61,7 +62,7 @@ def fit(
     output_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
     args: "TrainingArguments | None" = None,
-    callbacks: Sequence[Any] = (),
+    callbacks: "Sequence[TrainerCallback]" = (),
     progress: bool = True,
     num_examples: int | None = None,
     **hyperparameters: Any,
@@ -154,7 +155,7 @@ def fit(
             adapters.check(program, to_device(example, program.device))
         if chosen.post_hoc:
             program.network.freeze_head()
-        history: dict[str, list[Any]] = {}
+        history: History = {}
         posterior = Posterior(program, history, 1.0, tokenizer, class_names(model, train_data))
         posterior.example = {name: value for name, value in example.items() if name != "labels"}
         with tempfile.TemporaryDirectory() as scratch:
@@ -201,12 +202,12 @@ class Batches:
 
 def _train(
     posterior: Posterior,
-    history: dict[str, list[Any]],
+    history: History,
     train: Source,
     validation: Source | None,
     tuning_data: Source | None,
     args: "TrainingArguments",
-    callbacks: Sequence[Any],
+    callbacks: "Sequence[TrainerCallback]",
     resume: bool,
 ) -> None:
     from transformers.trainer_utils import get_last_checkpoint
@@ -280,14 +281,14 @@ def _training_arguments(output_dir: str | os.PathLike[str], **settings: Any) -> 
     )
 
 
-def _check_model(model: Any) -> None:
+def _check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model is a {type(model).__name__}; give a transformers model, a torch.nn.Module, or a path or hub name."
         )
 
 
-def _adapters(init: Any, model: nn.Module) -> interop.Adapters | None:
+def _adapters(init: Init, model: nn.Module) -> interop.Adapters | None:
     """The trained adapters to start from, if any: `init`'s, or those of a PEFT model."""
     is_peft_model = interop.is_peft_model(model)
     if init is None and is_peft_model:

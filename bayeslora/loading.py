@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor, nn
 
@@ -16,11 +16,18 @@ from bayeslora.methods import METHODS, Method, make_method
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 from bayeslora.tasks import LIKELIHOODS, Likelihood
+from bayeslora.types import LabelColumn, Tokenizer
 
 logger = logging.getLogger(__name__)
 
+if TYPE_CHECKING:
+    Init: TypeAlias = Posterior | nn.Module | str | os.PathLike[str] | None
+else:
+    Init: TypeAlias = Any  # `fit` refuses what does not fit, in words
+"""Trained adapters to start from: a posterior, a PEFT model, or a folder of either."""
 
-def with_padding(model: nn.Module, tokenizer: Any) -> tuple[nn.Module, Any]:
+
+def with_padding(model: nn.Module, tokenizer: Tokenizer | None) -> tuple[nn.Module, Tokenizer | None]:
     """A model and a tokenizer that can pad: where there is no padding token, the one that ends a text serves.
 
     What was given is left as it was. `transformers` models that classify by the last token of a text need to know the
@@ -43,12 +50,12 @@ def with_padding(model: nn.Module, tokenizer: Any) -> tuple[nn.Module, Any]:
 
 def load_model(
     name: str | os.PathLike[str],
-    tokenizer: Any,
+    tokenizer: Tokenizer | None,
     kind: type[Likelihood],
     columns: Sequence[str],
     class_names: Sequence[str] | None,
-    labels: Any,
-) -> tuple[nn.Module, Any]:
+    labels: LabelColumn | None,
+) -> tuple[nn.Module, Tokenizer | None]:
     """A model with the output that a kind of label needs, and its tokenizer, from a folder or the hub.
 
     Args:
@@ -135,11 +142,12 @@ def _class_of(record: Mapping[str, Any]) -> str:
     return f" (class {record['class']})" if "class" in record else ""
 
 
-def _likelihood(folder: object, record: Mapping[str, Any], given: Any) -> Likelihood:
+def _likelihood(
+    folder: object, record: Mapping[str, Any], given: Callable[..., Any] | type[Likelihood] | None
+) -> Likelihood:
     """The likelihood of a saved posterior, with the function or of the class that was given."""
     name = record["name"]
-    is_class = isinstance(given, type) and issubclass(given, Likelihood)
-    kind: type[Likelihood] | None = given if is_class else LIKELIHOODS.get(name)
+    kind = given if isinstance(given, type) and issubclass(given, Likelihood) else LIKELIHOODS.get(name)
     if kind is None or record.get("class", kind.__name__) != kind.__name__:
         fault = f"which is the name of {kind.__name__} here" if kind else "which is not known here"
         raise ValueError(
@@ -165,7 +173,7 @@ def _load_base(
     return cls.from_pretrained(name, **({} if num_labels is None else {"num_labels": num_labels}))
 
 
-def _load_tokenizer(folder: str | os.PathLike[str]) -> Any:
+def _load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
     path = Path(folder) / "tokenizer"
     if not path.is_dir():
         return None

@@ -3,7 +3,7 @@
 import copy
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from bayeslora.methods import Method
 from bayeslora.prediction import centre_sites, draw, run
 from bayeslora.program import Program
 from bayeslora.tasks.prediction import BasePrediction
+from bayeslora.types import Data, Tokenizer
 
 if TYPE_CHECKING:
     import arviz as az
@@ -46,9 +47,9 @@ class Posterior:
     def __init__(
         self,
         program: Program,
-        history: Mapping[str, Any] | None = None,
+        history: Mapping[str, Sequence[float]] | None = None,
         temperature: float = 1.0,
-        tokenizer: Any = None,
+        tokenizer: Tokenizer | None = None,
         class_names: tuple[str, ...] | None = None,
     ):
         self.program = program
@@ -104,7 +105,7 @@ class Posterior:
     @isolated()
     def predict(
         self,
-        data: Any,
+        data: Data,
         num_draws: int = 32,
         *,
         center: bool = False,
@@ -137,7 +138,7 @@ class Posterior:
     @isolated()
     def evaluate(
         self,
-        data: Any,
+        data: Data,
         num_draws: int = 32,
         *,
         approximation: str | None = None,
@@ -200,7 +201,7 @@ class Posterior:
     @isolated()
     def calibrate(
         self,
-        validation: Any,
+        validation: Data,
         num_draws: int = 32,
         *,
         approximation: str | None = None,
@@ -243,7 +244,7 @@ class Posterior:
     @isolated()
     def to_arviz(
         self,
-        data: Any = None,
+        data: Data = None,
         num_draws: int = 100,
         *,
         seed: int | None = 0,
@@ -383,7 +384,7 @@ class Posterior:
 
     def _outputs(
         self,
-        data: Any,
+        data: Data,
         sites: Mapping[str, Tensor],
         seed: int | None,
         batch_size: int,
@@ -407,7 +408,7 @@ class Posterior:
 
     def _labelled(
         self,
-        data: Any,
+        data: Data,
         sites: Mapping[str, Tensor],
         seed: int | None,
         batch_size: int,

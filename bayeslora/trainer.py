@@ -3,13 +3,14 @@
 import json
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from bayeslora import guides, storage
@@ -18,7 +19,7 @@ from bayeslora.isolation import give_way, seeded
 from bayeslora.methods import Tuning
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program, evaluating
-from bayeslora.types import Batch
+from bayeslora.types import Batch, History
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class ProgramTrainer(Trainer):
     def __init__(
         self,
         posterior: Posterior,
-        history: dict[str, list[Any]],
+        history: History,
         train: Source,
         validation: Source | None,
         tuning_data: Source | None = None,
@@ -185,7 +186,7 @@ class ProgramTrainer(Trainer):
 class Recorder(TrainerCallback):
     """Collects the terms of every step's loss, on the device, and turns them into columns when asked."""
 
-    def __init__(self, history: dict[str, list[Any]]):
+    def __init__(self, history: History):
         self.history = history
         self.names: list[str] = []
         self.pending: list[tuple[int, float, torch.Tensor]] = []
@@ -196,11 +197,18 @@ class Recorder(TrainerCallback):
         self.names = list(program.terms)
         self.parts.append(torch.stack(list(program.terms.values())))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         self.pending.append((state.global_step, state.epoch, torch.stack(self.parts).mean(0)))
         self.parts = []
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **others: Any) -> None:
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float] | None = None,
+        **others: Any,
+    ) -> None:
         self.flush()
         if metrics and "eval_loss" in metrics and self.history:
             self.history.setdefault("validation_nll", [math.nan] * len(self.history["step"]))
@@ -212,7 +220,7 @@ class Recorder(TrainerCallback):
             return
         rows = torch.stack([terms for _, _, terms in self.pending]).double().cpu()
         labels = self.names.index("labels")
-        columns: dict[str, list[Any]] = {
+        columns: History = {
             "step": [step for step, _, _ in self.pending],
             "epoch": [epoch for _, epoch, _ in self.pending],
             "loss": rows.sum(1).tolist(),
@@ -225,7 +233,7 @@ class Recorder(TrainerCallback):
             self.history.setdefault(name, []).extend(values)
         self.pending = []
 
-    def restore(self, columns: dict[str, list[Any]]) -> None:
+    def restore(self, columns: History) -> None:
         """Continue the columns of a checkpoint."""
         self.history.clear()
         self.history.update(columns)
@@ -237,10 +245,14 @@ class AfterStep(TrainerCallback):
     def __init__(self, program: Program):
         self.program = program
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
         self.program.num_steps = state.max_steps
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
         self.program.method.after_step(self.program, state.global_step + 1)
 
 
@@ -253,11 +265,13 @@ class Tune(TrainerCallback):
         self.tuning = tuning
         self.steps: list[int] = []
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
         steps = [max(1, round(moment * state.max_steps)) for moment in self.tuning.moments]
         self.steps = [step for step in steps if step > state.global_step]
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         if state.global_step not in self.steps:
             return
         seen = state.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -288,12 +302,19 @@ class GiveWay(TrainerCallback):
     def __init__(self, accelerator: Any):
         self.accelerator = accelerator
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **others: Any) -> None:
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **others: Any,
+    ) -> None:
         # It is kept once in the process, and `TrainingArguments`, made in any thread, empty it.
         for own in (self.accelerator.state, optimizer.accelerator_state):
             own.__dict__ = dict(vars(own))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         states = (PartialState, AcceleratorState, GradientState)
         own = [dict(state._shared_state) for state in states]
         give_way()
@@ -315,7 +336,7 @@ class LastGood:
         self.parameters = [parameter for _, parameter in program.trainable()]
         self.copies = [parameter.detach().clone() for parameter in self.parameters]
 
-    def after_backward(self, trainer: ProgramTrainer, loss: torch.Tensor, batch: dict[str, Any]) -> None:
+    def after_backward(self, trainer: ProgramTrainer, loss: torch.Tensor, batch: Batch) -> None:
         """Check a batch's loss and gradients, which the optimiser has not used yet."""
         # Half-precision training scales the loss so far up that infinite gradients are part of its search.
         scaled = getattr(trainer.accelerator, "scaler", None) is not None
@@ -326,7 +347,7 @@ class LastGood:
             return
         raise DivergedError(self._message(trainer, loss, batch), self._restored(trainer))
 
-    def _message(self, trainer: ProgramTrainer, loss: torch.Tensor, batch: dict[str, Any]) -> str:
+    def _message(self, trainer: ProgramTrainer, loss: torch.Tensor, batch: Batch) -> str:
         largest = {name: _largest(p.grad) for name, p in self.program.trainable() if p.grad is not None}
         worst = max(largest, key=lambda name: largest[name])
         step, rate = trainer.state.global_step + 1, trainer._get_learning_rate()

@@ -20,6 +20,9 @@ Batch: TypeAlias = Mapping[str, Any]
 Row: TypeAlias = Mapping[str, Any]
 """One example: names of the network's inputs to values, with `labels` beside them."""
 
+History: TypeAlias = dict[str, list[float]]
+"""Columns of equal length with an entry for each training step."""
+
 LabelValues: TypeAlias = ArrayLike
 """Labels of several examples: an array, a tensor, or a list with an entry for each."""
 

@@ -1,7 +1,6 @@
 """A network to first order in its factors."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,7 +9,7 @@ from bayeslora.adapters.layer import NotFoldedError
 from bayeslora.adapters.network import AdaptedNetwork
 from bayeslora.adapters.rows import has_rows, sequences_in
 from bayeslora.networks import logits_of
-from bayeslora.types import Batch
+from bayeslora.types import Batch, FactorsByStack
 
 # Numbers in the gradients held at once: examples × factors.
 GRADIENT_NUMBERS = 2**26
@@ -42,8 +41,8 @@ class Linearised:
     def __init__(
         self,
         network: AdaptedNetwork,
-        centre: Mapping[str, Any],
-        draws: Mapping[str, Any],
+        centre: FactorsByStack,
+        draws: FactorsByStack,
         select: Callable[[Tensor, Batch], Tensor],
         contrasts: bool = False,
     ):

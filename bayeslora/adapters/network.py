@@ -13,7 +13,7 @@ from bayeslora.adapters.stack import Stack, Stacks, grouped
 from bayeslora.adapters.targets import choose_targets, head_names, linear_layers
 from bayeslora.adapters.weights import share_weights
 from bayeslora.networks import logits_of
-from bayeslora.types import Batch
+from bayeslora.types import Batch, FactorsByStack, FactorTuple, Targets
 
 
 class AdaptedNetwork(nn.Module):
@@ -46,7 +46,7 @@ class AdaptedNetwork(nn.Module):
         self,
         model: nn.Module,
         family: Family | None = None,
-        targets: str | Sequence[str] = "all-linear",
+        targets: Targets = "all-linear",
         rank: int | Mapping[str, int] = 8,
         alpha: float | Mapping[str, float] = 16,
         num_examples: int = 1,
@@ -176,12 +176,12 @@ class AdaptedNetwork(nn.Module):
         for head in self.head_names:
             self.model.get_submodule(head).requires_grad_(False)
 
-    def scaled(self, factors: Mapping[str, Any]) -> dict[str, Any]:
+    def scaled(self, factors: FactorsByStack) -> dict[str, FactorTuple]:
         """Factors by stack with the per-layer scaling s folded in."""
         return {name: self.stacks[name].family.scale(value, self.scaling(name)) for name, value in factors.items()}
 
     def bind(
-        self, factors: Mapping[str, Any], rows: int | None = None, sequences: int = 1, trusting: bool = False
+        self, factors: FactorsByStack, rows: int | None = None, sequences: int = 1, trusting: bool = False
     ) -> None:
         """Give every adapted layer its factors; they stay until the next call.
 
@@ -205,13 +205,13 @@ class AdaptedNetwork(nn.Module):
             for layer in layers:
                 layer.slot.factors = layer.slot.rows = None
 
-    def num_draws(self, factors: Mapping[str, Any]) -> int | None:
+    def num_draws(self, factors: FactorsByStack) -> int | None:
         """Size of the leading `draw` dimension, or None where there is none."""
         name, stack = next(iter(self.stacks.items()))
         factor = factors[name][0]
         return len(factor) if factor.dim() > stack.family.layer_dims[0] + 1 else None
 
-    def forward(self, factors: Mapping[str, Any], inputs: Batch, rows_by_draw: bool = False) -> Tensor:
+    def forward(self, factors: FactorsByStack, inputs: Batch, rows_by_draw: bool = False) -> Tensor:
         """Logits, `[*draw, batch, …]`.
 
         Args:
@@ -255,7 +255,7 @@ class AdaptedNetwork(nn.Module):
             return logits.flatten(0, 1) if rows_by_draw else logits
         return logits if rows_by_draw else logits.view(num_draws, size, *logits.shape[1:])
 
-    def _one_by_one(self, factors: Mapping[str, Any], parts: Sequence[Batch]) -> Tensor:
+    def _one_by_one(self, factors: FactorsByStack, parts: Sequence[Batch]) -> Tensor:
         """Logits at each draw of its part of the rows, of a network with layers whose inputs are not batch first.
 
         Some work on transposed sequences (XLNet), some on inputs that all examples share (relative positions in

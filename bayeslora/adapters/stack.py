@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import pyro
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from bayeslora.adapters.families import Family, LowRank
 from bayeslora.adapters.targets import lookup
 from bayeslora.adapters.weights import features
-from bayeslora.types import Sites
+from bayeslora.types import FactorTuple, Sites
 
 
 def split_site(site: str) -> tuple[str, str]:
@@ -82,7 +81,7 @@ class Stack:
         factors = self.family.factors(*(torch.empty(shape, device="meta") for shape in self.shapes.values()))
         return {name: tuple(matrix.shape) for name, matrix in self.family.matrices(factors).items()}
 
-    def initial(self) -> Any:
+    def initial(self) -> FactorTuple:
         """Factors to start training from, `[layer, …]` each: with them, the layers are as they were."""
         return self.family.initial(len(self), self.shapes, self.measured)
 

@@ -1,13 +1,14 @@
 """Which layers of a network are adapted, and which form its task head."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from bayeslora.adapters.families import Family, LowRank
 from bayeslora.adapters.weights import features
+from bayeslora.types import Targets
 
 # Query, key and value projections as the common architectures spell them, the fused ones included.
 ATTENTION = (
@@ -20,7 +21,7 @@ ATTENTION = (
 HEADS = ("classifier", "score", "head", "heads", "fc", "qa_outputs", "classification_head")
 
 
-def choose_targets(model: nn.Module, targets: str | Sequence[str], family: Family | None = None) -> list[str]:
+def choose_targets(model: nn.Module, targets: Targets, family: Family | None = None) -> list[str]:
     """Names of the layers to adapt, in the model's order.
 
     Args:

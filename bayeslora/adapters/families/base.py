@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayeslora.types import PerLayer, Scaling
+from bayeslora.types import FactorTuple, PerLayer, Scaling
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Factor name to the shape of one layer's factor."""
@@ -76,7 +76,7 @@ class Family(abc.ABC):
         """
         raise self._refusal("have no factor whose columns belong to the layer's input features")
 
-    def product(self, factors: Any) -> tuple[Tensor, Tensor]:
+    def product(self, factors: FactorTuple) -> tuple[Tensor, Tensor]:
         """Return the change of the weight as a pair, `right` `[…, rank, d_in]` and `left` `[…, d_out, rank]`.
 
         The change is `left @ right`, of factors as they are given: scaled, if they are.
@@ -86,15 +86,17 @@ class Family(abc.ABC):
         """
         raise self._refusal("do not change the weight by a product of two small matrices")
 
-    def matrices(self, factors: Any) -> dict[str, Tensor]:
+    def matrices(self, factors: FactorTuple) -> dict[str, Tensor]:
         """Return the factors as the matrices that `curvature` is about, `[…, row, column]`, by name."""
         return factors._asdict()
 
-    def from_matrices(self, matrices: Mapping[str, Tensor]) -> Any:
+    def from_matrices(self, matrices: Mapping[str, Tensor]) -> FactorTuple:
         """Return the factors that `matrices` makes these of."""
         return self.factors(**matrices)
 
-    def curvature(self, factors: Any, scaling: Tensor, x: Tensor, g: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def curvature(
+        self, factors: FactorTuple, scaling: Tensor, x: Tensor, g: Tensor
+    ) -> dict[str, tuple[Tensor, Tensor]]:
         """Return what each of a layer's matrices multiplies, `[…, column]`, and its output's gradients, `[…, row]`.
 
         Args:
@@ -113,7 +115,7 @@ class Family(abc.ABC):
         """Factor name to the shape of one layer's factor."""
 
     @abc.abstractmethod
-    def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> Any:
+    def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> FactorTuple:
         """Factors to start from, `[layer, …]` each, with which every layer computes what its base does.
 
         Args:
@@ -126,16 +128,16 @@ class Family(abc.ABC):
         """What the starting factors need to know of the layers' frozen weights, name to `[layer, …]`."""
         return {}
 
-    def scale(self, factors: Any, scaling: Scaling) -> Any:
+    def scale(self, factors: FactorTuple, scaling: Scaling) -> FactorTuple:
         """Fold the per-layer scaling s, `[layer]`, into stacked factors: once per stack, not once per layer."""
         return factors
 
     @abc.abstractmethod
-    def forward(self, base: nn.Module, x: Tensor, factors: Any) -> Tensor:
+    def forward(self, base: nn.Module, x: Tensor, factors: FactorTuple) -> Tensor:
         """One layer's output, given its scaled factors, `[*draw, …]`; with draws, the rows of `x` belong to them."""
 
     @abc.abstractmethod
-    def delta(self, factors: Any, bases: Sequence[nn.Module] = ()) -> Tensor | None:
+    def delta(self, factors: FactorTuple, bases: Sequence[nn.Module] = ()) -> Tensor | None:
         """The change of the weight, `[*draw, layer, d_out, d_in]`, or None where it stays as it is.
 
         Args:
@@ -143,12 +145,14 @@ class Family(abc.ABC):
             bases: The layers, for families whose change depends on the frozen weights.
         """
 
-    def bias_delta(self, factors: Any) -> Tensor | None:
+    def bias_delta(self, factors: FactorTuple) -> Tensor | None:
         """The change of the bias, `[*draw, layer, d_out]`, given scaled factors, or None where it stays as it is."""
         return None
 
     @abc.abstractmethod
-    def difference_norm(self, factors: Any, reference: Any | None = None, bases: Sequence[nn.Module] = ()) -> PerLayer:
+    def difference_norm(
+        self, factors: FactorTuple, reference: FactorTuple | None = None, bases: Sequence[nn.Module] = ()
+    ) -> PerLayer:
         """Frobenius norm of the difference of two changes of weight and bias, `[*draw, layer]`.
 
         Args:
@@ -161,7 +165,7 @@ class Family(abc.ABC):
         """The layers that `targets="all-linear"` means, given the names of all linear layers of the body."""
         return list(names)
 
-    def peft(self, factors: Any) -> dict[str, Tensor]:
+    def peft(self, factors: FactorTuple) -> dict[str, Tensor]:
         """The parameters of the PEFT LoRA layer that computes the same, by their names there.
 
         Args:
@@ -181,7 +185,7 @@ class Family(abc.ABC):
         """The family that computes the same where there is no noise; its factors are these without the noise's."""
         return self
 
-    def unstack(self, factors: Any) -> list[Any]:
+    def unstack(self, factors: FactorTuple) -> list[FactorTuple]:
         """Stacked factors as one tuple of factors per layer."""
         # One `unbind` per factor: its backward pass is a single `stack`, where indexing would add L scatters.
         columns = (value.unbind(-1 - dims) for value, dims in zip(factors, self.layer_dims, strict=True))
@@ -194,11 +198,13 @@ class Family(abc.ABC):
 class Product(Family):
     """A family whose change of the weight is a product of two small matrices: `product` says which."""
 
-    def delta(self, factors: Any, bases: Sequence[nn.Module] = ()) -> Tensor:
+    def delta(self, factors: FactorTuple, bases: Sequence[nn.Module] = ()) -> Tensor:
         right, left = self.product(factors)
         return left @ right
 
-    def difference_norm(self, factors: Any, reference: Any | None = None, bases: Sequence[nn.Module] = ()) -> PerLayer:
+    def difference_norm(
+        self, factors: FactorTuple, reference: FactorTuple | None = None, bases: Sequence[nn.Module] = ()
+    ) -> PerLayer:
         right, left = self.product(factors)
         products = [(left, right)]
         if reference is not None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters.families.base import Family, Shapes, linear, spread
 from bayeslora.adapters.weights import frozen_weight, precise
-from bayeslora.types import PerLayer
+from bayeslora.types import FactorTuple, PerLayer
 
 
 class FullFactors(NamedTuple):
@@ -40,23 +40,25 @@ class Additive(Family):
         every = {"weight": (d_out, d_in), "bias": (d_out,)}
         return {name: every[name] for name in self.factors._fields}
 
-    def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> Any:
+    def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> FactorTuple:
         return self.factors(*(torch.zeros(num_layers, *shape) for shape in shapes.values()))
 
-    def forward(self, base: nn.Module, x: Tensor, factors: Any) -> Tensor:
+    def forward(self, base: nn.Module, x: Tensor, factors: FactorTuple) -> Tensor:
         h = base(x)
         weight, bias = self.delta(factors), self.bias_delta(factors)
         if weight is not None:
             h = h + linear(x.to(weight.dtype), weight).to(h.dtype)
         return h if bias is None else h + spread(bias, h).to(h.dtype)
 
-    def delta(self, factors: Any, bases: Sequence[nn.Module] = ()) -> Tensor | None:
+    def delta(self, factors: FactorTuple, bases: Sequence[nn.Module] = ()) -> Tensor | None:
         return getattr(factors, "weight", None)
 
-    def bias_delta(self, factors: Any) -> Tensor | None:
+    def bias_delta(self, factors: FactorTuple) -> Tensor | None:
         return getattr(factors, "bias", None)
 
-    def difference_norm(self, factors: Any, reference: Any | None = None, bases: Sequence[nn.Module] = ()) -> PerLayer:
+    def difference_norm(
+        self, factors: FactorTuple, reference: FactorTuple | None = None, bases: Sequence[nn.Module] = ()
+    ) -> PerLayer:
         changes = factors if reference is None else [a - b for a, b in zip(factors, reference, strict=True)]
         squares = [
             change.square().flatten(-dims).sum(-1) for change, dims in zip(changes, self.layer_dims, strict=True)
