@@ -55,7 +55,7 @@ class ClassProbabilities(BasePrediction):
     @cached_property
     def epistemic(self) -> FloatArray:
         """Mutual information of label and weights in nats, `[row]`: entropy − aleatoric, 0 for one draw."""
-        # The mean KL from the draws to their average: no difference of two entropies, whose digits would cancel.
+        # The mean KL from the draws to their average. In a difference of two entropies, digits would cancel.
         return metrics.relative_entropy(self.draws, self.probs).mean(0)
 
     def row_log_likelihood(self, labels: np.ndarray) -> FloatArray:
@@ -65,7 +65,7 @@ class ClassProbabilities(BasePrediction):
         return sample_classes(self.draws, seed)
 
     def to_pandas(self) -> "pd.DataFrame":
-        """A row per row: predicted class, a probability per class, and the three uncertainties."""
+        """Return a table with a row per row: predicted class, a probability per class, and the three uncertainties."""
         import pandas as pd
 
         names = names_of(self.class_names, self.probs.shape[-1])
@@ -90,7 +90,7 @@ class Prediction(ClassProbabilities):
         return self.row_log_likelihood(labels)
 
     def scores(self, labels: np.ndarray) -> dict[str, float]:
-        """Accuracy, NLL, ECE and Brier score, and `metrics.class_scores`."""
+        """Return accuracy, NLL, ECE and Brier score, and `metrics.class_scores`."""
         return metrics.classification_scores(self.probs, labels) | metrics.class_scores(self.probs, labels)
 
 

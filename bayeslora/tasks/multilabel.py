@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MultiLabelPrediction(BasePrediction):
-    """Probabilities that labels apply, each by itself.
+    """Probabilities that each label applies.
 
     Entropies are sums over an example's labels: `aleatoric` is that of all labels together, `entropy` and `epistemic`
-    are the sums of the labels' own (labels that draws tie together share information, which is counted twice).
+    are the sums of the labels' own (information that labels share through the draws is counted for each of them).
 
     Args:
         draws: Probabilities per draw, `[draw, example, label]`.
@@ -65,14 +65,14 @@ class MultiLabelPrediction(BasePrediction):
         return (np.random.default_rng(seed).random(self.draws.shape) < self.draws).astype(np.int64)
 
     def scores(self, labels: np.ndarray) -> dict[str, float]:
-        """NLL of an example's labels together; accuracy and Brier score per label, exact match, macro F1."""
+        """Return the NLL of an example's labels together; accuracy and Brier score per label, exact match, macro F1."""
         return {
             "nll": metrics.mixture_nll(self.log_likelihood(labels)),
             **multilabel_scores(self.probs, labels),
         }
 
     def to_pandas(self) -> "pd.DataFrame":
-        """A row per example: the names of its labels, a probability per label, and the three uncertainties."""
+        """Return a table with a row per example: names of its labels, a probability per label, and uncertainties."""
         import pandas as pd
 
         names = np.asarray(names_of(self.class_names, self.probs.shape[-1]))
@@ -82,7 +82,7 @@ class MultiLabelPrediction(BasePrediction):
 
 
 def _both(probs: FloatArray) -> FloatArray:
-    """Probabilities of yes and no, last."""
+    """Stack the probabilities of yes and no along a new last axis."""
     return np.stack([probs, 1 - probs], axis=-1)
 
 
@@ -149,7 +149,7 @@ class MultiLabel(Likelihood):
 
 
 def multilabel_scores(probs: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """Share of labels told right, of examples with all labels right, macro F1 at 0.5, mean (p − y)² per label.
+    """Return the share of right labels and of examples with all labels right, macro F1 at 0.5, mean (p − y)² per label.
 
     Args:
         probs: `[example, label]`.

@@ -42,7 +42,7 @@ class MultipleChoice(Categorical):
         return None
 
     def select(self, logits: Logits, batch: Batch) -> Logits:
-        """The logits, −∞ for a choice that is padding throughout: examples may have fewer choices than others."""
+        """Set the logits of choices that are all padding to −∞: some examples have fewer choices than others."""
         mask = batch.get("attention_mask")
         if mask is None or mask.dim() != 3:
             return logits
@@ -65,16 +65,16 @@ class MultipleChoice(Categorical):
 
     @classmethod
     def read(cls, table: "Dataset", reader: Reader) -> tuple[list[dict[str, Any]], None]:
-        """A sequence for each choice.
+        """Turn each question into one sequence per choice.
 
         Raises:
             ValueError: If the network scores no choices.
         """
         if not is_a(reader.model, "MULTIPLE_CHOICE"):
             raise ValueError(
-                f"{reader.name} has choices, and {type(reader.model).__name__} scores none: load the model as multiple "
+                f"{reader.name} has choices, but {type(reader.model).__name__} scores none: load the model as multiple "
                 "choice (fit(name, …, likelihood='multiple_choice')) or as a causal language model "
-                "(likelihood='answer_letters'), or leave its columns of choices out."
+                "(likelihood='answer_letters'), or remove the columns of choices."
             )
         prompts, texts, labels = choices.read(table, reader.name)
         return choices.labelled(choices.encode(prompts, texts, reader.needed_tokenizer()), labels), None

@@ -18,8 +18,8 @@ class Observation(Likelihood):
     Labels: anything.
     Logits: anything.
 
-    For counts, say: `lambda logits, labels: pyro.sample("labels", dist.Poisson(logits[..., 0].exp()), obs=labels)`. It
-    makes one site, `"labels"`, of batch shape `[*draw, batch]`, and runs in a plate over the examples of a batch.
+    Of counts: `lambda logits, labels: pyro.sample("labels", dist.Poisson(logits[..., 0].exp()), obs=labels)`.
+    It makes one site, `"labels"`, of batch shape `[*draw, batch]`, and runs in a plate over the examples of a batch.
 
     Args:
         observe: Called with logits `[*draw, batch, …]` and labels `[batch, …]`, or None to draw them.
@@ -38,7 +38,7 @@ class Observation(Likelihood):
         raise ValueError("likelihood='observation' needs the callable itself: likelihood=your_callable.")
 
     def site(self, logits: Tensor, labels: Tensor | None) -> dict[str, Any]:
-        """The site that the callable makes."""
+        """Run the callable, and return the site that it makes."""
         trace = poutine.trace(self.make).get_trace(precise(logits), labels)
         names = [name for name, site in trace.nodes.items() if site["type"] == "sample"]
         if names != ["labels"]:
@@ -57,7 +57,7 @@ class Observation(Likelihood):
         return self.site(logits, labels)["fn"].log_prob(labels)
 
     def check_labels(self, labels: LabelValues) -> None:
-        """Nothing is known about the labels."""
+        """Accept any labels: nothing is known about them."""
 
     def config(self) -> dict[str, Any]:
         return {}
