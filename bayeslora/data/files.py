@@ -16,7 +16,7 @@ LABELS = ("labels", "label", "label_ids")
 
 
 def split(data: Data, name: str) -> Data:
-    """That split of a `datasets.DatasetDict`, None where it has no such split; any other data as it is for `train`."""
+    """Return a split of a `datasets.DatasetDict`, None if it has none of that name; any other data is all `train`."""
     if isinstance(data, Mapping) and all(hasattr(value, "column_names") for value in data.values()):
         if name == "train" and name not in data:
             raise ValueError(f"The data has no 'train' split, only {', '.join(data)}.")
@@ -25,7 +25,7 @@ def split(data: Data, name: str) -> Data:
 
 
 def tabular(data: Data) -> Data:
-    """A pandas table, or texts by name, as a `datasets.Dataset`; a table of numbers as arrays; other data as it is."""
+    """Return pandas tables and texts by name as a `datasets.Dataset`, tables of numbers as arrays, other data as is."""
     if isinstance(data, Mapping):
         columns = [value for value in data.values() if isinstance(value, list)]
         if len(columns) < len(data) or not all(value and isinstance(value[0], str) for value in columns):
@@ -45,7 +45,7 @@ def tabular(data: Data) -> Data:
 
 
 def read(name: str) -> "DatasetDict":
-    """A `datasets.DatasetDict` from a CSV, JSON or Parquet file, a folder of them, or a hub name.
+    """Read a `datasets.DatasetDict` from a CSV, JSON or Parquet file, a folder of them, or the hub.
 
     Raises:
         ValueError: If a file has another ending.
@@ -57,8 +57,8 @@ def read(name: str) -> "DatasetDict":
         try:
             return load_dataset(name)
         except (ConnectionError, FileNotFoundError) as error:
-            raise ValueError(f"{name!r} is no file or folder here, and cannot be had from the hub: {error}") from None
+            raise ValueError(f"{name!r} is not a file or folder, and the hub does not have it: {error}") from None
     kinds = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
     if path.suffix not in kinds:
-        raise ValueError(f"{name} ends in {path.suffix!r}; files can be {', '.join(kinds)}.")
+        raise ValueError(f"{name} ends in {path.suffix!r}; give a file that ends in {', '.join(kinds)}.")
     return load_dataset(kinds[path.suffix], data_files=name)

@@ -17,7 +17,7 @@ class SharedNoise:
         self.value: Tensor | None = None
 
     def draw(self, draws: tuple[int, ...], like: Tensor) -> Tensor:
-        """The numbers, of the dtype and on the device of `like`."""
+        """Return the numbers, with the dtype and on the device of `like`."""
         if self.value is None or self.value.shape[:-1] != draws:
             self.value = like.new_empty(*draws, self.size).normal_()
         return self.value
