@@ -37,13 +37,13 @@ class Laplace(PerStackMethod):
     Predictions are linearised by default; `predict(approximation="draws")` runs the network on draws.
 
     Args:
-        prior_precision: τ, in inverse squared units of the weights; or how it is chosen: `"validation"`, the least NLL
+        prior_precision: τ, in inverse squared units of the weights; or how to choose it: `"validation"`, the least NLL
             of the linearised predictions on the validation data among 0.1, 0.32, 1, … 10⁶; `"evidence"`, the largest
-            marginal likelihood, by MacKay's fixed point. Without validation data, the first is the second.
-        last_layer: Whether only the task head is random, and the adapters stay points.
+            marginal likelihood, by MacKay's fixed point, which is also used if there is no validation data.
+        last_layer: Whether only the task head is random, and the adapters are points.
         max_width: Largest number of rows or columns over which R or C is held in full.
-        kept: Eigenvectors of R or C that are kept above it; the rest has no curvature, and the prior's variance.
-        post_hoc: Whether adapters and task head stay as `fit(init=…)` gave them: nothing is trained.
+        kept: Eigenvectors of R or C that are kept beyond that width; other directions have the prior's variance.
+        post_hoc: Whether adapters and task head stay as they were passed to `fit(init=…)`: nothing is trained.
 
     Raises:
         ValueError: If a field is out of its range, or `last_layer` is asked of a network without a task head.
@@ -125,19 +125,19 @@ class LaplaceGuide(nn.Module):
                 pyro.sample(self.stack.site(name), matrix())
 
     def start(self, factors: FactorTuple) -> None:
-        """Begin at trained factors."""
+        """Start from trained factors."""
         with torch.no_grad():
             for name, value in self.stack.family.matrices(factors).items():
                 self.matrices[name].get_parameter("loc").copy_(value)
 
 
 class Matrix(guides.Site):
-    """A point; once its curvature and τ are known, a Normal around it.
+    """A point, which becomes a Normal around it once its curvature and τ are known.
 
     Args:
         loc: Starting point, `[layer, row, column]`.
         row_rank: Eigenvectors that are kept, of the rows.
-        column_rank: Likewise, of the columns.
+        column_rank: Eigenvectors that are kept, of the columns.
 
     Attributes:
         precision: τ, 0 until it is known.
@@ -172,12 +172,12 @@ class Matrix(guides.Site):
             getattr(self, name).copy_(torch.stack([getattr(layer, name) for layer in layers]))
 
     def eigenvalues(self) -> Tensor:
-        """Of the curvature, `[layer, a, b]`."""
+        """Return the eigenvalues of the curvature, `[layer, a, b]`."""
         return self.row_values[..., :, None] * self.column_values[..., None, :]
 
 
 def _matrices(guide: nn.Module) -> dict[str, Matrix]:
-    """The matrices that have a curvature, by site."""
+    """Return the matrices that have a curvature, by site."""
     parts: Any = guide.values()  # type: ignore[operator]
     return {
         part.stack.site(name): matrix
@@ -188,7 +188,7 @@ def _matrices(guide: nn.Module) -> dict[str, Matrix]:
 
 
 def _weights(program: FittedProgram, site: str, matrix: Matrix) -> Tensor:
-    """What the prior is about: the factors, and the task head's weights in whole, not their change."""
+    """Return the values that the prior is about: factors, and the whole weights of the task head, not their change."""
     stack, name = split_site(site)
     if not program.stacks[stack].in_head:
         return matrix.loc.detach()

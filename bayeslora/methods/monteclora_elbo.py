@@ -1,6 +1,6 @@
 r"""MonteCLoRA's other objective: the evidence lower bound per example, with all KLs in full.
 
-The site of the noise gives way to that of the random factor itself, with a prior of its own:
+The site of the noise is replaced by one of the random factor itself, which has its own prior:
 
 $$p(a_i) = N(0, \sigma_A^2 I), \qquad q(a_i \mid \pi, \Sigma) = N\Big(\mu_i, \epsilon^2 \sum_k \pi_k^2\, \Sigma\Big).$$
 """
@@ -64,6 +64,6 @@ def guide(q: "MonteCLoRAGuide") -> None:
 
 
 def _of_point(stack: Stack, name: str, scale: float) -> dist.Distribution:
-    """Normal; flat for a factor that starts from the frozen weights, which is not a change of them."""
+    """Return a Normal prior, or a flat one for a factor that starts from the frozen weights, not from no change."""
     shape = stack.shapes[name]
     return priors.flat(shape) if name in stack.measured else priors.normal(shape, scale)

@@ -20,7 +20,7 @@ class PointEstimate(PerStackMethod):
 
     Priors are flat (maximum likelihood) or, given `prior_scale`, $N(0, \sigma_p^2)$ on every entry of every factor
     (maximum a posteriori), whose log-density enters as 1/n per example. A factor that starts from the frozen weights,
-    as DoRA's `m` does, is no deviation from them: its prior is flat in any case.
+    as DoRA's `m` does, is not a deviation from them: its prior is always flat.
 
     Args:
         prior_scale: Standard deviation $\sigma_p$, in units of the weights; None for flat priors.
@@ -88,7 +88,7 @@ class BitFit(PointEstimate):
     Args:
         prior_scale: Standard deviation $\sigma_p$ of $\delta_i$, in units of the biases; None for flat priors.
 
-    Differs from the paper: biases of linear layers alone, not those of normalisation layers.
+    Differs from the paper: only biases of linear layers are trained, not those of normalisation layers.
 
     References:
         Ben Zaken et al. (2021), [BitFit](https://arxiv.org/abs/2106.10199).
