@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pyro
 import torch
@@ -14,6 +13,7 @@ from bayeslora.data import LABELS, Source, to_device
 from bayeslora.methods import Method
 from bayeslora.networks import base_logits
 from bayeslora.tasks import Likelihood, choosing
+from bayeslora.types import Data, LabelColumn
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ FAR = 10
 """Distance of outputs from labels, in the likelihood's unit, that is hard to learn without a bias."""
 
 
-def likelihood_for(given: Any, model: nn.Module, train: Source, method: Method) -> Likelihood:
+def likelihood_for(given: choosing.Given, model: nn.Module, train: Source, method: Method) -> Likelihood:
     """The likelihood asked for, or the one that fits what the network returns for the first examples, and their labels.
 
     It is tried on those examples: what does not fit is said before training starts.
@@ -99,11 +99,11 @@ def check_labels(source: Source | None, likelihood: Likelihood) -> None:
     likelihood.check_labels(labels)
 
 
-def columns_of(data: Any) -> Sequence[str]:
+def columns_of(data: Data) -> Sequence[str]:
     return getattr(data, "column_names", None) or (list(data) if isinstance(data, Mapping) else ())
 
 
-def label_values(data: Any) -> Any:
+def label_values(data: Data) -> LabelColumn | None:
     if isinstance(data, tuple) and len(data) == 2:
         return data[1]
     if isinstance(data, IterableDataset):
@@ -112,13 +112,13 @@ def label_values(data: Any) -> Any:
     return data[names[0]] if names else None
 
 
-def label_names(data: Any) -> list[str] | None:
+def label_names(data: Data) -> list[str] | None:
     """Class names of a `datasets.Dataset` whose labels have them."""
     features = getattr(data, "features", None) or {}
     return next((list(features[n].names) for n in LABELS if n in features and hasattr(features[n], "names")), None)
 
 
-def class_names(model: nn.Module, data: Any) -> tuple[str, ...] | None:
+def class_names(model: nn.Module, data: Data) -> tuple[str, ...] | None:
     names = label_names(data)
     if names is None:
         id2label = getattr(getattr(model, "config", None), "id2label", None) or {}

@@ -21,7 +21,7 @@ from bayeslora.interop.peft_in import _is_a, _peft_pattern, _read_by_peft
 from bayeslora.interop.starting import distance, from_factors, trained_head
 from bayeslora.networks import is_a
 from bayeslora.program import evaluating
-from bayeslora.types import Batch
+from bayeslora.types import Batch, FactorsByStack, Tokenizer
 
 TASKS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "SEQ_CLS": ("SEQUENCE_CLASSIFICATION", "SequenceClassification", ("classifier", "score")),
@@ -51,11 +51,11 @@ class About:
 
 def export_peft(
     network: AdaptedNetwork,
-    factors: Mapping[str, Any],
+    factors: FactorsByStack,
     folder: str | os.PathLike[str],
     *,
     about: About | None = None,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     check: bool = True,
     batch: Batch | None = None,
 ) -> None:
@@ -141,7 +141,7 @@ def _is_of_another(card: Path) -> bool:
 
 
 def check_export(
-    network: AdaptedNetwork, factors: Mapping[str, Any], folder: str | os.PathLike[str], batch: Batch | None = None
+    network: AdaptedNetwork, factors: FactorsByStack, folder: str | os.PathLike[str], batch: Batch | None = None
 ) -> None:
     """Let PEFT read an exported adapter, and compare its layers, its task head and its logits with ours.
 
