@@ -32,7 +32,7 @@ class AffineFactors(NamedTuple):
 
 
 class Additive(Family):
-    """Changes of a layer's weight and bias themselves, 0 at the start: the factors are those that may change."""
+    """Direct changes of a layer's weight, its bias, or both, as the factors say; they start at 0."""
 
     has_rank = False
 
@@ -75,7 +75,7 @@ class Full(Additive):
     rows = "weight"
 
     def start_scale(self, d_in: int) -> float:
-        """Return a hundredth of what a new layer's weights would start with: Δ starts at 0."""
+        """Return a hundredth of the standard deviation of a new layer's weights, because Δ starts at 0."""
         return 0.01 / math.sqrt(3 * d_in)
 
 
@@ -103,7 +103,7 @@ class Affine(Additive):
         return {"W0": torch.stack([precise(frozen_weight(base)) for base in bases])}
 
     def frozen(self, bases: Sequence[Any]) -> AffineFactors:
-        """Return the layers' weights and biases as they are without adapters, `[layer, …]`; a bias they lack is 0."""
+        """Return the layers' weights and biases without adapters, `[layer, …]`; a missing bias is 0."""
         weights = [frozen_weight(base) for base in bases]
         biases = [
             weight.new_zeros(len(weight)) if base.bias is None else base.bias.detach()
@@ -112,7 +112,7 @@ class Affine(Additive):
         return AffineFactors(torch.stack(weights), torch.stack(biases))
 
     def matrices(self, factors: AffineFactors) -> dict[str, Tensor]:
-        """One matrix, the weight with the bias as its last column."""
+        """Return one matrix, the weight with the bias as its last column."""
         return {"weight": torch.cat([factors.weight, factors.bias[..., None]], dim=-1)}
 
     def from_matrices(self, matrices: Mapping[str, Tensor]) -> AffineFactors:

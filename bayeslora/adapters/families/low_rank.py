@@ -48,10 +48,10 @@ class LowRank(Product):
         return h + self.update(x.to(factors.A.dtype), factors).to(h.dtype)
 
     def is_cheaper_merged(self, base: nn.Linear, x: Tensor, factors: FactorTuple) -> bool:
-        """Whether it takes less work to add s B A to the weights than to apply both: of one draw, at many positions.
+        """Return whether adding s B A to the weights is less work than applying both: for one draw, at many positions.
 
-        Not with gradients, which would be those of a whole matrix, nor in half precision, where a small update of large
-        weights is rounded away.
+        Never with gradients, which would be those of a whole matrix, nor in half precision, in which a small update of
+        large weights is lost to rounding.
         """
         A = factors.A
         if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or (A.dim() == 3 and len(A) > 1):
@@ -61,7 +61,7 @@ class LowRank(Product):
         return base.weight.dtype == x.dtype == A.dtype and merging < applying
 
     def update(self, x: Tensor, factors: FactorTuple) -> Tensor:
-        """What one layer's output gains, s B A x."""
+        """Return what is added to one layer's output, s B A x."""
         A, B = factors.A, factors.B
         if A.dim() == 2:
             return F.linear(F.linear(x, A), B)
