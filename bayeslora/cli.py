@@ -28,7 +28,7 @@ Draws = Annotated[int, typer.Option(help="Draws of the weights.")]
 Seed = Annotated[int, typer.Option(help="Seed of all randomness.")]
 DataName = Annotated[str, typer.Argument(help="A CSV, JSON or Parquet file, a folder of them, or a hub name.")]
 Folder = Annotated[Path, typer.Argument(help="A saved posterior.")]
-Base = Annotated[str | None, typer.Option("--model", help="The base model, if not the one named at the fit.")]
+Base = Annotated[str | None, typer.Option("--model", help="The base model, if it is not the one named at the fit.")]
 
 
 @app.command()
@@ -151,12 +151,12 @@ def evaluate(posterior: Folder, data: DataName, num_draws: Draws = 32, seed: See
 
 
 def as_json(scores: Mapping[str, float]) -> str:
-    """Scores as JSON, which has no NaN: null where there is no number."""
+    """Return scores as JSON; NaN, which JSON does not have, becomes null."""
     return json.dumps({name: None if math.isnan(value) else value for name, value in scores.items()}, indent=2)
 
 
 def method_fields(method: str, flags: list[str]) -> dict[str, Any]:
-    """Fields of a method from command-line flags, `--noise-ratio 2` or `--noise-ratio=2`; values are read as JSON."""
+    """Read fields of a method from command-line flags, `--noise-ratio 2` or `--noise-ratio=2`, with values in JSON."""
     if method not in METHODS:
         raise ValueError(f"method={method!r} is not known. Methods: {', '.join(METHODS)}.")
     words = [word for flag in flags for word in (flag.split("=", 1) if flag.startswith("--") else [flag])]
@@ -170,12 +170,12 @@ def method_fields(method: str, flags: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point of the `bayeslora` command."""
+    """Run the `bayeslora` command."""
     app()
 
 
 def _value(word: str) -> Any:
-    """A flag's value: a number, true, false or null as JSON has them, and otherwise text."""
+    """Return the value of a flag: a number, true, false or null as in JSON, and otherwise text."""
     try:
         return json.loads(word)
     except json.JSONDecodeError:
@@ -183,12 +183,12 @@ def _value(word: str) -> Any:
 
 
 def _test_split(data: Mapping[str, Data]) -> Data:
-    """The split to predict: `test`, else `validation`, else `train`."""
+    """Return the split to predict: `test`, else `validation`, else `train`."""
     return next(data[name] for name in ("test", "validation", "train") if name in data)
 
 
 def _quiet() -> None:
-    """Loading a model for fine-tuning always reports that its head is new; that is no news here."""
+    """Turn off the reports of libraries: loading a model for fine-tuning always reports that its head is new."""
     from datasets.utils.logging import disable_progress_bar
     from transformers.utils import logging
 

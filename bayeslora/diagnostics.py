@@ -35,11 +35,11 @@ class Observed(NamedTuple):
 
 
 def summary_draws(program: Program, sites: Sites) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-    """A few meaningful numbers per layer and draw, and their dimensions.
+    """Compute a few meaningful numbers per layer and draw, and name their dimensions.
 
-    Per stack: `delta_norm`, the Frobenius norm of the weight change ΔW in units of the weights (for a family that
-    changes the bias too, of both); `noise_to_signal`, that
-    of its difference from the centre's ΔW over that of the centre's; and what the method names in `summaries`.
+    Each stack has `delta_norm`, the Frobenius norm of the weight change ΔW in units of the weights (including the
+    change of the bias, if the family has one); `noise_to_signal`, the norm of ΔW's difference from the centre's ΔW
+    over the norm of the centre's; and the method's own `summaries`.
 
     Args:
         program: The program.
@@ -67,7 +67,7 @@ def summary_draws(program: Program, sites: Sites) -> tuple[dict[str, np.ndarray]
 
 
 def raw_draws(program: Program, sites: Sites) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-    """Every site as it was drawn, and dimensions: the stack's layers, then numbered ones of its own."""
+    """Return every site as it was drawn, and its dimensions: the stack's layers, then numbered dimensions."""
     values = {name: value.detach().cpu().numpy() for name, value in sites.items()}
     dims = {
         name: [f"{split_site(name)[0]}_layer", *(f"{name}_{axis}" for axis in range(value.ndim - 2))]
@@ -77,9 +77,9 @@ def raw_draws(program: Program, sites: Sites) -> tuple[dict[str, np.ndarray], di
 
 
 def to_arviz(program: Program, sites: Sites, observed: Observed | None = None, raw: bool = False) -> "az.InferenceData":
-    """Groups `posterior` and, given observations, `posterior_predictive`, `log_likelihood` and `observed_data`.
+    """Make the groups `posterior` and, given observations, `posterior_predictive`, `log_likelihood`, `observed_data`.
 
-    The draws are independent, so they form one chain: arviz then counts every one of them as effective.
+    The draws are independent and form one chain, so that arviz counts every draw as effective.
 
     Args:
         program: The program.
@@ -115,7 +115,7 @@ def from_dict(
     dims: dict[str, list[str]],
     library: str = "arviz",
 ) -> Any:
-    """Arviz's `from_dict`, whose arguments differ between 0.x (which returns InferenceData) and 1.x (DataTree)."""
+    """Call arviz's `from_dict`, whose arguments differ between 0.x (which returns InferenceData) and 1.x (DataTree)."""
     build = importlib.import_module(library).from_dict
     if "data" in inspect.signature(build).parameters:
         return build(groups, coords=coords, dims=dims)

@@ -12,16 +12,16 @@ from bayeslora.tasks import Likelihood
 from bayeslora.types import Batch, Sites
 
 CANDIDATES = tuple(10 ** (k / 2) for k in range(-2, 13))
-"""Precisions among which held-out data choose: 0.1 to 10⁶, two per power of ten; evidence stays between the ends."""
+"""Precisions to choose from by held-out data: 0.1 to 10⁶, two per power of ten; evidence stays in this range."""
 
 NUM_DRAWS = 64
-"""Draws of the logits with which a candidate is judged."""
+"""Draws of the logits for judging a candidate."""
 
 
 def largest_evidence(eigenvalues: Sequence[Tensor], weights: Sequence[Tensor]) -> float:
     r"""Return τ at the largest marginal likelihood of a Laplace approximation, by MacKay's fixed point.
 
-    With $\ell$ all eigenvalues of the curvature and F the weights, it has $\tau = \gamma / \lVert F \rVert^2$,
+    With $\ell$ all eigenvalues of the curvature and F the weights, it satisfies $\tau = \gamma / \lVert F \rVert^2$,
     $\gamma = \sum_i \ell_i / (\ell_i + \tau)$.
 
     Args:
@@ -62,7 +62,7 @@ def least_nll(program: Linearisable, batches: Iterable[Batch], put: Callable[[fl
     Args:
         program: The program, in evaluation mode.
         batches: Held-out batches, with labels.
-        put: Gives the guide a precision.
+        put: Sets the precision of the guide.
     """
     seed = int(torch.randint(2**31, ()))
     scores = {}
