@@ -28,9 +28,9 @@ else:
 
 
 def with_padding(model: nn.Module, tokenizer: Tokenizer | None) -> tuple[nn.Module, Tokenizer | None]:
-    """A model and a tokenizer that can pad: where there is no padding token, the one that ends a text serves.
+    """Return a model and a tokenizer that can pad; without a padding token, the one that ends a text is used.
 
-    What was given is left as it was. `transformers` models that classify by the last token of a text need to know the
+    What was given is not changed. `transformers` models that classify by the last token of a text need to know the
     padding token, too.
     """
     if tokenizer is None:
@@ -56,15 +56,15 @@ def load_model(
     class_names: Sequence[str] | None,
     labels: LabelColumn | None,
 ) -> tuple[nn.Module, Tokenizer | None]:
-    """A model with the output that a kind of label needs, and its tokenizer, from a folder or the hub.
+    """Load a model with the outputs that a kind of label needs, and its tokenizer, from a folder or the hub.
 
     Args:
         name: Its path or hub name.
         tokenizer: The tokenizer to use instead of the model's own.
         kind: The kind of label.
-        columns: Columns of the data, as far as it has any.
-        class_names: Names of the classes, where the data has them.
-        labels: All labels, where they are at hand.
+        columns: Columns of the data, if it has any.
+        class_names: Names of the classes, if the data has them.
+        labels: All labels, if they are available.
     """
     import transformers
 
@@ -90,13 +90,13 @@ def load(
         model: The base model, an instance or a path or hub name; None for the one named at the fit. A PEFT model stands
             for its base.
         likelihood: The callable that the posterior was fitted with, if its likelihood was one, or the class of its
-            likelihood, if that is not registered: code is not saved.
-        method: The method it was fitted with, if that holds a function of your own, which is not saved; None for the
-            one that was saved.
+            likelihood, if that is not registered, because code is not saved.
+        method: The method that it was fitted with, if that holds a function of your own, which is not saved; None for
+            the saved method.
 
     Raises:
         FileNotFoundError: If there is no posterior in the folder.
-        ValueError: If it is damaged, belongs to another base model, is of a method that is not registered or not the
+        ValueError: If it is damaged, belongs to another base model, has a method that is not registered or is not the
             one given, or was fitted with a likelihood or function of your own that is not given.
     """
     tensors, record = storage.load_files(folder)
@@ -106,14 +106,14 @@ def load(
         model = interop.base_of_peft(model)  # whose layers go by the same names, and have adapters of their own
     if not isinstance(model, nn.Module):
         model = _load_base(folder, model or record["base"]["name"], record, labels.num_labels)
-    # Without one, a tokenizer's files can be those of an earlier posterior in this folder.
+    # If the posterior has no tokenizer, one in this folder belongs to an earlier posterior.
     model, tokenizer = with_padding(model, _load_tokenizer(folder) if record["tokenizer"] else None)
     try:
         network = AdaptedNetwork(model, method.family, head_family=method.head_family, **record["network"])
     except ValueError as error:
         raise ValueError(f"The posterior in {folder} belongs to another base model: {error}") from None
     storage.check_base(network, tensors.pop("fingerprint"))
-    with seeded(0):  # a guide draws its start, which the saved state replaces
+    with seeded(0):  # a guide starts from random values, which the saved state replaces
         program = Program(network, method, labels, record["num_particles"])
     storage.load_state(program, tensors)
     history = storage.history(tensors, record)
@@ -122,7 +122,7 @@ def load(
 
 
 def _method(folder: object, record: Mapping[str, Any], given: Method | None) -> Method:
-    """The method of a saved posterior; the one given, if it is the same."""
+    """Make the method of a saved posterior, or return the given one if it is the same."""
     if given is not None:
         own = storage.method_record(given)
         if own | {**record} != own:
@@ -145,7 +145,7 @@ def _class_of(record: Mapping[str, Any]) -> str:
 def _likelihood(
     folder: object, record: Mapping[str, Any], given: Callable[..., Any] | type[Likelihood] | None
 ) -> Likelihood:
-    """The likelihood of a saved posterior, with the function or of the class that was given."""
+    """Make the likelihood of a saved posterior, with the function or class that was given."""
     name = record["name"]
     kind = given if isinstance(given, type) and issubclass(given, Likelihood) else LIKELIHOODS.get(name)
     if kind is None or record.get("class", kind.__name__) != kind.__name__:

@@ -1,4 +1,4 @@
-"""The `transformers` Trainer, driving a program."""
+"""The `transformers` Trainer for programs."""
 
 import json
 import logging
@@ -24,16 +24,16 @@ from bayeslora.types import Batch, History
 logger = logging.getLogger(__name__)
 
 TUNING_SHARE = 0.3
-"""What the hook for held-out data may cost, as a share of the fit."""
+"""Largest cost of the hook for held-out data, as a share of the fit."""
 
 PASSES_PER_STEP = 2.5
-"""Forward passes that a training step costs: its own, and a backward pass without gradients of the frozen weights."""
+"""Cost of a training step in forward passes: one of its own, and a backward pass without the frozen weights."""
 
 FEWEST_TUNING, TUNING_BATCH = 50, 16
 
 
 class DivergedError(RuntimeError):
-    """The loss or its gradient became NaN or infinite; the posterior is at the last state where it was not.
+    """The loss or its gradient became NaN or infinite; the posterior is at the last state before that.
 
     Attributes:
         posterior: The posterior at the last good state.
@@ -45,7 +45,7 @@ class DivergedError(RuntimeError):
 
 
 class ProgramTrainer(Trainer):
-    """Trains a program: its loss is the negative ELBO, its checkpoints are posteriors (adapters and head only).
+    """Trains a program. Its loss is the negative ELBO, its checkpoints are posteriors (adapters and head only).
 
     Args:
         posterior: The posterior to train, in place.
@@ -73,7 +73,7 @@ class ProgramTrainer(Trainer):
         self.rows_by_draw = False
         if self.program.method.own_batches and self.program.elbo.num_particles > 1:
             if rows is None:
-                logger.warning("All members get the same batches, the DataLoader's: give a dataset for their own.")
+                logger.warning("All members get the same batches, the DataLoader's: give a dataset to change that.")
             else:
                 rows = OwnOrders(rows, self.program.elbo.num_particles)
                 self.rows_by_draw = True
@@ -92,11 +92,11 @@ class ProgramTrainer(Trainer):
             self.add_callback(Tune(self.program, tuning_data, tuning))
         self.add_callback(GiveWay(self.accelerator))
         self.last_good = LastGood(self.program)
-        # Rows that are computed one by one have not been looked at before training.
+        # Labels of rows that are computed one by one have not been checked before training.
         self.labels_unseen = train.labels is None
 
     def _collate(self, rows: list[Any]) -> dict[str, Any]:
-        """Rows to a batch; those of several readers to blocks of one."""
+        """Make a batch of rows; rows of several readers become blocks of it."""
         if not isinstance(rows[0], tuple):
             return self.train_source.collate(rows)
         blocks = zip(*rows, strict=True)
@@ -109,16 +109,16 @@ class ProgramTrainer(Trainer):
         return self._loader(self.validation_source) or super().get_eval_dataloader(eval_dataset)
 
     def _loader(self, source: Source | None) -> DataLoader[Any] | None:
-        """The user's own loader, where one was given."""
+        """Return the user's own loader, if one was given."""
         return self.accelerator.prepare(source.loader) if source and source.loader else None
 
     optimizer: torch.optim.Optimizer | None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Places, with weight decay; spreads and the likelihood's own, without, at rates of their own.
+        """Make the optimiser; spreads and parameters of the likelihood have their own rates and no weight decay.
 
-        Adam's steps have the size of the rate, whatever the unit: where outputs are in thousands, the output layer
-        takes steps in thousands.
+        Adam's steps have the size of the learning rate, whatever the unit: if outputs are in the thousands, the output
+        layer needs steps in the thousands.
         """
         if self.optimizer is None:
             unit = self.program.likelihood.unit
@@ -154,7 +154,7 @@ class ProgramTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         if self.labels_unseen:
             self.program.likelihood.check_labels(inputs["labels"].cpu())
-        # The Trainer calls the model with a mapping alone: what is no input of the network's goes in beside them here.
+        # The Trainer calls the model with a mapping only, so that this flag goes in with the network's inputs.
         call = {**inputs, "rows_by_draw": True} if self.rows_by_draw else inputs
         loss = super().training_step(model, call, num_items_in_batch)
         self.recorder.record(self.program)
@@ -184,7 +184,7 @@ class ProgramTrainer(Trainer):
 
 
 class Recorder(TrainerCallback):
-    """Collects the terms of every step's loss, on the device, and turns them into columns when asked."""
+    """Collects the terms of every step's loss on the device, and turns them into columns when asked."""
 
     def __init__(self, history: History):
         self.history = history
@@ -215,7 +215,7 @@ class Recorder(TrainerCallback):
             self.history["validation_nll"][-1] = metrics["eval_loss"]
 
     def flush(self) -> None:
-        """Move what was kept into the columns: one transfer from the device."""
+        """Move the collected terms into the columns, in one transfer from the device."""
         if not self.pending:
             return
         rows = torch.stack([terms for _, _, terms in self.pending]).double().cpu()
@@ -257,7 +257,7 @@ class AfterStep(TrainerCallback):
 
 
 class Tune(TrainerCallback):
-    """Calls the method's hook for held-out data, with as many examples as keep its cost within a share of the fit's."""
+    """Calls the method's hook for held-out data, with as many examples as its share of the fit's cost allows."""
 
     def __init__(self, program: Program, held_out: Source, tuning: Tuning):
         self.program = program
@@ -283,7 +283,7 @@ class Tune(TrainerCallback):
                 self.program.method.tune(self.program, batches)
 
     def _batches(self, size: int) -> list[Batch]:
-        """Batches of that many held-out examples, or of all, on the program's device."""
+        """Return batches of a number of held-out examples, or of all, on the program's device."""
         part = self.held_out
         in_order = part.loader is not None or part.is_stream
         if not in_order and size < len(part):
@@ -326,9 +326,9 @@ class GiveWay(TrainerCallback):
 
 
 class LastGood:
-    """Keeps the learned state of the last step whose loss and gradient were finite; stops the fit where they are not.
+    """Keeps the learned state of the last step with finite loss and gradient; stops the fit if they are not.
 
-    The copy costs what one more optimiser moment would: a fraction of a percent of the model.
+    The copy costs as much memory as one more optimiser moment, a fraction of a percent of the model.
     """
 
     def __init__(self, program: Program):
@@ -338,7 +338,7 @@ class LastGood:
 
     def after_backward(self, trainer: ProgramTrainer, loss: torch.Tensor, batch: Batch) -> None:
         """Check a batch's loss and gradients, which the optimiser has not used yet."""
-        # Half-precision training scales the loss so far up that infinite gradients are part of its search.
+        # Half-precision training tries large scales of the loss, at which infinite gradients are normal.
         scaled = getattr(trainer.accelerator, "scaler", None) is not None
         gradients = [] if scaled else [p.grad for p in self.parameters if p.grad is not None]
         norms = torch._foreach_norm(gradients, float("inf")) if gradients else ()
@@ -373,7 +373,7 @@ def _largest(gradient: torch.Tensor) -> float:
 
 
 def _differences(saved: dict[str, Any], own: dict[str, Any]) -> str:
-    """What two records say differently, in a few words."""
+    """Describe how two records differ, in a few words."""
     (theirs, its_fields), (ours, fields) = ((r["method"]["name"], r["method"]["fields"]) for r in (saved, own))
     if theirs != ours:
         return f"method {theirs!r}, now {ours!r}"
