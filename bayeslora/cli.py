@@ -198,7 +198,7 @@ def _quiet() -> None:
 
 
 class _errors:
-    """Turns errors about the user's input into one line and exit status 2."""
+    """A context that turns errors about the user's input into one line and exit status 2."""
 
     def __enter__(self) -> None: ...
 

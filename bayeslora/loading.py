@@ -155,7 +155,7 @@ def _likelihood(
             f"with bayeslora.register first. Known: {', '.join(LIKELIHOODS)}. Or pass it, load(…, likelihood=TheClass)."
         )
     if kind.needs_code and given is None:
-        raise ValueError(f"The posterior in {folder} has a likelihood of its own: pass load(…, likelihood=…).")
+        raise ValueError(f"The posterior in {folder} has a callable as likelihood: pass it, load(…, likelihood=…).")
     return kind.restored(record["config"], copy.deepcopy(given) if kind.needs_code else None)
 
 

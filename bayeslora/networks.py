@@ -17,7 +17,7 @@ def is_a(model: nn.Module | None, task: str) -> bool:
     from transformers.models.auto import modeling_auto
 
     listed = {*getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES").values()}
-    # A class of the user's own is what it derives from.
+    # The user's own class counts as the class that it derives from.
     return any(cls.__name__ in listed for cls in type(model).__mro__)
 
 

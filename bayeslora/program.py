@@ -123,7 +123,7 @@ class Program(nn.Module, FittedProgram):
 
     @property
     def terms(self) -> dict[str, Tensor]:
-        """The last training loss by site, detached, in nats: `labels` is the NLL per example, others weighted KLs."""
+        """The last training loss by site, detached, in nats: the NLL per example as `labels`, and weighted KLs."""
         names, values = self._terms
         return dict(zip(names, values, strict=True))
 
@@ -190,7 +190,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 class AtMean(Messenger):
-    """Sets every latent site to the mean of its distribution."""
+    """A handler that sets every latent site to the mean of its distribution."""
 
     def _pyro_sample(self, msg: TraceSite) -> None:
         if not (msg["is_observed"] or is_plate(msg)):

@@ -45,7 +45,7 @@ class DivergedError(RuntimeError):
 
 
 class ProgramTrainer(Trainer):
-    """Trains a program. Its loss is the negative ELBO, its checkpoints are posteriors (adapters and head only).
+    """A Trainer for a program: its loss is the negative ELBO, its checkpoints are posteriors (adapters and head only).
 
     Args:
         posterior: The posterior to train, in place.
@@ -184,7 +184,7 @@ class ProgramTrainer(Trainer):
 
 
 class Recorder(TrainerCallback):
-    """Collects the terms of every step's loss on the device, and turns them into columns when asked."""
+    """A record of the terms of every step's loss, collected on the device and turned into columns when asked."""
 
     def __init__(self, history: History):
         self.history = history
@@ -240,7 +240,7 @@ class Recorder(TrainerCallback):
 
 
 class AfterStep(TrainerCallback):
-    """Calls the method's hook after the optimiser's step, while the gradients are still there."""
+    """A callback for the method's hook after the optimiser's step, while the gradients are still there."""
 
     def __init__(self, program: Program):
         self.program = program
@@ -257,7 +257,7 @@ class AfterStep(TrainerCallback):
 
 
 class Tune(TrainerCallback):
-    """Calls the method's hook for held-out data, with as many examples as its share of the fit's cost allows."""
+    """A callback for the method's hook for held-out data, with as many examples as its share of the cost allows."""
 
     def __init__(self, program: Program, held_out: Source, tuning: Tuning):
         self.program = program
@@ -326,7 +326,7 @@ class GiveWay(TrainerCallback):
 
 
 class LastGood:
-    """Keeps the learned state of the last step with finite loss and gradient; stops the fit if they are not.
+    """The learned state of the last step with finite loss and gradient; it stops the fit at the first without.
 
     The copy costs as much memory as one more optimiser moment, a fraction of a percent of the model.
     """

@@ -40,7 +40,7 @@ Sites: TypeAlias = Mapping[str, Tensor]
 """Site name to value, `[layer, …]`, or `[draw, layer, …]` for several draws."""
 
 if TYPE_CHECKING:
-    # Which fields there are is the family's to say, and they are read by name: no one type has them all.
+    # The family decides on the fields, which are read by name: no single type has them all.
     FactorTuple: TypeAlias = Any
 else:
     FactorTuple: TypeAlias = tuple[Tensor, ...]

@@ -34,8 +34,8 @@ def has_rows_first(x: Tensor, rows: int, sequences: int, trusting: bool) -> bool
         return len(x) % rows == 0
     first, second = x.shape[:2]
     sizes = (rows, rows * sequences)
-    # A transposed batch has its rows, or sequences, second. Where both dimensions have such a size, the first need not
-    # be the batch. Draws can mostly run one by one; where they cannot, batches of another size will tell.
+    # A transposed batch has its rows, or sequences, second. If both dimensions have such a size, the first need not be
+    # the batch. Draws can usually run one by one instead; if they cannot, a batch of another size shows the error.
     if trusting:
         return first in sizes and (second != sizes[1] or first == second)
     return first in sizes and second not in sizes

@@ -48,7 +48,7 @@ class Stream(IterableDataset[dict[str, Any]]):
         num_examples: Rows per pass, after which it ends; None for all.
 
     Raises:
-        ValueError: If that is no row.
+        ValueError: If `num_examples` is less than 1.
     """
 
     def __init__(self, rows: Any, convert: Callable[[Any], dict[str, Any]], num_examples: int | None = None):

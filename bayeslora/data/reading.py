@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Reader:
-    """Reads data for a network: the columns that the network takes, texts as tokens, and labels.
+    """A reader of data for a network: the columns that the network takes, texts as tokens, and labels.
 
     Args:
         model: The network, whose `forward` says which inputs there are.

@@ -1,4 +1,4 @@
-"""The Gaussian that is drawn by weighting deviations from a mean, and the noise that several of them share."""
+"""A Gaussian that is drawn by weighting deviations from a mean, and noise that several of them share."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 
 class SharedNoise:
-    """Standard Normal numbers, `[*draw, size]`, drawn once and the same for all distributions that refer to them."""
+    """Standard Normal numbers, `[*draw, size]`, drawn once for all distributions that refer to them."""
 
     def __init__(self, size: int):
         self.size = size

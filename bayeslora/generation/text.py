@@ -54,7 +54,7 @@ class Generation:
 
     @property
     def log_prob(self) -> FloatArray:
-        r"""$\ln p(y)$ in nats, `[text, prompt]`: of the text's probability averaged over draws."""
+        r"""$\ln p(y)$ in nats, `[text, prompt]`, with the text's probability averaged over draws."""
         return np.logaddexp.reduce(self.log_probs, axis=0) - math.log(len(self.log_probs))
 
     def to_pandas(self) -> "pd.DataFrame":

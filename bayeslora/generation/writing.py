@@ -182,7 +182,7 @@ def _average(
 
 
 class Mixture:
-    r"""Makes a model's next-token distribution the average over draws, $\frac1S \sum_s p_s(y_t \mid y_{<t})$.
+    r"""A context in which a model's next token has the average distribution of draws, $\frac1S \sum_s p_s(y_t \mid y_{<t})$.
 
     Its `generate` sees one row per prompt. Inside the model every draw has its own row, and with it its own cache; the
     logits that it returns are the logarithm of the averaged probabilities.

@@ -128,7 +128,7 @@ class StackAutoGuide(nn.Module):
             auto()  # creates its parameters on the first call
             try:
                 auto.median()
-            except NotImplementedError:  # how Pyro says that a guide has no median
+            except NotImplementedError:  # Pyro's way to say that a guide has no median
                 raise ValueError(f"{type(auto).__name__} has no median, which the centre needs: use another.") from None
         self.auto = auto.to(like.device, like.dtype)
 

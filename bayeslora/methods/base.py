@@ -15,7 +15,7 @@ from bayeslora.types import Batch, FactorsByStack, FactorTuple, Sites
 
 
 class Tuning(NamedTuple):
-    """When a method looks at held-out data, and what that costs.
+    """When a method uses held-out data, and what that costs.
 
     Args:
         moments: Fractions of training after which `tune` is called.

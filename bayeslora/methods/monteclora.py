@@ -142,7 +142,7 @@ class MonteCLoRAGuide(nn.Module):
         super().__init__()
         self.method = method
         self.stack = stack
-        method.degrees_of_freedom(stack)  # refuses what does not fit before training starts
+        method.degrees_of_freedom(stack)  # raises before training starts if df does not fit
         alpha = torch.full((len(stack), method.components), method.concentration)
         if method.concentration_init == "random":
             alpha = torch.rand_like(alpha).clamp(min=1e-3)  # U(0, 1), without the concentration 0, which is not allowed

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ClassProbabilities(BasePrediction):
-    """Rows that each have one class.
+    """Class probabilities of rows that each have one class.
 
     Attributes:
         draws: Probabilities per draw, `[draw, row, class]`.

@@ -45,7 +45,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a network returned at several draws, and what it returned them for.
+    """What a network returned at several draws, and for what.
 
     Args:
         logits: `[draw, row, …]`; a row is an example, or a token of one.
@@ -61,7 +61,7 @@ class Outputs:
 
 
 class Collector(abc.ABC):
-    """Takes in the network's logits, one batch after another.
+    """A collector of the network's logits, which come one batch after another.
 
     Args:
         likelihood: Labels given logits.
@@ -110,7 +110,7 @@ class Collector(abc.ABC):
 
 
 class Everything(Collector):
-    """Keeps all logits."""
+    """A collector that keeps all logits."""
 
     def __init__(self, likelihood: "Likelihood", with_labels: bool, context: Any = None):
         super().__init__(likelihood, with_labels, context)

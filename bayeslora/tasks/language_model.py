@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LanguagePrediction(BasePrediction):
-    """How probable each observed token was, and how sure the model was before it.
+    """How probable each observed token was, and how certain the model was before it.
 
     The probabilities of the whole vocabulary are summarised as they are computed, draw by draw.
 
@@ -105,7 +105,7 @@ class LanguagePrediction(BasePrediction):
 
 
 class Summaries(Collector):
-    """Keeps a few numbers per observed token: the logits of a vocabulary at all draws do not fit in memory."""
+    """A collector that keeps a few numbers per token: logits of a vocabulary at all draws do not fit in memory."""
 
     likelihood: "LanguageModel"
 
