@@ -1,7 +1,6 @@
-"""Comparing methods at equal size: the rank that a budget of learned numbers allows."""
+"""Compare methods at equal size: find the rank that a budget of learned numbers allows."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -9,6 +8,7 @@ from torch import nn
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.isolation import exclusive, seeded
 from bayeslora.methods import Method, make_method
+from bayeslora.types import Targets
 
 
 def rank_for_budget(
@@ -16,13 +16,13 @@ def rank_for_budget(
     method: str | Method,
     budget: int,
     *,
-    targets: str | Sequence[str] = "all-linear",
+    targets: Targets = "all-linear",
     **hyperparameters: Any,
 ) -> int:
-    """The largest rank at which a method's adapters learn at most `budget` numbers.
+    """Return the largest rank at which a method's adapters learn at most `budget` numbers.
 
-    Counted are the parameters of the guide: `Posterior.summary()["adapters"]`. A task head that is trained as a point
-    is the same for every method, and not counted.
+    The count is that of the guide's parameters, `Posterior.summary()["adapters"]`. A task head that is trained as a
+    point is the same for every method, and does not count.
 
     Args:
         model: The base model.
@@ -42,7 +42,7 @@ def rank_for_budget(
         )
 
     def size(rank: int) -> int:
-        with exclusive(), seeded(0):  # guides draw where they start
+        with exclusive(), seeded(0):  # guides start from random values
             guide = chosen.guide(network(rank).stacks)
         return sum(parameter.numel() for parameter in guide.parameters() if parameter.requires_grad)
 
@@ -52,7 +52,7 @@ def rank_for_budget(
     if least > budget:
         raise ValueError(f"budget={budget}: even at rank 1, {chosen.name!r} learns {least:,} numbers on these layers.")
     largest = min(min(stack.d_in, stack.d_out) for stack in network(1).stacks.values() if not stack.in_head)
-    # Doubling first: no guide is made that learns more than about twice the budget.
+    # Doubling comes first, so that no guide learns more than about twice the budget.
     rank = 1
     while chosen.start_rank(2 * rank) <= largest and size(2 * rank) <= budget:
         rank *= 2

@@ -6,7 +6,8 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -15,6 +16,10 @@ from rich.table import Table
 
 from bayeslora.methods import METHODS, unknown_fields
 from bayeslora.tasks import LIKELIHOODS
+from bayeslora.types import Data
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Bayesian adapters for pre-trained networks.")
 console = Console()
@@ -23,7 +28,7 @@ Draws = Annotated[int, typer.Option(help="Draws of the weights.")]
 Seed = Annotated[int, typer.Option(help="Seed of all randomness.")]
 DataName = Annotated[str, typer.Argument(help="A CSV, JSON or Parquet file, a folder of them, or a hub name.")]
 Folder = Annotated[Path, typer.Argument(help="A saved posterior.")]
-Base = Annotated[str | None, typer.Option("--model", help="The base model, if not the one named at the fit.")]
+Base = Annotated[str | None, typer.Option("--model", help="The base model, if it is not the one named at the fit.")]
 
 
 @app.command()
@@ -146,12 +151,12 @@ def evaluate(posterior: Folder, data: DataName, num_draws: Draws = 32, seed: See
 
 
 def as_json(scores: Mapping[str, float]) -> str:
-    """Scores as JSON, which has no NaN: null where there is no number."""
+    """Return scores as JSON; NaN, which JSON does not have, becomes null."""
     return json.dumps({name: None if math.isnan(value) else value for name, value in scores.items()}, indent=2)
 
 
 def method_fields(method: str, flags: list[str]) -> dict[str, Any]:
-    """Fields of a method from command-line flags, `--noise-ratio 2` or `--noise-ratio=2`; values are read as JSON."""
+    """Read fields of a method from command-line flags, `--noise-ratio 2` or `--noise-ratio=2`, with values in JSON."""
     if method not in METHODS:
         raise ValueError(f"method={method!r} is not known. Methods: {', '.join(METHODS)}.")
     words = [word for flag in flags for word in (flag.split("=", 1) if flag.startswith("--") else [flag])]
@@ -165,25 +170,25 @@ def method_fields(method: str, flags: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point of the `bayeslora` command."""
+    """Run the `bayeslora` command."""
     app()
 
 
 def _value(word: str) -> Any:
-    """A flag's value: a number, true, false or null as JSON has them, and otherwise text."""
+    """Return the value of a flag: a number, true, false or null as in JSON, and otherwise text."""
     try:
         return json.loads(word)
     except json.JSONDecodeError:
         return word
 
 
-def _test_split(data: Any) -> Any:
-    """The split to predict: `test`, else `validation`, else `train`."""
+def _test_split(data: Mapping[str, Data]) -> Data:
+    """Return the split to predict: `test`, else `validation`, else `train`."""
     return next(data[name] for name in ("test", "validation", "train") if name in data)
 
 
 def _quiet() -> None:
-    """Loading a model for fine-tuning always reports that its head is new; that is no news here."""
+    """Turn off the reports of libraries: loading a model for fine-tuning always reports that its head is new."""
     from datasets.utils.logging import disable_progress_bar
     from transformers.utils import logging
 
@@ -193,17 +198,19 @@ def _quiet() -> None:
 
 
 class _errors:
-    """Turns errors about the user's input into one line and exit status 2."""
+    """A context that turns errors about the user's input into one line and exit status 2."""
 
     def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if isinstance(error, (ValueError, TypeError, FileNotFoundError)):
             typer.secho(f"bayeslora: {error}", fg="red", err=True)
             raise typer.Exit(2) from None
 
 
-def _print(frame: Any, title: str, key: str) -> None:
+def _print(frame: "pd.DataFrame", title: str, key: str) -> None:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in frame.columns:
         table.add_column(column.replace("_", " "), justify="left" if column == key else "right", no_wrap=column == key)

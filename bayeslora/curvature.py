@@ -1,19 +1,25 @@
 """Gauss-Newton matrices over the factors, Kronecker-factored."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bayeslora.adapters import split_site
+from bayeslora.fitted import FittedProgram
+from bayeslora.tasks import Likelihood
+from bayeslora.types import Batch
+
+Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
+"""A forward hook of a module: takes the module, its inputs and its output, and returns the output."""
 
 
 class Kronecker(NamedTuple):
     r"""A factored matrix $R \otimes C$ over the entries of a matrix: R over its rows, C over its columns.
 
-    Each as eigenvectors, `[size, rank]`, and eigenvalues, `[rank]`; what they leave out has eigenvalue 0.
+    Both are given by eigenvectors, `[size, rank]`, and eigenvalues, `[rank]`; other directions have eigenvalue 0.
     """
 
     row_basis: Tensor
@@ -23,10 +29,10 @@ class Kronecker(NamedTuple):
 
 
 class Gram:
-    r"""The Gram matrix $\sum x x^\top$ of vectors that come in batches, or its best approximation of a given rank.
+    r"""The Gram matrix $\sum x x^\top$ of vectors that come in batches, or an approximation of a given rank.
 
     Args:
-        rank: Eigenvectors that are kept. If fewer than numbers in a vector, they are those of the vectors so far,
+        rank: Number of eigenvectors. If it is less than the size of a vector, the matrix of the vectors so far is
             truncated after each batch.
     """
 
@@ -47,7 +53,7 @@ class Gram:
         self.root = values[: self.rank, None] * basis[: self.rank]
 
     def eigh(self) -> tuple[Tensor, Tensor]:
-        """Eigenvectors, `[size, rank]`, and eigenvalues, `[rank]`."""
+        """Return eigenvectors, `[size, rank]`, and eigenvalues, `[rank]`."""
         if self.exact is not None:
             values, basis = torch.linalg.eigh(self.exact)
             return basis, values.clamp(min=0)
@@ -62,7 +68,7 @@ class Curvature:
     """Sums over the data for one matrix of factors of one layer.
 
     Args:
-        ranks: Eigenvectors that are kept, of rows and columns.
+        ranks: Numbers of eigenvectors for rows and columns.
     """
 
     def __init__(self, ranks: tuple[int, int]):
@@ -70,33 +76,34 @@ class Curvature:
         self.positions = 0
 
     def kronecker(self) -> Kronecker:
-        """Summed gradients ⊗ mean inputs."""
+        """Return the factored matrix: summed gradients ⊗ mean inputs."""
         inputs, input_values = self.inputs.eigh()
         return Kronecker(*self.gradients.eigh(), inputs, input_values / max(self.positions, 1))
 
 
 def gauss_newton(
-    program: Any, batches: Iterable[Mapping[str, Any]], ranks: Mapping[str, tuple[int, int]]
+    program: FittedProgram, batches: Iterable[Batch], ranks: Mapping[str, tuple[int, int]]
 ) -> dict[str, list[Kronecker]]:
-    r"""Kronecker-factored Gauss-Newton matrices of the negative log-likelihood, summed over examples, at the centre.
+    r"""Compute Kronecker-factored Gauss-Newton matrices of the negative log-likelihood at the centre.
 
-    A matrix of factors F that maps inputs z to F z, at positions t of examples n, has the Gauss-Newton matrix
+    They are sums over examples. A matrix of factors F maps inputs z to F z, at positions t of examples n; it has the
+    Gauss-Newton matrix
 
     $$\sum_n J_n^\top \Lambda_n J_n \;\approx\; \Big(\sum_{n,t,c} g_{ntc}\, g_{ntc}^\top\Big) \otimes
       \Big(\frac1M \sum_{n,t} z_{nt}\, z_{nt}^\top\Big),$$
 
     with $\Lambda_n$ the Hessian of the negative log-likelihood in the logits, $\Lambda = S S^\top$, and $g_{ntc}$ the
-    gradient with respect to F z of the logits' product with column c of S. M counts the positions that have a gradient:
-    padding does not count. For `A`, z = x; for `B`, z = s A x; for `weight`, which has the bias as its last column,
-    z = (x, 1): what z and g are is the adapter family's to say, `Family.curvature`.
+    gradient with respect to F z of the logits' product with column c of S. M counts the positions that have a gradient,
+    which excludes padding. The adapter family says what z and g are, in `Family.curvature`: for `A`, z = x; for `B`,
+    z = s A x; for `weight`, which has the bias as its last column, z = (x, 1).
 
     Args:
         program: A program, in evaluation mode.
         batches: Batches with labels.
-        ranks: The matrices wanted, `<stack>.<name>`, and how many eigenvectors of their rows and columns are kept.
+        ranks: The wanted matrices, `<stack>.<name>`, and how many eigenvectors of their rows and columns to keep.
 
     Returns:
-        For each of them, the factored matrix of each layer.
+        The factored matrix of each layer, for each wanted matrix.
 
     Raises:
         ValueError: If labels are about more than a number, or a vector of logits, per example.
@@ -148,10 +155,11 @@ def gauss_newton(
     return {site: [sums[site, index].kronecker() for index in _indices(program, site)] for site in ranks}
 
 
-def hessian_root(likelihood: Any, logits: Tensor, labels: Tensor) -> list[Tensor]:
-    r"""Columns of a root S of the negative log-likelihood's Hessian, $\Lambda = S S^\top$, each shaped as the logits.
+def hessian_root(likelihood: Likelihood, logits: Tensor, labels: Tensor) -> list[Tensor]:
+    r"""Return columns of a root S of the Hessian of the negative log-likelihood, $\Lambda = S S^\top$.
 
-    Columns that are zero for all examples are left out: a softmax of C classes has C − 1.
+    Each has the shape of the logits. Columns that are zero for all examples are left out: a softmax of C classes has
+    C − 1.
 
     Args:
         likelihood: Labels given logits.
@@ -174,14 +182,14 @@ def hessian_root(likelihood: Any, logits: Tensor, labels: Tensor) -> list[Tensor
     return [column.view(logits.shape) for column in root[..., nonzero].unbind(-1)]
 
 
-def _indices(program: Any, site: str) -> range:
+def _indices(program: FittedProgram, site: str) -> range:
     return range(len(program.stacks[split_site(site)[0]]))
 
 
-def _keep(seen: dict[tuple[str, int], tuple[Tensor, Tensor]], key: tuple[str, int]) -> Any:
-    """A hook that keeps a layer's input, and its output as something to differentiate by."""
+def _keep(seen: dict[tuple[str, int], tuple[Tensor, Tensor]], key: tuple[str, int]) -> Hook:
+    """Return a hook that keeps a layer's input, and its output as a tensor with a gradient."""
 
-    def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         # Before the first adapted layer nothing has a gradient.
         seen[key] = inputs[0].detach(), output if output.requires_grad else output.requires_grad_()
         return output

@@ -1,4 +1,4 @@
-"""The demo: a real encoder, real human ratings, and what MonteCLoRA adds to LoRA, without a network connection.
+"""The demo: what MonteCLoRA adds to LoRA, on a real encoder and human ratings, without a network connection.
 
 A 22M-parameter sentence encoder learns from 300 words whether a word is positive or negative, as ten people rated it.
 """
@@ -31,12 +31,12 @@ SETTINGS: dict[str, Any] = {
     "batch_size": 32,
     "progress": False,
 }
-"""What both methods are trained with."""
+"""Training settings of both methods."""
 
 
 @dataclass(frozen=True)
 class Words:
-    """The lexicon, split: a table each with the columns `text`, `label` (1 positive), `mean` and `ratings`."""
+    """The split lexicon: tables with the columns `text`, `label` (1 is positive), `mean` and `ratings`."""
 
     train: pd.DataFrame
     held_out: pd.DataFrame
@@ -56,14 +56,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Demo:
-    """Everything a run of the demo made."""
+    """The results of a run of the demo."""
 
     words: Words
     rows: list[Row]
     posterior: Posterior
 
     def table(self) -> pd.DataFrame:
-        """A row per posterior, a column per metric."""
+        """Return a table with a row per posterior and a column per metric."""
         labels = self.words.test["label"].to_numpy()
         return pd.DataFrame(
             {
@@ -77,7 +77,7 @@ class Demo:
         )
 
     def least_sure(self, count: int = 10) -> pd.DataFrame:
-        """The test words with the highest predictive entropy, beside the spread of their ten ratings."""
+        """Return the test words with the highest predictive entropy, and the spread of their ten ratings."""
         prediction, test = self.rows[-1].test, self.words.test
         table = pd.DataFrame(
             {
@@ -93,10 +93,10 @@ class Demo:
 
 
 def lexicon(seed: int = 0) -> Words:
-    """Words and emoticons that ten people rated from −4 to 4 (VADER), split at random.
+    """Read words and emoticons that ten people rated from −4 to 4 (VADER), and split them at random.
 
-    The lexicon has two parts: emoticons and chat slang, then dictionary words. The second is split into training,
-    held-out and test words; the first are the unfamiliar inputs.
+    The lexicon has two parts: emoticons and chat slang, then dictionary words. Dictionary words are split into
+    training, held-out and test words; emoticons and slang are the unfamiliar inputs.
 
     References:
         Hutto and Gilbert (2014), [VADER](https://ojs.aaai.org/index.php/ICWSM/article/view/14550).
@@ -122,7 +122,7 @@ def lexicon(seed: int = 0) -> Words:
 
 
 def dataset(table: pd.DataFrame) -> Any:
-    """A `datasets.Dataset` of words and labels."""
+    """Make a `datasets.Dataset` of words and labels."""
     from datasets import ClassLabel, Dataset, Features, Value
 
     features = Features({"text": Value("string"), "label": ClassLabel(names=["negative", "positive"])})

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -43,11 +44,11 @@ class Observed(NamedTuple):
 
 
 def summary_draws(program: Program, sites: Sites) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-    """A few meaningful numbers per layer and draw, and their dimensions.
+    """Compute a few meaningful numbers per layer and draw, and name their dimensions.
 
-    Per stack: `delta_norm`, the Frobenius norm of the weight change ΔW in units of the weights (for a family that
-    changes the bias too, of both); `noise_to_signal`, that
-    of its difference from the centre's ΔW over that of the centre's; and what the method names in `summaries`.
+    Each stack has `delta_norm`, the Frobenius norm of the weight change ΔW in units of the weights (including the
+    change of the bias, if the family has one); `noise_to_signal`, the norm of ΔW's difference from the centre's ΔW
+    over the norm of the centre's; and the method's own `summaries`.
 
     Args:
         program: The program.
@@ -75,7 +76,7 @@ def summary_draws(program: Program, sites: Sites) -> tuple[dict[str, np.ndarray]
 
 
 def raw_draws(program: Program, sites: Sites) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-    """Every site as it was drawn, and dimensions: the stack's layers, then numbered ones of its own."""
+    """Return every site as it was drawn, and its dimensions: the stack's layers, then numbered dimensions."""
     values = {name: value.detach().cpu().numpy() for name, value in sites.items()}
     dims = {
         name: [f"{split_site(name)[0]}_layer", *(f"{name}_{axis}" for axis in range(value.ndim - 2))]
@@ -85,9 +86,9 @@ def raw_draws(program: Program, sites: Sites) -> tuple[dict[str, np.ndarray], di
 
 
 def to_arviz(program: Program, sites: Sites, observed: Observed | None = None, raw: bool = False) -> "az.InferenceData":
-    """Groups `posterior` and, given observations, `posterior_predictive`, `log_likelihood` and `observed_data`.
+    """Make the groups `posterior` and, given observations, `posterior_predictive`, `log_likelihood`, `observed_data`.
 
-    The draws are independent, so they form one chain: arviz then counts every one of them as effective.
+    The draws are independent and form one chain, so that arviz counts every draw as effective.
 
     Args:
         program: The program.
@@ -99,8 +100,10 @@ def to_arviz(program: Program, sites: Sites, observed: Observed | None = None, r
     if raw:
         raw_values, raw_dims = raw_draws(program, sites)
         values, dims = values | raw_values, dims | raw_dims
-    coords: dict[str, Any] = {f"{stack.name}_layer": list(stack.layer_names) for stack in program.stacks.values()}
-    groups: dict[str, Any] = {"posterior": {name: value[None] for name, value in values.items()}}
+    coords: dict[str, Sequence[Any] | np.ndarray] = {
+        f"{stack.name}_layer": list(stack.layer_names) for stack in program.stacks.values()
+    }
+    groups: dict[str, dict[str, np.ndarray]] = {"posterior": {name: value[None] for name, value in values.items()}}
     if observed is not None:
         label = "tokens" if observed.are_tokens else "labels"
         term = "tokens" if observed.per_token else "labels"
@@ -116,9 +119,12 @@ def to_arviz(program: Program, sites: Sites, observed: Observed | None = None, r
 
 
 def from_dict(
-    groups: dict[str, Any], coords: dict[str, Any], dims: dict[str, list[str]], library: str = "arviz"
+    groups: dict[str, dict[str, np.ndarray]],
+    coords: dict[str, Sequence[Any] | np.ndarray],
+    dims: dict[str, list[str]],
+    library: str = "arviz",
 ) -> Any:
-    """Arviz's `from_dict`, whose arguments differ between 0.x (which returns InferenceData) and 1.x (DataTree)."""
+    """Call arviz's `from_dict`, whose arguments differ between 0.x (which returns InferenceData) and 1.x (DataTree)."""
     build = importlib.import_module(library).from_dict
     if "data" in inspect.signature(build).parameters:
         return build(groups, coords=coords, dims=dims)

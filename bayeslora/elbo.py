@@ -1,4 +1,4 @@
-"""The lean mean-field ELBO."""
+"""A lean mean-field ELBO."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,6 +12,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from bayeslora.distributions import FixedNoise, Flat, kl_divergence
+from bayeslora.types import TraceSite
 
 
 class MeanFieldELBO(TraceMeanField_ELBO):
@@ -26,13 +27,14 @@ class MeanFieldELBO(TraceMeanField_ELBO):
     """
 
     def __init__(self, num_particles: int = 1):
-        # One plate: layers in the guide, examples in the likelihood. Unsaid, Pyro runs the model once more to find out.
+        # One plate: layers in the guide, examples in the likelihood. Not given this, Pyro runs the model to find out.
         super().__init__(num_particles, max_plate_nesting=1, vectorize_particles=True)
 
     def terms(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> tuple[dict[str, Tensor], Any]:
-        """The terms of the negative ELBO by site, summing to it, and what the model returned.
+        """Return the terms of the negative ELBO by site, and what the model returned.
 
-        Observed sites enter as their negative log-likelihood, latent ones as their KL, guide factors as they are.
+        The terms sum to the negative ELBO. Observed sites have their negative log-likelihood, latent sites their KL,
+        and factors of the guide their value.
         """
         guide_trace = poutine.trace(self._vectorized_num_particles(guide)).get_trace(*args)
         replayed = poutine.replay(self._vectorized_num_particles(model), trace=guide_trace)
@@ -54,17 +56,19 @@ class MeanFieldELBO(TraceMeanField_ELBO):
             terms = {name: term / self.num_particles for name, term in terms.items()}
         return terms, model_trace.nodes["_RETURN"]["value"]
 
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
         terms, _ = self.terms(model, guide, *args)
         return total(terms)
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:
-    """Sum of the terms of a loss."""
+    """Return the sum of the terms of a loss."""
     return torch.stack(list(terms.values())).sum()
 
 
-def _kl(site: dict[str, Any], guide_site: dict[str, Any]) -> Tensor:
+def _kl(site: TraceSite, guide_site: TraceSite) -> Tensor:
     if not guide_site["fn"].has_rsample:
         raise ValueError(
             f"Site {site['name']!r} is drawn from {type(guide_site['fn']).__name__}, which has no reparameterised "
@@ -72,29 +76,29 @@ def _kl(site: dict[str, Any], guide_site: dict[str, Any]) -> Tensor:
         )
     try:
         kl = kl_divergence(guide_site["fn"], site["fn"])
-    except NotImplementedError:  # how torch says that this pair has no closed form
+    except NotImplementedError:  # torch's way to say that this pair has no closed form
         return _log_prob_sum(guide_site) - _log_prob_sum({**site, "scale": guide_site["scale"]})
-    if isinstance(guide_site["fn"], Delta):  # Pyro's divergence of a point leaves out the density it may carry
+    if isinstance(guide_site["fn"], Delta):  # Pyro's divergence of a point ignores its density
         kl = kl + guide_site["fn"].log_density
     return scale_and_mask(kl, guide_site["scale"], guide_site["mask"]).sum()
 
 
-def sites(trace: Trace) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names and records of a trace's sample sites, those of plates left out."""
+def sites(trace: Trace) -> Iterator[tuple[str, TraceSite]]:
+    """Iterate over the names and records of a trace's sample sites, except those of plates."""
     return ((name, site) for name, site in trace.nodes.items() if site["type"] == "sample" and not is_plate(site))
 
 
-def is_plate(site: Any) -> bool:
-    """Whether a sample site is only a plate's record of its subsample."""
+def is_plate(site: TraceSite) -> bool:
+    """Return whether a sample site is only a plate's record of its subsample."""
     return type(site["fn"]).__name__ == "_Subsample"
 
 
-def _is_free(site: dict[str, Any], guide_site: dict[str, Any]) -> bool:
-    """A point estimate under a flat prior, and noise that nothing is learned about, have nothing to say to the ELBO."""
+def _is_free(site: TraceSite, guide_site: TraceSite) -> bool:
+    """Return whether a site has no term: a point under a flat prior, or noise about which nothing is learned."""
     if isinstance(guide_site["fn"], FixedNoise):
         return True
     return isinstance(site["fn"], Flat) and isinstance(guide_site["fn"], Delta)
 
 
-def _log_prob_sum(site: dict[str, Any]) -> Tensor:
+def _log_prob_sum(site: TraceSite) -> Tensor:
     return scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"]).sum()

@@ -1,10 +1,10 @@
-"""`fit`: builds the program and hands it to the `transformers` Trainer."""
+"""`fit`, which builds the program and hands it to the `transformers` Trainer."""
 
 import copy
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from bayeslora import interop, storage
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.data import Source, read, split, to_device
 from bayeslora.isolation import give_way, isolated, seeded
-from bayeslora.loading import load, load_model, with_padding
+from bayeslora.loading import Init, load, load_model, with_padding
 from bayeslora.methods import Method, make_method
 from bayeslora.posterior import Posterior
 from bayeslora.preparation import (
@@ -29,30 +29,31 @@ from bayeslora.preparation import (
     shift_outputs,
 )
 from bayeslora.program import Program
-from bayeslora.tasks import Likelihood, choosing
+from bayeslora.tasks import choosing
+from bayeslora.types import Data, History, Targets, Tokenizer
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
+    from transformers import TrainerCallback, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
 FEWEST_TO_SPLIT = 50
-"""Training examples from which a tenth is held out where a method needs held-out data and got none."""
+"""Training examples from which on a tenth is held out, if a method needs held-out data and none is given."""
 
 
 @isolated()
 def fit(
     model: nn.Module | str,
-    data: Any,
+    data: Data,
     method: str | Method = "monteclora",
     *,
-    validation: Any = None,
-    tokenizer: Any = None,
-    likelihood: Likelihood | str | Callable[..., Any] | None = None,
-    init: Any = None,
+    validation: Data = None,
+    tokenizer: Tokenizer | None = None,
+    likelihood: choosing.Given = None,
+    init: Init = None,
     rank: int | Mapping[str, int] = 8,
     alpha: float | Mapping[str, float] = 16,
-    targets: str | Sequence[str] = "all-linear",
+    targets: Targets = "all-linear",
     epochs: float = 3,
     batch_size: int = 16,
     learning_rate: float = 3e-4,
@@ -61,38 +62,38 @@ def fit(
     output_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
     args: "TrainingArguments | None" = None,
-    callbacks: Sequence[Any] = (),
+    callbacks: "Sequence[TrainerCallback]" = (),
     progress: bool = True,
     num_examples: int | None = None,
     **hyperparameters: Any,
 ) -> Posterior:
     """Fine-tune a network with Bayesian adapters, and return the posterior over them.
 
-    The model is left as it was; the posterior shares its frozen weights. Random states are left as they were.
+    The model is not changed; the posterior shares its frozen weights. Random states are restored afterwards.
 
     Args:
         model: A `transformers` model with a task head, any `torch.nn.Module`, a path or hub name, or a PEFT model,
             which is also the `init` unless another is given.
         data: A `datasets.Dataset` or `DatasetDict` (its `train` and `validation` splits), whose text columns are
             tokenised if it has no columns that the network takes (questions about contexts and questions with choices
-            as the page on tasks says), or its hub name, file or folder; a pandas `DataFrame`, likewise, or of numbers;
+            as the page on tasks says), or its hub name, file or folder; a pandas `DataFrame` of texts or numbers;
             a torch `Dataset` or `DataLoader` of mappings or `(inputs, label)` pairs; a stream, an `IterableDataset` of
             either library, with `num_examples`; or `(inputs, labels)` as arrays, a mapping of arrays, or a list of
             texts.
         method: A name in `bayeslora.METHODS`, or an instance.
         validation: Held-out data, in any of these forms: its NLL at the centre is recorded after each epoch. Methods
             that need some (`noise_ratio="auto"`) hold out a tenth of `data` where none is given.
-        tokenizer: For text; found by itself if the model came by name.
+        tokenizer: For text; loaded with the model if that is given by name.
         likelihood: Labels given logits: a name in `bayeslora.LIKELIHOODS`, an instance, or a callable that makes a Pyro
             observation (see `tasks.Observation`); by default inferred from the network and the labels, and stated
             in the log.
         init: Trained adapters and task head to start from: a `Posterior` (its centre), a PEFT model, or a folder of
-            either; layers, ranks and scaling are then theirs, and `targets`, `rank` and `alpha` are not looked at.
+            either; layers, ranks and scaling are then theirs, and `targets`, `rank` and `alpha` are ignored.
         rank: r, or a mapping from module-name suffix to r.
-        alpha: LoRA's alpha; the update is multiplied by alpha / r. Or a mapping, likewise.
+        alpha: LoRA's alpha, or a mapping like `rank`; the update is multiplied by alpha / r.
         targets: Layers to adapt: `"all-linear"`, `"attention"`, a suffix, a list of suffixes, or a regular expression.
-        epochs: Passes over the data. With 0, or where a method has nothing to train (`post_hoc`), there is no training:
-            the starting point is refined, if the method does that, and returned.
+        epochs: Passes over the data. With 0, or if a method has nothing to train (`post_hoc`), the starting point is
+            refined, if the method does that, and returned without training.
         batch_size: Examples per step and device.
         learning_rate: Peak rate of AdamW, decaying linearly to 0.
         num_particles: Draws of the weights per step, run as one batch; None for 1, or an ensemble's members.
@@ -103,12 +104,12 @@ def fit(
             `output_dir` and `progress`.
         callbacks: Trainer callbacks.
         progress: Whether to show a progress bar.
-        num_examples: n, for a stream: the examples of an epoch, after which it is begun again. Order and shuffling are
-            the stream's own.
+        num_examples: n, for a stream: the examples of an epoch, after which it starts again. Order and shuffling are up
+            to the stream.
         hyperparameters: Fields of the method.
 
     Raises:
-        TypeError: If the method has no such field, or data or model are of a kind not known.
+        TypeError: If the method has no such field, or the type of data or model is not known.
         ValueError: If an argument, the labels or the inputs do not fit; the message says what does.
         DivergedError: If the loss becomes NaN or infinite; it has the posterior at the last good state.
     """
@@ -154,7 +155,7 @@ def fit(
             adapters.check(program, to_device(example, program.device))
         if chosen.post_hoc:
             program.network.freeze_head()
-        history: dict[str, list[Any]] = {}
+        history: History = {}
         posterior = Posterior(program, history, 1.0, tokenizer, class_names(model, train_data))
         posterior.example = {name: value for name, value in example.items() if name != "labels"}
         with tempfile.TemporaryDirectory() as scratch:
@@ -181,7 +182,7 @@ def fit(
 
 
 class Batches:
-    """Batches of data on a device, with the least padding, as often as they are gone over."""
+    """Batches of data on a device, with the least padding, which can be iterated over repeatedly."""
 
     def __init__(self, source: Source, batch_size: int, device: torch.device):
         self.source = source
@@ -190,7 +191,7 @@ class Batches:
 
     @cached_property
     def ordered(self) -> Source:
-        """The examples in order of length, which is found at the first pass: most methods make none."""
+        """The examples in order of length, which is found at the first pass, because most methods make none."""
         return self.source.by_length()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -201,12 +202,12 @@ class Batches:
 
 def _train(
     posterior: Posterior,
-    history: dict[str, list[Any]],
+    history: History,
     train: Source,
     validation: Source | None,
     tuning_data: Source | None,
     args: "TrainingArguments",
-    callbacks: Sequence[Any],
+    callbacks: "Sequence[TrainerCallback]",
     resume: bool,
 ) -> None:
     from transformers.trainer_utils import get_last_checkpoint
@@ -214,7 +215,7 @@ def _train(
     from bayeslora.trainer import ProgramTrainer
 
     args = copy.copy(args)
-    args.remove_unused_columns = False  # its filter sees `forward(**batch)` and would drop every column
+    args.remove_unused_columns = False  # the Trainer's filter sees `forward(**batch)` and would drop every column
     args.label_names = ["labels"]
     args.logging_nan_inf_filter = False
     args._n_gpu = min(args.n_gpu, 1)  # copies of the program on several, one thread each, would share Pyro's handlers
@@ -231,7 +232,7 @@ def _train(
 
 
 def _check_num_examples(train: Source, num_examples: int | None, method: Method) -> None:
-    """Raise a ValueError unless the number of examples is known, once, and a method's particles can share a stream."""
+    """Raise a ValueError unless the number of examples is known, and a method's particles can share a stream."""
     if not train.is_stream:
         if num_examples is not None:
             raise ValueError(f"num_examples={num_examples} is for streams; data has {len(train)}: leave it out.")
@@ -249,14 +250,14 @@ def _check_num_examples(train: Source, num_examples: int | None, method: Method)
 
 
 def _hold_out(train: Source, method: Method) -> tuple[Source, Source | None]:
-    """Training data without a tenth of it, and that tenth; too few examples are all trained on."""
+    """Split a tenth off the training data, or nothing if there are too few examples."""
     if train.is_stream:
         raise ValueError(
             f"{method.name!r} needs held-out data here, and none can be taken from a stream: pass validation=…."
         )
     if len(train) < FEWEST_TO_SPLIT:
         logger.warning(
-            "%d examples are too few to hold a tenth out, and there is no validation data: %s keeps the default of "
+            "%d examples are too few to hold out a tenth, and there is no validation data: %s keeps the default of "
             "what it would have found.",
             len(train),
             method.name,
@@ -280,15 +281,15 @@ def _training_arguments(output_dir: str | os.PathLike[str], **settings: Any) -> 
     )
 
 
-def _check_model(model: Any) -> None:
+def _check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model is a {type(model).__name__}; give a transformers model, a torch.nn.Module, or a path or hub name."
         )
 
 
-def _adapters(init: Any, model: nn.Module) -> interop.Adapters | None:
-    """The trained adapters to start from, if any: `init`'s, or those of a PEFT model."""
+def _adapters(init: Init, model: nn.Module) -> interop.Adapters | None:
+    """Return the trained adapters to start from, if any: those of `init`, or of a PEFT model."""
     is_peft_model = interop.is_peft_model(model)
     if init is None and is_peft_model:
         init = model

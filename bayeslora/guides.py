@@ -1,7 +1,7 @@
 """Guides: modules that hold all learned adapter state and sample the sites of their prior.
 
-Parameters in another space say so in their name. Those that describe the spread of a distribution, not its place, take
-no weight decay, and a method may give them a learning rate of their own: `spreads` finds them.
+The name of a parameter in another space says which. Parameters for the spread of a distribution, as opposed to its
+location, take no weight decay, and a method may give them their own learning rate: `spreads` finds them.
 """
 
 import abc
@@ -18,20 +18,21 @@ from torch import Tensor, nn
 from bayeslora.adapters import Stack
 from bayeslora.adapters.families import kaiming as kaiming
 from bayeslora.distributions import Enumerated
+from bayeslora.types import FactorsByStack, FactorTuple
 
 SPREADS = ("log_", "sqrt_", "scale", "cov_")
-"""How the names of spreads begin, in modules that do not say which of their parameters are."""
+"""Prefixes of the names of spreads, in modules that do not say which of their parameters are spreads."""
 
 PYROS_SPREADS = ("scale", "cov_")
-"""How Pyro's automatic guides begin the names of theirs, or of what holds them."""
+"""Prefixes of the names of spreads, or of the modules that hold them, in Pyro's automatic guides."""
 
 
 def spreads(guide: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the parameters of a guide that describe the spread of a distribution, not its place.
+    """Yield the parameters of a guide that describe the spread of a distribution, not its location.
 
-    A module that has a method `spreads` says which of the parameters within it are. Of Pyro's automatic guides it is
-    known; of any other module, it is those of its own whose names begin as `SPREADS` do. Sites and stacks have names
-    too: those say nothing.
+    A module with a method `spreads` says which of its parameters they are. For Pyro's automatic guides they are known.
+    In any other module they are its own parameters whose names begin with one of `SPREADS`; the names of sites and
+    stacks do not count.
     """
     if callable(declared := getattr(guide, "spreads", None)):
         yield from declared()
@@ -49,10 +50,10 @@ class Site(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self) -> dist.Distribution:
-        """The distribution, batch shape `[layer]`."""
+        """Return the distribution, batch shape `[layer]`."""
 
     def spreads(self) -> Iterator[nn.Parameter]:
-        """Yield the parameters that describe its spread: those named so (`SPREADS`), unless a site says otherwise."""
+        """Yield the parameters that describe its spread: by default, those whose names begin with one of `SPREADS`."""
         return (parameter for name, parameter in self.named_parameters() if name.startswith(SPREADS))
 
 
@@ -107,11 +108,11 @@ class Members(Site):
 
 
 class Snapshots(Site):
-    """A learned point, and earlier values of it, which are what the guide draws in evaluation mode.
+    """A learned point and its earlier values, which the guide draws in evaluation mode.
 
     Args:
         value: Its starting value, `[layer, …]`.
-        room: How many snapshots there can be.
+        room: Largest number of snapshots.
     """
 
     snapshots: Tensor
@@ -121,16 +122,16 @@ class Snapshots(Site):
         super().__init__()
         self.loc = nn.Parameter(value)
         self.register_buffer("snapshots", torch.zeros(room, *value.shape))
-        # No integer: a guide is of one dtype.
+        # A float, because a guide has a single dtype.
         self.register_buffer("taken", torch.zeros(()))
 
     @property
     def size(self) -> int:
-        """How many snapshots there are."""
+        """Number of snapshots."""
         return int(self.taken)
 
     def take(self) -> None:
-        """Keep the point as it is now."""
+        """Keep the present value of the point."""
         self.snapshots[self.size].copy_(self.loc.detach())
         self.taken += 1
 
@@ -141,12 +142,12 @@ class Snapshots(Site):
 
 
 def last_steps(num_steps: int, count: int, last_part: float) -> set[int]:
-    """So many of a run's steps, spread evenly over its last part, the last step among them.
+    """Return steps of a run, spread evenly over its last part, including the last step.
 
     Args:
         num_steps: Steps of the run.
-        count: How many; fewer in a shorter run.
-        last_part: Which fraction of the run, up to its end.
+        count: How many steps to return; there are fewer in a shorter run.
+        last_part: The last part, as a fraction of the run.
     """
     moments = (1 - last_part * (1 - index / count) for index in range(1, count + 1))
     return {max(1, round(num_steps * moment)) for moment in moments}
@@ -157,7 +158,7 @@ class Sites(nn.Module):
 
     Args:
         stack: The stack.
-        scale: Multiplies every KL: the mean-field ELBO reads site scales from the guide.
+        scale: Multiplies every KL, because the mean-field ELBO reads the scales of sites from the guide.
         sites: Site name to its distribution.
     """
 
@@ -176,8 +177,8 @@ class Sites(nn.Module):
         with poutine.scale(scale=self.scale):
             return {name: pyro.sample(self.stack.site(name), site()) for name, site in self.sites.items()}
 
-    def start(self, factors: Any) -> None:
-        """Begin at trained factors: each becomes the place of the site of its name."""
+    def start(self, factors: FactorTuple) -> None:
+        """Start from trained factors: each becomes the location of the site with its name."""
         with torch.no_grad():
             for name, value in factors._asdict().items():
                 site: Any = self.sites[name]
@@ -193,8 +194,8 @@ class PerStack(nn.ModuleDict):
     def forward(self) -> dict[str, Any]:
         return {name: guide() for name, guide in self.items()}
 
-    def start(self, factors: Mapping[str, Any]) -> None:
-        """Begin at trained factors, by stack."""
+    def start(self, factors: FactorsByStack) -> None:
+        """Start from trained factors, by stack."""
         guide: Any
         for name, guide in self.items():
             guide.start(factors[name])

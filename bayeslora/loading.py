@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor, nn
 
@@ -16,14 +16,21 @@ from bayeslora.methods import METHODS, Method, make_method
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 from bayeslora.tasks import LIKELIHOODS, Likelihood
+from bayeslora.types import LabelColumn, Tokenizer
 
 logger = logging.getLogger(__name__)
 
+if TYPE_CHECKING:
+    Init: TypeAlias = Posterior | nn.Module | str | os.PathLike[str] | None
+else:
+    Init: TypeAlias = Any  # `fit` refuses what does not fit, in words
+"""Trained adapters to start from: a posterior, a PEFT model, or a folder of either."""
 
-def with_padding(model: nn.Module, tokenizer: Any) -> tuple[nn.Module, Any]:
-    """A model and a tokenizer that can pad: where there is no padding token, the one that ends a text serves.
 
-    What was given is left as it was. `transformers` models that classify by the last token of a text need to know the
+def with_padding(model: nn.Module, tokenizer: Tokenizer | None) -> tuple[nn.Module, Tokenizer | None]:
+    """Return a model and a tokenizer that can pad; without a padding token, the one that ends a text is used.
+
+    What was given is not changed. `transformers` models that classify by the last token of a text need to know the
     padding token, too.
     """
     if tokenizer is None:
@@ -43,21 +50,21 @@ def with_padding(model: nn.Module, tokenizer: Any) -> tuple[nn.Module, Any]:
 
 def load_model(
     name: str | os.PathLike[str],
-    tokenizer: Any,
+    tokenizer: Tokenizer | None,
     kind: type[Likelihood],
     columns: Sequence[str],
     class_names: Sequence[str] | None,
-    labels: Any,
-) -> tuple[nn.Module, Any]:
-    """A model with the output that a kind of label needs, and its tokenizer, from a folder or the hub.
+    labels: LabelColumn | None,
+) -> tuple[nn.Module, Tokenizer | None]:
+    """Load a model with the outputs that a kind of label needs, and its tokenizer, from a folder or the hub.
 
     Args:
         name: Its path or hub name.
         tokenizer: The tokenizer to use instead of the model's own.
         kind: The kind of label.
-        columns: Columns of the data, as far as it has any.
-        class_names: Names of the classes, where the data has them.
-        labels: All labels, where they are at hand.
+        columns: Columns of the data, if it has any.
+        class_names: Names of the classes, if the data has them.
+        labels: All labels, if they are available.
     """
     import transformers
 
@@ -83,13 +90,13 @@ def load(
         model: The base model, an instance or a path or hub name; None for the one named at the fit. A PEFT model stands
             for its base.
         likelihood: The callable that the posterior was fitted with, if its likelihood was one, or the class of its
-            likelihood, if that is not registered: code is not saved.
-        method: The method it was fitted with, if that holds a function of your own, which is not saved; None for the
-            one that was saved.
+            likelihood, if that is not registered, because code is not saved.
+        method: The method that it was fitted with, if that holds a function of your own, which is not saved; None for
+            the saved method.
 
     Raises:
         FileNotFoundError: If there is no posterior in the folder.
-        ValueError: If it is damaged, belongs to another base model, is of a method that is not registered or not the
+        ValueError: If it is damaged, belongs to another base model, has a method that is not registered or is not the
             one given, or was fitted with a likelihood or function of your own that is not given.
     """
     tensors, record = storage.load_files(folder)
@@ -99,14 +106,14 @@ def load(
         model = interop.base_of_peft(model)  # whose layers go by the same names, and have adapters of their own
     if not isinstance(model, nn.Module):
         model = _load_base(folder, model or record["base"]["name"], record, labels.num_labels)
-    # Without one, a tokenizer's files can be those of an earlier posterior in this folder.
+    # If the posterior has no tokenizer, one in this folder belongs to an earlier posterior.
     model, tokenizer = with_padding(model, _load_tokenizer(folder) if record["tokenizer"] else None)
     try:
         network = AdaptedNetwork(model, method.family, head_family=method.head_family, **record["network"])
     except ValueError as error:
         raise ValueError(f"The posterior in {folder} belongs to another base model: {error}") from None
     storage.check_base(network, tensors.pop("fingerprint"))
-    with seeded(0):  # a guide draws its start, which the saved state replaces
+    with seeded(0):  # a guide starts from random values, which the saved state replaces
         program = Program(network, method, labels, record["num_particles"])
     storage.load_state(program, tensors)
     history = storage.history(tensors, record)
@@ -115,7 +122,7 @@ def load(
 
 
 def _method(folder: object, record: Mapping[str, Any], given: Method | None) -> Method:
-    """The method of a saved posterior; the one given, if it is the same."""
+    """Make the method of a saved posterior, or return the given one if it is the same."""
     if given is not None:
         own = storage.method_record(given)
         if own | {**record} != own:
@@ -135,11 +142,12 @@ def _class_of(record: Mapping[str, Any]) -> str:
     return f" (class {record['class']})" if "class" in record else ""
 
 
-def _likelihood(folder: object, record: Mapping[str, Any], given: Any) -> Likelihood:
-    """The likelihood of a saved posterior, with the function or of the class that was given."""
+def _likelihood(
+    folder: object, record: Mapping[str, Any], given: Callable[..., Any] | type[Likelihood] | None
+) -> Likelihood:
+    """Make the likelihood of a saved posterior, with the function or class that was given."""
     name = record["name"]
-    is_class = isinstance(given, type) and issubclass(given, Likelihood)
-    kind: type[Likelihood] | None = given if is_class else LIKELIHOODS.get(name)
+    kind = given if isinstance(given, type) and issubclass(given, Likelihood) else LIKELIHOODS.get(name)
     if kind is None or record.get("class", kind.__name__) != kind.__name__:
         fault = f"which is the name of {kind.__name__} here" if kind else "which is not known here"
         raise ValueError(
@@ -147,7 +155,7 @@ def _likelihood(folder: object, record: Mapping[str, Any], given: Any) -> Likeli
             f"with bayeslora.register first. Known: {', '.join(LIKELIHOODS)}. Or pass it, load(…, likelihood=TheClass)."
         )
     if kind.needs_code and given is None:
-        raise ValueError(f"The posterior in {folder} has a likelihood of its own: pass load(…, likelihood=…).")
+        raise ValueError(f"The posterior in {folder} has a callable as likelihood: pass it, load(…, likelihood=…).")
     return kind.restored(record["config"], copy.deepcopy(given) if kind.needs_code else None)
 
 
@@ -165,7 +173,7 @@ def _load_base(
     return cls.from_pretrained(name, **({} if num_labels is None else {"num_labels": num_labels}))
 
 
-def _load_tokenizer(folder: str | os.PathLike[str]) -> Any:
+def _load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
     path = Path(folder) / "tokenizer"
     if not path.is_dir():
         return None

@@ -17,24 +17,24 @@ NUM_BINS = 15
 
 
 def accuracy(probs: ArrayLike, labels: ArrayLike) -> float:
-    """Share of examples whose most probable class is their label."""
+    """Return the share of examples whose most probable class is their label."""
     return float((np.asarray(probs).argmax(-1) == np.asarray(labels)).mean())
 
 
 def nll(probs: ArrayLike, labels: ArrayLike) -> float:
-    """Negative log-likelihood per example, −mean ln p(label)."""
+    """Return the negative log-likelihood per example, −mean ln p(label)."""
     return float(nll_per_example(probs, labels).mean())
 
 
 def nll_per_example(probs: ArrayLike, labels: ArrayLike) -> FloatArray:
-    """−ln p(label), `[example]`. A probability of exactly 0 counts as the smallest positive number."""
+    """Return −ln p(label), `[example]`; a probability of exactly 0 counts as the smallest positive number."""
     probs = np.asarray(probs, dtype=np.float64)
     chosen = np.take_along_axis(probs, np.asarray(labels)[:, None], axis=-1)[:, 0]
     return -np.log(np.maximum(chosen, np.finfo(np.float64).tiny))
 
 
 def brier(probs: ArrayLike, labels: ArrayLike) -> float:
-    """Brier score, mean Σ_c (p_c − 1[c = label])²: between 0 and 2, the sum over *all* classes."""
+    """Return the Brier score, mean Σ_c (p_c − 1[c = label])²: between 0 and 2, with the sum over *all* classes."""
     from sklearn.metrics import brier_score_loss
 
     probs = np.asarray(probs, dtype=np.float64)
@@ -42,7 +42,7 @@ def brier(probs: ArrayLike, labels: ArrayLike) -> float:
 
 
 def reliability(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> dict[str, FloatArray]:
-    """Confidence against accuracy, in equal-width bins of the top-class probability on [0, 1].
+    """Compare confidence with accuracy, in equal-width bins of the top-class probability on [0, 1].
 
     Returns:
         `edges` `[bin + 1]`; `count`, and mean `confidence` and `accuracy` `[bin]`, which are NaN in empty bins.
@@ -64,7 +64,7 @@ def reliability(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -
 
 
 def ece(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> float:
-    """Expected calibration error: Σ_bins (count / n) |accuracy − confidence| of the top class.
+    """Return the expected calibration error, Σ_bins (count / n) |accuracy − confidence| of the top class.
 
     References:
         Guo et al. (2017), [On Calibration of Modern Neural Networks](https://arxiv.org/abs/1706.04599).
@@ -75,14 +75,14 @@ def ece(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> float:
 
 
 def entropy(probs: ArrayLike) -> FloatArray:
-    """Entropy −Σ_c p_c ln p_c over the last axis."""
+    """Return the entropy −Σ_c p_c ln p_c over the last axis."""
     from scipy.special import entr
 
     return entr(np.asarray(probs, dtype=np.float64)).sum(-1)
 
 
 def relative_entropy(probs: ArrayLike, reference: ArrayLike) -> FloatArray:
-    """KL divergence Σ_c p_c ln(p_c / q_c) over the last axis; the two broadcast."""
+    """Return the KL divergence Σ_c p_c ln(p_c / q_c) over the last axis; p and q broadcast."""
     from scipy.special import rel_entr
 
     terms = rel_entr(np.asarray(probs, dtype=np.float64), np.asarray(reference, dtype=np.float64))
@@ -90,12 +90,12 @@ def relative_entropy(probs: ArrayLike, reference: ArrayLike) -> FloatArray:
 
 
 def majority_rate(labels: ArrayLike) -> float:
-    """Share of the most frequent label: the accuracy of always giving it."""
+    """Return the share of the most frequent label, the accuracy of always predicting it."""
     return float(np.unique(np.asarray(labels), return_counts=True)[1].max() / np.asarray(labels).size)
 
 
 def auroc(scores_inside: ArrayLike, scores_outside: ArrayLike) -> float:
-    """Probability that an outside example scores higher than an inside one: area under the ROC curve."""
+    """Return the probability that an outside example scores higher than an inside one: area under the ROC curve."""
     from sklearn.metrics import roc_auc_score
 
     inside, outside = np.asarray(scores_inside), np.asarray(scores_outside)
@@ -104,7 +104,9 @@ def auroc(scores_inside: ArrayLike, scores_outside: ArrayLike) -> float:
 
 
 def auroc_errors(uncertainty: ArrayLike, wrong: ArrayLike) -> float:
-    """Probability that a wrong prediction is more uncertain than a right one; NaN where all are right, or all wrong.
+    """Return the probability that a wrong prediction is more uncertain than a right one.
+
+    It is NaN if all predictions are right, or all wrong.
 
     Args:
         uncertainty: Any score that orders the examples, such as the entropy, `[example]`.
@@ -115,9 +117,9 @@ def auroc_errors(uncertainty: ArrayLike, wrong: ArrayLike) -> float:
 
 
 def risk_coverage(uncertainty: ArrayLike, wrong: ArrayLike) -> dict[str, FloatArray]:
-    """Error rate of the i least uncertain examples, for i from 1 to all of them.
+    """Return the error rate of the i least uncertain examples, for every i.
 
-    Of examples that are equally uncertain, any may come first: the risk is the expectation over their orders.
+    The order of equally uncertain examples is arbitrary: the risk is its expectation over their orders.
 
     Args:
         uncertainty: Any score that orders the examples, such as the entropy, `[example]`.
@@ -129,16 +131,17 @@ def risk_coverage(uncertainty: ArrayLike, wrong: ArrayLike) -> dict[str, FloatAr
     References:
         Geifman and El-Yaniv (2017), [Selective Classification](https://arxiv.org/abs/1705.08500).
     """
-    _, group = np.unique(np.asarray(uncertainty), return_inverse=True)  # numbers in the order of the values
+    _, group = np.unique(np.asarray(uncertainty), return_inverse=True)  # group numbers in the order of the values
     rate = np.bincount(group, np.asarray(wrong, dtype=np.float64)) / np.bincount(group)
     answered = np.arange(1, len(group) + 1)
     return {"coverage": answered / len(group), "risk": np.cumsum(rate[np.sort(group)]) / answered}
 
 
 def aurc(uncertainty: ArrayLike, wrong: ArrayLike) -> float:
-    """Area under the risk–coverage curve: the risk averaged over all coverages, `risk_coverage`'s arguments.
+    """Return the area under the risk–coverage curve, the risk averaged over all coverages.
 
-    Between 0 and 1, the less the better; uncertainty that says nothing gives the error rate.
+    Arguments are those of `risk_coverage`. The area is between 0 and 1, lower is better; with an uninformative
+    uncertainty it is the error rate.
 
     References:
         Geifman et al. (2018), [Bias-Reduced Uncertainty Estimation](https://arxiv.org/abs/1805.08206).
@@ -147,7 +150,7 @@ def aurc(uncertainty: ArrayLike, wrong: ArrayLike) -> float:
 
 
 def classification_scores(probs: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """Accuracy, NLL, ECE (15 bins) and Brier score."""
+    """Return accuracy, NLL, ECE (15 bins) and Brier score."""
     return {
         "accuracy": accuracy(probs, labels),
         "nll": nll(probs, labels),
@@ -157,9 +160,10 @@ def classification_scores(probs: ArrayLike, labels: ArrayLike) -> dict[str, floa
 
 
 def class_scores(probs: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """Macro F1 (over classes that occur, predicted or true), Matthews correlation, adaptive and classwise ECE.
+    """Return macro F1, Matthews correlation, adaptive and classwise ECE, and how well entropy predicts errors.
 
-    And how well entropy tells errors: its AUROC (NaN where all are right, or all wrong), area under risk–coverage.
+    Macro F1 is over the classes that occur, predicted or true. Entropy is judged by the AUROC of errors (NaN if all are
+    right, or all wrong) and by the area under the risk–coverage curve.
     """
     from sklearn.metrics import f1_score, matthews_corrcoef
 
@@ -177,7 +181,7 @@ def class_scores(probs: ArrayLike, labels: ArrayLike) -> dict[str, float]:
 
 
 def adaptive_ece(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> float:
-    """Calibration error of the top class in bins of equal count instead of equal width.
+    """Return the calibration error of the top class in bins of equal count instead of equal width.
 
     References:
         Nixon et al. (2019), [Measuring Calibration in Deep Learning](https://arxiv.org/abs/1904.01685).
@@ -187,7 +191,7 @@ def adaptive_ece(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) 
 
 
 def classwise_ece(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> float:
-    """Calibration error of every class's probability, in equal-width bins on [0, 1], averaged over classes.
+    """Return the calibration error of each class's probability, in equal-width bins on [0, 1], averaged over classes.
 
     References:
         Kull et al. (2019), [Beyond Temperature Scaling](https://arxiv.org/abs/1910.12656).
@@ -208,21 +212,21 @@ def _gap_of_equal_counts(confidence: FloatArray, correct: np.ndarray, num_bins: 
 
 
 def sigmoid(logits: ArrayLike) -> FloatArray:
-    """1 / (1 + exp(−logits))."""
+    """Return 1 / (1 + exp(−logits))."""
     from scipy.special import expit
 
     return expit(np.asarray(logits, dtype=np.float64))
 
 
 def softmax(logits: ArrayLike, temperature: float = 1.0) -> FloatArray:
-    """Probabilities from logits, the last axis summing to one, at a temperature."""
+    """Return the probabilities of logits at a temperature; the last axis sums to one."""
     from scipy.special import softmax as scipy_softmax
 
     return scipy_softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=-1)
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
-    r"""The temperature T that minimises the NLL of the mean over draws of $\mathrm{softmax}(f_s / T)$.
+    r"""Find the temperature T that minimises the NLL of the mean over draws of $\mathrm{softmax}(f_s / T)$.
 
     Args:
         logits: $f$, `[draw, example, class]`; one draw gives plain temperature scaling.
@@ -238,10 +242,10 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 
 
 def best_temperature(loss: Callable[[float], float]) -> float:
-    """The temperature between 0.05 and 20 at which a loss is lowest."""
+    """Find the temperature between 0.05 and 20 at which a loss is lowest."""
     from scipy.optimize import minimize_scalar
 
-    # With many draws the loss may have more than one valley: look at a grid first.
+    # With many draws the loss may have several minima: search a grid first.
     grid = np.linspace(np.log(0.05), np.log(20), 25)
     best = int(np.argmin([loss(float(np.exp(value))) for value in grid]))
     bounds = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
@@ -249,10 +253,10 @@ def best_temperature(loss: Callable[[float], float]) -> float:
 
 
 def mixture_nll(log_likelihood: ArrayLike) -> float:
-    r"""NLL per example of an equal mixture over draws, $-\mathrm{mean}_n \ln \frac1S \sum_s p_s(y_n)$.
+    r"""Return the NLL per example of an equal mixture over draws, $-\mathrm{mean}_n \ln \frac1S \sum_s p_s(y_n)$.
 
     Args:
-        log_likelihood: $\ln p_s(y_n)$ of all that is observed of an example, `[draw, example]`.
+        log_likelihood: $\ln p_s(y_n)$ of everything observed of an example, `[draw, example]`.
     """
     from scipy.special import logsumexp
 
@@ -261,9 +265,9 @@ def mixture_nll(log_likelihood: ArrayLike) -> float:
 
 
 def regression_scores(mean: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """Root mean square and mean absolute error in units of the labels; Pearson and Spearman correlation.
+    """Return root mean square and mean absolute error in units of the labels; Pearson and Spearman correlation.
 
-    A correlation is NaN where all predictions or all labels are equal.
+    A correlation is NaN if all predictions or all labels are equal.
     """
     from scipy import stats
 

@@ -1,28 +1,30 @@
 """What a network is, takes and returns: its kind, its inputs, its logits."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bayeslora.types import Batch
+
 
 def is_a(model: nn.Module | None, task: str) -> bool:
-    """Whether `transformers` lists a model's class for a task, such as `"CAUSAL_LM"`."""
+    """Return whether `transformers` lists a model's class for a task, such as `"CAUSAL_LM"`."""
     if not hasattr(model, "config"):
         return False
     from transformers.models.auto import modeling_auto
 
     listed = {*getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES").values()}
-    # A class of the user's own is what it derives from.
+    # The user's own class counts as the class that it derives from.
     return any(cls.__name__ in listed for cls in type(model).__mro__)
 
 
 def decoder_inputs(model: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """How labels become the inputs of a decoder, for an encoder-decoder that writes text; None for any other.
+    """Return the function that turns labels into decoder inputs, for an encoder-decoder that writes text, else None.
 
-    A network that reads its labels beside its inputs reads each after those before it: shifted by one token.
+    Such a network also reads its labels, shifted by one token: each is predicted from those before it.
     """
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return None
@@ -31,14 +33,14 @@ def decoder_inputs(model: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
 
 def forward_parameters(model: nn.Module) -> list[str]:
-    """Names of the inputs that a network's `forward` takes, in its order, without `labels`."""
+    """Return the names of the inputs that a network's `forward` takes, in its order, without `labels`."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(model.forward).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind in kinds and parameter.name != "labels"]
 
 
 def logits_of(output: Any) -> Tensor:
-    """Return the logits in what a network returned; start and end logits of a span are stacked last.
+    """Return the logits of a network's output; start and end logits of a span are stacked along the last dimension.
 
     Raises:
         TypeError: If there are none.
@@ -55,8 +57,8 @@ def logits_of(output: Any) -> Tensor:
     )
 
 
-def base_logits(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """Return the logits of the network as it is, in evaluation mode; every module keeps the mode it was in."""
+def base_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the logits of the unchanged network in evaluation mode; every module keeps its own mode."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     modes = [(module, module.training) for module in model.modules()]
     try:

@@ -8,19 +8,19 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Colours that stay apart in print and for colour-blind eyes (Okabe and Ito).
+# Colours that remain distinct in print and to colour-blind readers (Okabe and Ito).
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def reliability(curves: Mapping[str, Mapping[str, np.ndarray]]) -> "Figure":
-    """Accuracy against confidence, and how often each confidence occurs.
+    """Plot accuracy against confidence, and how often each confidence occurs.
 
     Args:
         curves: Name to the bins of `metrics.reliability`: `edges`, `count`, `confidence` and `accuracy`.
     """
     from matplotlib.figure import Figure
 
-    # Made without pyplot, which would keep the figure and choose a screen.
+    # Made without pyplot, which would keep the figure and choose a display.
     figure = Figure(figsize=(5.2, 5.6), layout="constrained")
     diagram, histogram = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
     diagram.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="calibrated")
@@ -43,7 +43,7 @@ def reliability(curves: Mapping[str, Mapping[str, np.ndarray]]) -> "Figure":
 
 
 def risk_coverage(curves: Mapping[str, Mapping[str, np.ndarray]]) -> "Figure":
-    """Error rate of the examples that are answered, against their share, the least uncertain first.
+    """Plot the error rate of the answered examples against their share, the least uncertain first.
 
     Args:
         curves: Name to the curve of `metrics.risk_coverage`: `coverage` and `risk`.

@@ -1,9 +1,8 @@
-"""What the user holds after a fit."""
+"""The posterior that a fit returns."""
 
 import copy
-import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +19,11 @@ from bayeslora.methods import Method
 from bayeslora.prediction import centre_sites, draw, run
 from bayeslora.program import Program
 from bayeslora.tasks.prediction import BasePrediction
+from bayeslora.types import Data, Tokenizer
 
 if TYPE_CHECKING:
     import arviz as az
     import pandas as pd
-
-logger = logging.getLogger(__name__)
 
 
 class Posterior:
@@ -46,9 +44,9 @@ class Posterior:
     def __init__(
         self,
         program: Program,
-        history: Mapping[str, Any] | None = None,
+        history: Mapping[str, Sequence[float]] | None = None,
         temperature: float = 1.0,
-        tokenizer: Any = None,
+        tokenizer: Tokenizer | None = None,
         class_names: tuple[str, ...] | None = None,
     ):
         self.program = program
@@ -93,7 +91,7 @@ class Posterior:
 
     @isolated()
     def draw(self, num_draws: int = 32, *, seed: int | None = 0) -> dict[str, Tensor]:
-        """Draws of every site, `[draw, layer, …]`, by site name.
+        """Draw every site, `[draw, layer, …]`, by site name.
 
         Args:
             num_draws: Number of draws; a finite posterior returns its members, each once.
@@ -104,7 +102,7 @@ class Posterior:
     @isolated()
     def predict(
         self,
-        data: Any,
+        data: Data,
         num_draws: int = 32,
         *,
         center: bool = False,
@@ -112,18 +110,19 @@ class Posterior:
         seed: int | None = 0,
         batch_size: int = 64,
     ) -> BasePrediction:
-        """The predictive distribution of new examples' labels: an equal mixture over draws of the weights.
+        """Predict the labels of new examples: an equal mixture over draws of the weights.
 
-        Its kind follows the likelihood: a `Prediction` for classes, a `RegressionPrediction` for real numbers.
+        The likelihood decides the kind of prediction: a `Prediction` for classes, a `RegressionPrediction` for real
+        numbers.
 
         Args:
-            data: As in `fit`; labels are not needed and not looked at.
+            data: As in `fit`; labels are ignored.
             num_draws: Draws of the weights.
-            center: One prediction, with every site at its guide's mean, instead: LoRA's cost.
+            center: Whether to predict once, with every site at its guide's mean, at LoRA's cost.
             approximation: `"draws"` runs the network on each draw. `"linear"` runs it once, and backwards once for each
                 class but one, and takes the draws through its first-order expansion in the factors: if those are
-                Gaussian with covariance C, the logits are N(f, J C Jᵀ), f the centre's. It warns where the network
-                itself, run on a few draws, disagrees. None for the method's own.
+                Gaussian with covariance C, the logits are N(f, J C Jᵀ), with f those of the centre. It warns if the
+                network itself, run on a few draws, disagrees. None for the method's default.
             seed: Seed of the draws.
             batch_size: Examples per batch.
 
@@ -137,20 +136,20 @@ class Posterior:
     @isolated()
     def evaluate(
         self,
-        data: Any,
+        data: Data,
         num_draws: int = 32,
         *,
         approximation: str | None = None,
         seed: int | None = 0,
         batch_size: int = 64,
     ) -> dict[str, float]:
-        """Metrics on labelled data, of the draws' average and, prefixed `center_`, of the centre.
+        """Compute metrics on labelled data, of the draws' average and, prefixed `center_`, of the centre.
 
-        The centre is the prediction with every site at its guide's mean. Which metrics there are follows the
-        likelihood (see the page on tasks); `nll` is always in nats per example. Arguments are those of `predict`.
+        The centre is the prediction with every site at its guide's mean. The metrics depend on the likelihood (see the
+        page on tasks); `nll` is always in nats per example. Arguments are those of `predict`.
 
         Raises:
-            ValueError: If the data has no labels, or labels the network has no class for.
+            ValueError: If the data has no labels, or labels for which the network has no class.
         """
         centre, sites = centre_sites(self.program), self.draw(num_draws, seed=seed)
         outputs, labels = self._labelled(data, sites, seed, batch_size, approximation)
@@ -170,12 +169,12 @@ class Posterior:
         seed: int | None = 0,
         **generation_settings: Any,
     ) -> Generation:
-        """Texts that continue prompts, with the uncertainty about every token; of a language model.
+        """Continue prompts with a language model, with the uncertainty about every token.
 
-        Every draw of the weights writes a text of its own: it is one draw from the first token to the last. Each text
-        is then scored under all draws, which takes a pass over its tokens per draw. With `average=True` the draws write
-        one text together: the distribution of each next token is the average of theirs, and its entropy and mutual
-        information come from the same pass. Both keep the model's cache.
+        Every draw of the weights writes its own text, from the first token to the last. Each text is then scored under
+        all draws, which takes one pass over its tokens per draw. With `average=True` the draws write one text together:
+        the distribution of each next token is the average of theirs, and its entropy and mutual information come from
+        the same pass. Both use the model's cache.
 
         Args:
             inputs: A text or texts, with the posterior's tokenizer; token ids, as an array or a list for each prompt;
@@ -183,34 +182,34 @@ class Posterior:
                 run as one batch.
             num_draws: Draws of the weights; a finite posterior has its members, each once.
             average: Whether the draws write one text together.
-            center: One text, with every site at its guide's mean, instead: LoRA's cost.
+            center: Whether to write one text, with every site at its guide's mean, at LoRA's cost.
             seed: Seed of the draws, and of the tokens where they are sampled.
-            generation_settings: Of the model's own `generate`, such as `max_new_tokens`, `do_sample`, `temperature`; of
-                draws that write by themselves, also those of beam search.
+            generation_settings: Settings of the model's own `generate`, such as `max_new_tokens`, `do_sample` and
+                `temperature`; without `average`, also those of beam search.
 
         Raises:
             ValueError: If the model does not write text, the prompts do not fit it, or the settings ask for several
                 texts per prompt, or for anything but greedy search and sampling of an average.
         """
         prompts = generation.encode(inputs, self.network.model, self.tokenizer)
-        with seeded(seed):  # tokens are sampled from the random state that the draws leave
+        with seeded(seed):  # tokens are sampled from the random state after the draws
             sites = centre_sites(self.program) if center else self.draw(num_draws, seed=None)
             return generation.generate(self.program, sites, prompts, average, self.tokenizer, generation_settings)
 
     @isolated()
     def calibrate(
         self,
-        validation: Any,
+        validation: Data,
         num_draws: int = 32,
         *,
         approximation: str | None = None,
         seed: int | None = 0,
         batch_size: int = 64,
     ) -> "Posterior":
-        """A new posterior whose logits are divided by the temperature that fits held-out data best.
+        """Return a new posterior whose logits are divided by the temperature that fits held-out data best.
 
-        The one temperature T minimises the NLL of the mean over draws of softmax(logits / T): probabilities stay the
-        average of the draws' probabilities, and entropy the sum of its two parts. This posterior is left as it is.
+        The temperature T minimises the NLL of the mean over draws of softmax(logits / T): probabilities remain the
+        average of the draws' probabilities, and entropy the sum of its two parts. This posterior is not changed.
 
         Args:
             validation: Labelled data that the fit has not seen.
@@ -243,7 +242,7 @@ class Posterior:
     @isolated()
     def to_arviz(
         self,
-        data: Any = None,
+        data: Data = None,
         num_draws: int = 100,
         *,
         seed: int | None = 0,
@@ -251,10 +250,10 @@ class Posterior:
         raw: bool = False,
         per_token: bool = False,
     ) -> "az.InferenceData":
-        """Draws as arviz groups: `posterior`, and for data `posterior_predictive`, `log_likelihood`, `observed_data`.
+        """Return draws as arviz groups: `posterior`, and, with data, predictions, log-likelihoods and labels.
 
-        The posterior group holds small, meaningful numbers per layer: `delta_norm`, ‖ΔW‖_F; `noise_to_signal`, that of
-        ΔW's difference from the centre over that of the centre; and the method's own (for MonteCLoRA `weights`, π, and
+        The posterior group holds small, meaningful numbers per layer: `delta_norm`, ‖ΔW‖_F; `noise_to_signal`, the norm
+        of its difference from the centre over that of the centre; and the method's own (of MonteCLoRA `weights`, π, and
         `mean_variance`, tr Σ / r). Each stack has dimensions of its own, with module names as coordinates.
 
         Args:
@@ -262,7 +261,7 @@ class Posterior:
             num_draws: Draws of the weights.
             seed: Seed of the draws.
             batch_size: Examples per batch.
-            raw: Also every site as drawn: large, and slow to summarise.
+            raw: Whether to add every site as drawn, which is large, and slow to summarise.
             per_token: Whether `log_likelihood` has a term per token, where labels are tokens, instead of one per
                 example. `az.loo` then leaves out tokens, which are not independent of the rest of their example.
         """
@@ -275,11 +274,11 @@ class Posterior:
         return diagnostics.to_arviz(self.program, sites, observed, raw)
 
     def summary(self) -> dict[str, float]:
-        """How many numbers are learned, against how many the base model has.
+        """Count the learned numbers and those of the base model.
 
         Returns:
             `adapters`, parameters of the guide; `head`, those of a task head that is trained as a point; `base`, those
-            of the model as it was given, its head included; `share`, (adapters + head) / base.
+            of the given model, including its head; `share`, (adapters + head) / base.
         """
         learned = {"adapters": 0, "head": 0}
         for name, parameter in self.program.trainable():
@@ -289,7 +288,7 @@ class Posterior:
 
     @isolated()
     def merge(self) -> nn.Module:
-        """A plain model with the centre's adapters folded into its weights: the base model's cost, one prediction.
+        """Fold the centre's adapters into the weights of a plain model, for one prediction at the base model's cost.
 
         Raises:
             ValueError: If base layers are quantised, or the model differs from the centre on the fit's first examples.
@@ -317,10 +316,6 @@ class Posterior:
         Raises:
             ValueError: If the adapters have no form in PEFT's LoRA, or PEFT reads something else.
         """
-        if self.temperature != 1:
-            logger.warning(
-                "The exported adapters give the logits before calibration: divide them by %g.", self.temperature
-            )
         sites = self.program.centre() if num_draws is None else self.draw(num_draws, seed=seed)
         about = interop.About(self.method.name, temperature=self.temperature)
         settings: dict[str, Any] = {"about": about, "tokenizer": self.tokenizer, "batch": self._example()}
@@ -344,7 +339,7 @@ class Posterior:
         return None if self.example is None else to_device(self.example, self.program.device)
 
     def record(self) -> dict[str, Any]:
-        """What is saved beside the learned state, ready for JSON."""
+        """Return what is saved with the learned state, ready for JSON."""
         model = self.network.model
         return {
             "method": storage.method_record(self.method),
@@ -360,14 +355,14 @@ class Posterior:
 
     def _outputs(
         self,
-        data: Any,
+        data: Data,
         sites: Mapping[str, Tensor],
         seed: int | None,
         batch_size: int,
         approximation: str | None,
         with_labels: bool = True,
     ) -> Any:
-        """The network's outputs at draws of the sites."""
+        """Run the network at draws of the sites, and return its outputs."""
         approximation = approximation or self.method.approximation
         if approximation not in ("draws", "linear"):
             raise ValueError(f"approximation={approximation!r}: give 'draws' or 'linear'.")
@@ -384,7 +379,7 @@ class Posterior:
 
     def _labelled(
         self,
-        data: Any,
+        data: Data,
         sites: Mapping[str, Tensor],
         seed: int | None,
         batch_size: int,

@@ -2,24 +2,26 @@ r"""The precision τ of a prior $N(0, 1/\tau)$: by evidence, or by the NLL of he
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from bayeslora.isolation import seeded
+from bayeslora.tasks import Likelihood
+from bayeslora.types import Batch, Sites
 
 CANDIDATES = tuple(10 ** (k / 2) for k in range(-2, 13))
-"""Precisions among which held-out data choose: 0.1 to 10⁶, two per power of ten; evidence stays between the ends."""
+"""Precisions to choose from by held-out data: 0.1 to 10⁶, two per power of ten; evidence stays in this range."""
 
 NUM_DRAWS = 64
-"""Draws of the logits with which a candidate is judged."""
+"""Draws of the logits for judging a candidate."""
 
 
 def largest_evidence(eigenvalues: Sequence[Tensor], weights: Sequence[Tensor]) -> float:
     r"""Return τ at the largest marginal likelihood of a Laplace approximation, by MacKay's fixed point.
 
-    With $\ell$ all eigenvalues of the curvature and F the weights, it has $\tau = \gamma / \lVert F \rVert^2$,
+    With $\ell$ all eigenvalues of the curvature and F the weights, it satisfies $\tau = \gamma / \lVert F \rVert^2$,
     $\gamma = \sum_i \ell_i / (\ell_i + \tau)$.
 
     Args:
@@ -40,13 +42,27 @@ def largest_evidence(eigenvalues: Sequence[Tensor], weights: Sequence[Tensor]) -
     return precision
 
 
-def least_nll(program: Any, batches: Iterable[Any], put: Callable[[float], None]) -> float:
+@runtime_checkable
+class Linearisable(Protocol):
+    """The part of a `FittedProgram` that `least_nll` needs: draws of its sites, and linearised logits at them."""
+
+    if TYPE_CHECKING:  # a submodule, which a check at run time does not find
+        likelihood: Likelihood
+
+    def draw(self, num_draws: int) -> dict[str, Tensor]:
+        """Draw every site from the guide, `[draw, layer, …]`."""
+
+    def linearised(self, sites: Sites) -> Callable[[Batch], Tensor]:
+        """Return the logits to first order in the factors, as a function of inputs, at draws of the sites."""
+
+
+def least_nll(program: Linearisable, batches: Iterable[Batch], put: Callable[[float], None]) -> float:
     """Return the candidate with the least NLL of the linearised predictions; all are judged at the same draws.
 
     Args:
         program: The program, in evaluation mode.
         batches: Held-out batches, with labels.
-        put: Gives the guide a precision.
+        put: Sets the precision of the guide.
     """
     seed = int(torch.randint(2**31, ()))
     scores = {}

@@ -1,7 +1,7 @@
 """Draws of a fitted program, and the network run on them."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,21 +13,21 @@ from bayeslora.adapters.rows import has_rows
 from bayeslora.data import to_device
 from bayeslora.isolation import seeded
 from bayeslora.program import Program, evaluating
-from bayeslora.types import Batch, Sites
+from bayeslora.types import Batch, FactorsByStack, Sites
 
-# Rows × positions up to which draws are folded into one pass. Folding is faster only while a pass is bound by
-# overhead: 0.57 × a loop's time at 16 × 6 tokens, the same at 16 × 64.
+# Rows × positions up to which draws are folded into one pass. Folding is faster only as long as overhead dominates a
+# pass: it takes 0.57 × the time of a loop at 16 × 6 tokens, and the same time at 16 × 64.
 FOLDED_POSITIONS = 2048
 
 
-# Linearised prediction is compared with the network itself on so many examples of the first batch, at so many draws.
+# Linearised prediction is compared with the network itself on this many examples of the first batch and draws.
 CHECKED_EXAMPLES, CHECKED_DRAWS = 16, 8
-# Divergence beyond which it warns, in nats per example: what the expansion adds to the NLL if the network is right.
+# The divergence above which it warns, in nats per example: the growth of the NLL if the network is right.
 TRUSTED_DIVERGENCE = 0.01
 
 
 def draw(program: Program, num_draws: int, seed: int | None) -> dict[str, Tensor]:
-    """Draws of every site, `[draw, layer, …]`; a finite posterior's members, each once, instead."""
+    """Draw every site, `[draw, layer, …]`; of a finite posterior, return the members, each once."""
     if num_draws < 1:
         raise ValueError(f"num_draws={num_draws}: give a whole number of at least 1.")
     finite = program.method.num_draws(program.guide)
@@ -44,16 +44,16 @@ def run(
     linear: bool = False,
     context: Any = None,
 ) -> Any:
-    """The network's outputs at draws of the sites, as the likelihood's `predict` takes them.
+    """Run the network at draws of the sites, and return its outputs as the likelihood's `predict` takes them.
 
     Args:
-        program: The program; it is left in the mode it was in.
+        program: The program; it keeps its mode.
         sites: Draws, `[draw, layer, …]`.
         batches: The data: positions of the examples, and their batch.
         num_draws: Size of the `draw` dimension.
-        with_labels: Whether labels are looked at. Without them, the rows of a token task are all that is no padding.
-        linear: Whether the network's first-order expansion in the factors is run on the draws, not the network.
-        context: What the task's reader of tables noted about the data beside its rows.
+        with_labels: Whether labels are read. Without them, the rows of a token task are all tokens but padding.
+        linear: Whether to run the network's first-order expansion in the factors at the draws, instead of the network.
+        context: What else the task noted about the data when it read a table.
     """
     collector = program.likelihood.collector(with_labels, context)
     try:
@@ -76,9 +76,9 @@ def run(
 
 
 def chunks(
-    logits: Callable[[Mapping[str, Any], Batch], Tensor], factors: Mapping[str, Any], batch: Batch, num_draws: int
+    logits: Callable[[FactorsByStack, Batch], Tensor], factors: FactorsByStack, batch: Batch, num_draws: int
 ) -> Iterator[Tensor]:
-    """Logits of a batch as a function of factors, a few draws at a time, `[draw, batch, …]`."""
+    """Yield the logits of a batch, a few draws at a time, `[draw, batch, …]`; `logits` is a function of factors."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     positions = max(value[:, :1].numel() if value.is_floating_point() else value.numel() for value in tensors(inputs))
     chunk = max(1, FOLDED_POSITIONS // positions)
@@ -89,7 +89,7 @@ def chunks(
         yield logits(part, batch)
 
 
-def _check_linear(program: Program, factors: Mapping[str, Any], inputs: Batch, linear: Tensor) -> None:
+def _check_linear(program: Program, factors: FactorsByStack, inputs: Batch, linear: Tensor) -> None:
     """Warn if linearised predictions are far from the network's own, on a few draws and examples."""
     linear = linear[:CHECKED_DRAWS, :CHECKED_EXAMPLES]
     few_draws = {name: type(value)(*(f[:CHECKED_DRAWS] for f in value)) for name, value in factors.items()}
@@ -109,11 +109,11 @@ def _check_linear(program: Program, factors: Mapping[str, Any], inputs: Batch, l
 
 
 def tensors(batch: Batch) -> list[Tensor]:
-    """The tensors of a batch that have rows."""
+    """Return the tensors of a batch that have rows."""
     return [value for value in batch.values() if isinstance(value, Tensor) and value.dim() > 0]
 
 
 def centre_sites(program: Program) -> dict[str, Tensor]:
-    """Every site at its guide's mean, as one draw, `[1, layer, …]`."""
+    """Return every site at its guide's mean, as one draw, `[1, layer, …]`."""
     with torch.no_grad():
         return {name: value.unsqueeze(0) for name, value in program.centre().items()}

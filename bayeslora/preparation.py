@@ -1,8 +1,7 @@
-"""What is settled before training: the likelihood, the labels that fit it, and where the outputs start."""
+"""Choose the likelihood, check the labels against it, and set where the outputs start, all before training."""
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pyro
 import torch
@@ -14,20 +13,21 @@ from bayeslora.data import LABELS, Source, to_device
 from bayeslora.methods import Method
 from bayeslora.networks import base_logits
 from bayeslora.tasks import Likelihood, choosing
+from bayeslora.types import Data, LabelColumn
 
 logger = logging.getLogger(__name__)
 
 NUM_TO_SHIFT = 64
-"""Examples that tell where the outputs start: the mean of 64 labels is within an eighth of their spread."""
+"""Examples by which the start of the outputs is set: the mean of 64 labels is within an eighth of their spread."""
 
 FAR = 10
 """Distance of outputs from labels, in the likelihood's unit, that is hard to learn without a bias."""
 
 
-def likelihood_for(given: Any, model: nn.Module, train: Source, method: Method) -> Likelihood:
-    """The likelihood asked for, or the one that fits what the network returns for the first examples, and their labels.
+def likelihood_for(given: choosing.Given, model: nn.Module, train: Source, method: Method) -> Likelihood:
+    """Return the likelihood asked for, or the one that fits the network's outputs and labels of the first examples.
 
-    It is tried on those examples: what does not fit is said before training starts.
+    It is tried on those examples, so that errors come before training.
     """
     batch = train.about(choosing.asked(given) or choosing.labelled_by_inputs(model)).first_batch()
     if "labels" not in batch:
@@ -49,7 +49,7 @@ def likelihood_for(given: Any, model: nn.Module, train: Source, method: Method) 
         )
     if method.approximation == "linear" and selected.dim() > 2:
         raise ValueError(
-            f"{method.name!r} is for a number or a vector of logits per example, and {likelihood.name!r} has logits "
+            f"{method.name!r} is for a number or a vector of logits per example, but {likelihood.name!r} has logits "
             f"{tuple(selected.shape)} for {len(labels)} examples: give another method."
         )
     return likelihood
@@ -58,10 +58,10 @@ def likelihood_for(given: Any, model: nn.Module, train: Source, method: Method) 
 def shift_outputs(
     network: AdaptedNetwork, likelihood: Likelihood, model: nn.Module, train: Source, batch_size: int
 ) -> None:
-    """Let the head's outputs start at the mean that the labels of the first examples ask for.
+    """Shift the outputs of the head to the mean of the first labels.
 
-    Adam moves every weight at about the same rate: with labels around 3 and outputs around 0, all of them push the
-    outputs up at first, drive the layer below into saturation, and little is learned afterwards.
+    Adam moves every weight at about the same rate. With labels around 3 and outputs around 0, all weights would push
+    the outputs up at first and drive the layer below into saturation, and little would be learned afterwards.
     """
     layer = network.output_layer()
     if layer is None:
@@ -89,6 +89,7 @@ def shift_outputs(
 
 
 def check_labels(source: Source | None, likelihood: Likelihood) -> None:
+    """Raise a ValueError unless data, if there is any, has labels that fit the likelihood."""
     if source is None:
         return
     labels = source.labels
@@ -99,11 +100,13 @@ def check_labels(source: Source | None, likelihood: Likelihood) -> None:
     likelihood.check_labels(labels)
 
 
-def columns_of(data: Any) -> Sequence[str]:
+def columns_of(data: Data) -> Sequence[str]:
+    """Return the names of the data's columns, if it has any."""
     return getattr(data, "column_names", None) or (list(data) if isinstance(data, Mapping) else ())
 
 
-def label_values(data: Any) -> Any:
+def label_values(data: Data) -> LabelColumn | None:
+    """Return all labels of data that has not been read yet; None if they are not in a column or an array."""
     if isinstance(data, tuple) and len(data) == 2:
         return data[1]
     if isinstance(data, IterableDataset):
@@ -112,13 +115,14 @@ def label_values(data: Any) -> Any:
     return data[names[0]] if names else None
 
 
-def label_names(data: Any) -> list[str] | None:
-    """Class names of a `datasets.Dataset` whose labels have them."""
+def label_names(data: Data) -> list[str] | None:
+    """Return the class names of a `datasets.Dataset` if its labels have them."""
     features = getattr(data, "features", None) or {}
     return next((list(features[n].names) for n in LABELS if n in features and hasattr(features[n], "names")), None)
 
 
-def class_names(model: nn.Module, data: Any) -> tuple[str, ...] | None:
+def class_names(model: nn.Module, data: Data) -> tuple[str, ...] | None:
+    """Return the names of the classes, from the data or else the model's configuration; None if neither has any."""
     names = label_names(data)
     if names is None:
         id2label = getattr(getattr(model, "config", None), "id2label", None) or {}

@@ -1,16 +1,15 @@
-"""The distributions that priors are written with, one layer's worth: a plate makes them a stack's."""
-
-from typing import Any
+"""Distributions for writing priors, for a single layer: a plate makes them a stack's."""
 
 import pyro
 import pyro.distributions as dist
 
 from bayeslora.adapters import Stack
 from bayeslora.distributions import Flat
+from bayeslora.types import FactorTuple
 
 
 def normal(shape: tuple[int, ...], scale: float) -> dist.Distribution:
-    """Independent N(0, `scale`²) entries, in one event of that shape.
+    """Return the distribution of independent N(0, `scale`²) entries, as one event of a given shape.
 
     Args:
         shape: Shape of one layer's factor.
@@ -20,11 +19,14 @@ def normal(shape: tuple[int, ...], scale: float) -> dist.Distribution:
 
 
 def flat(shape: tuple[int, ...]) -> Flat:
-    """The improper uniform prior: with a point guide, plain maximum likelihood."""
+    """Return the improper uniform prior, which means maximum likelihood for a point guide."""
     return Flat(shape)
 
 
-def flat_factors(stack: Stack) -> Any:
-    """All factors of a stack as sites of their names under the improper uniform prior; within `stack.layers`."""
+def flat_factors(stack: Stack) -> FactorTuple:
+    """Sample all factors of a stack from the improper uniform prior, each at a site with its name.
+
+    To be called within `stack.layers`.
+    """
     sites = {name: pyro.sample(stack.site(name), flat(shape)) for name, shape in stack.shapes.items()}
     return stack.family.factors(**sites)

@@ -1,7 +1,7 @@
 """p(y, A, B given x), its guide, and their ELBO as one `nn.Module`."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pyro
@@ -13,20 +13,21 @@ from torch import Tensor, nn
 
 from bayeslora.adapters import AdaptedNetwork, Linearised, Stacks
 from bayeslora.elbo import MeanFieldELBO, is_plate, sites
+from bayeslora.fitted import FittedProgram
 from bayeslora.isolation import exclusive
 from bayeslora.methods import Method
 from bayeslora.tasks import Likelihood
-from bayeslora.types import Batch, Sites
+from bayeslora.types import Batch, FactorsByStack, Sites, TraceSite
 
 
 class Output(NamedTuple):
-    """What a program returns for a batch: the loss in nats per example, and logits, `[*draw, batch, label]`."""
+    """The output of a program for a batch: the loss in nats per example, and logits, `[*draw, batch, label]`."""
 
     loss: Tensor
     logits: Tensor
 
 
-class Program(nn.Module):
+class Program(nn.Module, FittedProgram):
     """The generative model of labels given inputs, its guide, and the negative ELBO.
 
     Called with a batch, `program(**batch)`, it returns `(loss, logits)`. In training mode, the loss is the negative
@@ -41,11 +42,11 @@ class Program(nn.Module):
         num_particles: Draws per training step, run as one batch.
 
     Attributes:
-        num_steps: Optimiser steps of the whole training, for methods with a schedule. The Trainer sets it; a loop of
-            your own has to.
+        num_steps: Optimiser steps of the whole training, for methods with a schedule. The Trainer sets it; your own
+            loop has to.
     """
 
-    # The Trainer would otherwise pass `num_items_in_batch`, which is nothing to a loss that is already a mean.
+    # Otherwise the Trainer would pass `num_items_in_batch`, but the loss is a mean already.
     accepts_loss_kwargs = False
 
     def __init__(self, network: AdaptedNetwork, method: Method, likelihood: Likelihood, num_particles: int = 1):
@@ -84,14 +85,14 @@ class Program(nn.Module):
         return self.network.device
 
     def model(self, batch: Batch, rows_by_draw: bool = False) -> Tensor:
-        """The generative model: factors from the prior, logits from the network, labels from the likelihood."""
+        """Run the generative model: factors from the prior, logits from the network, labels from the likelihood."""
         logits = self.network_logits(self.factors(), batch, rows_by_draw)
-        # Rows of particles of their own: the ELBO sums the same over all particles, and divides by their number.
+        # If particles have their own rows, the ELBO still sums over all particles, and divides by their number.
         self.likelihood.observe(logits, batch["labels"])
         return logits.unflatten(0, (self.elbo.num_particles, -1)) if rows_by_draw else logits
 
-    def factors(self) -> Mapping[str, Any]:
-        """The method's prior, run on this network's stacks and device."""
+    def factors(self) -> FactorsByStack:
+        """Run the method's prior on this network's stacks and device, and return the factors."""
         # Priors make their constants without naming a device.
         on_device = contextlib.nullcontext() if self.device.type == "cpu" else self.device
         with on_device:
@@ -103,7 +104,7 @@ class Program(nn.Module):
 
         Args:
             rows_by_draw: Whether the rows are blocks of equal size, one for each particle, instead of every particle's.
-                It is about training: in evaluation mode, all rows are the centre's.
+                This applies to training; in evaluation mode, all rows are the centre's.
             batch: The network's inputs, and the labels.
 
         Raises:
@@ -122,41 +123,41 @@ class Program(nn.Module):
 
     @property
     def terms(self) -> dict[str, Tensor]:
-        """The last training loss by site, detached, in nats: `labels` is the NLL per example, others weighted KLs."""
+        """The last training loss by site, detached, in nats: the NLL per example as `labels`, and weighted KLs."""
         names, values = self._terms
         return dict(zip(names, values, strict=True))
 
     def logits(self, sites: Sites, batch: Batch) -> Tensor:
-        """Logits at given sites, `[*draw, batch, …]`; labels in the batch are ignored."""
+        """Return the logits at given sites, `[*draw, batch, …]`; labels in the batch are ignored."""
         return self.network_logits(self.factors_at(sites), batch)
 
-    def network_logits(self, factors: Mapping[str, Any], batch: Batch, rows_by_draw: bool = False) -> Tensor:
-        """The network's logits at given factors, the part that the labels are about, `[*draw, batch, …]`.
+    def network_logits(self, factors: FactorsByStack, batch: Batch, rows_by_draw: bool = False) -> Tensor:
+        """Return the network's logits at given factors, the part that the labels are about, `[*draw, batch, …]`.
 
-        Where each draw has rows of its own, they are `[batch, …]`, block by block.
+        If each draw has its own rows, they are `[batch, …]`, block by block.
         """
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         return self.likelihood.select(self.network(factors, inputs, rows_by_draw), batch)
 
-    def factors_at(self, sites: Sites) -> Mapping[str, Any]:
-        """Factors of every stack as the prior computes them from given sites."""
+    def factors_at(self, sites: Sites) -> FactorsByStack:
+        """Return the factors of every stack as the prior computes them from given sites."""
         with pyro.validation_enabled(False):
             return poutine.condition(self.factors, data=dict(sites))()
 
     def linearised(self, sites: Sites) -> Linearised:
-        """Logits to first order in the factors as a function of inputs, at draws of the sites, `[draw, layer, …]`."""
+        """Return the logits to first order in the factors, as a function of inputs, at draws `[draw, layer, …]`."""
         centre, draws = self.factors_at(self.centre()), self.factors_at(sites)
         return Linearised(self.network, centre, draws, self.likelihood.select, self.likelihood.up_to_constant)
 
     def centre(self) -> dict[str, Tensor]:
-        """Every site at its guide's mean, `[layer, …]`; the guide is in evaluation mode."""
+        """Return every site at its guide's mean, `[layer, …]`, with the guide in evaluation mode."""
         with pyro.validation_enabled(False), evaluating(self.guide), AtMean():
             return _latent(poutine.trace(self.guide).get_trace())
 
     def draw(self, num_draws: int) -> dict[str, Tensor]:
-        """Draws of every site from the guide, `[draw, layer, …]`, with torch's current random state.
+        """Draw every site from the guide, `[draw, layer, …]`, with torch's current random state.
 
-        They are the posterior's, for prediction: the guide is in evaluation mode, also where training goes on.
+        Draws are for prediction: the guide is in evaluation mode, even during training.
         """
         names = list(self.centre())
         with pyro.validation_enabled(False), evaluating(self.guide):
@@ -164,14 +165,14 @@ class Program(nn.Module):
         return {name: draws[name] for name in names}
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Named parameters that are learned: the guide's, the task head's and the likelihood's own."""
+        """Iterate over the names and parameters that are learned: of the guide, the task head and the likelihood."""
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **settings: Any
     ) -> None:
         """Trade computation for memory in the network; called by the Trainer, arguments as in `transformers`."""
-        # The re-entrant kind drops the gradient where no input of a block needs one, as in a frozen network.
+        # The re-entrant kind drops the gradient if no input of a block needs one, as in a frozen network.
         kwargs = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
         enable: Any = self.network.model.activation_checkpointing_enable
         enable(activation_checkpointing_kwargs=kwargs, **settings)
@@ -179,7 +180,7 @@ class Program(nn.Module):
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """A module in evaluation mode; afterwards in the mode it was in."""
+    """Put a module in evaluation mode; restore its mode afterwards."""
     was_training = module.training
     module.eval()
     try:
@@ -189,9 +190,9 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 class AtMean(Messenger):
-    """Sets every latent site to the mean of its distribution."""
+    """A handler that sets every latent site to the mean of its distribution."""
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: TraceSite) -> None:
         if not (msg["is_observed"] or is_plate(msg)):
             msg["value"] = msg["fn"].mean
             msg["done"] = True

@@ -1,4 +1,4 @@
-"""Methods and kinds of labels of one's own."""
+"""Registration of your own methods and kinds of labels."""
 
 import inspect
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ def register(cls: T) -> T:
 
     Raises:
         TypeError: If the class is not a concrete method or likelihood with a `name` of its own.
-        ValueError: If the name is taken by another class.
+        ValueError: If another class has the name.
     """
     table: dict[str, Any] | None = None
     if inspect.isclass(cls) and not inspect.isabstract(cls):

@@ -26,7 +26,7 @@ FINGERPRINT_VALUES = 16
 
 
 def save_files(folder: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON record so that a killed process never leaves half of them.
+    """Write tensors and a JSON record in such a way that a killed process never leaves half of them.
 
     The tensors' file carries a hash of its content in its name, and the record names it: replacing the record, one
     atomic rename, is what replaces the posterior. Files it no longer names are removed afterwards.
@@ -44,11 +44,11 @@ def save_files(folder: str | os.PathLike[str], tensors: Mapping[str, Tensor], re
 
 
 def load_files(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and record that `save_files` wrote.
+    """Read the tensors and the record that `save_files` wrote.
 
     Raises:
         FileNotFoundError: If there is no posterior in the folder.
-        ValueError: If it is damaged or of a format this version does not know.
+        ValueError: If it is damaged, or has a format that this version does not know.
     """
     manifest = Path(folder) / MANIFEST
     if not manifest.is_file():
@@ -65,7 +65,7 @@ def load_files(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
 
 
 def state(program: Program) -> dict[str, Tensor]:
-    """All learned state: the guide's under `guide/`, the task head's under `head/`, and `likelihood/`."""
+    """Return all learned state: that of the guide under `guide/`, of the task head under `head/`, and `likelihood/`."""
     parts = {
         "guide": program.guide.state_dict(),
         "head": program.network.head_state(),
@@ -75,7 +75,7 @@ def state(program: Program) -> dict[str, Tensor]:
 
 
 def load_state(program: Program, tensors: Mapping[str, Tensor]) -> None:
-    """Put learned state back.
+    """Load learned state into a program.
 
     Raises:
         ValueError: If the head does not fit the network's.
@@ -90,22 +90,22 @@ def load_state(program: Program, tensors: Mapping[str, Tensor]) -> None:
 
 
 def history(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> dict[str, list[float]]:
-    """The history's columns in their order, which a tensors' file does not keep."""
+    """Return the columns of the history in their order, which a file of tensors does not keep."""
     return {name: tensors[f"history/{name}"].tolist() for name in record["history"]}
 
 
 def method_record(method: Method) -> dict[str, Any]:
-    """A method's name, its class and its fields, as JSON gives them back."""
+    """Return a method's name, its class and its fields, as read back from JSON."""
     return json.loads(json.dumps({"name": method.name, "class": type(method).__name__, "fields": method.record()}))
 
 
 def likelihood_record(likelihood: Likelihood) -> dict[str, Any]:
-    """A likelihood's name, its class and what its constructor needs."""
+    """Return a likelihood's name, its class and what its constructor needs."""
     return {"name": likelihood.name, "class": type(likelihood).__name__, "config": likelihood.config()}
 
 
 def network_record(network: AdaptedNetwork) -> dict[str, Any]:
-    """What `AdaptedNetwork` needs to be built again on the same base."""
+    """Return what `AdaptedNetwork` needs to be built again on the same base."""
     body = [stack for stack in network.stacks.values() if not stack.in_head]
     names = [name for stack in body for name in stack.layer_names]
     ranks = {name: stack.rank for stack in body for name in stack.layer_names}
@@ -118,15 +118,15 @@ def network_record(network: AdaptedNetwork) -> dict[str, Any]:
 
 
 def fingerprint(network: AdaptedNetwork) -> Tensor:
-    """A few weights of every adapted layer, `[layer, value]`, by which a base model is recognised; NaN if quantised.
+    """Sample a few weights of every adapted layer, `[layer, value]`, to recognise the base model; NaN if quantised.
 
-    The task head's are left out: they are saved with the posterior.
+    Weights of the task head are left out, because they are saved with the posterior.
     """
     rows = []
     for name, stack in network.stacks.items():
         for base in () if stack.in_head else network.bases(name):
             weight = base.weight.detach().flatten()  # type: ignore[operator]
-            # In single precision, the last index of a large layer would be past its end.
+            # In single precision, the last index of a large layer could be rounded past its end.
             index = torch.linspace(0, len(weight) - 1, FINGERPRINT_VALUES, dtype=torch.float64).long()
             values = weight[index.to(weight.device)].float().cpu()
             rows.append(values if weight.is_floating_point() else torch.full_like(values, torch.nan))

@@ -1,6 +1,6 @@
-"""The contracts that every method and every kind of label is held to, for authors of their own.
+"""Contracts that every method and every kind of label has to meet, for testing your own.
 
-Derive a test class, say what is to be tested, and let pytest collect it:
+Derive a test class, say what to test, and let pytest collect it:
 
 ```python
 class TestMine(MethodContract):
@@ -34,7 +34,7 @@ from bayeslora.tasks import Classification, Likelihood
 from bayeslora.tasks.prediction import BasePrediction
 
 FAILURE_RATE = 2e-5
-"""Probability with which a correct statistical check may fail."""
+"""Probability that a statistical check of correct code fails."""
 
 
 def small_network(num_labels: int = 3, **settings: Any) -> nn.Module:
@@ -67,7 +67,7 @@ def small_batch(num_examples: int = 5, num_labels: int = 3) -> dict[str, Tensor]
 
 
 def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A batch without its labels."""
+    """Return a batch without its labels."""
     return {name: value for name, value in batch.items() if name != "labels"}
 
 
@@ -81,7 +81,7 @@ class MethodContract:
     method: Method
 
     def program(self, num_particles: int = 1, double: bool = False) -> Program:
-        """A program of the method over the small network."""
+        """Make a program of the method over the small network."""
         torch.manual_seed(0)
         model, method = small_network(), self.method
         network = AdaptedNetwork(
@@ -97,7 +97,7 @@ class MethodContract:
         return Program(network, method, Classification(3), count)
 
     def moved(self, scale: float = 0.2, **settings: Any) -> Program:
-        """A program whose learned parameters are off their start, so that no term vanishes by symmetry."""
+        """Make a program whose learned parameters are moved from their start, so that no term vanishes by symmetry."""
         program, generator = self.program(**settings), torch.Generator().manual_seed(5)
         with torch.no_grad():
             for _, parameter in program.trainable():
@@ -105,7 +105,7 @@ class MethodContract:
         return program
 
     def traces(self, program: Program) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Latent sites of prior and guide."""
+        """Return the latent sites of prior and guide."""
         return tuple(  # type: ignore[return-value]
             {
                 name: site
@@ -178,7 +178,7 @@ class MethodContract:
         assert torch.equal(other(**small_batch()).logits, program(**small_batch()).logits)
 
     def draws(self, program: Program, seed: int, count: int = 3) -> dict[str, Tensor]:
-        """Draws of every site with a seed."""
+        """Draw every site with a seed."""
         torch.manual_seed(seed)
         return program.draw(count)
 
@@ -216,7 +216,7 @@ class MethodContract:
         torch.testing.assert_close(together, torch.stack(apart), rtol=1e-9, atol=1e-9)
 
     def test_averaged_probabilities_are_no_worse_than_their_draws_on_average(self) -> None:
-        # −log is convex in the prediction: it holds on any data, at any parameters.
+        # −log is convex in the prediction, so that this holds on any data, at any parameters.
         program, batch = self.moved(scale=0.4).eval(), small_batch(24)
         posterior, labels = Posterior(program), batch["labels"].numpy()
         prediction: Any = posterior.predict(inputs_of(batch), 6)
@@ -269,12 +269,12 @@ class MethodContract:
 
 
 class LikelihoodContract:
-    """What every kind of label promises, with random logits in double precision.
+    """What every kind of label promises, tested with random logits in double precision.
 
     Attributes:
         likelihood: The likelihood to be tested.
         num_outputs: Shape of the network's outputs for one example, `(class,)`, or `(token, class)`.
-        code: What `restored` needs beside the record, for one that `needs_code`.
+        code: The function that `restored` needs with the record, if the likelihood `needs_code`.
     """
 
     likelihood: Likelihood
@@ -283,11 +283,11 @@ class LikelihoodContract:
     size = 40
 
     def batch(self) -> dict[str, Tensor]:
-        """What the network is asked about, labels left out."""
+        """Return the network's inputs, without labels."""
         return {}
 
     def logits(self, num_draws: int = 3, seed: int = 0) -> Tensor:
-        """What the network returns, the part that labels are about, `[draw, batch, …]`."""
+        """Return random logits, the part that the labels are about, `[draw, batch, …]`."""
         generator = torch.Generator().manual_seed(seed)
         logits = torch.randn(num_draws, self.size, *self.num_outputs, generator=generator, dtype=torch.float64)
         return torch.stack([self.own.select(each, self.batch()) for each in logits])
@@ -298,12 +298,12 @@ class LikelihoodContract:
         return copy.deepcopy(self.likelihood).double()
 
     def labels(self) -> Tensor:
-        """Labels of every example, as `fit` would be given them."""
+        """Return the labels of every example, as they would be given to `fit`."""
         torch.manual_seed(1)
         return self.own.distribution(self.logits(1)[0]).sample()
 
     def prediction(self, logits: Tensor, temperature: float = 1.0) -> tuple[BasePrediction, np.ndarray]:
-        """The prediction of logits `[draw, batch, …]`, and its labels."""
+        """Return the prediction of logits `[draw, batch, …]`, and its labels."""
         collector = self.own.collector(with_labels=True)
         batch = {**self.batch(), "labels": self.labels()}
         collector.add(np.arange(self.size), batch, iter([logits]))

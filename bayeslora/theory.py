@@ -12,13 +12,13 @@ import math
 
 
 def drop_rate(p: float) -> float:
-    """Probability $2p - p^2$ that an entry of ΔW is zero: its column of `A` or its row of `B` is dropped.
+    """Return the probability $2p - p^2$ that an entry of ΔW is zero: its column of `A` or row of `B` is dropped.
 
     Args:
         p: Dropout rate of the columns of `A` and of the rows of `B`, on [0, 1].
 
     Raises:
-        ValueError: If p is no probability.
+        ValueError: If p is not a probability.
     """
     if not 0 <= p <= 1:
         raise ValueError(f"p={p!r}: give a probability, from 0 to 1.")
@@ -28,9 +28,9 @@ def drop_rate(p: float) -> float:
 def hypothesis_stability(
     p: float, regularization: float, lipschitz: float, num_examples: int, curvature: float
 ) -> float:
-    r"""Pointwise hypothesis stability $\beta \le 2 \eta^2 / (\kappa n)$ of LoRA with dropout (Proposition 4.2).
+    r"""Bound the pointwise hypothesis stability, $\beta \le 2 \eta^2 / (\kappa n)$, of LoRA with dropout (Prop. 4.2).
 
-    How much the loss of a training example may change, on average, if that example is left out of the training data.
+    It is how much the loss of a training example may change, on average, if the example is left out of the data.
     It assumes that the loss is η-Lipschitz in ΔW, that training reaches a minimum of the regularised loss, that without
     an example this minimum stays close, and that the Hessian there is positive semi-definite.
 
@@ -42,7 +42,7 @@ def hypothesis_stability(
         curvature: $\Lambda_{min} \ge 0$, smallest eigenvalue of the loss's Hessian at the minimum.
 
     Returns:
-        The bound, in the unit of the loss; infinite where neither curvature nor regulariser holds the minimum.
+        The bound, in the unit of the loss; infinite if there is neither curvature nor a regulariser at the minimum.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -62,7 +62,7 @@ def generalization_bound(
     curvature: float,
     delta: float = 0.05,
 ) -> float:
-    r"""Bound on the risk that holds with probability 1 − δ over the training data (Theorem 4.4),
+    r"""Bound the risk with probability 1 − δ over the training data (Theorem 4.4),
 
     $$R \le \hat R + \sqrt{\frac{C^2 + 24\, C \eta^2 / \kappa}{2 n \delta}}.$$
 
@@ -79,7 +79,7 @@ def generalization_bound(
         delta: δ, probability with which the bound may fail, above 0 and at most 1.
 
     Returns:
-        The bound, in the unit of the loss; infinite where neither curvature nor regulariser holds the minimum.
+        The bound, in the unit of the loss; infinite if there is neither curvature nor a regulariser at the minimum.
 
     Raises:
         ValueError: If an argument is out of its range.

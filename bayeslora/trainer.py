@@ -1,15 +1,16 @@
-"""The `transformers` Trainer, driving a program."""
+"""The `transformers` Trainer for programs."""
 
 import json
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from bayeslora import guides, storage
@@ -18,21 +19,21 @@ from bayeslora.isolation import give_way, seeded
 from bayeslora.methods import Tuning
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program, evaluating
-from bayeslora.types import Batch
+from bayeslora.types import Batch, History
 
 logger = logging.getLogger(__name__)
 
 TUNING_SHARE = 0.3
-"""What the hook for held-out data may cost, as a share of the fit."""
+"""Largest cost of the hook for held-out data, as a share of the fit."""
 
 PASSES_PER_STEP = 2.5
-"""Forward passes that a training step costs: its own, and a backward pass without gradients of the frozen weights."""
+"""Cost of a training step in forward passes: one of its own, and a backward pass without the frozen weights."""
 
 FEWEST_TUNING, TUNING_BATCH = 50, 16
 
 
 class DivergedError(RuntimeError):
-    """The loss or its gradient became NaN or infinite; the posterior is at the last state where it was not.
+    """The loss or its gradient became NaN or infinite; the posterior is at the last state before that.
 
     Attributes:
         posterior: The posterior at the last good state.
@@ -44,7 +45,7 @@ class DivergedError(RuntimeError):
 
 
 class ProgramTrainer(Trainer):
-    """Trains a program: its loss is the negative ELBO, its checkpoints are posteriors (adapters and head only).
+    """A Trainer for a program: its loss is the negative ELBO, its checkpoints are posteriors (adapters and head only).
 
     Args:
         posterior: The posterior to train, in place.
@@ -58,7 +59,7 @@ class ProgramTrainer(Trainer):
     def __init__(
         self,
         posterior: Posterior,
-        history: dict[str, list[Any]],
+        history: History,
         train: Source,
         validation: Source | None,
         tuning_data: Source | None = None,
@@ -72,7 +73,7 @@ class ProgramTrainer(Trainer):
         self.rows_by_draw = False
         if self.program.method.own_batches and self.program.elbo.num_particles > 1:
             if rows is None:
-                logger.warning("All members get the same batches, the DataLoader's: give a dataset for their own.")
+                logger.warning("All members get the same batches, the DataLoader's: give a dataset to change that.")
             else:
                 rows = OwnOrders(rows, self.program.elbo.num_particles)
                 self.rows_by_draw = True
@@ -91,11 +92,11 @@ class ProgramTrainer(Trainer):
             self.add_callback(Tune(self.program, tuning_data, tuning))
         self.add_callback(GiveWay(self.accelerator))
         self.last_good = LastGood(self.program)
-        # Rows that are computed one by one have not been looked at before training.
+        # Labels of rows that are computed one by one have not been checked before training.
         self.labels_unseen = train.labels is None
 
     def _collate(self, rows: list[Any]) -> dict[str, Any]:
-        """Rows to a batch; those of several readers to blocks of one."""
+        """Make a batch of rows; rows of several readers become blocks of it."""
         if not isinstance(rows[0], tuple):
             return self.train_source.collate(rows)
         blocks = zip(*rows, strict=True)
@@ -108,16 +109,16 @@ class ProgramTrainer(Trainer):
         return self._loader(self.validation_source) or super().get_eval_dataloader(eval_dataset)
 
     def _loader(self, source: Source | None) -> DataLoader[Any] | None:
-        """The user's own loader, where one was given."""
+        """Return the user's own loader, if one was given."""
         return self.accelerator.prepare(source.loader) if source and source.loader else None
 
     optimizer: torch.optim.Optimizer | None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Places, with weight decay; spreads and the likelihood's own, without, at rates of their own.
+        """Make the optimiser; spreads and parameters of the likelihood have their own rates and no weight decay.
 
-        Adam's steps have the size of the rate, whatever the unit: where outputs are in thousands, the output layer
-        takes steps in thousands.
+        Adam's steps have the size of the learning rate, whatever the unit: if outputs are in the thousands, the output
+        layer needs steps in the thousands.
         """
         if self.optimizer is None:
             unit = self.program.likelihood.unit
@@ -153,7 +154,7 @@ class ProgramTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         if self.labels_unseen:
             self.program.likelihood.check_labels(inputs["labels"].cpu())
-        # The Trainer calls the model with a mapping alone: what is no input of the network's goes in beside them here.
+        # The Trainer calls the model with a mapping only, so that this flag goes in with the network's inputs.
         call = {**inputs, "rows_by_draw": True} if self.rows_by_draw else inputs
         loss = super().training_step(model, call, num_items_in_batch)
         self.recorder.record(self.program)
@@ -183,9 +184,9 @@ class ProgramTrainer(Trainer):
 
 
 class Recorder(TrainerCallback):
-    """Collects the terms of every step's loss, on the device, and turns them into columns when asked."""
+    """A record of the terms of every step's loss, collected on the device and turned into columns when asked."""
 
-    def __init__(self, history: dict[str, list[Any]]):
+    def __init__(self, history: History):
         self.history = history
         self.names: list[str] = []
         self.pending: list[tuple[int, float, torch.Tensor]] = []
@@ -196,23 +197,30 @@ class Recorder(TrainerCallback):
         self.names = list(program.terms)
         self.parts.append(torch.stack(list(program.terms.values())))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         self.pending.append((state.global_step, state.epoch, torch.stack(self.parts).mean(0)))
         self.parts = []
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **others: Any) -> None:
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float] | None = None,
+        **others: Any,
+    ) -> None:
         self.flush()
         if metrics and "eval_loss" in metrics and self.history:
             self.history.setdefault("validation_nll", [math.nan] * len(self.history["step"]))
             self.history["validation_nll"][-1] = metrics["eval_loss"]
 
     def flush(self) -> None:
-        """Move what was kept into the columns: one transfer from the device."""
+        """Move the collected terms into the columns, in one transfer from the device."""
         if not self.pending:
             return
         rows = torch.stack([terms for _, _, terms in self.pending]).double().cpu()
         labels = self.names.index("labels")
-        columns: dict[str, list[Any]] = {
+        columns: History = {
             "step": [step for step, _, _ in self.pending],
             "epoch": [epoch for _, epoch, _ in self.pending],
             "loss": rows.sum(1).tolist(),
@@ -225,27 +233,31 @@ class Recorder(TrainerCallback):
             self.history.setdefault(name, []).extend(values)
         self.pending = []
 
-    def restore(self, columns: dict[str, list[Any]]) -> None:
+    def restore(self, columns: History) -> None:
         """Continue the columns of a checkpoint."""
         self.history.clear()
         self.history.update(columns)
 
 
 class AfterStep(TrainerCallback):
-    """Calls the method's hook after the optimiser's step, while the gradients are still there."""
+    """A callback for the method's hook after the optimiser's step, while the gradients are still there."""
 
     def __init__(self, program: Program):
         self.program = program
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
         self.program.num_steps = state.max_steps
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
         self.program.method.after_step(self.program, state.global_step + 1)
 
 
 class Tune(TrainerCallback):
-    """Calls the method's hook for held-out data, with as many examples as keep its cost within a share of the fit's."""
+    """A callback for the method's hook for held-out data, with as many examples as its share of the cost allows."""
 
     def __init__(self, program: Program, held_out: Source, tuning: Tuning):
         self.program = program
@@ -253,11 +265,13 @@ class Tune(TrainerCallback):
         self.tuning = tuning
         self.steps: list[int] = []
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
         steps = [max(1, round(moment * state.max_steps)) for moment in self.tuning.moments]
         self.steps = [step for step in steps if step > state.global_step]
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         if state.global_step not in self.steps:
             return
         seen = state.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -269,7 +283,7 @@ class Tune(TrainerCallback):
                 self.program.method.tune(self.program, batches)
 
     def _batches(self, size: int) -> list[Batch]:
-        """Batches of that many held-out examples, or of all, on the program's device."""
+        """Return batches of a number of held-out examples, or of all, on the program's device."""
         part = self.held_out
         in_order = part.loader is not None or part.is_stream
         if not in_order and size < len(part):
@@ -288,12 +302,19 @@ class GiveWay(TrainerCallback):
     def __init__(self, accelerator: Any):
         self.accelerator = accelerator
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **others: Any) -> None:
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **others: Any,
+    ) -> None:
         # It is kept once in the process, and `TrainingArguments`, made in any thread, empty it.
         for own in (self.accelerator.state, optimizer.accelerator_state):
             own.__dict__ = dict(vars(own))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         states = (PartialState, AcceleratorState, GradientState)
         own = [dict(state._shared_state) for state in states]
         give_way()
@@ -305,9 +326,9 @@ class GiveWay(TrainerCallback):
 
 
 class LastGood:
-    """Keeps the learned state of the last step whose loss and gradient were finite; stops the fit where they are not.
+    """The learned state of the last step with finite loss and gradient; it stops the fit at the first without.
 
-    The copy costs what one more optimiser moment would: a fraction of a percent of the model.
+    The copy costs as much memory as one more optimiser moment, a fraction of a percent of the model.
     """
 
     def __init__(self, program: Program):
@@ -315,9 +336,9 @@ class LastGood:
         self.parameters = [parameter for _, parameter in program.trainable()]
         self.copies = [parameter.detach().clone() for parameter in self.parameters]
 
-    def after_backward(self, trainer: ProgramTrainer, loss: torch.Tensor, batch: dict[str, Any]) -> None:
+    def after_backward(self, trainer: ProgramTrainer, loss: torch.Tensor, batch: Batch) -> None:
         """Check a batch's loss and gradients, which the optimiser has not used yet."""
-        # Half-precision training scales the loss so far up that infinite gradients are part of its search.
+        # Half-precision training tries large scales of the loss, at which infinite gradients are normal.
         scaled = getattr(trainer.accelerator, "scaler", None) is not None
         gradients = [] if scaled else [p.grad for p in self.parameters if p.grad is not None]
         norms = torch._foreach_norm(gradients, float("inf")) if gradients else ()
@@ -326,7 +347,7 @@ class LastGood:
             return
         raise DivergedError(self._message(trainer, loss, batch), self._restored(trainer))
 
-    def _message(self, trainer: ProgramTrainer, loss: torch.Tensor, batch: dict[str, Any]) -> str:
+    def _message(self, trainer: ProgramTrainer, loss: torch.Tensor, batch: Batch) -> str:
         largest = {name: _largest(p.grad) for name, p in self.program.trainable() if p.grad is not None}
         worst = max(largest, key=lambda name: largest[name])
         step, rate = trainer.state.global_step + 1, trainer._get_learning_rate()
@@ -352,7 +373,7 @@ def _largest(gradient: torch.Tensor) -> float:
 
 
 def _differences(saved: dict[str, Any], own: dict[str, Any]) -> str:
-    """What two records say differently, in a few words."""
+    """Describe how two records differ, in a few words."""
     (theirs, its_fields), (ours, fields) = ((r["method"]["name"], r["method"]["fields"]) for r in (saved, own))
     if theirs != ours:
         return f"method {theirs!r}, now {ours!r}"

@@ -1,33 +1,33 @@
-"""How loud a posterior's noise should be, by the NLL of held-out data."""
+"""Tune the size of a posterior's noise by the NLL of held-out data."""
 
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from bayeslora.fitted import FittedProgram
 from bayeslora.isolation import seeded
 from bayeslora.types import Batch
 
 logger = logging.getLogger(__name__)
 
 USUAL_RATIO = 4.0
-"""c of MonteCLoRA by default, and where the search for it starts."""
+"""The default c of MonteCLoRA, at which the search for it starts."""
 
 TUNE_AFTER = (0.4, 0.6, 0.8, 1.0)
-"""Fractions of training after which the search looks at held-out data."""
+"""Fractions of training after which the search uses held-out data."""
 
 TUNE_DRAWS = 4
-"""Draws of the weights per batch with which it judges."""
+"""Draws of the weights per batch in the search."""
 
 
-def tune_ratio(program: Any, batches: Sequence[Batch], ratios: Sequence[Tensor]) -> None:
+def tune_ratio(program: FittedProgram, batches: Sequence[Batch], ratios: Sequence[Tensor]) -> None:
     """Multiply c by the factor from 1/2 to √2 with the least held-out NLL, under a log-normal prior on c.
 
-    The prior, an octave around the usual ratio, decides where few examples say little. A louder c has to be confirmed
-    by draws of its own.
+    The prior, an octave around the usual ratio, decides if there are too few examples to say much. A larger c has to be
+    confirmed by new draws at that c.
 
     Args:
         program: The program, in evaluation mode.
@@ -49,13 +49,13 @@ def tune_ratio(program: Any, batches: Sequence[Batch], ratios: Sequence[Tensor])
     logger.info("Noise ratio: %.2f.", float(ratios[0][0]))
 
 
-def nll_by_loudness(program: Any, batches: Sequence[Batch], factors: Tensor, num_draws: int) -> Tensor:
-    r"""Predictive NLL per example if the noise were that many times as loud, `[factor]`.
+def nll_by_loudness(program: FittedProgram, batches: Sequence[Batch], factors: Tensor, num_draws: int) -> Tensor:
+    r"""Return the predictive NLL per example with the noise multiplied by each of several factors φ, `[factor]`.
 
     To first order in the noise the logits of a draw are $f_0 + g$, with $f_0$ those of the centre, and at φ times the
-    noise $f_0 + \varphi g$: draws at the present loudness and the centre serve every φ. This is exact at φ = 1, and
-    optimistic where φ is much larger. Every batch has draws of its own, so that no one draw weighs on all examples,
-    and they are the same at every call.
+    noise $f_0 + \varphi g$, so that the centre and draws at the present noise serve every φ. This is exact at φ = 1,
+    and optimistic if φ is much larger. Every batch has its own draws, so that no single draw affects all examples; they
+    are the same at every call.
 
     Args:
         program: The program, in evaluation mode.
@@ -71,7 +71,7 @@ def nll_by_loudness(program: Any, batches: Sequence[Batch], factors: Tensor, num
             with seeded(seed):
                 draws = program.draw(num_draws)
             noise = program.logits(draws, batch) - at_centre
-            noise = noise.masked_fill(at_centre.isinf(), 0)  # what is padding stays impossible
+            noise = noise.masked_fill(at_centre.isinf(), 0)  # padding stays impossible
             for index, factor in enumerate(factors):
                 log_prob = program.likelihood.log_prob(at_centre + factor * noise, batch["labels"])
                 total[index] -= log_mean_exp(log_prob.double()).sum().cpu()
@@ -80,11 +80,11 @@ def nll_by_loudness(program: Any, batches: Sequence[Batch], factors: Tensor, num
 
 
 def log_mean_exp(values: Tensor) -> Tensor:
-    r"""$\ln$ of the mean of $e^v$ over the first dimension, corrected for the number of draws.
+    r"""Return $\ln$ of the mean of $e^v$ over the first dimension, corrected for the number of draws.
 
     The logarithm of an average of S draws is too small on average, by $\mathrm{Var}(e^v) / (2 S\, E(e^v)^2)$ to first
-    order in 1/S: uncorrected, few draws would speak for quiet noise. With $p_s$ the share of draw s in the sum, the
-    correction is $(S \sum_s p_s^2 - 1) / (2 (S - 1))$: 0 where all draws agree, 1/2 where one outweighs the others.
+    order in 1/S: uncorrected, few draws would favour small noise. With $p_s$ the share of draw s in the sum, the
+    correction is $(S \sum_s p_s^2 - 1) / (2 (S - 1))$: 0 if all draws agree, 1/2 if one outweighs the others.
 
     Args:
         values: `[draw, …]`, at least two draws.

@@ -215,7 +215,7 @@ def test_a_model_without_a_head() -> None:
 
 def test_a_path_whose_classes_cannot_be_told(tmp_path: Any) -> None:
     tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"number of classes.*cannot be told from the data: .*num_labels="):
+    with pytest.raises(ValueError, match=r"does not say how many classes .* should have: .*num_labels="):
         fit(str(tmp_path), TEXTS)
 
 

@@ -14,8 +14,9 @@ PACKAGE = Path(__file__).parents[1] / "bayeslora"
 ORDER = (
     ("types", "isolation"),
     ("networks",),
-    ("adapters", "distributions"),
-    ("priors", "guides", "curvature", "elbo", "tuning", "precision", "tasks"),
+    ("adapters", "distributions", "tasks"),
+    ("fitted",),
+    ("priors", "guides", "curvature", "elbo", "tuning", "precision"),
     ("data", "methods"),
     ("program", "budget", "registry", "preparation"),
     ("prediction", "storage"),

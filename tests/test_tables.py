@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import datasets
 import numpy as np
@@ -18,6 +19,7 @@ from bayeslora.tasks import choices as choice_tables
 from bayeslora.tasks import questions as question_tables
 from bayeslora.tasks.answer_letters import prompt_with_letters
 from bayeslora.tasks.question_answering import AnswerPrediction, answer_scores
+from bayeslora.types import Tokenizer
 from tests.tasks.cases import model
 from tests.test_data import tiny_tokenizer
 
@@ -87,7 +89,7 @@ def test_tables_of_questions_that_do_not_fit_say_so() -> None:
     with pytest.raises(ValueError, match="question in row 1 has 5 tokens, more than half a window of 8"):
         question_tables.read(squad(question=["good", "good " * 5]), tiny_tokenizer())
     with pytest.raises(ValueError, match="needs a fast tokenizer"):
-        question_tables.read(squad(), object())
+        question_tables.read(squad(), Mock(spec=Tokenizer))  # has no `is_fast`
 
 
 def questions_of(offsets: list[Any], question: list[int], answers: list[list[str]]) -> question_tables.Questions:

@@ -163,7 +163,7 @@ def test_without_validation_a_tenth_is_held_out(caplog: pytest.LogCaptureFixture
 
 def test_under_fifty_examples_the_default_is_kept_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     posterior = bayeslora.fit(tiny_bert(), tokens(49), noise_ratio="auto", **SETTINGS)
-    assert "49 examples are too few to hold a tenth out" in caplog.text
+    assert "49 examples are too few to hold out a tenth" in caplog.text
     assert all(float(guide.noise_ratio[0]) == 4.0 for guide in posterior.guide.values())
 
 

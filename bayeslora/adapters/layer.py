@@ -1,4 +1,4 @@
-"""The layer that stands in a network for an adapted one, and the factors bound to it."""
+"""The layer that replaces an adapted one in a network, and the factors bound to it."""
 
 from typing import Any
 
@@ -9,15 +9,15 @@ from bayeslora.adapters.rows import has_rows_first
 
 
 class Slot:
-    """Holds the factors bound to one layer; a copy of it is empty.
+    """A place for the factors bound to one layer; copies of it are empty.
 
     Bound factors are part of an autograd graph, which can be neither deep-copied nor pickled.
 
     Attributes:
-        factors: Scaled factors, None where none are bound.
-        rows: Rows of the batch over all draws, None where there are no several draws.
-        sequences: Sequences of tokens in a row, which the network may make rows of their own.
-        trusting: Whether rows are taken for the batch's where they might be tokens as well, being as many.
+        factors: Scaled factors, None if none are bound.
+        rows: Rows of the batch over all draws, None unless there are several draws.
+        sequences: Sequences of tokens in a row, which the network may turn into rows.
+        trusting: Whether a first dimension that might be rows or tokens, being of both sizes, is taken for rows.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class NotFoldedError(Exception):
 
 
 class AdaptedLayer(nn.Module):
-    """A linear layer with whatever factors are bound to it; without any, the layer itself."""
+    """A linear layer with the factors that are bound to it; without any, it acts as the layer itself."""
 
     def __init__(self, base: nn.Module, family: Family):
         super().__init__()
@@ -56,7 +56,7 @@ class AdaptedLayer(nn.Module):
         return self.base(x) if slot.factors is None else self.family.forward(self.base, x, slot.factors)
 
     def __getattr__(self, name: str) -> Any:
-        # Networks read `weight.dtype`, `in_features` and the like off their linear layers.
+        # Networks read attributes of their linear layers, such as `weight.dtype` and `in_features`.
         try:
             return super().__getattr__(name)
         except AttributeError:

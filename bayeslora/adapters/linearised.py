@@ -1,7 +1,6 @@
 """A network to first order in its factors."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,7 +9,7 @@ from bayeslora.adapters.layer import NotFoldedError
 from bayeslora.adapters.network import AdaptedNetwork
 from bayeslora.adapters.rows import has_rows, sequences_in
 from bayeslora.networks import logits_of
-from bayeslora.types import Batch
+from bayeslora.types import Batch, FactorsByStack
 
 # Numbers in the gradients held at once: examples × factors.
 GRADIENT_NUMBERS = 2**26
@@ -22,28 +21,28 @@ class Linearised:
     $$f_s(x) = f(x) + J(x)\, \delta_s, \qquad J = \partial f / \partial(\mathrm{factors}),$$
 
     with $\delta_s$ the difference of draw s from the centre. For Gaussian factors with covariance C, the logits are
-    draws from $N(f, J C J^\top)$, jointly over examples: the network runs once, and backwards once per class, however
-    many draws there are. Every example gets factors of its own, a copy of the centre's, so that one backward pass gives
-    a gradient per example.
+    draws from $N(f, J C J^\top)$, jointly over examples. The network runs forwards once, and backwards once per class,
+    however many draws there are. Every example gets its own copy of the centre's factors, so that one backward pass
+    gives a gradient per example.
 
     Args:
         network: The network.
         centre: Factors at which it is expanded, by stack, `[layer, …]`.
         draws: Factors, by stack, `[draw, layer, …]`.
-        select: The part of the network's output that is asked for, of output and inputs: a number, or one for each
+        select: Selects the wanted part of the network's output, given output and inputs: a number, or one for each
             class or choice, per example.
-        contrasts: Whether the logits matter only up to a constant, as under a softmax: one backward pass less, and the
-            first logit is the same in every draw.
+        contrasts: Whether logits matter only up to a constant, as under a softmax. This saves one backward pass; the
+            first logit is then the same in every draw.
 
     Raises:
-        ValueError: If a family has noise beside its factors.
+        ValueError: If a family has noise besides its factors.
     """
 
     def __init__(
         self,
         network: AdaptedNetwork,
-        centre: Mapping[str, Any],
-        draws: Mapping[str, Any],
+        centre: FactorsByStack,
+        draws: FactorsByStack,
         select: Callable[[Tensor, Batch], Tensor],
         contrasts: bool = False,
     ):
@@ -68,7 +67,7 @@ class Linearised:
         self.rows = max(1, GRADIENT_NUMBERS // max(numbers, 1))
 
     def __call__(self, inputs: Batch) -> Tensor:
-        """Logits, `[draw, batch, class]`, of numbers `[draw, batch]`, without a gradient.
+        """Return logits, `[draw, batch, class]`, or `[draw, batch]` if they are numbers, without a gradient.
 
         Raises:
             ValueError: If an example has more than a vector of logits, or an adapted layer's input is not batch first.
@@ -101,14 +100,14 @@ class Linearised:
             logits = self.select(output, inputs)
             if logits.dim() > 2:
                 raise ValueError(
-                    f"The network's output is {tuple(output.shape)}; linearised prediction is for one vector of "
+                    f"The network's output is {tuple(output.shape)}; linearised prediction needs one vector of "
                     "logits per example: predict with approximation='draws'."
                 )
             columns = logits.view(size, -1)
             columns = (columns[:, 1:] - columns[:, :1]) if self.contrasts else columns
             changes = [self._change(column.sum(), wanted) for column in columns.unbind(1)] if wanted else []
         self.network.unbind()
-        # A network in half precision has factors, and their effect, in single.
+        # The factors of a network in half precision, and their effect, are in single precision.
         result = (
             logits.detach()
             .to(torch.promote_types(logits.dtype, torch.float32))
@@ -119,7 +118,7 @@ class Linearised:
         return result
 
     def _change(self, output: Tensor, wanted: list[Tensor]) -> Tensor:
-        """J δ of one output, `[draw, batch]`."""
+        """Return J δ of one output, `[draw, batch]`."""
         gradients = torch.autograd.grad(output, wanted, retain_graph=True)
         parts = zip(self.differences.values(), gradients, strict=True)
         return torch.stack([difference @ gradient.flatten(1).T for difference, gradient in parts]).sum(0)

@@ -13,30 +13,30 @@ from bayeslora.adapters.stack import Stack, Stacks, grouped
 from bayeslora.adapters.targets import choose_targets, head_names, linear_layers
 from bayeslora.adapters.weights import share_weights
 from bayeslora.networks import logits_of
-from bayeslora.types import Batch
+from bayeslora.types import Batch, FactorsByStack, FactorTuple, Targets
 
 
 class AdaptedNetwork(nn.Module):
     """A frozen network, as a function of the factors of its adapters.
 
-    The given model is left as it was: its modules are copied, its frozen weights shared, its task head copied and
-    set to be trained. Layers of equal shape and rank form a `Stack`.
+    The given model is not changed: its modules are copied, its frozen weights are shared, and its task head is copied
+    and made trainable. Layers of equal shape and rank form a `Stack`.
 
-    The task head is trained as a point, unless `head_family` says which factors its linear layers have: these then form
-    stacks of their own, after those of the body, and change the head's weights as they are now, which are frozen and
-    saved with them. What else a head has (a LayerNorm) stays a point. Neither `targets`, nor `rank`, nor L, the number
-    of adapted layers, looks at the head.
+    The task head is trained as a point, unless `head_family` says which factors its linear layers have. These layers
+    then form stacks after those of the body. Their factors change the head's present weights, which are frozen and
+    saved with them; other parts of a head (a LayerNorm) stay points. `targets`, `rank` and L, the number of adapted
+    layers, ignore the head.
 
     Args:
         model: A `transformers` model or any `torch.nn.Module`.
         family: Which factors a layer of the body has.
         targets: `"all-linear"`, `"attention"`, a suffix, a list of suffixes or a regular expression.
         rank: r, or a mapping from module-name suffix to r (layers it does not name get 8).
-        alpha: LoRA's alpha, s = alpha / r; or a mapping, likewise (16).
+        alpha: LoRA's alpha, s = alpha / r; or a mapping from module-name suffix to alpha (other layers get 16).
         num_examples: n, training examples, for the methods that scale by it.
         head_family: Which factors a linear layer of the task head has; None for a head that is trained as a point.
-        start_rank: The rank that a layer asked to have r is given, for methods that prune; by default r. Stacks, and s,
-            know the given one alone.
+        start_rank: The rank at which a layer starts, given r, for methods that prune; by default r. Stacks and s know
+            only the rank at the start.
 
     Raises:
         ValueError: If no layer matches `targets`, or a rank does not fit its layer.
@@ -46,7 +46,7 @@ class AdaptedNetwork(nn.Module):
         self,
         model: nn.Module,
         family: Family | None = None,
-        targets: str | Sequence[str] = "all-linear",
+        targets: Targets = "all-linear",
         rank: int | Mapping[str, int] = 8,
         alpha: float | Mapping[str, float] = 16,
         num_examples: int = 1,
@@ -87,10 +87,10 @@ class AdaptedNetwork(nn.Module):
             self.register_buffer(f"scaling_{stack.name}", scaling, persistent=False)
 
     def train(self, mode: bool = True) -> "AdaptedNetwork":
-        """Training or evaluation mode; in the body, layers with running statistics stay in evaluation mode.
+        """Set training or evaluation mode; layers of the body with running statistics stay in evaluation mode.
 
-        The statistics are the base's, as its weights are. Training would move them, on the rows of all particles
-        together, and they are not saved with the adapters.
+        The statistics belong to the base model, like its weights. Training would change them, by the rows of all
+        particles together, and they are not saved with the adapters.
         """
         super().train(mode)
         for name, module in self.model.named_modules():
@@ -100,7 +100,7 @@ class AdaptedNetwork(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the factors: single precision, or double on a double-precision network."""
+        """The factors' dtype: single precision, or double on a double-precision network."""
         dtypes = {parameter.dtype for parameter in self.model.parameters()}
         return torch.float64 if torch.float64 in dtypes else torch.float32
 
@@ -115,19 +115,19 @@ class AdaptedNetwork(nn.Module):
         return layer
 
     def layers(self, stack: str) -> list[AdaptedLayer]:
-        """The adapted layers of a stack, in the order of its `layer` dimension."""
+        """Return the adapted layers of a stack, in the order of its `layer` dimension."""
         return self._layers[stack]
 
     def scaling(self, stack: str) -> Tensor:
-        """S of each layer of a stack, `[layer]`."""
+        """Return s of each layer of a stack, `[layer]`."""
         return getattr(self, f"scaling_{stack}")
 
     def bases(self, stack: str) -> list[nn.Module]:
-        """The layers of a stack as they were."""
+        """Return the original layers of a stack."""
         return [layer.base for layer in self._layers[stack]]
 
     def head_state(self) -> dict[str, Tensor]:
-        """The task head's parameters and buffers, by their names in the model; not the factors of its layers."""
+        """Return the task head's parameters and buffers by their names in the model, without factors of its layers."""
         state = {
             f"{head}.{name}": value
             for head in self.head_names
@@ -140,7 +140,7 @@ class AdaptedNetwork(nn.Module):
         return state
 
     def load_head(self, state: Mapping[str, Tensor]) -> None:
-        """Put a task head's parameters and buffers in, by their names in the model.
+        """Load a task head's parameters and buffers by their names in the model.
 
         Raises:
             ValueError: If they are not those of this network's head.
@@ -157,14 +157,14 @@ class AdaptedNetwork(nn.Module):
                 value.copy_(state[name])
 
     def output_layer(self) -> Any:
-        """The last linear layer of the task head as it is, whatever its factors; None if there is none."""
+        """Return the last linear layer of the task head, without its factors; None if there is none."""
         if self.output_name is None:
             return None
         layer = self.model.get_submodule(self.output_name)
         return layer.base if isinstance(layer, AdaptedLayer) else layer
 
     def is_of_output(self, name: str) -> bool:
-        """Whether a program's parameter is the output layer's, or of its factors."""
+        """Return whether a program's parameter belongs to the output layer or to its factors."""
         stacks = [
             stack.name for stack in self.stacks.values() if stack.in_head and self.output_name in stack.layer_names
         ]
@@ -172,25 +172,25 @@ class AdaptedNetwork(nn.Module):
         return own or any(stack in name.split(".") for stack in stacks)
 
     def freeze_head(self) -> None:
-        """Leave the task head as it is."""
+        """Exclude the task head from training."""
         for head in self.head_names:
             self.model.get_submodule(head).requires_grad_(False)
 
-    def scaled(self, factors: Mapping[str, Any]) -> dict[str, Any]:
-        """Factors by stack with the per-layer scaling s folded in."""
+    def scaled(self, factors: FactorsByStack) -> dict[str, FactorTuple]:
+        """Return the factors by stack with the per-layer scaling s folded in."""
         return {name: self.stacks[name].family.scale(value, self.scaling(name)) for name, value in factors.items()}
 
     def bind(
-        self, factors: Mapping[str, Any], rows: int | None = None, sequences: int = 1, trusting: bool = False
+        self, factors: FactorsByStack, rows: int | None = None, sequences: int = 1, trusting: bool = False
     ) -> None:
-        """Give every adapted layer its factors; they stay until the next call.
+        """Give every adapted layer its factors, which stay until the next call.
 
-        Activation checkpointing runs the layers again in the backward pass: factors reset after the forward pass
-        would give silently wrong gradients.
+        Activation checkpointing runs the layers again in the backward pass: if factors were reset after the forward
+        pass, gradients would be silently wrong.
 
         Args:
             factors: Stack name to factors, `[*draw, layer, …]`.
-            rows: Rows of the batch over all draws, where there are several.
+            rows: Rows of the batch over all draws, if there are several.
             sequences: Sequences of tokens in a row, see `sequences_in`.
             trusting: See `Slot`.
         """
@@ -200,24 +200,24 @@ class AdaptedNetwork(nn.Module):
                 slot.factors, slot.rows, slot.sequences, slot.trusting = its_factors, rows, sequences, trusting
 
     def unbind(self) -> None:
-        """Back to the base network (with its task head)."""
+        """Return to the base network (with its task head)."""
         for layers in self._layers.values():
             for layer in layers:
                 layer.slot.factors = layer.slot.rows = None
 
-    def num_draws(self, factors: Mapping[str, Any]) -> int | None:
-        """Size of the leading `draw` dimension, or None where there is none."""
+    def num_draws(self, factors: FactorsByStack) -> int | None:
+        """Return the size of the leading `draw` dimension, None if there is none."""
         name, stack = next(iter(self.stacks.items()))
         factor = factors[name][0]
         return len(factor) if factor.dim() > stack.family.layer_dims[0] + 1 else None
 
-    def forward(self, factors: Mapping[str, Any], inputs: Batch, rows_by_draw: bool = False) -> Tensor:
-        """Logits, `[*draw, batch, …]`.
+    def forward(self, factors: FactorsByStack, inputs: Batch, rows_by_draw: bool = False) -> Tensor:
+        """Return the logits, `[*draw, batch, …]`.
 
         Args:
             factors: Stack name to factors, `[*draw, layer, …]`.
             inputs: Keyword arguments of the model.
-            rows_by_draw: Whether each draw has rows of its own, a block of the batch; the logits are then `[batch, …]`.
+            rows_by_draw: Whether each draw has its own rows, a block of the batch; the logits are then `[batch, …]`.
 
         Raises:
             ValueError: If draws of a network that does not keep the batch first are to be trained under activation
@@ -233,7 +233,7 @@ class AdaptedNetwork(nn.Module):
             name: torch.cat([value] * repeats) if has_rows(value) and len(value) == size else value
             for name, value in inputs.items()
         }
-        # One draw after another, activation checkpointing would see the last one's factors.
+        # If draws ran one after another, activation checkpointing would use the last one's factors for all of them.
         checkpointed = torch.is_grad_enabled() and any(
             getattr(module, "gradient_checkpointing", False) for module in self.model.modules()
         )
@@ -250,16 +250,16 @@ class AdaptedNetwork(nn.Module):
                 ) from None
             parts = blocks(inputs, size, num_draws) if rows_by_draw else [inputs] * num_draws
             logits = self._one_by_one(factors, parts)
-            # Should a network of its own repeat a pass for the backward one, it will find no single draw's factors.
+            # If the network itself repeats a pass for the backward one, it must not find the factors of a single draw.
             self.bind(factors, num_rows, sequences)
             return logits.flatten(0, 1) if rows_by_draw else logits
         return logits if rows_by_draw else logits.view(num_draws, size, *logits.shape[1:])
 
-    def _one_by_one(self, factors: Mapping[str, Any], parts: Sequence[Batch]) -> Tensor:
-        """Logits at each draw of its part of the rows, of a network with layers whose inputs are not batch first.
+    def _one_by_one(self, factors: FactorsByStack, parts: Sequence[Batch]) -> Tensor:
+        """Return the logits of each draw at its part of the rows, for layers whose inputs are not batch first.
 
-        Some work on transposed sequences (XLNet), some on inputs that all examples share (relative positions in
-        DeBERTa).
+        Some layers work on transposed sequences (XLNet), some on inputs that all examples share (relative positions
+        in DeBERTa).
         """
         logits = []
         for index, part in enumerate(parts):

@@ -6,12 +6,12 @@ from bayeslora.types import Batch
 
 
 def has_rows(value: object) -> bool:
-    """Whether an input of the network is a tensor with a first dimension."""
+    """Return whether an input of the network is a tensor with a first dimension."""
     return isinstance(value, Tensor) and value.dim() > 0
 
 
 def sequences_in(inputs: Batch) -> int:
-    """Sequences of tokens in a row of the network's inputs: the choices where `input_ids` is `[batch, choice, token]`.
+    """Return the number of sequences in a row of the inputs: choices, if `input_ids` is `[batch, choice, token]`.
 
     Models of multiple choice flatten the first two dimensions, which keeps each draw's rows together.
     """
@@ -20,7 +20,7 @@ def sequences_in(inputs: Batch) -> int:
 
 
 def blocks(inputs: Batch, size: int, num_blocks: int) -> list[Batch]:
-    """Inputs of `size` rows in blocks of equal size."""
+    """Split inputs of `size` rows into blocks of equal size."""
     parts = {
         name: value.chunk(num_blocks) if has_rows(value) and len(value) == size else [value] * num_blocks
         for name, value in inputs.items()
@@ -29,13 +29,13 @@ def blocks(inputs: Batch, size: int, num_blocks: int) -> list[Batch]:
 
 
 def has_rows_first(x: Tensor, rows: int, sequences: int, trusting: bool) -> bool:
-    """Whether the rows of a layer's input are those of the batch, or the sequences in them, in the batch's order."""
+    """Return whether a layer's input has the rows of the batch, or the sequences in them, in its first dimension."""
     if x.dim() < 3:  # rows, or the tokens of all rows
         return len(x) % rows == 0
     first, second = x.shape[:2]
     sizes = (rows, rows * sequences)
-    # A transposed batch has its rows, or sequences, second. Where both dimensions have such a size, the first need not
-    # be the batch. Draws can mostly run one by one; where they cannot, batches of another size will tell.
+    # A transposed batch has its rows, or sequences, second. If both dimensions have such a size, the first need not be
+    # the batch. Draws can usually run one by one instead; if they cannot, a batch of another size shows the error.
     if trusting:
         return first in sizes and (second != sizes[1] or first == second)
     return first in sizes and second not in sizes

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import pyro
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from bayeslora.adapters.families import Family, LowRank
 from bayeslora.adapters.targets import lookup
 from bayeslora.adapters.weights import features
-from bayeslora.types import Sites
+from bayeslora.types import FactorTuple, Sites
 
 
 def split_site(site: str) -> tuple[str, str]:
@@ -78,12 +77,12 @@ class Stack:
 
     @cached_property
     def matrix_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Name to the shape of one layer's matrix, of those that the family's `curvature` is about."""
+        """Name to the shape of one layer's matrix, for the matrices of the family's `curvature`."""
         factors = self.family.factors(*(torch.empty(shape, device="meta") for shape in self.shapes.values()))
         return {name: tuple(matrix.shape) for name, matrix in self.family.matrices(factors).items()}
 
-    def initial(self) -> Any:
-        """Factors to start training from, `[layer, …]` each: with them, the layers are as they were."""
+    def initial(self) -> FactorTuple:
+        """Return factors to start from, `[layer, …]` each, with which the layers compute what their bases do."""
         return self.family.initial(len(self), self.shapes, self.measured)
 
     @property
@@ -138,11 +137,11 @@ def grouped(
         names: The layers, in the model's order.
         family: Which factors they have.
         rank: r, or a mapping from module-name suffix to r.
-        start_rank: The rank that a layer asked to have r is given.
-        alpha: LoRA's alpha, or a mapping, likewise.
+        start_rank: The rank at which a layer starts, given r.
+        alpha: LoRA's alpha, or a mapping from module-name suffix to alpha.
         num_examples: n.
         num_layers: L; by default, the number of names.
-        prefix: What the names of the stacks begin with: those of the task head have one.
+        prefix: Precedes the names of stacks; those of the task head have one.
 
     Raises:
         ValueError: If a rank does not fit its layer.

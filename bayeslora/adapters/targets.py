@@ -1,13 +1,14 @@
 """Which layers of a network are adapted, and which form its task head."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from bayeslora.adapters.families import Family, LowRank
 from bayeslora.adapters.weights import features
+from bayeslora.types import Targets
 
 # Query, key and value projections as the common architectures spell them, the fused ones included.
 ATTENTION = (
@@ -20,21 +21,21 @@ ATTENTION = (
 HEADS = ("classifier", "score", "head", "heads", "fc", "qa_outputs", "classification_head")
 
 
-def choose_targets(model: nn.Module, targets: str | Sequence[str], family: Family | None = None) -> list[str]:
-    """Names of the layers to adapt, in the model's order.
+def choose_targets(model: nn.Module, targets: Targets, family: Family | None = None) -> list[str]:
+    """Return the names of the layers to adapt, in the model's order.
 
     Args:
         model: The network.
         targets: `"all-linear"`, every linear layer of the body (not the pooler, the task head or the output
             embedding); `"attention"`, query, key and value projections; a suffix; a list of suffixes; or a regular
             expression, matched against whole module names.
-        family: The adapter family, which may mean fewer layers by `"all-linear"`: bottlenecks follow the layers that
-            end attention and the MLP.
+        family: The adapter family, for which `"all-linear"` may be fewer layers: bottlenecks follow the layers that end
+            attention and the MLP.
 
     Raises:
-        ValueError: If nothing matches; lists the names that exist.
+        ValueError: If nothing matches; the message lists the names that exist.
     """
-    # A task head is trained as it is: an adapter on it would be a second name for the same change.
+    # A task head is trained itself: an adapter on it would only make the same changes again.
     heads = head_names(model)
     linear = {name: layer for name, layer in linear_layers(model).items() if name.split(".")[0] not in heads}
     body = [name for name in linear if _in_body(model, name)]
@@ -49,7 +50,7 @@ def choose_targets(model: nn.Module, targets: str | Sequence[str], family: Famil
                 pattern = re.compile(targets)
             except re.error as error:
                 raise ValueError(
-                    f"targets={targets!r} is no suffix of a layer's name and no regular expression: {error}"
+                    f"targets={targets!r} is neither a suffix of a layer's name nor a regular expression: {error}"
                 ) from None
             chosen = [name for name in linear if pattern.fullmatch(name)]
     else:
@@ -64,10 +65,10 @@ def choose_targets(model: nn.Module, targets: str | Sequence[str], family: Famil
 
 
 def head_names(model: nn.Module) -> tuple[str, ...]:
-    """Top-level parts of a model that form its task head: trained with the adapters, and not adapted.
+    """Return the top-level parts of a model that form its task head, which is trained with the adapters, not adapted.
 
-    For a `transformers` model, what stands outside its body, unless that is a pre-trained language-model head; for
-    any other, the parts that carry one of the usual names (`classifier`, `head`, `fc`, …).
+    For a `transformers` model they are all parts outside its body, unless it has a pre-trained language-model head; for
+    any other model, the parts with one of the usual names (`classifier`, `head`, `fc`, …).
     """
     prefix = getattr(model, "base_model_prefix", "")
     children = {name: child for name, child in model.named_children() if any(True for _ in child.parameters())}
@@ -82,7 +83,7 @@ def _output_embedding(model: nn.Module) -> nn.Module | None:
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the linear layers that an adapter can stand at, by name, in the model's order."""
+    """Return the linear layers that can have an adapter, by name, in the model's order."""
     # nn.MultiheadAttention reads its projection's weight and never calls it: an adapter there would do nothing.
     bypassed = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
     return {
@@ -101,7 +102,7 @@ def _ends_with(name: str, suffix: str) -> bool:
 
 
 def lookup(value: Any, name: str, default: Any) -> Any:
-    """Return what a mapping from module-name suffixes says of a layer; any other value says the same of every layer."""
+    """Return a layer's entry in a mapping from module-name suffixes; any other value holds for every layer."""
     if not isinstance(value, Mapping):
         return value
     if name in value:

@@ -1,4 +1,4 @@
-"""Frozen weights: the shape of a linear layer, which way round it stores its weight, and sharing it."""
+"""Frozen weights: the shape of a linear layer, the orientation of its weight, and sharing it."""
 
 import copy
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def features(module: Any) -> tuple[int, int] | None:
 
 
 def oriented(layer: object, weight: Tensor) -> Tensor:
-    """Turn a weight from the way a layer stores it to `[d_out, d_in]`, or back."""
+    """Turn a weight from the layer's orientation to `[d_out, d_in]`, or back."""
     return weight.T if is_transposed(layer) else weight
 
 
@@ -36,7 +36,7 @@ def frozen_weight(layer: Any) -> Float[Tensor, "d_out d_in"]:
     if not weight.is_floating_point():
         raise ValueError(
             f"{type(layer).__name__} holds quantised weights ({weight.dtype}), whose rows DoRA cannot measure: load "
-            "the base model unquantised, or use a family that leaves the weights alone, such as low rank."
+            "the base model unquantised, or use a family that does not need them, such as low rank."
         )
     return oriented(layer, weight)
 
@@ -47,13 +47,13 @@ def precise(weight: Tensor) -> Tensor:
 
 
 def share_weights(model: nn.Module, heads: Sequence[str]) -> nn.Module:
-    """Copy a model's modules around the same frozen weights; the heads get weights of their own."""
+    """Copy a model's modules around the same frozen weights; the heads get copies of theirs."""
     memo: dict[int, Any] = {}
     for name, parameter in model.named_parameters():
         if name.split(".")[0] in heads:
             memo[id(parameter)] = nn.Parameter(parameter.detach().clone())
         elif type(parameter) is nn.Parameter:
             memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
-        else:  # quantised weights carry a state of their own and are frozen already
+        else:  # quantised weights carry their own state and are frozen already
             memo[id(parameter)] = parameter
     return copy.deepcopy(model, memo)

@@ -1,4 +1,4 @@
-"""From what users have to batches: mappings from the names of the network's inputs to tensors."""
+"""Turn the data that users have into batches: mappings from the names of the network's inputs to tensors."""
 
 from bayeslora.data.files import LABELS, read, split, tabular
 from bayeslora.data.forms import Arrays, Examples, OwnOrders, Stream

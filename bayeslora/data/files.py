@@ -2,16 +2,21 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from bayeslora.types import Data
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
 
 LABELS = ("labels", "label", "label_ids")
 """Columns that hold the labels."""
 
 
-def split(data: Any, name: str) -> Any:
-    """That split of a `datasets.DatasetDict`, None where it has no such split; any other data as it is for `train`."""
+def split(data: Data, name: str) -> Data:
+    """Return a split of a `datasets.DatasetDict`, None if it has none of that name; any other data is all `train`."""
     if isinstance(data, Mapping) and all(hasattr(value, "column_names") for value in data.values()):
         if name == "train" and name not in data:
             raise ValueError(f"The data has no 'train' split, only {', '.join(data)}.")
@@ -19,8 +24,8 @@ def split(data: Any, name: str) -> Any:
     return tabular(data) if name == "train" else None
 
 
-def tabular(data: Any) -> Any:
-    """A pandas table, or texts by name, as a `datasets.Dataset`; a table of numbers as arrays; other data as it is."""
+def tabular(data: Data) -> Data:
+    """Return pandas tables and texts by name as a `datasets.Dataset`, tables of numbers as arrays, other data as is."""
     if isinstance(data, Mapping):
         columns = [value for value in data.values() if isinstance(value, list)]
         if len(columns) < len(data) or not all(value and isinstance(value[0], str) for value in columns):
@@ -39,8 +44,8 @@ def tabular(data: Any) -> Any:
     return datasets.Dataset.from_pandas(data, preserve_index=False)
 
 
-def read(name: str) -> Any:
-    """A `datasets.DatasetDict` from a CSV, JSON or Parquet file, a folder of them, or a hub name.
+def read(name: str) -> "DatasetDict":
+    """Read a `datasets.DatasetDict` from a CSV, JSON or Parquet file, a folder of them, or the hub.
 
     Raises:
         ValueError: If a file has another ending.
@@ -52,8 +57,8 @@ def read(name: str) -> Any:
         try:
             return load_dataset(name)
         except (ConnectionError, FileNotFoundError) as error:
-            raise ValueError(f"{name!r} is no file or folder here, and cannot be had from the hub: {error}") from None
+            raise ValueError(f"{name!r} is not a file or folder, and the hub does not have it: {error}") from None
     kinds = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
     if path.suffix not in kinds:
-        raise ValueError(f"{name} ends in {path.suffix!r}; files can be {', '.join(kinds)}.")
+        raise ValueError(f"{name} ends in {path.suffix!r}; give a file that ends in {', '.join(kinds)}.")
     return load_dataset(kinds[path.suffix], data_files=name)

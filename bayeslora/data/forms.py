@@ -1,4 +1,4 @@
-"""Forms of a dataset: rows at hand, arrays, streams, and several orders of the same rows."""
+"""Forms of a dataset: rows by number, arrays, streams, and several orders of the same rows."""
 
 import itertools
 import logging
@@ -43,12 +43,12 @@ class Stream(IterableDataset[dict[str, Any]]):
     """Rows of a stream, in its own order, as mappings of network inputs, with `labels` if there are any.
 
     Args:
-        rows: Anything that can be gone over again; what it does in `set_epoch` is its own affair.
+        rows: Anything that can be iterated over repeatedly; its `set_epoch`, if it has one, is called before each pass.
         convert: Row to mapping.
-        num_examples: Rows of a pass, after which it ends; None for all.
+        num_examples: Rows per pass, after which it ends; None for all.
 
     Raises:
-        ValueError: If that is no row.
+        ValueError: If `num_examples` is less than 1.
     """
 
     def __init__(self, rows: Any, convert: Callable[[Any], dict[str, Any]], num_examples: int | None = None):
@@ -68,18 +68,18 @@ class Stream(IterableDataset[dict[str, Any]]):
         for row in itertools.islice(self.stream, self.num_examples):
             count += 1
             yield self.convert(row)
-        # Workers of a loader have a part each.
+        # Each worker of a loader reads only a part.
         if self.num_examples is not None and count < self.num_examples and get_worker_info() is None:
             logger.warning("The stream ended after %d of %d examples.", count, self.num_examples)
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the stream which pass is next: one of `datasets` that is shuffled has another order in each."""
+        """Tell the stream which pass comes next: a shuffled stream of `datasets` has a different order in each."""
         if hasattr(self.stream, "set_epoch"):
             self.stream.set_epoch(epoch)
 
 
 class OwnOrders(Dataset[tuple[dict[str, Any], ...]]):
-    """Rows of a dataset for several readers, each of which has an order of its own.
+    """Rows of a dataset for several readers, each with its own order.
 
     However the items are shuffled, every reader gets every row once, and the first reader gets the rows in the items'
     own order. The other readers' orders are drawn from torch's random state.

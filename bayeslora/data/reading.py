@@ -1,8 +1,8 @@
-"""From what users have to rows: mappings from the names of a network's inputs to values, with `labels`."""
+"""Turn the data that users have into rows: mappings from the names of a network's inputs to values, with `labels`."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,10 +13,14 @@ from bayeslora.data.files import LABELS, tabular
 from bayeslora.data.forms import Arrays, Examples
 from bayeslora.networks import decoder_inputs, forward_parameters
 from bayeslora.tasks import LIKELIHOODS
+from bayeslora.types import Batch, Data, LabelValues, Row, Tokenizer
+
+if TYPE_CHECKING:
+    import datasets
 
 
 class Reader:
-    """Reads data for a network: its columns that the network takes, its texts tokenised, its labels.
+    """A reader of data for a network: the columns that the network takes, texts as tokens, and labels.
 
     Args:
         model: The network, whose `forward` says which inputs there are.
@@ -25,12 +29,12 @@ class Reader:
 
     Attributes:
         parameters: Names of the network's inputs.
-        decoder_inputs: Labels to the inputs of a decoder, for a network that reads its labels, shifted, beside its
-            inputs; None for any other.
-        context: What the reader of a published table noted about it beside its rows.
+        decoder_inputs: Turns labels into the inputs of a decoder, for a network that also reads its labels, shifted;
+            None for any other.
+        context: What else the task noted about a published table when it read the rows.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any = None, name: str = "data"):
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer | None = None, name: str = "data"):
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
@@ -41,8 +45,8 @@ class Reader:
         is_double = any(parameter.dtype == torch.float64 for parameter in model.parameters())
         self.dtype = torch.float64 if is_double else torch.get_default_dtype()
 
-    def dataset(self, data: Any) -> Any:
-        """Rows of data in any form but a `DataLoader` or a stream."""
+    def dataset(self, data: Data) -> Any:
+        """Return the rows of data in any form but a `DataLoader` or a stream."""
         data = tabular(data)
         if hasattr(data, "column_names") and hasattr(data, "map"):
             return self.table(data)
@@ -58,8 +62,8 @@ class Reader:
             "a tokenizer."
         )
 
-    def arrays(self, inputs: Any, labels: Any) -> Dataset[dict[str, Any]]:
-        """Rows of arrays, or of a list of texts."""
+    def arrays(self, inputs: Any, labels: LabelValues | None) -> Dataset[dict[str, Any]]:
+        """Return the rows of arrays, or of a list of texts."""
         if isinstance(inputs, (list, tuple)) and inputs and isinstance(inputs[0], str):
             rows = self.tokenize(list(inputs))
             if labels is not None:
@@ -80,8 +84,8 @@ class Reader:
             check_finite(self.name, name, value)
         return Arrays(tensors)
 
-    def table(self, table: Any) -> Any:
-        """Rows of a `datasets.Dataset`: the columns that the network takes, or what a task or a tokenizer makes."""
+    def table(self, table: "datasets.Dataset") -> "datasets.Dataset | Examples":
+        """Return the rows of a `datasets.Dataset`: the network's inputs, or what a task or tokenizer makes of them."""
         table = self._with_label_column(table)
         if len(table) and not any(name in self.parameters for name in table.column_names):
             for kind in reversed(LIKELIHOODS.values()):
@@ -97,8 +101,8 @@ class Reader:
                 _raise_unless(self.name, name, np.asarray(finite))
         return table
 
-    def _with_label_column(self, table: Any) -> Any:
-        """The table with its labels in the column `labels`."""
+    def _with_label_column(self, table: "datasets.Dataset") -> "datasets.Dataset":
+        """Return the table with its labels in the column `labels`."""
         for label in LABELS[1:]:
             if label in table.column_names and "labels" not in table.column_names:
                 table = table.rename_column(label, "labels")
@@ -106,13 +110,13 @@ class Reader:
             if {*columns} <= {*table.column_names} and "labels" not in table.column_names:
                 table = table.map(_stacked, batched=True, remove_columns=list(columns), fn_kwargs={"columns": columns})
         if self.decoder_inputs is not None and _is_text(table.features.get("labels")):
-            # What is mapped over a table is hashed with all that it holds: never the network.
+            # `datasets` hashes a mapped function with everything it holds, so that it must not hold the network.
             encode = partial(_encoded_labels, tokenizer=self.needed_tokenizer())
             table = table.map(encode, batched=True, features=None, remove_columns=["labels"])
         return table
 
-    def _tokenized(self, table: Any) -> Any:
-        """The table with its one or two text columns made into tokens."""
+    def _tokenized(self, table: "datasets.Dataset") -> "datasets.Dataset":
+        """Return the table with its one or two text columns turned into tokens."""
         texts = [name for name in table.column_names if name != "labels" and _is_text(table.features[name])]
         if not texts:
             raise ValueError(
@@ -128,7 +132,7 @@ class Reader:
         return table.map(encode, batched=True, remove_columns=texts)
 
     def row(self, row: Any) -> dict[str, Any]:
-        """A row of a torch `Dataset` as a mapping."""
+        """Return a row of a torch `Dataset` as a mapping."""
         if isinstance(row, Mapping):
             row = _with_labels(dict(row))
             for label in LABELS[1:]:
@@ -145,7 +149,7 @@ class Reader:
         )
 
     def streamed(self, row: Any) -> dict[str, Any]:
-        """A row of a stream, its texts tokenised, of its other columns those that the network takes."""
+        """Return a row of a stream as the network's inputs; its texts are tokenised if it has none of them."""
         row = self.row(row)
         if isinstance(row.get("labels"), str) and self.decoder_inputs is not None:
             row["labels"] = self.label_values([row["labels"]])[0]
@@ -154,35 +158,35 @@ class Reader:
             if not 1 <= len(texts) <= 2:
                 raise ValueError(
                     f"{self.name}: a row has {', '.join(row)}; the network takes {', '.join(self.parameters)}. Rename "
-                    "the columns, or keep one or two of text to be tokenised."
+                    "the columns, or keep one or two text columns to be tokenised."
                 )
             encoded = self.needed_tokenizer()(*([text] for text in texts.values()), truncation=True)
             row |= {name: values[0] for name, values in encoded.items()}
         return self.inputs(row)
 
-    def inputs(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A row's labels, and of the rest what the network takes."""
+    def inputs(self, row: Row) -> dict[str, Any]:
+        """Return a row's labels and those of its entries that the network takes."""
         return {name: value for name, value in row.items() if name in (*self.parameters, "labels")}
 
-    def label_values(self, labels: Any) -> list[Any]:
-        """Labels as a list; texts, for an encoder-decoder, as tokens."""
+    def label_values(self, labels: LabelValues) -> list[Any]:
+        """Return labels as a list; for an encoder-decoder, texts become tokens."""
         values = list(labels) if isinstance(labels, (list, tuple)) else np.asarray(labels).tolist()
         if self.decoder_inputs is not None and values and isinstance(values[0], str):
             return self.needed_tokenizer()(text_target=values, truncation=True)["input_ids"]
         return values
 
     def tensor(self, value: Any) -> Tensor:
-        """A tensor, in double precision only for a network that is: NumPy's and Python's numbers are, by themselves."""
+        """Return a tensor, in double precision only if the network is: numbers of NumPy and Python would always be."""
         value = torch.as_tensor(value)
         return value.to(self.dtype) if value.dtype in (torch.float32, torch.float64) else value
 
     def tokenize(self, texts: list[str]) -> list[dict[str, Any]]:
-        """Inputs of the network for each text."""
+        """Return the network's inputs for each text."""
         encoded = self.needed_tokenizer()(texts, truncation=True)
         return [{name: encoded[name][i] for name in encoded if name in self.parameters} for i in range(len(texts))]
 
-    def needed_tokenizer(self) -> Any:
-        """The tokenizer.
+    def needed_tokenizer(self) -> Tokenizer:
+        """Return the tokenizer.
 
         Raises:
             ValueError: If there is none.
@@ -196,27 +200,27 @@ class Reader:
 
 
 def label_columns() -> list[tuple[str, ...]]:
-    """The groups of columns that together are the labels of some kind."""
+    """Return the groups of columns that together form the labels of some kind."""
     return [kind.label_columns for kind in LIKELIHOODS.values() if kind.label_columns]
 
 
 def _with_labels(row: dict[str, Any]) -> dict[str, Any]:
-    """A row, or columns, with the label that several columns make together."""
+    """Add to a row, or to columns, the label that several columns form together."""
     for columns in label_columns():
         if {*columns} <= {*row} and "labels" not in row:
             row["labels"] = torch.stack([torch.as_tensor(row.pop(name)) for name in columns], dim=-1)
     return row
 
 
-def _stacked(rows: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+def _stacked(rows: Batch, columns: Sequence[str]) -> dict[str, Any]:
     return {"labels": [list(values) for values in zip(*(rows[name] for name in columns), strict=True)]}
 
 
-def _encoded_labels(rows: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+def _encoded_labels(rows: Batch, tokenizer: Tokenizer) -> dict[str, Any]:
     return {"labels": tokenizer(text_target=list(rows["labels"]), truncation=True)["input_ids"]}
 
 
-def _encoded(rows: Mapping[str, Any], tokenizer: Any, columns: Sequence[str]) -> Any:
+def _encoded(rows: Batch, tokenizer: Tokenizer, columns: Sequence[str]) -> Any:
     return tokenizer(*(rows[name] for name in columns), truncation=True)
 
 
@@ -225,7 +229,7 @@ def _is_text(feature: Any) -> bool:
 
 
 def _is_float(feature: Any) -> bool:
-    """Whether a column of a `datasets.Dataset` holds floating-point numbers, or lists of them."""
+    """Return whether a column of a `datasets.Dataset` holds floating-point numbers, or lists of them."""
     while hasattr(feature, "feature"):
         feature = feature.feature
     return str(getattr(feature, "dtype", "")).startswith("float")
@@ -242,6 +246,6 @@ def _raise_unless(data: str, name: str, finite: np.ndarray) -> None:
     if not finite.all():
         rows = np.flatnonzero(~finite)
         raise ValueError(
-            f"{data}: {name!r} is NaN or infinite in {len(rows)} row(s), the first is row {rows[0]}. Remove or "
-            "fill them first."
+            f"{data}: {name!r} is NaN or infinite in {len(rows)} row(s), the first is row {rows[0]}. Remove such "
+            "rows, or fill them in."
         )

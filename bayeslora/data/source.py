@@ -1,7 +1,7 @@
 """Data in any form, as a dataset of rows and as batches."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 from bayeslora.data.forms import Arrays, Examples, Stream
 from bayeslora.data.reading import Reader, check_finite
 from bayeslora.tasks import Likelihood
-from bayeslora.types import IGNORED
+from bayeslora.types import IGNORED, Batch, Data, Row, Tokenizer
 
 
 class Source:
@@ -26,12 +26,12 @@ class Source:
         model: The network, whose `forward` says which inputs there are.
         tokenizer: For text.
         name: What to call the data in messages.
-        num_examples: Examples of a stream; None where nobody needs to know.
-        likelihood: The likelihood that the labels are for, or its kind, as far as it is known.
+        num_examples: Examples of a stream; None if their number is not needed.
+        likelihood: The likelihood of the labels, or its kind, if it is known.
 
     Attributes:
-        dataset: The rows, or None where a `DataLoader` was given.
-        collate: Rows to a batch.
+        dataset: The rows, or None if a `DataLoader` was given.
+        collate: Makes a batch of rows.
 
     Raises:
         TypeError: If the data has none of these forms.
@@ -41,9 +41,9 @@ class Source:
 
     def __init__(
         self,
-        data: Any,
+        data: Data,
         model: nn.Module,
-        tokenizer: Any = None,
+        tokenizer: Tokenizer | None = None,
         name: str = "data",
         num_examples: int | None = None,
         likelihood: Likelihood | type[Likelihood] | None = None,
@@ -53,7 +53,7 @@ class Source:
         self.likelihood = likelihood
         self.reader = Reader(model, tokenizer, name)
         self._given_loader = self._checked(data) if isinstance(data, DataLoader) else None
-        if isinstance(data, IterableDataset):  # that of `datasets` is one, too
+        if isinstance(data, IterableDataset):  # streams of `datasets` are, too
             self.dataset: Any = Stream(data, self.reader.streamed, num_examples)
         else:
             self.dataset = None if self._given_loader else self.reader.dataset(data)
@@ -62,7 +62,7 @@ class Source:
         self._check_first()
 
     def about(self, likelihood: Likelihood | type[Likelihood] | None) -> "Source":
-        """The same data, labelled as a likelihood wants it."""
+        """Return the same data, with the labels that a likelihood asks for."""
         same = copy.copy(self)
         same.__dict__.pop("loader", None)
         same.likelihood = likelihood
@@ -70,7 +70,7 @@ class Source:
 
     @property
     def context(self) -> Any:
-        """What the task's reader of tables noted about the data beside its rows."""
+        """What else the task noted about the data when it read a table."""
         return self.reader.context
 
     @property
@@ -80,7 +80,7 @@ class Source:
 
     @cached_property
     def loader(self) -> DataLoader[Any] | None:
-        """The user's own loader, where one was given, its batches made into mappings."""
+        """The user's own loader, if one was given, with batches that are mappings."""
         given = self._given_loader
         if given is None:
             return None
@@ -95,21 +95,21 @@ class Source:
 
     @property
     def is_stream(self) -> bool:
-        """Whether rows come in an order of their own, and cannot be had by number."""
+        """Whether the data is a stream, whose rows come in its own order and cannot be read by number."""
         return isinstance(self.dataset, Stream)
 
     def __bool__(self) -> bool:
-        return True  # whatever the length, which of a stream may not be known
+        return True  # whatever the length, which may be unknown for a stream
 
     def __len__(self) -> int:
-        """Number of examples."""
+        """Return the number of examples."""
         return len(self._given_loader.dataset if self._given_loader else self.dataset)  # type: ignore[arg-type]
 
     def take(self, indices: Sequence[int]) -> "Source":
-        """The same data, these rows of it alone.
+        """Return the part of the data with the given rows.
 
         Raises:
-            TypeError: If the data is a `DataLoader` or a stream, whose rows are not at hand.
+            TypeError: If the data is a `DataLoader` or a stream, whose rows cannot be read by number.
         """
         part = copy.copy(self)
         if self.dataset is None or self.is_stream:
@@ -127,7 +127,7 @@ class Source:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """All labels, where they can be had without computing every row."""
+        """All labels, if they are available without computing every row."""
         if isinstance(self.dataset, Arrays):
             column = self.dataset.columns.get("labels")
             return None if column is None else column.cpu().numpy()
@@ -139,14 +139,14 @@ class Source:
         return None
 
     def batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
-        """Batches in order."""
+        """Iterate over batches in order."""
         if self.loader is not None:
             return iter(self.loader)
-        # A generator of its own: a loader otherwise takes a seed from torch's global state.
+        # Without a generator, a loader takes a seed from torch's global state.
         return iter(DataLoader(self.dataset, batch_size, collate_fn=self.collate, generator=torch.Generator()))
 
     def batches_by_length(self, batch_size: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-        """Batches of examples of similar length, least padding, each with its examples' positions in the data."""
+        """Yield batches of examples of similar length, to save padding, and the examples' positions in the data."""
         order = self._order_by_length()
         if order is None:
             start = 0
@@ -160,7 +160,7 @@ class Source:
             yield chosen, self.collate([self.dataset[int(index)] for index in chosen])
 
     def by_length(self) -> "Source":
-        """The same examples, the shortest first, where their lengths are known."""
+        """Return the same examples, the shortest first, if their lengths are known."""
         order = self._order_by_length()
         return self if order is None else self.take(order.tolist())
 
@@ -171,14 +171,14 @@ class Source:
         return np.argsort([_length(row["input_ids"]) for row in ids], kind="stable")
 
     def first_batch(self, batch_size: int = 2) -> dict[str, Any]:
-        """The first few examples."""
+        """Return a batch of the first few examples."""
         batch = next(self.batches(batch_size), None)
         if batch is None:
             raise ValueError(f"{self.name} has no examples.")
         return batch
 
-    def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Rows to a batch; sequences of tokens are padded when there is a tokenizer, and their labels with −100."""
+    def collate(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Make a batch of rows; with a tokenizer, sequences of tokens are padded, and their labels with −100."""
         inputs = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
         labels = [self.reader.tensor(row["labels"]) for row in rows if "labels" in row]
         if self.tokenizer is not None and "input_ids" in rows[0]:
@@ -197,8 +197,8 @@ class Source:
             batch["labels"] = self._stacked_labels(labels, batch)
         return self._finished(batch)
 
-    def _padded(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Sequences of tokens, or several to an example, padded by the tokenizer."""
+    def _padded(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Pad sequences of tokens, one or several per example, by the tokenizer."""
         from transformers import DataCollatorWithPadding
 
         pad = DataCollatorWithPadding(self.tokenizer)
@@ -208,8 +208,8 @@ class Source:
         flat = [dict(zip(row, values, strict=True)) for row in rows for values in zip(*row.values(), strict=True)]
         return {name: value.view(len(rows), -1, value.shape[-1]) for name, value in pad(flat).items()}
 
-    def _stacked_labels(self, labels: list[Tensor], batch: Mapping[str, Any]) -> Tensor:
-        """Labels of all rows; those of tokens, padded as the tokens are."""
+    def _stacked_labels(self, labels: list[Tensor], batch: Batch) -> Tensor:
+        """Stack the labels of all rows; labels of tokens are padded as the tokens are."""
         tokens = batch.get("input_ids")
         padded = tokens is not None and tokens.dim() == 2 and self.tokenizer is not None
         if labels[0].dim() != 1 or labels[0].is_floating_point() or not (padded or len({*map(len, labels)}) > 1):
@@ -217,7 +217,7 @@ class Source:
         length = max(map(len, labels))
         mask = batch.get("attention_mask")
         same = mask is not None and self.reader.decoder_inputs is None and mask.sum(1).tolist() == [*map(len, labels)]
-        left = same and self.tokenizer.padding_side == "left"
+        left = same and self.tokenizer is not None and self.tokenizer.padding_side == "left"
         length = tokens.shape[1] if same and tokens is not None else length
         missing = [length - len(row) for row in labels]
         return torch.stack(
@@ -228,7 +228,7 @@ class Source:
         )
 
     def _finished(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch with what follows from the rest of it."""
+        """Complete a batch with labels and decoder inputs that follow from its other entries."""
         if self.inputs_are_labels and "labels" not in batch and "input_ids" in batch:
             labels = batch["input_ids"].clone()
             if "attention_mask" in batch:
@@ -241,7 +241,7 @@ class Source:
         return batch
 
     def _checked(self, loader: DataLoader[Any]) -> DataLoader[Any]:
-        """A user's loader, unless its batches cannot be taken over."""
+        """Return a user's loader, or raise a TypeError if its batches cannot be used."""
         if isinstance(loader.dataset, IterableDataset):
             raise TypeError(f"{self.name} is a DataLoader over a stream: give the stream itself.")
         if loader.batch_sampler is None:
@@ -254,23 +254,23 @@ class Source:
                 check_finite(self.name, name, value)
 
 
-def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with its tensors on that device."""
+def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
+    """Return the batch with its tensors on a device."""
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 def _array(labels: list[Any]) -> np.ndarray:
-    """Labels of all examples; those of tokens, where examples differ in length, one after another."""
+    """Return the labels of all examples as an array; labels of tokens are concatenated if examples differ in length."""
     if labels and isinstance(labels[0], (list, tuple, np.ndarray, Tensor)) and len({*map(len, labels)}) > 1:
         return np.concatenate([np.asarray(row) for row in labels])
     return np.asarray(labels)
 
 
 def _length(ids: Sequence[Any]) -> int:
-    """Number of tokens of an example: of several sequences, of the longest."""
+    """Return the number of tokens of an example, or of the longest of its sequences."""
     return max(map(len, ids)) if len(ids) and np.ndim(ids[0]) else len(ids)
 
 
 def _has_tokens(rows: Any) -> bool:
-    """Whether every row's tokens are at hand: a list, or a `datasets.Dataset`, which reads them from a file."""
+    """Return whether every row's tokens are quick to read: in a list, or in a `datasets.Dataset`, from its file."""
     return (isinstance(rows, list) and "input_ids" in rows[0]) or "input_ids" in getattr(rows, "column_names", ())

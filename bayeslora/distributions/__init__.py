@@ -1,4 +1,4 @@
-"""Distributions that Pyro lacks, one file a kind, each with its `register_kl` pair beside it."""
+"""Distributions that Pyro lacks, one file per kind, which also registers the kind's KL divergences."""
 
 from torch.distributions import kl_divergence
 

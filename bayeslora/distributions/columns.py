@@ -81,13 +81,13 @@ class ColumnNormal(TorchDistribution):
 
     @property
     def trace(self) -> Tensor:
-        r"""$\mathrm{tr}(c^2 \Sigma)$ of one column, in expectation where `covariance` is given, `[*batch]`."""
+        r"""$\mathrm{tr}(c^2 \Sigma)$ of one column, in expectation if `covariance` is given, `[*batch]`."""
         trace = self.covariance.expected_trace if self.covariance else self.cov_tril.square().sum((-2, -1))
         return trace if self.scale is None else self.scale.square() * trace
 
     @property
     def logdet(self) -> Tensor:
-        r"""$\ln|c^2 \Sigma|$ of one column, in expectation where `covariance` is given, `[*batch]`."""
+        r"""$\ln|c^2 \Sigma|$ of one column, in expectation if `covariance` is given, `[*batch]`."""
         if self.covariance:
             logdet = self.covariance.expected_logdet
         else:
@@ -96,7 +96,7 @@ class ColumnNormal(TorchDistribution):
 
 
 class StandardColumns(TorchDistribution):
-    r"""A matrix of independent $N(0, \sigma^2)$ entries: the prior that `ColumnNormal` has a closed-form KL to.
+    r"""A matrix of independent $N(0, \sigma^2)$ entries: the prior to which `ColumnNormal` has a closed-form KL.
 
     Args:
         rank: Rows.

@@ -1,4 +1,4 @@
-"""The Gaussian that is drawn by weighting deviations from a mean, and the noise that several of them share."""
+"""A Gaussian that is drawn by weighting deviations from a mean, and noise that several of them share."""
 
 import math
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from torch.distributions import constraints
 
 
 class SharedNoise:
-    """Standard Normal numbers, `[*draw, size]`, drawn once and the same for all distributions that refer to them."""
+    """Standard Normal numbers, `[*draw, size]`, drawn once for all distributions that refer to them."""
 
     def __init__(self, size: int):
         self.size = size
         self.value: Tensor | None = None
 
     def draw(self, draws: tuple[int, ...], like: Tensor) -> Tensor:
-        """The numbers, of the dtype and on the device of `like`."""
+        """Return the numbers, with the dtype and on the device of `like`."""
         if self.value is None or self.value.shape[:-1] != draws:
             self.value = like.new_empty(*draws, self.size).normal_()
         return self.value

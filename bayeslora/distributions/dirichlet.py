@@ -21,13 +21,13 @@ class Dirichlet(PyroDirichlet):
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         concentration = self.concentration.expand(self._extended_shape(torch.Size(sample_shape)))
-        # Gammas of a small concentration underflow; all of them zero would have no proportions.
+        # Gammas of small concentration underflow; if all were zero, their proportions would be undefined.
         gammas = torch._standard_gamma(concentration) + torch.finfo(concentration.dtype).tiny
         return gammas / gammas.sum(-1, keepdim=True)
 
 
 def expected_square_sum(concentration: Float[Tensor, "*batch component"]) -> Float[Tensor, "*batch"]:
-    r"""$E[\sum_k \pi_k^2] = \sum_k \alpha_k (\alpha_k + 1) / (\alpha_0 (\alpha_0 + 1))$ under Dirichlet(α).
+    r"""Return $E[\sum_k \pi_k^2] = \sum_k \alpha_k (\alpha_k + 1) / (\alpha_0 (\alpha_0 + 1))$ under Dirichlet(α).
 
     Args:
         concentration: $\alpha$, `[*batch, K]`.

@@ -15,13 +15,13 @@ class KroneckerNormal(TorchDistribution):
 
     With $R = U_R\, \mathrm{diag}(\lambda)\, U_R^\top$ and $C = U_C\, \mathrm{diag}(\mu)\, U_C^\top$, the entries of
     $U_R^\top (F - m)\, U_C$ are independent with precision $\lambda_i \mu_j + \tau$. Bases may have fewer columns than
-    rows: what they leave out has precision τ. No matrix over all entries is formed.
+    rows: the directions they leave out have precision τ. No matrix over all entries is formed.
 
     Args:
         loc: Mean m, `[*batch, row, column]`.
         row_basis: $U_R$, `[*batch, row, a]`, orthonormal columns (or zero).
         row_values: $\lambda \ge 0$, `[*batch, a]`.
-        column_basis: $U_C$, `[*batch, column, b]`, likewise.
+        column_basis: $U_C$, `[*batch, column, b]`, orthonormal columns (or zero).
         column_values: $\mu \ge 0$, `[*batch, b]`.
         precision: $\tau > 0$, `[]`.
     """

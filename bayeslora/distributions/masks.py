@@ -20,7 +20,7 @@ class Mask(FixedNoise):
         size: Entries.
         p: Probability that an entry is dropped, $0 \le p < 1$. At 0 nothing is drawn: every entry is 1.
         rescale: Whether kept entries are 1/(1−p), so that the mean is 1.
-        like: A tensor whose dtype and device the draws have; torch's defaults without one.
+        like: A tensor with the dtype and device that draws get; None for torch's defaults.
     """
 
     support = constraints.independent(constraints.nonnegative, 1)
@@ -34,7 +34,7 @@ class Mask(FixedNoise):
         batch_shape: tuple[int, ...] = (),
     ):
         if not 0 <= p < 1:
-            raise ValueError(f"p={p}: a probability of at least 0 and less than 1 is needed.")
+            raise ValueError(f"p={p}: give a probability of at least 0 and less than 1.")
         self.p = p
         self.rescale = rescale
         super().__init__((size,), like, batch_shape)
@@ -64,8 +64,8 @@ class RelaxedMask(Independent):
 
     With $\ell = \ln((1 - p) / p)$, an entry tends, as $\tau \to 0$, to 1 with probability $1 - p$ and to 0 otherwise.
     The KL divergence to a `Mask` of rate $p^0$ is that of the hard masks, a sum over entries of
-    $\mathrm{KL}(\mathrm{Bernoulli}(1 - p_i) \Vert \mathrm{Bernoulli}(1 - p^0))$. The draw is relaxed so that gradients
-    reach p; the divergence has no need to be.
+    $\mathrm{KL}(\mathrm{Bernoulli}(1 - p_i) \Vert \mathrm{Bernoulli}(1 - p^0))$. Only the draw is relaxed, so that
+    gradients reach p: the divergence has gradients as it is.
 
     Args:
         logits: $\ell$, `[*batch, size]`.

@@ -12,12 +12,12 @@ from torch.distributions import constraints
 class FixedNoise(TorchDistribution):
     """Noise about which nothing is learned: the guide draws it as the prior does.
 
-    There is no parameter to differentiate, so that its draws count as reparameterised, and no divergence: the ELBO has
-    no term for a site that the guide draws from a distribution of this kind.
+    Its draws count as reparameterised because there is no parameter to differentiate. The ELBO has no term for a site
+    that the guide draws from a distribution of this kind.
 
     Args:
         event_shape: Shape of one value.
-        like: A tensor whose dtype and device the draws have; torch's defaults without one.
+        like: A tensor with the dtype and device that draws get; None for torch's defaults.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
@@ -29,11 +29,11 @@ class FixedNoise(TorchDistribution):
 
 
 class Seed(FixedNoise):
-    """A number that names a draw of noise, uniform on (−1, 1); 0, its mean, is for no noise.
+    """A number that identifies a draw of noise, uniform on (−1, 1); 0, its mean, stands for no noise.
 
     Args:
         silent: Whether there is no noise: every draw is 0.
-        like: A tensor whose dtype and device the draws have; torch's defaults without one.
+        like: A tensor with the dtype and device that draws get; None for torch's defaults.
     """
 
     support = constraints.interval(-1, 1)

@@ -1,4 +1,4 @@
-"""Points: the flat prior they have, and several of them in turn."""
+"""Points: their flat prior, and several points in turn."""
 
 import math
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from torch.distributions import constraints
 
 
 class Flat(TorchDistribution):
-    r"""The improper prior $p \propto 1$ over all reals: density 1, and a draw is zero.
+    r"""The improper prior $p \propto 1$ over all reals, with density 1; every draw is 0.
 
-    Pyro's `ImproperUniform` cannot be sampled, and so cannot stand in a program that is run for its sites' names.
+    Pyro's `ImproperUniform` cannot be sampled, and so cannot be used in a program that is run to find its sites.
 
     Args:
         event_shape: Shape of one value.
@@ -39,9 +39,9 @@ class Flat(TorchDistribution):
 
 
 class Enumerated(Delta):
-    """Equally probable values, which a plate of draws takes in order, from the first again after the last.
+    """Equally probable values, which a plate of draws takes in order, starting again after the last.
 
-    Without draws it is at the last value, its mean by convention: that of the distribution belongs to no member.
+    Without draws its value is the last one, which is also its mean by convention: the true mean belongs to no member.
 
     Args:
         values: The values, `[member, layer, …]`; the batch shape is `[layer]`.

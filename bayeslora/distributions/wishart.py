@@ -35,7 +35,7 @@ class WishartCholesky(TorchDistribution):
     def __init__(self, df: float, scale_diag: Float[Tensor, "*batch rank"], validate_args: bool | None = None):
         rank = scale_diag.shape[-1]
         if not rank <= df < math.inf:
-            raise ValueError(f"df={df} degrees of freedom: a finite number of at least the rank, {rank}, is needed.")
+            raise ValueError(f"df={df} degrees of freedom: give a finite number of at least the rank, {rank}.")
         self.df = df
         self.scale_diag = scale_diag
         super().__init__(scale_diag.shape[:-1], torch.Size([rank, rank]), validate_args=validate_args)
@@ -49,7 +49,7 @@ class WishartCholesky(TorchDistribution):
         return WishartCholesky(self.df, scale_diag, validate_args=False)
 
     def _chi2_df(self) -> Tensor:
-        """ν, ν−1, …, ν−r+1."""
+        """Return ν, ν−1, …, ν−r+1."""
         return self.df - torch.arange(self.rank, dtype=self.scale_diag.dtype, device=self.scale_diag.device)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -61,7 +61,10 @@ class WishartCholesky(TorchDistribution):
         return self.scale_diag.sqrt().unsqueeze(-1) * T
 
     def log_prob(self, value: Tensor) -> Tensor:
-        r"""Log-density of $\Lambda$: that of $\Sigma$ plus the Jacobian $2^r \prod_j \Lambda_{jj}^{r-j+1}$."""
+        r"""Return the log-density of $\Lambda$.
+
+        It is that of $\Sigma$ plus the logarithm of the Jacobian $2^r \prod_j \Lambda_{jj}^{r-j+1}$.
+        """
         r, df = self.rank, self.df
         log_diag = value.diagonal(dim1=-2, dim2=-1).log()
         trace = (value.square().sum(-1) / self.scale_diag).sum(-1)
@@ -116,11 +119,11 @@ def _kl_wishart(q: WishartCholesky, p: WishartCholesky) -> Tensor:
 
 
 def mvlgamma(a: float, r: int) -> float:
-    r"""$\ln \Gamma_r(a)$, a number."""
+    r"""Return $\ln \Gamma_r(a)$, a number."""
     return r * (r - 1) / 4 * math.log(math.pi) + sum(math.lgamma(a - j / 2) for j in range(r))
 
 
 @functools.lru_cache
 def mvdigamma(a: float, r: int) -> float:
-    r"""$\psi_r(a) = \sum_{j=1}^r \psi(a + (1-j)/2)$, a number."""
+    r"""Return $\psi_r(a) = \sum_{j=1}^r \psi(a + (1-j)/2)$, a number."""
     return float(torch.digamma(a - torch.arange(r, dtype=torch.float64) / 2).sum())

@@ -1,4 +1,4 @@
-"""Prompts as a model's inputs."""
+"""Turn prompts into a model's inputs."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -9,20 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayeslora.networks import forward_parameters
+from bayeslora.types import Tokenizer
 
 
-def encode(inputs: Any, model: nn.Module, tokenizer: Any = None) -> dict[str, Tensor]:
-    """Prompts as the model's inputs, with a mask of their padding: on the left, if they are to be continued.
+def encode(inputs: Any, model: nn.Module, tokenizer: Tokenizer | None = None) -> dict[str, Tensor]:
+    """Turn prompts into the model's inputs, with a mask of their padding, on the left if they are to be continued.
 
     Args:
         inputs: A text or texts; token ids, as an array or a list for each prompt; or a mapping of the model's inputs.
         model: The model.
-        tokenizer: For texts. It is left as it is.
+        tokenizer: For texts. It is not changed.
 
     Raises:
         ValueError: If the model does not write text; if there is no prompt, or no tokenizer for texts; if token ids are
-            not a row for each prompt; if the mapping has no `input_ids`, or has the start of the text to write; or if
-            prompts to be continued are padded on the right.
+            not given as a row for each prompt; if the mapping has no `input_ids`, or has the start of the text to
+            write; or if prompts to be continued are padded on the right.
     """
     writes: Any = getattr(model, "can_generate", bool)
     if not writes():
@@ -41,8 +42,8 @@ def encode(inputs: Any, model: nn.Module, tokenizer: Any = None) -> dict[str, Te
     encoded = {name: torch.as_tensor(value) for name, value in inputs.items() if name in parameters}
     if "input_ids" not in encoded or "decoder_input_ids" in encoded:
         raise ValueError(
-            f"The prompts have {', '.join(inputs)}: give 'input_ids', and beside them what else the model reads, but "
-            "not what it is to write."
+            f"The prompts have {', '.join(inputs)}: give 'input_ids', and what else the model reads, but not what it "
+            "is to write."
         )
     encoded.setdefault("attention_mask", torch.ones_like(encoded["input_ids"]))
     if left and not bool(encoded["attention_mask"][:, -1].all()):
@@ -50,7 +51,7 @@ def encode(inputs: Any, model: nn.Module, tokenizer: Any = None) -> dict[str, Te
     return encoded
 
 
-def _tokenized(texts: list[str], tokenizer: Any, left: bool) -> Mapping[str, Any]:
+def _tokenized(texts: list[str], tokenizer: Tokenizer | None, left: bool) -> Mapping[str, Any]:
     if tokenizer is None:
         raise ValueError("The prompts are text, and the posterior has no tokenizer: fit with tokenizer=…, or give ids.")
     if left:
@@ -60,10 +61,10 @@ def _tokenized(texts: list[str], tokenizer: Any, left: bool) -> Mapping[str, Any
 
 
 def _padded(prompts: Sequence[Any], left: bool) -> Mapping[str, Any]:
-    """Token ids of any lengths; what stands for padding does not matter, as it is not looked at."""
+    """Pad token ids of any lengths; the value of padding does not matter, because it is masked."""
     rows = [torch.as_tensor(prompt) for prompt in prompts]
     if any(row.dim() != 1 or len(row) == 0 or row.is_floating_point() for row in rows):
-        raise ValueError("A prompt is no row of token ids: give a list of whole numbers for each prompt, or texts.")
+        raise ValueError("A prompt is not a row of token ids: give a list of whole numbers for each prompt, or texts.")
     longest = max(map(len, rows))
     gaps = [(longest - len(row), 0) if left else (0, longest - len(row)) for row in rows]
     return {

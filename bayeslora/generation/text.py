@@ -1,4 +1,4 @@
-"""What is written: the tokens, and how probable and how sure each was."""
+"""Written texts: their tokens, and how probable and how certain each token was."""
 
 import math
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Generation:
-    r"""Texts that continue prompts, and how probable and how sure each of their tokens was under `S` draws.
+    r"""Texts that continue prompts, and how probable and how certain each of their tokens was under `S` draws.
 
-    A text is written by one draw of the weights, and there is one for each draw; or by the average of the draws, and
-    there is one. Either way every draw says how probable each token $y_t$ is, given the prompt and the tokens before:
+    Either each draw of the weights writes a text, or the average of the draws writes one. In both cases every draw says
+    how probable each token $y_t$ is, given the prompt and the tokens before it:
 
     $$\ln p_s(y) = \sum_t \ln p_s(y_t \mid y_{<t}), \qquad p(y) = \frac1S \sum_s p_s(y).$$
 
-    Probabilities are the network's, before temperature, top-k and the like. Where a text has ended, tokens are padding
-    and numbers NaN.
+    Probabilities are the network's, before temperature, top-k and similar settings. After the end of a text, tokens are
+    padding and numbers are NaN.
 
     Args:
         tokens: Tokens written, `[text, prompt, token]`.
-        written: Which of them belong to the text, up to and with the one that ends it, `[text, prompt, token]`.
+        written: Which of them belong to the text, including the one that ends it, `[text, prompt, token]`.
         token_log_probs: $\ln p_s(y_t \mid y_{<t})$ in nats, `[draw, text, prompt, token]`.
         entropy: Entropy of the next token's distribution, averaged over draws, in nats, `[text, prompt, token]`.
         aleatoric: Entropy per draw, averaged, in nats, `[text, prompt, token]`.
@@ -49,16 +49,16 @@ class Generation:
 
     @property
     def log_probs(self) -> FloatArray:
-        r"""$\ln p_s(y)$ of every text under every draw in nats, `[draw, text, prompt]`; a draw's own is `[s, s]`."""
+        r"""$\ln p_s(y)$ of every text under every draw in nats, `[draw, text, prompt]`; draw s wrote text s."""
         return np.nansum(self.token_log_probs, axis=-1)
 
     @property
     def log_prob(self) -> FloatArray:
-        r"""$\ln p(y)$ in nats, `[text, prompt]`: of the text's probability averaged over draws."""
+        r"""$\ln p(y)$ in nats, `[text, prompt]`, with the text's probability averaged over draws."""
         return np.logaddexp.reduce(self.log_probs, axis=0) - math.log(len(self.log_probs))
 
     def to_pandas(self) -> "pd.DataFrame":
-        """A row per token: text, prompt, position, the token, its probability averaged over draws, uncertainties."""
+        """Return a table with a row per token: its place, its probability averaged over draws, and uncertainties."""
         import pandas as pd
 
         text, prompt, position = self.written.nonzero()
@@ -69,7 +69,7 @@ class Generation:
 
 
 class Text(NamedTuple):
-    """What `Generation` holds of the texts of one draw, or of the average, with all its tokens' numbers."""
+    """The part of a `Generation` from one draw, or from the average, up to the longest text."""
 
     tokens: np.ndarray  # [prompt, token]
     log_probs: FloatArray  # [draw, prompt, token]

@@ -1,4 +1,4 @@
-"""Draws of a language model, or their average, continuing prompts."""
+"""Continue prompts by draws of a language model, or by their average."""
 
 import contextlib
 import copy
@@ -21,10 +21,10 @@ from bayeslora.networks import forward_parameters
 from bayeslora.prediction import chunks
 from bayeslora.program import Program, evaluating
 from bayeslora.tasks.language_model import CausalLM, Seq2SeqLM, Summaries
-from bayeslora.types import IGNORED, Sites
+from bayeslora.types import IGNORED, FactorsByStack, Sites, Tokenizer
 
 if TYPE_CHECKING:
-    pass
+    from transformers import GenerationConfig, PreTrainedModel
 
 
 def generate(
@@ -32,21 +32,21 @@ def generate(
     sites: Sites,
     prompts: Mapping[str, Tensor],
     average: bool,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Generation:
     """Continue prompts, with torch's current random state.
 
     Args:
-        program: The program; it is left in the mode it was in, its network without factors.
+        program: The program; it keeps its mode, and its network is left without factors.
         sites: Draws, `[draw, layer, …]`.
         prompts: The model's inputs, as `encode` makes them.
         average: Whether the average of the draws writes one text, instead of each draw one.
-        tokenizer: Makes texts of tokens.
-        settings: Of the model's own `generate`.
+        tokenizer: Turns tokens into texts.
+        settings: Settings of the model's own `generate`.
 
     Raises:
-        ValueError: If several texts per prompt are asked for; or, of the average, anything but greedy search and
+        ValueError: If several texts per prompt are asked for; or, with `average`, anything but greedy search and
             sampling.
     """
     network = program.network
@@ -69,8 +69,8 @@ def generate(
     return _together(parts, config, tokenizer)
 
 
-def _settings(model: nn.Module, settings: dict[str, Any], average: bool) -> tuple[Any, dict[str, Any]]:
-    """The generation's configuration, and arguments that are not part of it."""
+def _settings(model: nn.Module, settings: dict[str, Any], average: bool) -> tuple["GenerationConfig", dict[str, Any]]:
+    """Return the configuration for generation, and the settings that are not part of it."""
     from transformers.generation import GenerationMode
 
     own: Any = model.generation_config
@@ -82,7 +82,7 @@ def _settings(model: nn.Module, settings: dict[str, Any], average: bool) -> tupl
         config.pad_token_id = own.pad_token_id if own.pad_token_id is not None else _ends(config)[0]
     config.return_dict_in_generate = False  # tokens are all that is needed
     if average:
-        config.disable_compile = True  # what `Mixture` notes at each step is no part of a graph
+        config.disable_compile = True  # what `Mixture` records at each step cannot be part of a graph
     if (config.num_return_sequences or 1) > 1:
         raise ValueError(
             f"num_return_sequences={config.num_return_sequences}: a draw writes one text for each prompt. Ask for more "
@@ -92,32 +92,34 @@ def _settings(model: nn.Module, settings: dict[str, Any], average: bool) -> tupl
     plain = mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE) and not config.prefill_chunk_size
     if average and not plain:
         raise ValueError(
-            f"The average of draws writes one token after another, and the settings ask for {mode.value}, or a prompt "
+            f"The average of draws writes one token after another, but the settings ask for {mode.value}, or a prompt "
             "in chunks: leave them out for greedy search, set do_sample=True, or let every draw write, average=False."
         )
     return config, others
 
 
-def _ends(config: Any) -> list[int]:
-    """Tokens that end a text; token 0, to pad with, where there are none."""
+def _ends(config: "GenerationConfig") -> list[int]:
+    """Return the tokens that end a text; token 0, to pad with, if there are none."""
     ids = config.eos_token_id
     return [0] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 
-def _continue(model: Any, prompts: Mapping[str, Tensor], config: Any, others: Mapping[str, Any]) -> Tensor:
-    """The model's sequences, `[prompt, token]`: what they start with, and what is written."""
+def _continue(
+    model: "PreTrainedModel", prompts: Mapping[str, Tensor], config: "GenerationConfig", others: Mapping[str, Any]
+) -> Tensor:
+    """Return the model's sequences, `[prompt, token]`, including what they start with."""
     return model.generate(**prompts, generation_config=config, **others)
 
 
 def _start(model: nn.Module, prompts: Mapping[str, Tensor]) -> int:
-    """How many tokens of a sequence are not written: the prompt, or an encoder-decoder's first."""
+    """Return how many tokens of a sequence were not written: the prompt, or the first of an encoder-decoder."""
     return 1 if is_encoder_decoder(model) else prompts["input_ids"].shape[1]
 
 
 def _score(
-    network: AdaptedNetwork, factors: Mapping[str, Any], num_draws: int, prompts: Mapping[str, Tensor], written: Tensor
+    network: AdaptedNetwork, factors: FactorsByStack, num_draws: int, prompts: Mapping[str, Tensor], written: Tensor
 ) -> Text:
-    """What every draw says of given texts, `[prompt, token]`, in one pass over all of their tokens."""
+    """Score given texts, `[prompt, token]`, under every draw, in one pass over all of their tokens."""
     model, start = network.model, _start(network.model, prompts)
     tokens = written[:, start:]
     likelihood: type[CausalLM | Seq2SeqLM]
@@ -131,9 +133,9 @@ def _score(
         mask = F.pad(prompts["attention_mask"], (0, tokens.shape[1]), value=1)
         inputs = {**prompts, "input_ids": written, "attention_mask": mask}
         if "position_ids" in forward_parameters(model):
-            # A model counts padding on the left as positions, unless it is told not to, as `generate` does.
+            # Unless it is given positions, as by `generate`, a model counts padding on the left.
             inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
-        if "token_type_ids" in prompts:  # what is written is of the prompt's last type
+        if "token_type_ids" in prompts:  # the written tokens have the prompt's last type
             types = prompts["token_type_ids"]
             inputs["token_type_ids"] = torch.cat([types, types[:, -1:].expand_as(tokens)], 1)
     config: Any = model.config
@@ -152,16 +154,16 @@ def _score(
 
 def _average(
     network: AdaptedNetwork,
-    factors: Mapping[str, Any],
+    factors: FactorsByStack,
     num_draws: int,
     prompts: Mapping[str, Tensor],
-    config: Any,
+    config: "GenerationConfig",
     others: Mapping[str, Any],
 ) -> Text:
-    """One text per prompt, each token from the draws' averaged probabilities."""
+    """Write one text per prompt, each token from the probabilities averaged over draws."""
     size, length = prompts["input_ids"].shape
     if num_draws * size == length:
-        # Of a square of rows and tokens it cannot be told which is which: one more prompt, which is dropped again.
+        # With as many rows as tokens, dimensions cannot be told apart: add a prompt, and drop it again.
         prompts = {name: torch.cat([value, value[-1:]]) for name, value in prompts.items()}
     rows = len(prompts["input_ids"])
     network.bind(factors, num_draws * rows if num_draws > 1 else None)
@@ -180,10 +182,10 @@ def _average(
 
 
 class Mixture:
-    r"""Makes a model's next-token distribution the average over draws, $\frac1S \sum_s p_s(y_t \mid y_{<t})$.
+    r"""A context in which the next token has the draws' average distribution, $\frac1S \sum_s p_s(y_t \mid y_{<t})$.
 
-    Its `generate` sees one row per prompt. Inside, every draw has a row of its own, and with it a cache of its own; the
-    logits that come out are the logarithm of the averaged probabilities.
+    Its `generate` sees one row per prompt. Inside the model every draw has its own row, and with it its own cache; the
+    logits that it returns are the logarithm of the averaged probabilities.
 
     Args:
         num_draws: S.
@@ -199,13 +201,13 @@ class Mixture:
         self.aleatoric: list[Tensor] = []
 
     @contextlib.contextmanager
-    def of(self, model: Any) -> Iterator["Mixture"]:
-        """A model with this distribution; afterwards it is as it was."""
+    def of(self, model: "PreTrainedModel") -> Iterator["Mixture"]:
+        """Give a model this distribution; restore it afterwards."""
         hooks = [
             model.register_forward_pre_hook(self.spread, with_kwargs=True),
             model.register_forward_hook(self.mix, with_kwargs=True),
         ]
-        if is_encoder_decoder(model):  # `generate` runs the encoder by itself, once
+        if is_encoder_decoder(model):  # `generate` runs the encoder separately, once
             hooks.append(model.get_encoder().register_forward_pre_hook(self.spread, with_kwargs=True))
         try:
             yield self
@@ -214,9 +216,9 @@ class Mixture:
                 hook.remove()
 
     def spread(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Repeat the rows of all inputs for every draw; an encoder's outputs have them."""
+        """Repeat the rows of all inputs for every draw; the outputs of an encoder have them already."""
         return args, {
-            # Vectors are positions, which rows share.
+            # Vectors are positions, which all rows share.
             name: value.repeat(self.num_draws, *[1] * (value.dim() - 1))
             if isinstance(value, Tensor) and value.dim() > 1 and len(value) == self.size
             else value
@@ -238,14 +240,14 @@ class Mixture:
         return output
 
     def choose(self, tokens: Tensor) -> None:
-        """Note how probable the token was that came last, `[prompt]`."""
+        """Record how probable the last tokens were, `[prompt]`."""
         assert self.last is not None
         self.log_probs.append(self.last.gather(-1, tokens.expand(self.num_draws, -1)[..., None])[..., 0])
 
     def text(self, tokens: Tensor) -> Text:
-        """All that was written, `[prompt, token]`, and its probabilities."""
+        """Return the written tokens, `[prompt, token]`, with their probabilities."""
         self.choose(tokens[:, -1])
-        # Some devices learn one pass too late that all texts have ended.
+        # On some devices, `generate` stops one pass after all texts have ended.
         numbers = (
             torch.stack(steps[: tokens.shape[1]], dim=-1).double().cpu().numpy()
             for steps in (self.log_probs, self.entropy, self.aleatoric)
@@ -253,8 +255,8 @@ class Mixture:
         return Text(tokens.cpu().numpy(), *numbers)
 
 
-def _together(texts: Sequence[Text], config: Any, tokenizer: Any) -> Generation:
-    """Texts of any lengths in one grid, without what comes after their ends."""
+def _together(texts: Sequence[Text], config: "GenerationConfig", tokenizer: Tokenizer | None) -> Generation:
+    """Combine texts of any lengths in one grid, without anything after their ends."""
     longest = max(text.tokens.shape[-1] for text in texts)
 
     def grid(values: Sequence[np.ndarray], fill: float) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,12 +10,12 @@ from torch import Tensor, nn
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.weights import oriented
 from bayeslora.interop.starting import distance
-from bayeslora.types import Batch
+from bayeslora.types import Batch, FactorsByStack
 
 logger = logging.getLogger(__name__)
 
 
-def merge(network: AdaptedNetwork, factors: Mapping[str, Any], batch: Batch | None = None) -> nn.Module:
+def merge(network: AdaptedNetwork, factors: FactorsByStack, batch: Batch | None = None) -> nn.Module:
     """A plain model with the given factors folded into the weights of a copy of the network.
 
     Args:

@@ -1,6 +1,7 @@
 """Adapters to PEFT: folders that it reads back before they are in place."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -21,7 +22,9 @@ from bayeslora.interop.peft_in import _is_a, _peft_pattern, _read_by_peft
 from bayeslora.interop.starting import distance, from_factors, trained_head
 from bayeslora.networks import is_a
 from bayeslora.program import Program, evaluating
-from bayeslora.types import Batch, Sites
+from bayeslora.types import Batch, FactorsByStack, Sites, Tokenizer
+
+logger = logging.getLogger(__name__)
 
 TASKS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "SEQ_CLS": ("SEQUENCE_CLASSIFICATION", "SequenceClassification", ("classifier", "score")),
@@ -67,6 +70,10 @@ def export_draws(
     Returns:
         The folders written.
     """
+    if about.temperature != 1:
+        logger.warning(
+            "Exported adapters give the logits before calibration: divide them by %g.", about.temperature
+        )
     count = len(next(iter(sites.values()))) if several else 1
     paths = []
     for index in range(count):
@@ -82,11 +89,11 @@ def export_draws(
 
 def export_peft(
     network: AdaptedNetwork,
-    factors: Mapping[str, Any],
+    factors: FactorsByStack,
     folder: str | os.PathLike[str],
     *,
     about: About | None = None,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     check: bool = True,
     batch: Batch | None = None,
 ) -> None:
@@ -172,7 +179,7 @@ def _is_of_another(card: Path) -> bool:
 
 
 def check_export(
-    network: AdaptedNetwork, factors: Mapping[str, Any], folder: str | os.PathLike[str], batch: Batch | None = None
+    network: AdaptedNetwork, factors: FactorsByStack, folder: str | os.PathLike[str], batch: Batch | None = None
 ) -> None:
     """Let PEFT read an exported adapter, and compare its layers, its task head and its logits with ours.
 

@@ -13,7 +13,7 @@ from bayeslora.adapters import AdaptedNetwork, Family, Stacks
 from bayeslora.interop.peft_fields import refuse_beside
 from bayeslora.networks import logits_of
 from bayeslora.program import Program, evaluating
-from bayeslora.types import Batch
+from bayeslora.types import Batch, FactorsByStack, FactorTuple
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Adapters:
     """
 
     family: Family
-    factors: Mapping[str, Any]
+    factors: Mapping[str, FactorTuple]
     ranks: Mapping[str, int]
     scaling: Mapping[str, float]
     head: Mapping[str, Tensor]
@@ -117,7 +117,7 @@ class Adapters:
             )
 
 
-def distance(network: AdaptedNetwork, factors: Mapping[str, Any], other: nn.Module, inputs: Batch) -> float:
+def distance(network: AdaptedNetwork, factors: FactorsByStack, other: nn.Module, inputs: Batch) -> float:
     """The largest difference of the logits of a network at factors from those of another; 0 if it is rounding."""
     with torch.no_grad(), evaluating(network), evaluating(other):
         own, expected = network(factors, inputs), logits_of(other(**inputs))
@@ -136,7 +136,7 @@ def from_program(program: Program) -> Adapters:
         return from_factors(program.network, program.factors_at(program.centre()))
 
 
-def from_factors(network: AdaptedNetwork, factors: Mapping[str, Any]) -> Adapters:
+def from_factors(network: AdaptedNetwork, factors: FactorsByStack) -> Adapters:
     """A network's adapters and head at given factors, without draws, by stack."""
     layers: dict[str, Any] = {}
     ranks: dict[str, int] = {}
@@ -151,7 +151,7 @@ def from_factors(network: AdaptedNetwork, factors: Mapping[str, Any]) -> Adapter
     return Adapters(family, layers, ranks, scaling, trained_head(network, factors))
 
 
-def trained_head(network: AdaptedNetwork, factors: Mapping[str, Any]) -> dict[str, Tensor]:
+def trained_head(network: AdaptedNetwork, factors: FactorsByStack) -> dict[str, Tensor]:
     """The task head's parameters, by their names in the model, with the factors of its layers, if any, folded in."""
     state = {name: value.clone() for name, value in network.head_state().items()}
     for name, value in network.scaled({n: f for n, f in factors.items() if network.stacks[n].in_head}).items():

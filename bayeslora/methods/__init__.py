@@ -1,4 +1,4 @@
-"""Methods: one file each."""
+"""Methods, one file each."""
 
 import inspect
 from typing import Any
@@ -39,11 +39,11 @@ METHODS: dict[str, type[Method]] = {
 
 
 def make_method(method: str | Method, **fields: Any) -> Method:
-    """A method from its name or an instance, with some of its fields set.
+    """Make a method from its name or an instance, with some of its fields set.
 
     Raises:
-        ValueError: If no method has that name; lists those there are.
-        TypeError: If the method has no such field; lists those it has.
+        ValueError: If no method has that name; the message lists those that exist.
+        TypeError: If the method has no such field; the message lists its fields.
     """
     if isinstance(method, Method):
         return method.replace(**fields) if fields else method

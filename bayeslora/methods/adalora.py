@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import pyro
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora import guides, priors
 from bayeslora.adapters import SVD, Stack, SVDFactors
+from bayeslora.fitted import FittedProgram
 from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import Count, NonNegative, Share, Within
 from bayeslora.types import PerLayer, Sites
@@ -38,13 +39,13 @@ class AdaLoRA(PerStackMethod):
 
     $$b(t) = b_T + (b_0 - b_T) \Big( 1 - \frac{t - t_i}{T - t_i - t_f} \Big)^3,$$
 
-    rounded down; they go on learning, and may come back. From step $T - t_f$ on the scores are frozen, and every step
-    prunes to the same $b_T$ triplets.
+    rounded down. Pruned triplets go on learning, and may return. From step $T - t_f$ on the scores are frozen, and
+    every step prunes to the same $b_T$ triplets.
 
     Args:
-        init_ratio: $b_0 / b_T$. The `rank` of `fit` is the mean rank that is left, $b_T$ over the number of layers;
+        init_ratio: $b_0 / b_T$. The `rank` of `fit` is the mean rank at the end, $b_T$ over the number of layers;
             layers start at `init_ratio` times it, rounded up, and s is alpha over the rank they start at. Adapters from
-            `fit(init=…)` are at the start, and end with their rank over `init_ratio`, rounded down.
+            `fit(init=…)` are the start, and end with their rank over `init_ratio`, rounded down.
         orthogonality: γ, in nats.
         warmup: $t_i / T$.
         final: $t_f / T$.
@@ -82,7 +83,7 @@ class AdaLoRA(PerStackMethod):
         return math.ceil(self.init_ratio * rank - 1e-9)
 
     def target_rank(self, start_rank: int) -> int:
-        """The mean rank that is left of the one that layers start at: the inverse of `start_rank`."""
+        """Return the mean rank at the end, given the rank at the start: the inverse of `start_rank`."""
         return max(1, math.floor(start_rank / self.init_ratio + 1e-9))
 
     def stack_prior(self, stack: Stack) -> SVDFactors:
@@ -95,8 +96,8 @@ class AdaLoRA(PerStackMethod):
     def num_draws(self, guide: nn.Module) -> int | None:
         return 1
 
-    def after_step(self, program: Any, step: int) -> None:
-        # A method that puts something on this one's factors has its guides within its own.
+    def after_step(self, program: FittedProgram, step: int) -> None:
+        # A method that builds on this one holds its guides inside its own.
         stacks = [module for module in program.guide.modules() if isinstance(module, AdaLoRAGuide)]
         first, last = self.phases(program.num_steps)
         if step <= last:
@@ -106,11 +107,11 @@ class AdaLoRA(PerStackMethod):
             prune(stacks, self.budget(step, program.num_steps, [guide.stack for guide in stacks]))
 
     def phases(self, num_steps: int) -> tuple[int, int]:
-        """The last step that prunes nothing, $t_i$, and the first one at the final budget, $T - t_f$."""
+        """Return the last step that prunes nothing, $t_i$, and the first at the final budget, $T - t_f$."""
         return round(self.warmup * num_steps), num_steps - round(self.final * num_steps)
 
     def budget(self, step: int, num_steps: int, stacks: Sequence[Stack]) -> int:
-        """b(t): how many triplets of these stacks are left after a step."""
+        """Return b(t), how many triplets of these stacks are left after a step."""
         start = sum(len(stack) * stack.rank for stack in stacks)
         target = sum(len(stack) * self.target_rank(stack.rank) for stack in stacks)
         first, last = self.phases(num_steps)
@@ -124,7 +125,7 @@ class AdaLoRA(PerStackMethod):
 
 
 def prune(stacks: Sequence["AdaLoRAGuide"], budget: int) -> None:
-    """Set λ to 0 but for the most important triplets of all stacks, as many as the budget says."""
+    """Set λ to 0 except for the most important triplets of all stacks, as many as the budget allows."""
     importance = [stack.importance() for stack in stacks]
     scores = torch.cat([part.flatten() for part in importance])
     dropped = torch.ones_like(scores, dtype=torch.bool)
@@ -147,7 +148,7 @@ class AdaLoRAGuide(guides.Sites):
             self.register_buffer(f"uncertainty_{name}", torch.zeros_like(value))
 
     def point(self, name: str) -> nn.Parameter:
-        """A factor, `[layer, …]`."""
+        """Return the parameter of a factor, `[layer, …]`."""
         return self.get_parameter(f"sites.{name}.loc")
 
     def sample(self) -> dict[str, Tensor]:
@@ -159,25 +160,25 @@ class AdaLoRAGuide(guides.Sites):
         return factors
 
     def distance_from_orthogonal(self) -> PerLayer:
-        r"""$\lVert P^\top P - I \rVert_F^2 + \lVert Q Q^\top - I \rVert_F^2$, `[layer]`."""
+        r"""Return $\lVert P^\top P - I \rVert_F^2 + \lVert Q Q^\top - I \rVert_F^2$, `[layer]`."""
         P, Q = self.point("P"), self.point("Q")
         identity = torch.eye(self.stack.rank, dtype=P.dtype, device=P.device)
         return (P.mT @ P - identity).square().sum((-2, -1)) + (Q @ Q.mT - identity).square().sum((-2, -1))
 
     @torch.no_grad()
     def update_scores(self) -> None:
-        """Smooth the sensitivity of every entry, and how far it is from its mean, at the gradients that are there."""
+        """Update the smoothed sensitivity of every entry, and its distance from the mean, with the new gradients."""
         method = self.method
         for name in self.sites:
             point = self.point(name)
             assert point.grad is not None
-            # Half-precision training lets gradients overflow now and then, and takes no step then.
+            # Gradients overflow now and then in half-precision training, which then skips the step.
             sensitivity = (point * point.grad).abs().nan_to_num(0, 0, 0)
             mean, spread = self.get_buffer(f"sensitivity_{name}"), self.get_buffer(f"uncertainty_{name}")
             mean.lerp_(sensitivity, 1 - method.beta1)
             spread.lerp_((sensitivity - mean).abs(), 1 - method.beta2)
 
     def importance(self) -> Float[Tensor, "layer rank"]:
-        """Of every triplet: the score of λ plus the mean scores of its column of `P` and its row of `Q`."""
+        """Return each triplet's score of λ plus the mean scores of its column of `P` and its row of `Q`."""
         P, lam, Q = (self.get_buffer(f"sensitivity_{n}") * self.get_buffer(f"uncertainty_{n}") for n in self.sites)
         return P.mean(-2) + lam + Q.mean(-1)

@@ -17,6 +17,7 @@ from bayeslora import priors
 from bayeslora.adapters import Stack
 from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import NonNegative, Positive
+from bayeslora.types import FactorTuple
 
 
 @dataclass(frozen=True)
@@ -29,24 +30,24 @@ class AutoGuide(PerStackMethod):
 
     with $T$ the map from the reals to the sites' supports, and $C$ as the guide has it: diagonal for `"AutoNormal"`
     and `"AutoDiagonalNormal"`, full for `"AutoMultivariateNormal"`, low rank plus diagonal for
-    `"AutoLowRankMultivariateNormal"`. The last two tie the numbers of a stack together; stacks are independent. The
+    `"AutoLowRankMultivariateNormal"`. The last two correlate the numbers of a stack; stacks are independent. The
     loss per example is the NLL at a draw plus temperature / n times $\ln q(z) - \ln p(z)$ at it, in nats.
 
     Args:
-        prior_program: A Pyro program of one stack: it samples sites named `<stack>.<name>`, within `stack.layers` if
+        prior_program: A Pyro program of one stack. It samples sites named `<stack>.<name>`, within `stack.layers` if
             they belong to layers, and returns the stack's factors. None for independent $N(0, \sigma_p^2)$ entries.
         autoguide: The name of a class in `pyro.infer.autoguide`, such a class, or any function that takes the prior, a
             program without arguments, and `init_loc_fn`, and returns a guide of that kind.
         prior_scale: $\sigma_p$ of the default prior, in units of the weights.
         init_scale: Starting standard deviation of every number, for guides that have one.
         temperature: Multiplies the divergence.
-        guide_learning_rate: Learning rate of what describes $C$; None for the common one.
+        guide_learning_rate: Learning rate of the parameters of $C$; None for the common rate.
 
-    The guide starts where the network does: sites that are named after factors at those the adapters start from, others
-    at their prior's mean. The centre is its median.
+    The guide starts at the base network: sites that are named after factors start where the adapters do, others at the
+    mean of their prior. The centre is its median.
 
     Raises:
-        ValueError: If there is no autoguide of that name, it has no median, or a field is not positive.
+        ValueError: If no autoguide has that name, if it has no median, or if a field is not positive.
 
     References:
         Kucukelbir et al. (2017), [Automatic Differentiation Variational Inference](https://arxiv.org/abs/1603.00788);
@@ -54,7 +55,7 @@ class AutoGuide(PerStackMethod):
     """
 
     name = "autoguide"
-    prior_program: Callable[[Stack], Any] | str | None = None
+    prior_program: Callable[[Stack], FactorTuple] | str | None = None
     autoguide: Callable[..., Any] | str = "AutoNormal"
     prior_scale: Positive = 0.2
     init_scale: Positive = 0.01
@@ -67,20 +68,20 @@ class AutoGuide(PerStackMethod):
             raise ValueError(f"prior_program={self.prior_program!r} is the name of a function: {PASS_AGAIN}")
         if isinstance(self.autoguide, str) and not hasattr(pyro.infer.autoguide, self.autoguide):
             names = ", ".join(name for name in pyro.infer.autoguide.__all__ if name.endswith("Normal"))
-            raise ValueError(f"autoguide={self.autoguide!r} is none of Pyro's ({names}, …): {PASS_AGAIN}")
+            raise ValueError(f"autoguide={self.autoguide!r} is not one of Pyro's ({names}, …): {PASS_AGAIN}")
 
     def record(self) -> dict[str, Any]:
         return {name: _name(value) if callable(value) else value for name, value in super().record().items()}
 
-    def stack_prior(self, stack: Stack) -> Any:
+    def stack_prior(self, stack: Stack) -> FactorTuple:
         with poutine.scale(scale=self.temperature / stack.num_examples):
             return self.sites(stack)
 
     def stack_guide(self, stack: Stack) -> nn.Module:
         return StackAutoGuide(self, stack)
 
-    def sites(self, stack: Stack) -> Any:
-        """The unscaled prior of one stack."""
+    def sites(self, stack: Stack) -> FactorTuple:
+        """Run the unscaled prior of one stack, and return its factors."""
         if callable(self.prior_program):
             return self.prior_program(stack)
         with stack.layers:
@@ -89,13 +90,13 @@ class AutoGuide(PerStackMethod):
         return stack.family.factors(**factors)
 
     def make(self, stack: Stack, values: dict[str, torch.Tensor]) -> Any:
-        """An automatic guide of one stack that starts at the given sites."""
+        """Make an automatic guide of one stack that starts at the given sites."""
         make = getattr(pyro.infer.autoguide, self.autoguide) if isinstance(self.autoguide, str) else self.autoguide
         settings: dict[str, Any] = {"init_loc_fn": init_to_value(values=values, fallback=init_to_mean)}
         if "init_scale" in inspect.signature(make).parameters:
             settings["init_scale"] = self.init_scale
         guide = make(partial(self.sites, stack), **settings)
-        # Its parameters and its joint sample are named so: after the class alone, those of two stacks would be one.
+        # The name of its parameters and joint sample; by the class alone, those of two stacks would coincide.
         guide._pyro_name = f"{type(guide).__name__}.{stack.name}"
         return guide
 
@@ -114,26 +115,26 @@ class StackAutoGuide(nn.Module):
 
     def forward(self) -> None:
         scale = self.method.temperature / self.stack.num_examples
-        # Otherwise its parameters would live in Pyro's global store.
+        # Without this setting, its parameters would live in Pyro's global store.
         with pyro.settings.context(module_local_params=True), poutine.scale(scale=scale):
             self.auto()
 
-    def start(self, factors: Any) -> None:
-        """Begin at trained factors: sites of their names have them as median."""
+    def start(self, factors: FactorTuple) -> None:
+        """Start from trained factors: they become the medians of the sites with their names."""
         like = next(self.parameters(), torch.zeros(()))
         values = {self.stack.site(name): value.detach().cpu() for name, value in factors._asdict().items()}
         with pyro.settings.context(module_local_params=True):
             auto = self.method.make(self.stack, values)
-            auto()  # it creates its parameters on the first call
+            auto()  # creates its parameters on the first call
             try:
                 auto.median()
-            except NotImplementedError:  # how Pyro says that a guide has no median
+            except NotImplementedError:  # Pyro's way to say that a guide has no median
                 raise ValueError(f"{type(auto).__name__} has no median, which the centre needs: use another.") from None
         self.auto = auto.to(like.device, like.dtype)
 
 
 def _name(function: Callable[..., Any]) -> str:
-    """How a function or class is named in a saved posterior: those of Pyro's without their module."""
+    """Return the name of a function or class for a saved posterior; Pyro's own have no module in it."""
     name = getattr(function, "__qualname__", type(function).__qualname__)
     is_pyros = getattr(pyro.infer.autoguide, name, None) is function
     return name if is_pyros else f"{getattr(function, '__module__', '')}.{name}"

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from bayeslora import guides
 from bayeslora.adapters import Family, LowRank, Stack, Stacks
+from bayeslora.fitted import FittedProgram
 from bayeslora.methods import fields
-from bayeslora.types import Batch, Sites
+from bayeslora.types import Batch, FactorsByStack, FactorTuple, Sites
 
 
 class Tuning(NamedTuple):
-    """When a method looks at held-out data, and what that costs.
+    """When a method uses held-out data, and what that costs.
 
     Args:
         moments: Fractions of training after which `tune` is called.
@@ -35,13 +36,13 @@ class Method(abc.ABC):
     Attributes:
         name: Its key in `METHODS`.
         family: Which factors a layer of the body has.
-        head_family: Which factors a linear layer of the task head has, for a method that takes the head in as more
-            stacks (`stack.in_head`); None, and the head is trained as a point.
-        num_particles: Draws of the weights per training step, where `fit` is given no number.
-        own_batches: Whether the particles are the members of an ensemble, `num_particles` of them, each of which trains
-            on batches of its own.
-        guide_learning_rate: Rate of the guide's spreads (`guides.spreads`); None for the common one.
-        post_hoc: Whether trained adapters and task head stay as `fit(init=…)` gave them.
+        head_family: Which factors a linear layer of the task head has, for a method that treats the head as further
+            stacks (`stack.in_head`); None if the head is trained as a point.
+        num_particles: Draws of the weights per training step, if `fit` is given no number.
+        own_batches: Whether the particles are the `num_particles` members of an ensemble, each of which trains on its
+            own batches.
+        guide_learning_rate: Learning rate of the guide's spreads (`guides.spreads`); None for the common rate.
+        post_hoc: Whether adapters and task head stay as they were passed to `fit(init=…)`.
         approximation: How a posterior predicts by default: `"draws"`, running the network on draws, or `"linear"`.
     """
 
@@ -55,76 +56,83 @@ class Method(abc.ABC):
     approximation: ClassVar[str] = "draws"
 
     def __post_init__(self) -> None:
-        """Check every field against its declaration; conditions across fields go into a method's own, after this."""
+        """Check every field against its declaration; a method adds its checks across fields after this one."""
         fields.check(self)
 
     @abc.abstractmethod
-    def prior(self, stacks: Stacks) -> Mapping[str, Any]:
+    def prior(self, stacks: Stacks) -> FactorsByStack:
         """Sample every site from p, and return the factors of every stack, by its name."""
 
     @abc.abstractmethod
     def guide(self, stacks: Stacks) -> nn.Module:
-        """The same sites from q; all learned adapter state lives in this module."""
+        """Return the module that samples the same sites from q; all learned adapter state lives in it."""
 
     def start_rank(self, rank: int) -> int:
-        """The rank at which a layer starts, given the one asked of `fit`; for methods that prune."""
+        """Return the rank at which a layer starts, given the one passed to `fit`; for methods that prune."""
         return rank
 
     def num_draws(self, guide: nn.Module) -> int | None:
-        """Draws of a finite posterior, which are enumerated; None where draws are sampled."""
+        """Return how many draws a finite posterior has, which are enumerated; None if draws are sampled."""
         return None
 
     def summaries(self, stack: Stack, sites: Sites) -> Mapping[str, tuple[Tensor, tuple[str, ...]]]:
-        """Small, meaningful functions of one stack's sites for diagnostics.
+        """Compute small, meaningful functions of one stack's sites for diagnostics.
 
         Args:
             stack: The stack.
-            sites: Site name without the stack's to draws, `[draw, layer, …]`.
+            sites: Site name, without that of the stack, to draws, `[draw, layer, …]`.
 
         Returns:
             Name to value `[draw, layer, …]` and the names of its dimensions after those two.
         """
         return {}
 
-    def after_step(self, program: Any, step: int) -> None:
-        """Called after each optimiser step, from 1 to `program.num_steps`, while the gradients are still there."""
+    def after_step(self, program: FittedProgram, step: int) -> None:
+        """React to an optimiser step, counted from 1 to `program.num_steps`, while its gradients are still there."""
 
     def tuning(self) -> Tuning | None:
-        """When `tune` is to be called; None for a method that needs no held-out data."""
+        """Return when `tune` is to be called; None for a method that needs no held-out data."""
         return None
 
-    def tune(self, program: Any, batches: Sequence[Batch]) -> None:
-        """Set what training data cannot tell, from held-out batches; the program is in evaluation mode."""
+    def tune(self, program: FittedProgram, batches: Sequence[Batch]) -> None:
+        """Set what cannot be learned from training data, using held-out batches; the program is in evaluation mode."""
 
-    def refine(self, program: Any, guide: nn.Module, train: Iterable[Any], validation: Iterable[Any]) -> nn.Module:
-        """Called once after training, or instead of it where there is nothing to train; returns the guide to use.
+    def refine(
+        self, program: FittedProgram, guide: nn.Module, train: Iterable[Batch], validation: Iterable[Batch]
+    ) -> nn.Module:
+        """Return the guide to use, once after training, or instead of it if there is nothing to train.
 
-        What it finds belongs into parameters and buffers that a new guide already has: a saved posterior is loaded into
-        a new guide, by their names.
+        Its results belong in parameters and buffers that a new guide already has, because a saved posterior is loaded
+        into a new guide by their names.
 
         Args:
             program: The fitted program, in evaluation mode.
             guide: Its guide.
-            train: Batches of the training data on the network's device, which can be gone over again.
-            validation: Likewise, of the held-out data; empty where there is none.
+            train: Batches of the training data on the network's device, which can be iterated over repeatedly.
+            validation: Batches of the held-out data; empty if there is none.
         """
         return guide
 
     def record(self) -> dict[str, Any]:
-        """Its fields, ready for JSON."""
+        """Return the fields, ready for JSON."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
     def require(self, holds: bool, field: str, what: str) -> None:
-        """Refuse the value of a field, and say what to give, unless a condition holds that a declaration cannot say.
+        """Refuse the value of a field unless a condition holds that its declaration cannot express.
+
+        Args:
+            holds: The condition.
+            field: The name of the field.
+            what: What is wrong, or what to give instead.
 
         Raises:
-            ValueError: If it does not.
+            ValueError: If the condition does not hold.
         """
         if not holds:
             raise ValueError(f"{field}={getattr(self, field)!r}: {what}.")
 
     def replace(self, **values: Any) -> "Method":
-        """The same method with other values of some of its fields."""
+        """Return the same method with some of its fields changed."""
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(self)})  # type: ignore[arg-type]
         if unknown:
             raise TypeError(unknown_fields(type(self), unknown))
@@ -132,17 +140,17 @@ class Method(abc.ABC):
 
 
 class PerStackMethod(Method):
-    """A method whose stacks are independent: it writes one stack."""
+    """A method whose stacks are independent, so that it only has to write one stack."""
 
     @abc.abstractmethod
-    def stack_prior(self, stack: Stack) -> Any:
+    def stack_prior(self, stack: Stack) -> FactorTuple:
         """Sample one stack's sites from p, and return its factors."""
 
     @abc.abstractmethod
     def stack_guide(self, stack: Stack) -> nn.Module:
-        """The same sites from q."""
+        """Return the module that samples the same sites from q."""
 
-    def prior(self, stacks: Stacks) -> Mapping[str, Any]:
+    def prior(self, stacks: Stacks) -> FactorsByStack:
         return {name: self.stack_prior(stack) for name, stack in stacks.items()}
 
     def guide(self, stacks: Stacks) -> nn.Module:
@@ -150,7 +158,7 @@ class PerStackMethod(Method):
 
 
 def unknown_fields(cls: type[Method], unknown: Iterable[str]) -> str:
-    """The message about fields a method does not have."""
+    """Return the message about fields that a method does not have."""
     known = ", ".join(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
     has = f"its fields are: {known}" if known else "it has no fields"
     return f"{cls.__name__} has no field {', '.join(map(repr, unknown))}; {has}."

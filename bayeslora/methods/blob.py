@@ -32,7 +32,7 @@ class BLoB(PerStackMethod):
         init_root: Largest starting value of $G$, which is drawn from U(`init_root` / √2, `init_root`): at 0.05, Ω
             starts between 0.00125 and 0.0025, in units of the weights.
         temperature: Multiplies the KL.
-        guide_learning_rate: Learning rate of $G$; None for the common one.
+        guide_learning_rate: Learning rate of $G$; None for the common rate.
 
     Raises:
         ValueError: If a field is not positive.
@@ -70,8 +70,8 @@ class BLoB(PerStackMethod):
 class SquaredNormal(guides.Site):
     r"""Independent Normal entries whose standard deviation is the square of what is learned.
 
-    Adam's steps have the size of the learning rate. Relative to the standard deviation, one in its root $G$ is $2 / G$
-    times that, and one in its logarithm once: it is the root that a short fit gets off its start.
+    Adam's steps have the size of the learning rate η. A step of the root $G$ multiplies the standard deviation by about
+    $1 + 2 \eta / G$, a step of its logarithm by $1 + \eta$: only the root gets off its start in a short fit.
 
     Args:
         loc: Starting mean, `[layer, …]`.

@@ -8,22 +8,24 @@ from torch import Tensor, nn
 
 from bayeslora import guides, priors
 from bayeslora.adapters import Affine, Stack
+from bayeslora.fitted import FittedProgram
 from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import Count, PartOfRun
+from bayeslora.types import FactorTuple
 
 
 @dataclass(frozen=True)
 class Ensemble(PerStackMethod):
-    """A finite posterior: every member has points of its own for all factors, those of the task head included.
+    """A finite posterior: every member has its own points for all factors, including those of the task head.
 
     Args:
-        members: M, how many there are.
+        members: M, the number of members.
     """
 
     head_family = Affine()
     members: Count = 3
 
-    def stack_prior(self, stack: Stack) -> Any:
+    def stack_prior(self, stack: Stack) -> FactorTuple:
         with stack.layers:
             return priors.flat_factors(stack)
 
@@ -36,17 +38,17 @@ class DeepEnsemble(Ensemble):
     change of its head. The loss per example is the average over members of a member's NLL on its own batch, in nats. A
     draw is a member: M draws are the members in order, each once. The centre is the last member.
 
-    A step takes M batches, one per member, in one pass of M times as many rows: M steps of LoRA, with one frozen
-    network in memory. A `DataLoader` of the user's has one batch for all of them.
+    A step takes M batches, one per member, in one pass of M times as many rows. It costs as much as M steps of LoRA,
+    with one frozen network in memory. If the data is a `DataLoader`, all members get the same batch.
 
     Args:
         members: M.
-        fresh_heads: Whether all members but the last start from heads of their own, the entries of the head's weights
-            in another order; otherwise, all from the head that the model has. Started with `fit(init=…)`, all have the
-            trained head and adapters.
+        fresh_heads: Whether all members but the last start from their own heads, made by shuffling the entries of the
+            model's; otherwise, all start from the model's head. With `fit(init=…)`, all start from the trained head
+            and adapters.
 
     Raises:
-        ValueError: If there is no member.
+        ValueError: If there are no members.
 
     Differs from the paper: no adversarial training; members share the frozen network.
 
@@ -72,7 +74,7 @@ class DeepEnsemble(Ensemble):
     def num_draws(self, guide: nn.Module) -> int:
         return self.members
 
-    def _start(self, stack: Stack) -> Any:
+    def _start(self, stack: Stack) -> FactorTuple:
         factors = stack.initial()
         if not (stack.in_head and self.fresh_heads):
             return factors
@@ -80,7 +82,7 @@ class DeepEnsemble(Ensemble):
 
 
 def shuffled(weights: Tensor) -> Tensor:
-    """The entries of each layer's weight, `[layer, d_out, d_in]`, in another order: their law, whatever it is."""
+    """Shuffle the entries of each layer's weight, `[layer, d_out, d_in]`, which keeps their distribution."""
     return torch.stack([weight.flatten()[torch.randperm(weight.numel())].view_as(weight) for weight in weights])
 
 
@@ -93,11 +95,11 @@ class CheckpointEnsemble(Ensemble):
     the checkpoints in order, each once. The centre is the last member, the end of the run.
 
     Args:
-        members: M; a run of fewer steps has fewer.
+        members: M; there are fewer if the run has fewer steps.
         last_part: f, the part of the run, up to its end, over which the checkpoints are spread evenly.
 
     Raises:
-        ValueError: If there is no member, or f is not in (0, 1].
+        ValueError: If there are no members, or f is not in (0, 1].
 
     References:
         Chen et al. (2017), [Checkpoint Ensembles](https://arxiv.org/abs/1710.03282).
@@ -115,12 +117,12 @@ class CheckpointEnsemble(Ensemble):
     def num_draws(self, guide: nn.Module) -> int:
         return max(1, snapshots(guide)[0].size)
 
-    def after_step(self, program: Any, step: int) -> None:
+    def after_step(self, program: FittedProgram, step: int) -> None:
         if step in guides.last_steps(program.num_steps, self.members, self.last_part):
             for site in snapshots(program.guide):
                 site.take()
 
 
 def snapshots(guide: nn.Module) -> list[guides.Snapshots]:
-    """The sites of a guide that keep snapshots."""
+    """Return the sites of a guide that keep snapshots."""
     return [site for site in guide.modules() if isinstance(site, guides.Snapshots)]

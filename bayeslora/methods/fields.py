@@ -1,8 +1,8 @@
-"""What the fields of a method may hold, declared beside them.
+"""Declarations of what the fields of a method may hold, and checks of them.
 
 The annotation of a field is its declaration. `components: Count = 4` takes whole numbers of at least 1, and
-`noise_ratio: NonNegative | Literal["auto"] = 4.0` takes a number of at least 0, or that word. Every method is checked
-against its declarations as it is made. `describe` says them in words, for messages and for help.
+`noise_ratio: NonNegative | Literal["auto"] = 4.0` takes a number of at least 0, or `"auto"`. Every method is checked
+against its declarations when it is made. `describe` puts them into words, for messages and for help.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Within:
-    """The range of a number, as metadata of `Annotated`; NaN is in no range.
+    """The range of a number, as metadata of `Annotated`; no range contains NaN.
 
     Args:
-        at_least: Lower bound, itself in the range.
-        above: Lower bound, itself outside.
-        at_most: Upper bound, itself in the range.
-        below: Upper bound, itself outside.
+        at_least: Lower bound, included in the range.
+        above: Lower bound, excluded from it.
+        at_most: Upper bound, included in the range.
+        below: Upper bound, excluded from it.
         noun: What messages call the number.
     """
 
@@ -35,7 +35,7 @@ class Within:
     noun: str = ""
 
     def holds(self, value: float) -> bool:
-        """Whether a number is in the range."""
+        """Return whether a number is in the range."""
         return (
             (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
@@ -74,16 +74,16 @@ KINDS: dict[Any, tuple[type, str]] = {
     str: (str, "text"),
     NoneType: (NoneType, "None"),
 }
-"""Annotation to the class whose instances fit, and what to call them."""
+"""Annotation to the class whose instances fit, and how messages describe them."""
 
 
 def check(method: Any) -> None:
     """Refuse values that do not fit their field's declaration; numpy's numbers become Python's.
 
-    A default always fits, and so does any value of a field whose annotation says nothing that is understood here.
+    A default always fits, and so does any value of a field whose annotation is not understood here.
 
     Raises:
-        ValueError: If a value does not fit; says what does.
+        ValueError: If a value does not fit; the message says what does.
     """
     declared = declarations(type(method))
     for field in dataclasses.fields(method):
@@ -101,7 +101,7 @@ def describe(cls: type) -> dict[str, str]:
 
 
 def declarations(cls: type) -> dict[str, Any]:
-    """Return the annotation of each field of a dataclass; `Any` where it names what cannot be found."""
+    """Return the annotation of each field of a dataclass; `Any` if it refers to a name that cannot be found."""
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         for name, annotation in inspect.get_annotations(base).items():
@@ -118,7 +118,7 @@ def _evaluated(annotation: str, cls: type) -> Any:
 
 
 def fits(value: Any, declaration: Any) -> bool:
-    """Whether a value is of the kind and in the range that an annotation declares."""
+    """Return whether a value is of the kind and in the range that an annotation declares."""
     if len(options := _options(declaration)) > 1:
         return any(fits(value, option) for option in options)
     if get_origin(declaration) is Literal:
@@ -128,7 +128,7 @@ def fits(value: Any, declaration: Any) -> bool:
         ranges = [part for part in metadata if isinstance(part, Within)]
         return fits(value, kind) and all(part.holds(value) for part in ranges)
     known = next((classes for annotation, (classes, _) in KINDS.items() if annotation is kind), object)
-    # To Python, True is a number.
+    # True counts as a number in Python.
     return isinstance(value, known) and not (isinstance(value, bool) and kind in (int, float))
 
 
@@ -142,7 +142,7 @@ def in_words(declaration: Any) -> str:
 
 
 def _options(declaration: Any) -> list[Any]:
-    """The alternatives of a union; one, where there is no choice."""
+    """Return the alternatives of a union; any other annotation is the only one."""
     if get_origin(declaration) not in (Union, UnionType):
         return [declaration]
     return [option for part in get_args(declaration) for option in _options(part)]

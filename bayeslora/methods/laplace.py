@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora import curvature, guides, priors
-from bayeslora.adapters import Affine, Family, Stack, split_site
+from bayeslora.adapters import Affine, Family, Stack, Stacks, split_site
 from bayeslora.distributions import KroneckerNormal
+from bayeslora.fitted import FittedProgram
 from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import Count, Positive
 from bayeslora.precision import largest_evidence, least_nll
+from bayeslora.types import Batch, FactorTuple
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +37,13 @@ class Laplace(PerStackMethod):
     Predictions are linearised by default; `predict(approximation="draws")` runs the network on draws.
 
     Args:
-        prior_precision: τ, in inverse squared units of the weights; or how it is chosen: `"validation"`, the least NLL
+        prior_precision: τ, in inverse squared units of the weights; or how to choose it: `"validation"`, the least NLL
             of the linearised predictions on the validation data among 0.1, 0.32, 1, … 10⁶; `"evidence"`, the largest
-            marginal likelihood, by MacKay's fixed point. Without validation data, the first is the second.
-        last_layer: Whether only the task head is random, and the adapters stay points.
+            marginal likelihood, by MacKay's fixed point, which is also used if there is no validation data.
+        last_layer: Whether only the task head is random, and the adapters are points.
         max_width: Largest number of rows or columns over which R or C is held in full.
-        kept: Eigenvectors of R or C that are kept above it; the rest has no curvature, and the prior's variance.
-        post_hoc: Whether adapters and task head stay as `fit(init=…)` gave them: nothing is trained.
+        kept: Eigenvectors of R or C that are kept beyond that width; other directions have the prior's variance.
+        post_hoc: Whether adapters and task head stay as they were passed to `fit(init=…)`: nothing is trained.
 
     Raises:
         ValueError: If a field is out of its range, or `last_layer` is asked of a network without a task head.
@@ -62,12 +64,12 @@ class Laplace(PerStackMethod):
     kept: Count = 64
     post_hoc: bool = False
 
-    def stack_prior(self, stack: Stack) -> Any:
+    def stack_prior(self, stack: Stack) -> FactorTuple:
         with stack.layers:
             matrices = {n: pyro.sample(stack.site(n), priors.flat(s)) for n, s in stack.matrix_shapes.items()}
         return stack.family.from_matrices(matrices)
 
-    def guide(self, stacks: Any) -> nn.Module:
+    def guide(self, stacks: Stacks) -> nn.Module:
         if self.last_layer and not any(stack.in_head for stack in stacks.values()):
             raise ValueError("last_layer=True: the network has no task head of its own; set last_layer=False.")
         return super().guide(stacks)
@@ -78,7 +80,9 @@ class Laplace(PerStackMethod):
     def num_draws(self, guide: nn.Module) -> int | None:
         return None if any(bool(site.precision > 0) for site in _matrices(guide).values()) else 1
 
-    def refine(self, program: Any, guide: nn.Module, train: Iterable[Any], validation: Iterable[Any]) -> nn.Module:
+    def refine(
+        self, program: FittedProgram, guide: nn.Module, train: Iterable[Batch], validation: Iterable[Batch]
+    ) -> nn.Module:
         """Measure the curvature, and choose τ."""
         matrices = _matrices(guide)
         found = curvature.gauss_newton(program, train, {site: matrix.ranks for site, matrix in matrices.items()})
@@ -120,20 +124,20 @@ class LaplaceGuide(nn.Module):
             for name, matrix in self.matrices.items():
                 pyro.sample(self.stack.site(name), matrix())
 
-    def start(self, factors: Any) -> None:
-        """Begin at trained factors."""
+    def start(self, factors: FactorTuple) -> None:
+        """Start from trained factors."""
         with torch.no_grad():
             for name, value in self.stack.family.matrices(factors).items():
                 self.matrices[name].get_parameter("loc").copy_(value)
 
 
 class Matrix(guides.Site):
-    """A point; once its curvature and τ are known, a Normal around it.
+    """A point, which becomes a Normal around it once its curvature and τ are known.
 
     Args:
         loc: Starting point, `[layer, row, column]`.
         row_rank: Eigenvectors that are kept, of the rows.
-        column_rank: Likewise, of the columns.
+        column_rank: Eigenvectors that are kept, of the columns.
 
     Attributes:
         precision: τ, 0 until it is known.
@@ -168,22 +172,23 @@ class Matrix(guides.Site):
             getattr(self, name).copy_(torch.stack([getattr(layer, name) for layer in layers]))
 
     def eigenvalues(self) -> Tensor:
-        """Of the curvature, `[layer, a, b]`."""
+        """Return the eigenvalues of the curvature, `[layer, a, b]`."""
         return self.row_values[..., :, None] * self.column_values[..., None, :]
 
 
-def _matrices(guide: Any) -> dict[str, Matrix]:
-    """The matrices that have a curvature, by site."""
+def _matrices(guide: nn.Module) -> dict[str, Matrix]:
+    """Return the matrices that have a curvature, by site."""
+    parts: Any = guide.values()  # type: ignore[operator]
     return {
         part.stack.site(name): matrix
-        for part in guide.values()
+        for part in parts
         for name, matrix in part.matrices.items()
         if isinstance(matrix, Matrix)
     }
 
 
-def _weights(program: Any, site: str, matrix: Matrix) -> Tensor:
-    """What the prior is about: the factors, and the task head's weights in whole, not their change."""
+def _weights(program: FittedProgram, site: str, matrix: Matrix) -> Tensor:
+    """Return the values that the prior is about: factors, and the whole weights of the task head, not their change."""
     stack, name = split_site(site)
     if not program.stacks[stack].in_head:
         return matrix.loc.detach()

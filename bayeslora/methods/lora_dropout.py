@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from bayeslora import priors
 from bayeslora.adapters import Family, Stack
 from bayeslora.distributions import Mask, RelaxedMask
+from bayeslora.fitted import FittedProgram
 from bayeslora.methods.adalora import AdaLoRA
 from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import DropRate, NonNegative, Positive, Within
 from bayeslora.methods.point import LoRA
-from bayeslora.types import PerLayer, Sites
+from bayeslora.types import FactorTuple, PerLayer, Sites
 
 BASES: dict[str, PerStackMethod] = {"lora": LoRA(), "adalora": AdaLoRA()}
-"""What dropout is put on: the method of the points, of whose factors one loses columns, and one rows."""
+"""Methods that dropout can be applied to; it masks columns of one of their factors, and rows of another."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class LoRADropout(PerStackMethod):
     $$m_A, m_B \sim \mathrm{Bernoulli}(1 - p), \quad \hat A = A\, \mathrm{diag}(m_A), \quad
       \hat B = \mathrm{diag}(m_B)\, B, \quad h = W_0 x + s \hat B \hat A x.$$
 
-    `A` and `B` are points under flat priors. The masks are masks of weights: one serves the whole batch and all tokens,
-    and the rank dimension is never masked, so that an entry of $\Delta W$ is 0 with probability $2p - p^2$. The loss
+    `A` and `B` are points under flat priors. The masks belong to the weights: one draw holds for the whole batch and
+    all tokens. The rank dimension is never masked: an entry of $\Delta W$ is 0 with probability $2p - p^2$. The loss
     per example, with N draws of the masks per step, is
 
     $$\frac1N \sum_j \mathrm{NLL}(m^{(j)}) + \lambda (2p - p^2) \sum_{\mathrm{layers}} \lVert s B A \rVert_F^2.$$
@@ -43,7 +44,7 @@ class LoRADropout(PerStackMethod):
     distribution), prediction hard ones; the loss has, for every feature, the divergence of the hard masks,
     $\mathrm{KL}(\mathrm{Bernoulli}(1 - p) \Vert \mathrm{Bernoulli}(1 - p^0))$ times temperature / n.
 
-    On `base="adalora"` the update is $s P\, \mathrm{diag}(\lambda)\, Q$: one mask is on the columns of $Q$, one on the
+    On `base="adalora"` the update is $s P\, \mathrm{diag}(\lambda)\, Q$. One mask is on the columns of $Q$, one on the
     rows of $P$, and none on λ.
 
     Args:
@@ -56,8 +57,8 @@ class LoRADropout(PerStackMethod):
         prior_p: $p^0$ of `"learn"`; p starts there.
         relaxation: Temperature of the concrete distribution of `"learn"`.
         temperature: Multiplies the KL of `"learn"`.
-        guide_learning_rate: Learning rate of the rates' log-odds; None for the common one.
-        base: Whose features are dropped: `"lora"`, or `"adalora"`, with its penalty and its budget, at their defaults.
+        guide_learning_rate: Learning rate of the rates' log-odds; None for the common rate.
+        base: Whose features are dropped: `"lora"`, or `"adalora"`, with the defaults of its penalty and its budget.
 
     Raises:
         ValueError: If a field is out of its range, or does not go with `"learn"`.
@@ -101,7 +102,7 @@ class LoRADropout(PerStackMethod):
     def start_rank(self, rank: int) -> int:
         return self.points.start_rank(rank)
 
-    def after_step(self, program: Any, step: int) -> None:
+    def after_step(self, program: FittedProgram, step: int) -> None:
         self.points.after_step(program, step)
 
     def summaries(self, stack: Stack, sites: Sites) -> Mapping[str, tuple[Tensor, tuple[str, ...]]]:
@@ -110,13 +111,13 @@ class LoRADropout(PerStackMethod):
         return {**self.points.summaries(stack, sites), **own}
 
     def masked(self, stack: Stack) -> dict[str, int]:
-        """The factors that are masked, and how many features each mask has: `A` and d_in, `B` and d_out."""
+        """Return the masked factors, and how many features each mask has: `A` and d_in, `B` and d_out."""
         columns, rows = stack.family.columns, stack.family.rows
         assert columns is not None
         assert rows is not None
         return {columns: stack.d_in, rows: stack.d_out}
 
-    def stack_prior(self, stack: Stack) -> Any:
+    def stack_prior(self, stack: Stack) -> FactorTuple:
         A, B = self.masked(stack)
         p = self.prior_p if self.p == "learn" else self.p
         with stack.layers:
@@ -133,7 +134,7 @@ class LoRADropout(PerStackMethod):
 
 
 class LoRADropoutGuide(nn.Module):
-    """q over one stack's sites: the points of `base`; masks at the prior's rate, or at learned ones."""
+    """q over one stack's sites: the points of `base`, and masks at the prior's rate or at learned rates."""
 
     scaling: Tensor
 
@@ -160,12 +161,12 @@ class LoRADropoutGuide(nn.Module):
                 pyro.factor(stack.site("sparsity"), method.sparsity * self.dropped_square(), has_rsample=True)
 
     @property
-    def factors(self) -> Any:
+    def factors(self) -> FactorTuple:
         """The points, `[layer, …]` each."""
         return self.stack.family.factors(**{name: site.loc for name, site in self.points.sites.items()})
 
     def mask(self, factor: str, size: int) -> dist.Distribution:
-        """The distribution of a factor's mask, in training or in prediction."""
+        """Return the distribution of a factor's mask, in training or in prediction."""
         method = self.method
         p = self.rate(factor)
         if not isinstance(p, Tensor):
@@ -176,24 +177,24 @@ class LoRADropoutGuide(nn.Module):
         return dist.Bernoulli(logits=logits).to_event(1)
 
     def rate(self, factor: str) -> float | Tensor:
-        """P of a factor's mask: a number, 0 where dropout is off, or the learned rates, `[layer]`."""
+        """Return p of a factor's mask: a number, 0 if dropout is off, or the learned rates, `[layer]`."""
         method = self.method
         if not (method.train_dropout if self.training else method.test_dropout):
             return 0.0
         return self.get_parameter(f"log_odds_{factor}").sigmoid() if method.p == "learn" else method.p
 
     def spreads(self) -> Iterator[nn.Parameter]:
-        """Yield the parameters that are not places: the rates' log-odds."""
+        """Yield the log-odds of the learned rates."""
         return (parameter for name, parameter in self.named_parameters(recurse=False) if name.startswith("log_odds_"))
 
     def dropped_square(self) -> PerLayer:
-        r"""What the masks drop of the update, squared and expected: $(2p - p^2) \lVert s B A \rVert_F^2$, `[layer]`."""
+        r"""Return the expected square of what masks drop, $(2p - p^2) \lVert s B A \rVert_F^2$, `[layer]`."""
         A, B = self.stack.family.product(self.factors)
-        # ‖BA‖² = tr(BᵀB AAᵀ): Gram matrices of size r, not weights.
+        # ‖BA‖² = tr(BᵀB AAᵀ): Gram matrices of size r are enough.
         square = ((B.mT @ B) * (A @ A.mT)).sum((-2, -1))
         kept = [1 - self.rate(name) for name in self.method.masked(self.stack)]
         return (1 - kept[0] * kept[1]) * self.scaling**2 * square
 
-    def start(self, factors: Any) -> None:
-        """Begin at trained factors."""
+    def start(self, factors: FactorTuple) -> None:
+        """Start from trained factors."""
         self.points.start(factors)

@@ -22,8 +22,8 @@ class MCDropout(PerStackMethod):
     $$h = W_0 x + s B A\, (x \odot m), \qquad (1 - p)\, m_i \sim \mathrm{Bernoulli}(1 - p).$$
 
     The dropout is part of the layer's forward pass, not a site. In training it is the `lora_dropout` of PEFT. In
-    prediction a draw has one number per layer, `seed`, from which the layer's masks are drawn: the same draw gives the
-    same prediction of the same batch. The centre has no dropout.
+    prediction a draw has one number per layer, `seed`, from which the layer's masks are drawn, so that the same draw
+    gives the same prediction of the same batch. The centre has no dropout.
 
     Args:
         p: Probability that an entry of the adapter's input is dropped, $0 \le p < 1$.
@@ -31,7 +31,7 @@ class MCDropout(PerStackMethod):
     Raises:
         ValueError: If p is out of its range.
 
-    Differs from the paper: dropout is on the adapters' inputs alone; the network's own dropout is off in prediction.
+    Differs from the paper: only the adapters' inputs have dropout; the network's own dropout is off in prediction.
 
     References:
         Gal and Ghahramani (2015), [Dropout as a Bayesian Approximation](https://arxiv.org/abs/1506.02142).
@@ -61,7 +61,7 @@ class MCDropout(PerStackMethod):
 
 
 class Seeds(guides.Site):
-    """Seeds for prediction; in training, where masks come from torch's random state, none is drawn."""
+    """Seeds for prediction; none is drawn in training, where masks come from torch's random state."""
 
     like: Tensor
 

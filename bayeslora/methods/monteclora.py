@@ -17,7 +17,7 @@ from bayeslora.methods import monteclora_elbo
 from bayeslora.methods.fields import Count, NonNegative, Positive
 from bayeslora.methods.monteclora_noise import NoisyColumns
 from bayeslora.tuning import USUAL_RATIO
-from bayeslora.types import Sites
+from bayeslora.types import FactorTuple, Sites
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class MonteCLoRA(NoisyColumns):
     $$\pi \sim \mathrm{Dir}(\alpha), \quad \Sigma \sim W_r(\mathrm{diag}(v), \nu), \quad
       a_i = \mu_i + \epsilon \sum_k \pi_k S_{k,i}, \quad S_{k,i} \sim N(0, \Sigma).$$
 
-    Given $\pi$ and $\Sigma$ the sum is exactly $N(0, (\sum_k \pi_k^2)\, \Sigma)$: one draw instead of K, whatever K is.
+    Given $\pi$ and $\Sigma$ the sum is exactly $N(0, (\sum_k \pi_k^2)\, \Sigma)$: one draw is enough, whatever K is.
     Learned: $\mu$, $B$, and $r + K$ numbers more, $v$ and $\alpha$. The loss per example is
 
     $$\mathrm{NLL} + \frac{1}{L} \sum_{\mathrm{layers}} \Big( \eta\, (KL_D + KL_W + KL_N) + \sum_k \pi_k^2 \Big),$$
@@ -37,7 +37,7 @@ class MonteCLoRA(NoisyColumns):
     a tempered negative ELBO: $KL_D$ of π to Dir(α⁰), $KL_W$ of Σ to $W_r(I, \nu)$ and $KL_N$ of one column of the noise
     to $N(0, I)$, in nats; the last sum is the paper's cooperative loss.
 
-    On another `base`, another factor has these columns, and the remaining factors are points as `B` is.
+    With another `base`, another factor has these columns, and the remaining factors are points, as `B` is here.
 
     Args:
         components: K, mixture components. They act only through $\sum_k \pi_k^2$.
@@ -45,14 +45,14 @@ class MonteCLoRA(NoisyColumns):
         concentration_init: Where the learned α starts: at the `"prior"`, or `"random"`, U(0, 1) per component.
         noise_ratio: c, standard deviation of the noise on an entry of `A` at the start, in units of the standard
             deviation of `A`'s initialisation, $(3 d_{in})^{-1/2}$ (of $Q$'s, .02; of Δ, which starts at 0, a hundredth
-            of `A`'s). It sets ε per stack. With `"auto"`, c is a point site too, found during training by the NLL of
+            of `A`'s). It sets ε per stack. With `"auto"`, c is a point site too, chosen during training by the NLL of
             held-out data.
-        sample_scale: ε itself, the paper's form, the same in every stack; replaces `noise_ratio`.
+        sample_scale: ε itself, as in the paper, the same in every stack; it replaces `noise_ratio`.
         kl_weight: η.
         cooperative: Whether the loss has the cooperative term.
-        sparse: Whether π is replaced by the one-hot vector of its largest component: in law of `A`, K = 1.
+        sparse: Whether π is replaced by the one-hot vector of its largest component: in distribution of `A`, K = 1.
         df: Degrees of freedom ν of Σ: `"features"` ($d_{in}$, and at least the rows of Σ), `"rank"` (the rows of Σ, r),
-            a number of at least that, or `inf`: no Wishart distribution, Σ = diag(v), which ε then multiplies directly.
+            a number of at least that, or `inf`: no Wishart distribution, Σ = diag(v), which ε then scales directly.
         objective: `"paper"`, the loss above, or `"elbo"`: NLL and `temperature` / n times all KLs in full, with priors
             $A_{ij} \sim N(0, \sigma_A^2)$ and $B_{ij} \sim N(0, \sigma_B^2)$ (`B` at a point), and no cooperative term.
         temperature: Multiplies the KLs of `"elbo"`.
@@ -60,8 +60,8 @@ class MonteCLoRA(NoisyColumns):
         prior_scale_B: $\sigma_B$ of `"elbo"`, of `B` and any other point but DoRA's `m`, in units of the weights.
         analytic: Whether regularisers are taken in expectation over π and Σ, in closed form and free of noise, or at
             the draws, as the paper does. (Of `"elbo"`, the KL of `A` is in expectation over Σ, at the drawn π.)
-        guide_learning_rate: Learning rate of v and α; None for the common one.
-        post_hoc: Whether μ, `B` and the task head stay as `fit(init=…)` gave them, and only v and α are trained.
+        guide_learning_rate: Learning rate of v and α; None for the common rate.
+        post_hoc: Whether μ, `B` and the task head stay as they were passed to `fit(init=…)`; only v and α are trained.
         base: Whose columns are random: those of `A` of `"lora"` or `"dora"`, of $Q$ of `"adalora"` (its $P \Lambda Q$,
             at a fixed rank and without its penalty), or of the change Δ of the weights, `"full"`. Σ has $d_{out}$ rows
             then, instead of r, and drawing the noise takes $d_{out}^2 d_{in}$ operations per layer and step.
@@ -97,7 +97,10 @@ class MonteCLoRA(NoisyColumns):
 
     @classmethod
     def paper(cls, **fields: Any) -> "MonteCLoRA":
-        """The paper's settings: K=4, ε=5e-3, α⁰=1, η=1e-5, cooperative loss, ν=d_in, regularisers at the draws."""
+        """Make a method with the paper's settings.
+
+        They are K=4, ε=5e-3, α⁰=1, η=1e-5, the cooperative loss, ν=d_in, and regularisers at the draws.
+        """
         return cls(**{"sample_scale": 5e-3, "analytic": False, **fields})
 
     def summaries(self, stack: Stack, sites: Sites) -> Mapping[str, tuple[Tensor, tuple[str, ...]]]:
@@ -105,7 +108,7 @@ class MonteCLoRA(NoisyColumns):
         values = {"weights": (sites["weights"], ("component",)), "mean_variance": (variance, ())}
         return values | ({"noise_ratio": (sites["noise_ratio"], ())} if "noise_ratio" in sites else {})
 
-    def stack_prior(self, stack: Stack) -> Any:
+    def stack_prior(self, stack: Stack) -> FactorTuple:
         if self.objective == "elbo":
             return monteclora_elbo.prior(self, stack)
         eta, rows = self.kl_weight / stack.num_layers, self.rows(stack)
@@ -115,7 +118,7 @@ class MonteCLoRA(NoisyColumns):
                 pi = pyro.sample(stack.site("weights"), Dirichlet(torch.full((self.components,), self.concentration)))
                 pyro.sample(stack.site("cov_tril"), self.covariance(stack, torch.ones(rows), is_prior=True))
             with poutine.scale(scale=eta / stack.d_in):
-                # Given π and Σ, of which cov_tril is the Cholesky factor, Σ_k π_k S_ki is √(Σ_k π_k²) times this.
+                # Given π, and Σ with its Cholesky factor cov_tril, Σ_k π_k S_ki is √(Σ_k π_k²) times this.
                 noise = pyro.sample(stack.site("noise"), StandardColumns(rows, stack.d_in))
             mu = pyro.sample(stack.site("loc"), priors.flat((rows, stack.d_in)))
             points = {n: pyro.sample(stack.site(n), priors.flat(stack.shapes[n])) for n in self.points(stack)}
@@ -139,10 +142,10 @@ class MonteCLoRAGuide(nn.Module):
         super().__init__()
         self.method = method
         self.stack = stack
-        method.degrees_of_freedom(stack)  # refuses what does not fit before training starts
+        method.degrees_of_freedom(stack)  # raises before training starts if df does not fit
         alpha = torch.full((len(stack), method.components), method.concentration)
         if method.concentration_init == "random":
-            alpha = torch.rand_like(alpha).clamp(min=1e-3)  # U(0, 1); a concentration of 0 is outside the space
+            alpha = torch.rand_like(alpha).clamp(min=1e-3)  # U(0, 1), without the concentration 0, which is not allowed
         self.log_concentration = nn.Parameter(alpha.log())
         self.log_scale_diag = nn.Parameter(torch.zeros(len(stack), method.rows(stack)))
         for name, value in stack.initial()._asdict().items():
@@ -190,8 +193,8 @@ class MonteCLoRAGuide(nn.Module):
             value = self.get_parameter(name)
             pyro.sample(self.stack.site(name), dist.Delta(value, event_dim=value.dim() - 1))
 
-    def start(self, factors: Any) -> None:
-        """Begin at trained factors."""
+    def start(self, factors: FactorTuple) -> None:
+        """Start from trained factors."""
         with torch.no_grad():
             for name, value in factors._asdict().items():
                 self.get_parameter("loc" if name == self.method.noisy else name).copy_(value)

@@ -1,11 +1,11 @@
 r"""MonteCLoRA's other objective: the evidence lower bound per example, with all KLs in full.
 
-The site of the noise gives way to that of the random factor itself, with a prior of its own:
+The site of the noise is replaced by one of the random factor itself, which has its own prior:
 
 $$p(a_i) = N(0, \sigma_A^2 I), \qquad q(a_i \mid \pi, \Sigma) = N\Big(\mu_i, \epsilon^2 \sum_k \pi_k^2\, \Sigma\Big).$$
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyro
 import pyro.distributions as dist
@@ -15,9 +15,13 @@ from pyro import poutine
 from bayeslora import priors
 from bayeslora.adapters import Stack
 from bayeslora.distributions import ColumnNormal, Dirichlet, StandardColumns
+from bayeslora.types import FactorTuple
+
+if TYPE_CHECKING:
+    from bayeslora.methods.monteclora import MonteCLoRA, MonteCLoRAGuide
 
 
-def prior(method: Any, stack: Stack) -> Any:
+def prior(method: "MonteCLoRA", stack: Stack) -> FactorTuple:
     """Sample one stack's sites from p, and return its factors.
 
     Args:
@@ -40,7 +44,7 @@ def prior(method: Any, stack: Stack) -> Any:
     return stack.family.factors(**{method.noisy: A}, **points)
 
 
-def guide(q: Any) -> None:
+def guide(q: "MonteCLoRAGuide") -> None:
     """Sample one stack's sites from q.
 
     Args:
@@ -60,6 +64,6 @@ def guide(q: Any) -> None:
 
 
 def _of_point(stack: Stack, name: str, scale: float) -> dist.Distribution:
-    """Normal; flat for a factor that starts from the frozen weights, which is not a change of them."""
+    """Return a Normal prior, or a flat one for a factor that starts from the frozen weights, not from no change."""
     shape = stack.shapes[name]
     return priors.flat(shape) if name in stack.measured else priors.normal(shape, scale)

@@ -1,4 +1,4 @@
-"""How loud MonteCLoRA's noise is, and what it is on."""
+"""How large MonteCLoRA's noise is, and which factor it is added to."""
 
 import math
 from collections.abc import Sequence
@@ -12,12 +12,13 @@ from torch import Tensor
 from bayeslora import priors
 from bayeslora.adapters import SVD, DoRA, Family, Full, LowRank, Stack
 from bayeslora.distributions import WishartCholesky
+from bayeslora.fitted import FittedProgram
 from bayeslora.methods.base import PerStackMethod, Tuning
 from bayeslora.tuning import TUNE_AFTER, TUNE_DRAWS, tune_ratio
 from bayeslora.types import Batch
 
 FAMILIES: dict[str, Family] = {"lora": LowRank(), "full": Full(), "dora": DoRA(), "adalora": SVD()}
-"""What MonteCLoRA is put on: the noise is on the family's factor that has a column for every input feature."""
+"""Families that MonteCLoRA can use; the noise is added to the factor with a column for every input feature."""
 
 
 class NoisyColumns(PerStackMethod):
@@ -101,7 +102,7 @@ class NoisyColumns(PerStackMethod):
         """
         if self.sample_scale is not None:
             return self.sample_scale
-        # Under the prior: a random start of α is meant to change the loudness.
+        # Expected under the prior, because a random start of α is meant to change the size of the noise.
         square_sum = 1.0 if self.sparse else (self.concentration + 1) / (self.components * self.concentration + 1)
         df = self.degrees_of_freedom(stack)
         unit = stack.family.start_scale(stack.d_in)
@@ -110,6 +111,7 @@ class NoisyColumns(PerStackMethod):
     def tuning(self) -> Tuning | None:
         return Tuning(TUNE_AFTER, TUNE_DRAWS + 1) if self.noise_ratio == "auto" else None
 
-    def tune(self, program: Any, batches: Sequence[Batch]) -> None:
-        """Set c to what held-out data say."""
-        tune_ratio(program, batches, [guide.noise_ratio for guide in program.guide.values()])
+    def tune(self, program: FittedProgram, batches: Sequence[Batch]) -> None:
+        """Set c by the NLL of held-out data."""
+        parts: Any = program.guide.values()  # type: ignore[operator]
+        tune_ratio(program, batches, [part.noise_ratio for part in parts])

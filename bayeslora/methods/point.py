@@ -1,7 +1,6 @@
 """Point estimates: LoRA, full fine-tuning, BitFit, DoRA and bottleneck adapters."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -12,6 +11,7 @@ from bayeslora import guides, priors
 from bayeslora.adapters import Stack, families
 from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import StandardDeviation
+from bayeslora.types import FactorTuple
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class PointEstimate(PerStackMethod):
 
     Priors are flat (maximum likelihood) or, given `prior_scale`, $N(0, \sigma_p^2)$ on every entry of every factor
     (maximum a posteriori), whose log-density enters as 1/n per example. A factor that starts from the frozen weights,
-    as DoRA's `m` does, is no deviation from them: its prior is flat in any case.
+    as DoRA's `m` does, is not a deviation from them: its prior is always flat.
 
     Args:
         prior_scale: Standard deviation $\sigma_p$, in units of the weights; None for flat priors.
@@ -28,7 +28,7 @@ class PointEstimate(PerStackMethod):
 
     prior_scale: StandardDeviation | None = None
 
-    def stack_prior(self, stack: Stack) -> Any:
+    def stack_prior(self, stack: Stack) -> FactorTuple:
         with stack.layers, poutine.scale(scale=1 / stack.num_examples):
             factors = {name: pyro.sample(stack.site(name), self._prior(stack, name)) for name in stack.shapes}
         return stack.family.factors(**factors)
@@ -88,7 +88,7 @@ class BitFit(PointEstimate):
     Args:
         prior_scale: Standard deviation $\sigma_p$ of $\delta_i$, in units of the biases; None for flat priors.
 
-    Differs from the paper: biases of linear layers alone, not those of normalisation layers.
+    Differs from the paper: only biases of linear layers are trained, not those of normalisation layers.
 
     References:
         Ben Zaken et al. (2021), [BitFit](https://arxiv.org/abs/2106.10199).

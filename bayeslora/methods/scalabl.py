@@ -29,7 +29,7 @@ class ScalaBL(PerStackMethod):
         prior_scale: Standard deviation $\sigma_p$ of $g$, which has no unit and starts at mean 1.
         init_scale: Largest starting value of $\omega$, which is drawn from U(`init_scale` / √2, `init_scale`).
         temperature: Multiplies the KL.
-        guide_learning_rate: Learning rate of $\omega$; None for the common one.
+        guide_learning_rate: Learning rate of $\omega$; None for the common rate.
 
     Raises:
         ValueError: If a field is not positive.

@@ -10,26 +10,28 @@ from torch import Tensor, nn
 from bayeslora import guides, priors
 from bayeslora.adapters import Affine, Stack, Stacks
 from bayeslora.distributions import Deviations, SharedNoise
+from bayeslora.fitted import FittedProgram
 from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import Count, PartOfRun
+from bayeslora.types import FactorTuple
 
 
 @dataclass(frozen=True)
 class SWAG(PerStackMethod):
     r"""A Gaussian fitted to the path of adapters and task head in the last phase of LoRA's training.
 
-    In the collection phase, the last part of the run, snapshots $\theta_i$ are taken at even intervals; kept are their
-    mean $\bar\theta$, the mean of their squares, and the last M deviations $D = (\theta_i - \bar\theta_i)$, each from
-    the mean at that time. A draw is
+    In the collection phase, the last part of the run, snapshots $\theta_i$ are taken at even intervals. Their mean
+    $\bar\theta$, the mean of their squares, and the last M deviations $D = (\theta_i - \bar\theta_i)$, each from the
+    mean at that time, are kept. A draw is
 
     $$\bar\theta + \tfrac{1}{\sqrt2}\, \mathrm{diag}^{1/2} z_1 + \frac{1}{\sqrt{2 (M - 1)}}\, D z_2, \qquad
       \mathrm{diag} = \max(\overline{\theta^2} - \bar\theta^2, 0),$$
 
-    with $z_1, z_2$ standard Normal, $z_2 \in \mathbb{R}^M$ one for the whole network; the last term is there for M ≥ 2.
+    with $z_1, z_2$ standard Normal, and one $z_2 \in \mathbb{R}^M$ for the whole network. The last term needs M ≥ 2.
     The loss is the NLL per example. The centre is $\bar\theta$.
 
     Args:
-        snapshots: How many snapshots are taken.
+        snapshots: Number of snapshots.
         deviations: Largest M.
         last_part: The part of the run, up to its end, over which the snapshots are spread.
 
@@ -48,7 +50,7 @@ class SWAG(PerStackMethod):
     deviations: Count = 10
     last_part: PartOfRun = 0.5
 
-    def stack_prior(self, stack: Stack) -> Any:
+    def stack_prior(self, stack: Stack) -> FactorTuple:
         with stack.layers:
             return priors.flat_factors(stack)
 
@@ -61,17 +63,17 @@ class SWAG(PerStackMethod):
         return SWAGGuide({name: self.stack_guide(stack) for name, stack in stacks.items()}, self.deviations)
 
     def num_draws(self, guide: nn.Module) -> int | None:
-        # Without two snapshots, there is nothing but a point.
+        # Fewer than two snapshots make a point.
         return 1 if int(moments(guide)[0].collected) < 2 else None
 
-    def after_step(self, program: Any, step: int) -> None:
+    def after_step(self, program: FittedProgram, step: int) -> None:
         if step in guides.last_steps(program.num_steps, self.snapshots, self.last_part):
             for site in moments(program.guide):
                 site.collect()
 
 
 class Moments(guides.Site):
-    """A learned point, and the running moments of the values it had when `collect` was called.
+    """A learned point, and the running moments of its values at each call of `collect`.
 
     Args:
         value: Its starting value, `[layer, …]`.
@@ -89,12 +91,12 @@ class Moments(guides.Site):
         self.register_buffer("mean", torch.zeros_like(value))
         self.register_buffer("square", torch.zeros_like(value))
         self.register_buffer("deviations", torch.zeros(room, *value.shape))
-        # No integer: a guide is of one dtype.
+        # A float, because a guide has a single dtype.
         self.register_buffer("collected", torch.zeros(()))
         self.noise: SharedNoise | None = None
 
     def collect(self) -> None:
-        """Take the point as it is now into the moments."""
+        """Add the present value of the point to the moments."""
         count, value = int(self.collected), self.loc.detach()
         self.mean.mul_(count).add_(value).div_(count + 1)
         self.square.mul_(count).add_(value.square()).div_(count + 1)
@@ -111,7 +113,7 @@ class Moments(guides.Site):
 
 
 class SWAGGuide(guides.PerStack):
-    """The guides of all stacks, tied by the noise that multiplies the deviations."""
+    """The guides of all stacks, which share the noise that multiplies the deviations."""
 
     def __init__(self, stacks: dict[str, nn.Module], room: int):
         super().__init__(stacks)
@@ -125,5 +127,5 @@ class SWAGGuide(guides.PerStack):
 
 
 def moments(guide: nn.Module) -> list[Moments]:
-    """The sites of a guide that keep moments."""
+    """Return the sites of a guide that keep moments."""
     return [site for site in guide.modules() if isinstance(site, Moments)]

@@ -1,4 +1,4 @@
-"""TFB: noise around a trained LoRA, as loud as its likelihood bears."""
+"""TFB: noise around a trained LoRA, as large as the likelihood tolerates."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from bayeslora import guides, priors
 from bayeslora.adapters import Factors, Stack
+from bayeslora.fitted import FittedProgram
 from bayeslora.isolation import seeded
 from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import Positive
+from bayeslora.types import Batch
 
 logger = logging.getLogger(__name__)
 
 FIRST_SIGMA, OCTAVES, STEPS_PER_OCTAVE = 0.01, 10, 16
-"""The grid of σ: where the search begins, how far it goes either way, and how fine it is."""
+"""The grid of σ: where the search begins, how far it goes in both directions, and how fine it is."""
 
 
 @dataclass(frozen=True)
@@ -30,26 +32,26 @@ class TFB(PerStackMethod):
 
     $$A' = V^\top A, \quad B' = U \mathrm{diag}(d), \qquad q(A'_{ij}) = N(V^\top A, \sigma^2 / d_i^2)_{ij},$$
 
-    none on rows whose $d_i$ is numerically 0. The product $B A$ has mean $B A$ and noise $U Z$, with
-    $Z_{ij} \sim N(0, \sigma^2)$: as loud in every direction of $U$. One σ for the whole network: the largest for which
-    the NLL on anchor examples is at most 1 + `tolerance` times that without noise. The anchors are the validation data,
-    or without any, the training data.
+    with no noise on rows whose $d_i$ is numerically 0. The product $B' A'$ has mean $B A$ and noise $U Z$, with
+    $Z_{ij} \sim N(0, \sigma^2)$, equally large in every direction of $U$. The whole network has one σ: the largest for
+    which the NLL on anchor examples is at most 1 + `tolerance` times that without noise. The anchors are the validation
+    data, or the training data if there is none.
 
     σ is searched for on a grid of 16 values per octave about 0.01, from 1/1024 to 1024 times that, with the same random
     numbers at every σ and new ones for every batch: by octaves up or down, then by bisection, in at most 16 runs over
-    the anchors. The returned σ keeps to the tolerance and the next larger one does not. Where not even the smallest
-    does, σ is 0.
+    the anchors. The returned σ is within the tolerance, and the next larger one is not. If not even the smallest is, σ
+    is 0.
 
     Args:
         tolerance: By how much the NLL may rise, relative to the NLL: 0.003 is 0.3 %.
-        post_hoc: Whether `A`, `B` and the task head stay as `fit(init=…)` gave them: nothing is trained. Otherwise they
-            are trained first, as a LoRA.
+        post_hoc: Whether `A`, `B` and the task head stay as they were passed to `fit(init=…)`: nothing is trained.
+            Otherwise they are trained first, as a LoRA.
 
     Raises:
         ValueError: If the tolerance is not positive.
 
     Differs from the released code: the tolerance is for the mean NLL and is not divided by the number of anchors, and
-    the σ returned does not violate it.
+    the returned σ does not violate it.
 
     References:
         Shi et al. (2024), [Training-Free Bayesianization for Low-Rank Adapters](https://arxiv.org/abs/2412.05723).
@@ -69,7 +71,9 @@ class TFB(PerStackMethod):
     def num_draws(self, guide: nn.Module) -> int | None:
         return None if any(bool(part.sigma > 0) for part in guide.values()) else 1  # type: ignore[operator]
 
-    def refine(self, program: Any, guide: nn.Module, train: Iterable[Any], validation: Iterable[Any]) -> nn.Module:
+    def refine(
+        self, program: FittedProgram, guide: nn.Module, train: Iterable[Batch], validation: Iterable[Batch]
+    ) -> nn.Module:
         """Rotate the factors, and find σ."""
         parts: Any = guide.values()  # type: ignore[operator]
         for part in parts:
@@ -92,7 +96,7 @@ class TFB(PerStackMethod):
 
 
 class TFBGuide(nn.Module):
-    """Points for the factors of one stack; once σ is found, noise on the rotated `A`.
+    """Points for the factors of one stack, with noise on the rotated `A` once σ is found.
 
     Attributes:
         sigma: σ, 0 until it is found.
@@ -113,28 +117,28 @@ class TFBGuide(nn.Module):
             pyro.sample(self.stack.site("B"), dist.Delta(self.B, event_dim=2))
 
     def noisy(self) -> dist.Distribution:
-        """N(A', σ² / d_i²), for factors that are rotated."""
+        """Return N(A', σ² / d_i²), for rotated factors."""
         d = self.B.norm(dim=-2)
         zero = d <= d.amax(-1, keepdim=True) * max(self.stack.B_shape) * torch.finfo(d.dtype).eps
         scale = (self.sigma / d).masked_fill(zero, 0.0)
         return dist.Normal(self.A, scale[..., None]).to_event(2)
 
     def rotate(self) -> None:
-        """Replace `A`, `B` by A', B', whose product is the same."""
+        """Replace `A` and `B` by A' and B', which have the same product."""
         with torch.no_grad():
             U, d, Vh = torch.linalg.svd(self.B.double(), full_matrices=False)
             self.A.copy_(Vh @ self.A.double())
             self.B.copy_(U * d[..., None, :])
 
     def start(self, factors: Factors) -> None:
-        """Begin at trained factors."""
+        """Start from trained factors."""
         with torch.no_grad():
             self.A.copy_(factors.A)
             self.B.copy_(factors.B)
 
 
-def _nll(program: Any, batches: Iterable[Any], seed: int) -> float:
-    """NLL per example at a draw per batch, the same at every call with that seed."""
+def _nll(program: FittedProgram, batches: Iterable[Batch], seed: int) -> float:
+    """Return the NLL per example at one draw per batch; the same seed gives the same draws."""
     total, count = 0.0, 0
     with torch.no_grad(), seeded(seed):
         for batch in batches:
@@ -145,7 +149,7 @@ def _nll(program: Any, batches: Iterable[Any], seed: int) -> float:
 
 
 def _largest(holds: Callable[[float], bool]) -> float:
-    """The largest σ of the grid at which `holds`, 0 where there is none; asks at most 15 times."""
+    """Return the largest σ of the grid at which `holds` is true, 0 if there is none; it is called at most 15 times."""
 
     def sigma(index: int) -> float:
         return FIRST_SIGMA * 2 ** (index / STEPS_PER_OCTAVE)

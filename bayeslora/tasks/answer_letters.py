@@ -1,8 +1,8 @@
-"""One of several answers per prompt, told by the next token of a causal language model."""
+"""One of several answers per prompt, given by the next token of a causal language model."""
 
 import string
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +13,10 @@ from bayeslora.networks import is_a
 from bayeslora.tasks import choices
 from bayeslora.tasks.base import Reader
 from bayeslora.tasks.classification import Categorical
-from bayeslora.types import Batch, Logits
+from bayeslora.types import Batch, LabelValues, Logits, Tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class AnswerLetters(Categorical):
@@ -38,18 +41,18 @@ class AnswerLetters(Categorical):
         self.num_classes = len(self.token_ids)
 
     @classmethod
-    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "AnswerLetters":
+    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "AnswerLetters":
         if tokenizer is None:
             raise ValueError(
-                "Which tokens stand for the answers cannot be told without the tokenizer: pass tokenizer=…, or "
+                "Without a tokenizer it is not known which tokens stand for the answers: pass tokenizer=…, or "
                 "likelihood=AnswerLetters(token_ids=[…])."
             )
         count = max(int(np.max(np.asarray(labels))) + 1, 2)
         return cls.of(tokenizer, [f" {letter}" for letter in string.ascii_uppercase[:count]])
 
     @classmethod
-    def of(cls, tokenizer: Any, answers: Sequence[str]) -> "AnswerLetters":
-        """The last token of each answer, such as `" A"`, `" B"`, `" C"`."""
+    def of(cls, tokenizer: Tokenizer, answers: Sequence[str]) -> "AnswerLetters":
+        """Make the likelihood whose tokens are the last of each answer, such as `" A"`, `" B"`, `" C"`."""
         return cls([tokenizer(answer, add_special_tokens=False)["input_ids"][-1] for answer in answers])
 
     @property
@@ -57,7 +60,7 @@ class AnswerLetters(Categorical):
         return None
 
     def select(self, logits: Float[Tensor, "*draw batch token vocabulary"], batch: Batch) -> Logits:
-        """Logits of the answers after the last token that is no padding."""
+        """Return the logits of the answers after the last token that is not padding."""
         last = torch.full((logits.shape[-3],), logits.shape[-2] - 1, device=logits.device)
         mask = batch.get("attention_mask")
         if mask is not None:
@@ -77,13 +80,13 @@ class AnswerLetters(Categorical):
         return choices.are_in(columns) and is_a(model, "CAUSAL_LM")
 
     @classmethod
-    def read(cls, table: Any, reader: Reader) -> tuple[list[dict[str, Any]], None]:
-        """One prompt with its choices, a letter before each."""
+    def read(cls, table: "Dataset", reader: Reader) -> tuple[list[dict[str, Any]], None]:
+        """Turn each question into one prompt that lists its choices, with a letter before each."""
         prompts, texts, labels = choices.read(table, reader.name)
         return choices.labelled(reader.tokenize([*map(prompt_with_letters, prompts, texts)]), labels), None
 
 
 def prompt_with_letters(prompt: str, choices: Sequence[str]) -> str:
-    """A prompt whose next token is the letter of a choice."""
+    """Return a prompt whose next token is the letter of a choice."""
     lines = [f"{chr(ord('A') + index)}. {text}" for index, text in enumerate(choices)]
     return "\n".join([prompt, *lines, "Answer:"])

@@ -1,25 +1,30 @@
-"""Questions with choices as they are published, made into a network's inputs."""
+"""Questions with choices in their published form, turned into a network's inputs."""
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from bayeslora.types import Tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 PROMPTS = ("passage", "article", "context", "premise", "question", "question_stem", "ctx", "goal", "sent1", "sent2")
-"""Columns of which a question with choices is made, in this order."""
+"""Columns that make up the question, in this order."""
 
 CHOICES = ("choices", "endings", "options")
 NUMBERED_CHOICE = re.compile(r"(choice|ending|option|sol)_?\d+")
 KEYS = ("answerKey", "answer")
-"""Columns with the letter or name of the right choice, where it is no number."""
+"""Columns that hold the letter or name of the right choice, if it is not a number."""
 
 
 def are_in(columns: Sequence[str]) -> bool:
-    """Whether a table has questions and choices."""
+    """Return whether a table has questions and choices."""
     return any(name in CHOICES or NUMBERED_CHOICE.fullmatch(name) for name in columns)
 
 
-def read(table: Any, name: str = "data") -> tuple[list[str], list[list[str]], list[int] | None]:
-    """Questions, their choices, and the numbers of the right ones.
+def read(table: "Dataset", name: str = "data") -> tuple[list[str], list[list[str]], list[int] | None]:
+    """Read questions, their choices, and the numbers of the right choices.
 
     Args:
         table: Columns of `PROMPTS`; `choices`, `endings` or `options`, lists of texts or `{"text": […], "label": […]}`,
@@ -34,7 +39,7 @@ def read(table: Any, name: str = "data") -> tuple[list[str], list[list[str]], li
     parts = [part for part in PROMPTS if part in columns and not (part == "question_stem" and "question" in columns)]
     if not parts:
         raise ValueError(
-            f"{name} has choices and no question: call its column 'question'. It has {', '.join(columns)}."
+            f"{name} has choices but no question: name its column 'question'. Its columns are {', '.join(columns)}."
         )
     prompts = [" ".join(texts) for texts in zip(*(table[part] for part in parts), strict=True)]
     listed = next((column for column in CHOICES if column in columns), None)
@@ -58,8 +63,8 @@ def read(table: Any, name: str = "data") -> tuple[list[str], list[list[str]], li
     return prompts, choices, labels
 
 
-def encode(prompts: Sequence[str], choices: Sequence[Sequence[str]], tokenizer: Any) -> list[dict[str, Any]]:
-    """A sequence for each choice, `prompt` and `choice` as a pair; missing ones are padding throughout."""
+def encode(prompts: Sequence[str], choices: Sequence[Sequence[str]], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Encode a sequence for each choice, the prompt and the choice as a pair; a missing choice is all padding."""
     count = max(map(len, choices))
     rows = []
     for prompt, texts in zip(prompts, choices, strict=True):
@@ -70,5 +75,5 @@ def encode(prompts: Sequence[str], choices: Sequence[Sequence[str]], tokenizer: 
 
 
 def labelled(rows: list[dict[str, Any]], labels: Sequence[int] | None) -> list[dict[str, Any]]:
-    """The rows with their labels, where those are known."""
+    """Return the rows with their labels, if those are known."""
     return rows if labels is None else [{**row, "labels": label} for row, label in zip(rows, labels, strict=True)]

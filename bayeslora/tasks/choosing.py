@@ -1,4 +1,4 @@
-"""Which likelihood data and a network ask for."""
+"""Which likelihood suits the data and the network."""
 
 import copy
 import logging
@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from bayeslora.tasks import LIKELIHOODS, Classification, Likelihood, Observation
+from bayeslora.types import LabelColumn, LabelValues, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -17,10 +18,10 @@ Given = Likelihood | str | Callable[..., Any] | None
 
 
 def asked(given: Given) -> type[Likelihood] | None:
-    """The kind that was asked for; None where it is to be inferred.
+    """Return the kind of likelihood that was asked for; None if it is to be inferred.
 
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: If no likelihood has that name.
     """
     if given is None or isinstance(given, Likelihood):
         return None if given is None else type(given)
@@ -33,21 +34,21 @@ def asked(given: Given) -> type[Likelihood] | None:
     return LIKELIHOODS[given]
 
 
-def suggested(columns: Sequence[str], labels: Any) -> type[Likelihood]:
-    """The kind that data alone suggest, before a model is at hand: its columns, and the first of its labels."""
+def suggested(columns: Sequence[str], labels: LabelColumn | None) -> type[Likelihood]:
+    """Return the kind that the data suggests before there is a model, by its columns and its first label."""
     label = labels[0] if labels is not None and len(labels) else None
-    # The newest first: a kind of the user's own goes before the library's.
+    # The newest first: the user's own kinds take precedence over the library's.
     kinds = reversed(LIKELIHOODS.values())
     return next((kind for kind in kinds if kind.suggested_by(columns, label)), Classification)
 
 
 def labelled_by_inputs(model: nn.Module) -> type[Likelihood] | None:
-    """The kind for which a model's inputs can be the labels, where there are no others."""
+    """Return the kind for which a model's inputs can serve as labels if there are no others; None if there is none."""
     return next((kind for kind in LIKELIHOODS.values() if kind.inputs_are_labels and kind.is_of(model)), None)
 
 
 def inferred(model: nn.Module, logits: Tensor, labels: Tensor) -> type[Likelihood]:
-    """The kind for a model, and outputs and labels of a few examples of such shapes and types.
+    """Return the kind that suits a model, given the outputs and labels of a few examples: their shapes and types.
 
     Raises:
         ValueError: If none fits.
@@ -61,15 +62,22 @@ def inferred(model: nn.Module, logits: Tensor, labels: Tensor) -> type[Likelihoo
     )
 
 
-def make(given: Given, model: nn.Module, logits: Tensor, labels: Tensor, values: Any, tokenizer: Any) -> Likelihood:
-    """The likelihood asked for, or the one that fits; the user's own instance is copied.
+def make(
+    given: Given,
+    model: nn.Module,
+    logits: Tensor,
+    labels: Tensor,
+    values: LabelValues | None,
+    tokenizer: Tokenizer | None,
+) -> Likelihood:
+    """Make the likelihood that was asked for, or the one that fits; copy an instance of the user's.
 
     Args:
         given: What was asked for.
         model: The network.
         logits: What it returns for the first examples.
         labels: Their labels.
-        values: Labels of all examples, as many as are at hand.
+        values: Labels of all examples, as many as are available.
         tokenizer: The data's tokenizer, if there is one.
     """
     if isinstance(given, Likelihood):

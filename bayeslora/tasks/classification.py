@@ -16,14 +16,14 @@ from bayeslora.networks import is_a
 from bayeslora.tasks.base import Likelihood, check_classes, class_settings, precise
 from bayeslora.tasks.collecting import Outputs
 from bayeslora.tasks.prediction import BasePrediction, Names, names_of, sample_classes, uncertainty
-from bayeslora.types import Logits
+from bayeslora.types import LabelColumn, LabelValues, Logits, Tokenizer
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 class ClassProbabilities(BasePrediction):
-    """Rows that each have one class.
+    """Class probabilities of rows that each have one class.
 
     Attributes:
         draws: Probabilities per draw, `[draw, row, class]`.
@@ -55,7 +55,7 @@ class ClassProbabilities(BasePrediction):
     @cached_property
     def epistemic(self) -> FloatArray:
         """Mutual information of label and weights in nats, `[row]`: entropy − aleatoric, 0 for one draw."""
-        # The mean KL from the draws to their average: no difference of two entropies, whose digits would cancel.
+        # The mean KL from the draws to their average. In a difference of two entropies, digits would cancel.
         return metrics.relative_entropy(self.draws, self.probs).mean(0)
 
     def row_log_likelihood(self, labels: np.ndarray) -> FloatArray:
@@ -65,7 +65,7 @@ class ClassProbabilities(BasePrediction):
         return sample_classes(self.draws, seed)
 
     def to_pandas(self) -> "pd.DataFrame":
-        """A row per row: predicted class, a probability per class, and the three uncertainties."""
+        """Return a table with a row per row: predicted class, a probability per class, and the three uncertainties."""
         import pandas as pd
 
         names = names_of(self.class_names, self.probs.shape[-1])
@@ -90,7 +90,7 @@ class Prediction(ClassProbabilities):
         return self.row_log_likelihood(labels)
 
     def scores(self, labels: np.ndarray) -> dict[str, float]:
-        """Accuracy, NLL, ECE and Brier score, and `metrics.class_scores`."""
+        """Return accuracy, NLL, ECE and Brier score, and `metrics.class_scores`."""
         return metrics.classification_scores(self.probs, labels) | metrics.class_scores(self.probs, labels)
 
 
@@ -106,7 +106,7 @@ class Categorical(Likelihood):
     def distribution(self, logits: Logits) -> dist.Distribution:
         return dist.Categorical(logits=precise(logits))
 
-    def check_labels(self, labels: Any) -> None:
+    def check_labels(self, labels: LabelValues) -> None:
         check_classes(labels, self.num_classes, "classification")
 
     def predict(self, outputs: Outputs, temperature: float = 1.0, class_names: Names = None) -> BasePrediction:
@@ -136,7 +136,7 @@ class Classification(Categorical):
         self.num_classes = num_classes
 
     @classmethod
-    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "Classification":
+    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "Classification":
         return cls(logits.shape[-1])
 
     def config(self) -> dict[str, Any]:
@@ -148,5 +148,5 @@ class Classification(Categorical):
         return logits.dim() == 2 and labels.dim() == 1 and not real and not is_a(model, "MULTIPLE_CHOICE")
 
     @classmethod
-    def model_settings(cls, model: str, names: Sequence[str] | None, labels: Any) -> dict[str, Any]:
+    def model_settings(cls, model: str, names: Sequence[str] | None, labels: LabelColumn | None) -> dict[str, Any]:
         return class_settings(model, names, labels)

@@ -1,4 +1,4 @@
-"""From the logits of one batch after another to the outputs that a prediction is made of."""
+"""Collect the logits of one batch after another into the outputs that a prediction is made from."""
 
 import abc
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the rows of a prediction stand in the data, if they are tokens.
+    """The positions of a prediction's rows in the data, if they are tokens.
 
     Args:
         example: Number of each row's example, `[row]`.
@@ -37,7 +37,7 @@ class Rows:
         return np.stack([np.bincount(self.example, value, self.num_examples) for value in values])
 
     def beside(self, table: "pd.DataFrame") -> "pd.DataFrame":
-        """Put the tokens' places in front of a table's columns."""
+        """Put the tokens' examples and positions in front of a table's columns."""
         table.insert(0, "example", self.example)
         table.insert(1, "position", self.position)
         return table
@@ -45,13 +45,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a network returned at several draws, and what it was asked about.
+    """What a network returned at several draws, and for what.
 
     Args:
         logits: `[draw, row, …]`; a row is an example, or a token of one.
-        labels: `[row, …]`, or None where the data has none.
-        rows: Where the tokens stand, if rows are tokens.
-        context: What the task's reader of tables noted about the data beside its rows.
+        labels: `[row, …]`, or None if the data has none.
+        rows: Positions of the tokens, if rows are tokens.
+        context: What else the task noted about the data when it read a table.
     """
 
     logits: FloatArray
@@ -61,12 +61,12 @@ class Outputs:
 
 
 class Collector(abc.ABC):
-    """Takes in what the network says of one batch after another.
+    """A collector of the network's logits, which come one batch after another.
 
     Args:
         likelihood: Labels given logits.
-        with_labels: Whether labels are looked at.
-        context: What the task's reader of tables noted about the data.
+        with_labels: Whether labels are read.
+        context: What the task noted about the data when it read a table.
     """
 
     def __init__(self, likelihood: "Likelihood", with_labels: bool, context: Any = None):
@@ -84,10 +84,10 @@ class Collector(abc.ABC):
 
     @abc.abstractmethod
     def result(self) -> Any:
-        """Return all of it, in the data's order: `Outputs`, or whatever the likelihood makes its prediction from."""
+        """Return everything in the data's order: `Outputs`, or whatever the likelihood makes its prediction from."""
 
     def place(self, where: np.ndarray, tokens: Tensor | None = None, shift: int = 0) -> None:
-        """Note which examples, or which of their tokens, `[batch, token]`, the next rows belong to."""
+        """Note which examples the next rows belong to, or which of their tokens, `[batch, token]`."""
         self.num_examples += len(where)
         self.are_tokens = tokens is not None
         if tokens is None:
@@ -99,18 +99,18 @@ class Collector(abc.ABC):
 
     @property
     def order(self) -> np.ndarray:
-        """What sorts the rows by example, then by position."""
+        """The indices that sort the rows by example, then by position."""
         return np.lexsort((np.concatenate(self.positions), np.concatenate(self.examples)))
 
     @property
     def rows(self) -> Rows:
-        """Places of the rows, in the data's order."""
+        """Positions of the rows, in the data's order."""
         order = self.order
         return Rows(np.concatenate(self.examples)[order], np.concatenate(self.positions)[order], self.num_examples)
 
 
 class Everything(Collector):
-    """Keeps all logits."""
+    """A collector that keeps all logits."""
 
     def __init__(self, likelihood: "Likelihood", with_labels: bool, context: Any = None):
         super().__init__(likelihood, with_labels, context)

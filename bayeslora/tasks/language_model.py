@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LanguagePrediction(BasePrediction):
-    """How probable each observed token was, and how sure the model was before it.
+    """How probable each observed token was, and how certain the model was before it.
 
-    A vocabulary's probabilities are summarised draw by draw as they are computed.
+    The probabilities of the whole vocabulary are summarised as they are computed, draw by draw.
 
     Args:
-        draws: Probability of the token that is there, per draw, `[draw, token]`.
-        tokens: That token, `[token]`.
+        draws: Probability of the observed token, per draw, `[draw, token]`.
+        tokens: The observed token, `[token]`.
         most_probable: The most probable token of the mixture, `[token]`.
         mixture_entropy: Entropy of the mixture in nats, `[token]`.
         mean_entropy: Entropy per draw, averaged, in nats, `[token]`.
         sampled: A token from every draw's distribution, `[draw, token]`.
-        rows: Where the tokens stand.
+        rows: Positions of the tokens.
     """
 
     draws: Float[np.ndarray, "draw token"]
@@ -48,7 +48,7 @@ class LanguagePrediction(BasePrediction):
 
     @property
     def labels(self) -> np.ndarray:
-        """The tokens that are there, `[token]`."""
+        """The observed tokens, `[token]`."""
         return self.tokens
 
     @property
@@ -68,7 +68,7 @@ class LanguagePrediction(BasePrediction):
 
     @property
     def probs(self) -> FloatArray:
-        """Probability of the token that is there, averaged over draws, `[token]`."""
+        """Probability of the observed token, averaged over draws, `[token]`."""
         return self.draws.mean(0)
 
     @property
@@ -87,7 +87,7 @@ class LanguagePrediction(BasePrediction):
         return self.sampled
 
     def scores(self, labels: np.ndarray) -> dict[str, float]:
-        """NLL of an example's tokens together and of one token, perplexity exp(NLL per token), accuracy per token."""
+        """Return the NLL per example and per token, perplexity exp(NLL per token), and accuracy per token."""
         per_token = metrics.mixture_nll(self.row_log_likelihood(labels))
         return {
             "accuracy": float((self.predicted == self.tokens).mean()),
@@ -97,7 +97,7 @@ class LanguagePrediction(BasePrediction):
         }
 
     def to_pandas(self) -> "pd.DataFrame":
-        """A row per token: example, position, the token, its probability, the most probable one, uncertainties."""
+        """Return a table with a row per token: its place, its probability, the most probable token, uncertainties."""
         import pandas as pd
 
         columns = {"token": self.tokens, "p(token)": self.probs, "predicted": self.predicted}
@@ -105,7 +105,7 @@ class LanguagePrediction(BasePrediction):
 
 
 class Summaries(Collector):
-    """Keeps a few numbers per observed token: a vocabulary's logits at all draws do not fit the memory."""
+    """A collector that keeps a few numbers per token: logits of a vocabulary at all draws do not fit in memory."""
 
     likelihood: "LanguageModel"
 
@@ -116,7 +116,7 @@ class Summaries(Collector):
     def add(self, where: np.ndarray, batch: Batch, chunks: Iterator[Tensor]) -> None:
         if batch.get("labels") is None:
             raise ValueError(
-                "A language model's prediction says how probable given tokens are, and the data has none: give a "
+                "A language model's prediction says how probable given tokens are, but the data has none: give a "
                 "'labels' column."
             )
         targets = self.likelihood.targets(torch.as_tensor(batch["labels"]))
@@ -174,7 +174,7 @@ class CausalLM(LanguageModel):
     Labels: the tokens; −100 is not observed; without labels, the inputs.
     Logits: `[batch, token, vocabulary]`.
 
-    Labels are those of `transformers`, at the place of the token itself; where the data has none, they are the inputs.
+    Labels are at the position of the token itself, as in `transformers`; if the data has none, they are the inputs.
 
     Args:
         num_classes: Size of the vocabulary.

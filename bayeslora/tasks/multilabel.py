@@ -16,7 +16,7 @@ from bayeslora.metrics import FloatArray
 from bayeslora.tasks.base import Likelihood, class_settings, precise
 from bayeslora.tasks.collecting import Outputs
 from bayeslora.tasks.prediction import BasePrediction, Names, names_of, uncertainty
-from bayeslora.types import Logits
+from bayeslora.types import LabelColumn, LabelValues, Logits, Tokenizer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MultiLabelPrediction(BasePrediction):
-    """Probabilities that labels apply, each by itself.
+    """Probabilities that each label applies.
 
     Entropies are sums over an example's labels: `aleatoric` is that of all labels together, `entropy` and `epistemic`
-    are the sums of the labels' own (labels that draws tie together share information, which is counted twice).
+    are the sums of the labels' own (information that labels share through the draws is counted for each of them).
 
     Args:
         draws: Probabilities per draw, `[draw, example, label]`.
@@ -65,14 +65,14 @@ class MultiLabelPrediction(BasePrediction):
         return (np.random.default_rng(seed).random(self.draws.shape) < self.draws).astype(np.int64)
 
     def scores(self, labels: np.ndarray) -> dict[str, float]:
-        """NLL of an example's labels together; accuracy and Brier score per label, exact match, macro F1."""
+        """Return the NLL of an example's labels together; accuracy and Brier score per label, exact match, macro F1."""
         return {
             "nll": metrics.mixture_nll(self.log_likelihood(labels)),
             **multilabel_scores(self.probs, labels),
         }
 
     def to_pandas(self) -> "pd.DataFrame":
-        """A row per example: the names of its labels, a probability per label, and the three uncertainties."""
+        """Return a table with a row per example: names of its labels, a probability per label, and uncertainties."""
         import pandas as pd
 
         names = np.asarray(names_of(self.class_names, self.probs.shape[-1]))
@@ -82,7 +82,7 @@ class MultiLabelPrediction(BasePrediction):
 
 
 def _both(probs: FloatArray) -> FloatArray:
-    """Probabilities of yes and no, last."""
+    """Stack the probabilities of yes and no along a new last axis."""
     return np.stack([probs, 1 - probs], axis=-1)
 
 
@@ -103,7 +103,7 @@ class MultiLabel(Likelihood):
         self.num_classes = num_classes
 
     @classmethod
-    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "MultiLabel":
+    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "MultiLabel":
         return cls(logits.shape[-1])
 
     @property
@@ -119,7 +119,7 @@ class MultiLabel(Likelihood):
     def log_prob(self, logits: Logits, labels: Tensor) -> Tensor:
         return super().log_prob(logits, labels.to(precise(logits).dtype))
 
-    def check_labels(self, labels: Any) -> None:
+    def check_labels(self, labels: LabelValues) -> None:
         values = np.asarray(labels)
         if values.ndim != 2 or values.shape[-1] != self.num_classes or not np.isin(values, (0, 1)).all():
             raise ValueError(
@@ -139,16 +139,17 @@ class MultiLabel(Likelihood):
         return logits.dim() == 2 and labels.shape == logits.shape
 
     @classmethod
-    def model_settings(cls, model: str, names: Sequence[str] | None, labels: Any) -> dict[str, Any]:
-        by_row = labels is not None and len(labels) > 0 and not isinstance(labels[0], str)
-        return {"num_labels": len(labels[0])} if by_row and not names else class_settings(model, names, labels)
+    def model_settings(cls, model: str, names: Sequence[str] | None, labels: LabelColumn | None) -> dict[str, Any]:
+        if not names and labels is not None and len(labels) > 0 and not isinstance(labels[0], str):
+            return {"num_labels": len(labels[0])}
+        return class_settings(model, names, labels)
 
     def predict(self, outputs: Outputs, temperature: float = 1.0, class_names: Names = None) -> BasePrediction:
         return MultiLabelPrediction(metrics.sigmoid(outputs.logits / temperature), class_names)
 
 
 def multilabel_scores(probs: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """Share of labels told right, of examples with all labels right, macro F1 at 0.5, mean (p − y)² per label.
+    """Return the share of right labels and of examples with all labels right, macro F1 at 0.5, mean (p − y)² per label.
 
     Args:
         probs: `[example, label]`.

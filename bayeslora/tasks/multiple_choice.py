@@ -2,7 +2,7 @@ r"""One of several choices per example, each of which the network scores."""
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -10,7 +10,10 @@ from bayeslora.networks import is_a
 from bayeslora.tasks import choices
 from bayeslora.tasks.base import Reader, precise
 from bayeslora.tasks.classification import Categorical
-from bayeslora.types import Batch, Logits
+from bayeslora.types import Batch, LabelValues, Logits, Tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class MultipleChoice(Categorical):
@@ -31,7 +34,7 @@ class MultipleChoice(Categorical):
         self.num_classes = num_choices
 
     @classmethod
-    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "MultipleChoice":
+    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "MultipleChoice":
         return cls(logits.shape[-1])
 
     @property
@@ -39,7 +42,7 @@ class MultipleChoice(Categorical):
         return None
 
     def select(self, logits: Logits, batch: Batch) -> Logits:
-        """The logits, −∞ for a choice that is padding throughout: examples may have fewer choices than others."""
+        """Set the logits of choices that are all padding to −∞: some examples have fewer choices than others."""
         mask = batch.get("attention_mask")
         if mask is None or mask.dim() != 3:
             return logits
@@ -61,17 +64,17 @@ class MultipleChoice(Categorical):
         return choices.are_in(columns) and not is_a(model, "CAUSAL_LM")
 
     @classmethod
-    def read(cls, table: Any, reader: Reader) -> tuple[list[dict[str, Any]], None]:
-        """A sequence for each choice.
+    def read(cls, table: "Dataset", reader: Reader) -> tuple[list[dict[str, Any]], None]:
+        """Turn each question into one sequence per choice.
 
         Raises:
             ValueError: If the network scores no choices.
         """
         if not is_a(reader.model, "MULTIPLE_CHOICE"):
             raise ValueError(
-                f"{reader.name} has choices, and {type(reader.model).__name__} scores none: load the model as multiple "
+                f"{reader.name} has choices, but {type(reader.model).__name__} scores none: load the model as multiple "
                 "choice (fit(name, …, likelihood='multiple_choice')) or as a causal language model "
-                "(likelihood='answer_letters'), or leave its columns of choices out."
+                "(likelihood='answer_letters'), or remove the columns of choices."
             )
         prompts, texts, labels = choices.read(table, reader.name)
         return choices.labelled(choices.encode(prompts, texts, reader.needed_tokenizer()), labels), None

@@ -38,28 +38,28 @@ class Noise:
         return float(self._law.entropy())
 
     def log_density(self, x: FloatArray) -> FloatArray:
-        """Log-density ln p(x), in nats."""
+        """Return the log-density ln p(x), in nats."""
         if math.isinf(self.df):
             return -0.5 * x**2 - 0.5 * math.log(2 * math.pi)
         constant = math.lgamma((self.df + 1) / 2) - math.lgamma(self.df / 2) - 0.5 * math.log(self.df * math.pi)
         return constant - (self.df + 1) / 2 * np.log1p(x**2 / self.df)
 
     def cdf(self, x: FloatArray) -> FloatArray:
-        """P(ε ≤ x)."""
+        """Return P(ε ≤ x)."""
         from scipy import special
 
         return special.ndtr(x) if math.isinf(self.df) else special.stdtr(self.df, x)
 
     def quantile(self, q: float) -> float:
-        """The q-quantile."""
+        """Return the q-quantile."""
         return float(self._law.ppf(q))
 
     def sample(self, shape: tuple[int, ...], seed: int | None) -> FloatArray:
-        """Independent draws."""
+        """Draw independent values."""
         return self._law.rvs(shape, random_state=np.random.default_rng(seed))
 
     def distance(self, x: FloatArray) -> FloatArray:
-        """E|ε − x|, in closed form."""
+        """Return E|ε − x|, in closed form."""
         density = np.exp(self.log_density(x))
         weight = 1.0 if math.isinf(self.df) else (self.df + x**2) / (self.df - 1)
         return x * (2 * self.cdf(x) - 1) + 2 * weight * density
@@ -81,7 +81,7 @@ class Noise:
 
 
 def mixture_quantile(loc: FloatArray, scale: float, q: float, noise: Noise) -> FloatArray:
-    """The q-quantile of the equal mixture over draws of loc + scale ε, `[example]`, by bisection.
+    """Return the q-quantile of the equal mixture over draws of loc + scale ε, `[example]`, by bisection.
 
     Args:
         loc: `[draw, example]`.
@@ -101,9 +101,10 @@ def mixture_quantile(loc: FloatArray, scale: float, q: float, noise: Noise) -> F
 
 
 def mixture_information(loc: FloatArray, scale: float, noise: Noise) -> FloatArray:
-    """Mutual information of a value and the member it came from, in nats, `[example]`: arguments as above.
+    """Return the mutual information of a value and the draw it came from, in nats, `[example]`.
 
-    The mean over draws of the KL divergence from a draw's distribution to the mixture, by quadrature over the noise.
+    Arguments are those of `mixture_quantile`. It is the mean over draws of the KL divergence from a draw's distribution
+    to the mixture, by quadrature over the noise.
     """
     from scipy.special import logsumexp
 
@@ -120,9 +121,10 @@ def mixture_information(loc: FloatArray, scale: float, noise: Noise) -> FloatArr
 
 
 def mixture_crps(loc: FloatArray, labels: ArrayLike, scale: float, noise: Noise) -> FloatArray:
-    r"""Continuous ranked probability score of the mixture, $E|Y - y| - \tfrac12 E|Y - Y'|$, `[example]`.
+    r"""Return the continuous ranked probability score of the mixture, $E|Y - y| - \tfrac12 E|Y - Y'|$, `[example]`.
 
-    In units of the labels. Closed for Normal noise; for Student's t the second term is a one-dimensional quadrature.
+    It is in units of the labels, and in closed form for Normal noise; for Student's t the second term is a
+    one-dimensional quadrature.
 
     Args:
         loc: `[draw, example]`.

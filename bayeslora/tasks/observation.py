@@ -9,6 +9,7 @@ from pyro import poutine
 from torch import Tensor
 
 from bayeslora.tasks.base import Likelihood, class_settings, precise
+from bayeslora.types import LabelColumn, LabelValues, Tokenizer
 
 
 class Observation(Likelihood):
@@ -17,8 +18,8 @@ class Observation(Likelihood):
     Labels: anything.
     Logits: anything.
 
-    For counts, say: `lambda logits, labels: pyro.sample("labels", dist.Poisson(logits[..., 0].exp()), obs=labels)`. It
-    makes one site, `"labels"`, of batch shape `[*draw, batch]`, and runs in a plate over the examples of a batch.
+    Of counts: `lambda logits, labels: pyro.sample("labels", dist.Poisson(logits[..., 0].exp()), obs=labels)`.
+    It makes one site, `"labels"`, of batch shape `[*draw, batch]`, and runs in a plate over the examples of a batch.
 
     Args:
         observe: Called with logits `[*draw, batch, …]` and labels `[batch, …]`, or None to draw them.
@@ -33,11 +34,11 @@ class Observation(Likelihood):
         self.make = observe
 
     @classmethod
-    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "Observation":
+    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "Observation":
         raise ValueError("likelihood='observation' needs the callable itself: likelihood=your_callable.")
 
     def site(self, logits: Tensor, labels: Tensor | None) -> dict[str, Any]:
-        """The site that the callable makes."""
+        """Run the callable, and return the site that it makes."""
         trace = poutine.trace(self.make).get_trace(precise(logits), labels)
         names = [name for name, site in trace.nodes.items() if site["type"] == "sample"]
         if names != ["labels"]:
@@ -55,16 +56,17 @@ class Observation(Likelihood):
     def log_prob(self, logits: Tensor, labels: Tensor) -> Tensor:
         return self.site(logits, labels)["fn"].log_prob(labels)
 
-    def check_labels(self, labels: Any) -> None:
-        """Nothing is known about the labels."""
+    def check_labels(self, labels: LabelValues) -> None:
+        """Accept any labels: nothing is known about them."""
 
     def config(self) -> dict[str, Any]:
         return {}
 
     @classmethod
-    def restored(cls, config: Mapping[str, Any], code: Any = None) -> "Observation":
+    def restored(cls, config: Mapping[str, Any], code: Callable[..., Any] | None = None) -> "Observation":
+        assert code is not None  # `needs_code`: `load` has asked for it
         return cls(code)
 
     @classmethod
-    def model_settings(cls, model: str, names: Sequence[str] | None, labels: Any) -> dict[str, Any]:
+    def model_settings(cls, model: str, names: Sequence[str] | None, labels: LabelColumn | None) -> dict[str, Any]:
         return class_settings(model, names, labels)

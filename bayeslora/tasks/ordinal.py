@@ -19,7 +19,7 @@ from bayeslora.tasks.base import Likelihood, check_classes, precise
 from bayeslora.tasks.classification import Prediction
 from bayeslora.tasks.collecting import Outputs
 from bayeslora.tasks.prediction import BasePrediction, Names
-from bayeslora.types import Batch, RealLogits
+from bayeslora.types import Batch, LabelColumn, LabelValues, RealLogits, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class OrdinalPrediction(Prediction):
 
     @cached_property
     def median(self) -> np.ndarray:
-        """The class in the middle of the probability, `[example]`: the one with the least expected absolute error."""
+        """The median class, `[example]`: the one with the least expected absolute error."""
         return (self.probs.cumsum(-1) < 0.5).sum(-1)
 
     def scores(self, labels: np.ndarray) -> dict[str, float]:
-        """As of a `Prediction`; and `mae` of the median, the ranked probability score, quadratic kappa of the median.
+        """Return the scores of a `Prediction`; `mae` and quadratic kappa of the median; the ranked probability score.
 
-        `mae` is in classes. `rps` is between 0 and C − 1; lower is better. Kappa is 1 where all are right, and 0 where
-        they agree no better than by chance.
+        `mae` is in classes. `rps` is between 0 and C − 1; lower is better. Kappa is 1 if all are right, and 0 if they
+        agree no better than by chance.
         """
         from sklearn.metrics import cohen_kappa_score
 
@@ -75,7 +75,7 @@ class Ordinal(Likelihood):
     def __init__(self, num_classes: int, cut_points: Sequence[float] | None = None):
         super().__init__()
         if num_classes < 2:
-            raise ValueError(f"num_classes={num_classes}: ordered classes are at least two.")
+            raise ValueError(f"num_classes={num_classes}: give at least two ordered classes.")
         self.num_classes = num_classes
         shares = np.arange(1, num_classes) / num_classes
         cuts = np.log(shares / (1 - shares)) if cut_points is None else np.asarray(cut_points, dtype=np.float64)
@@ -92,14 +92,14 @@ class Ordinal(Likelihood):
         return torch.cat([self.first[None], self.first + self.log_increments.exp().cumsum(0)])
 
     @classmethod
-    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "Ordinal":
+    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "Ordinal":
         values = np.asarray(labels)
         if values.dtype.kind not in "iub" or values.ndim != 1 or len(values) == 0 or values.min() < 0:
             raise ValueError(
                 f"Labels are {values.dtype} of shape {values.shape}; ordered classes are whole numbers from 0, one per "
                 "example."
             )
-        counts = np.bincount(values, minlength=2) + 0.5  # a class that is not there has a place, too
+        counts = np.bincount(values, minlength=2) + 0.5  # a class without examples gets a place, too
         below = counts.cumsum()[:-1] / counts.sum()
         return cls(len(counts), np.log(below / (1 - below)).tolist())
 
@@ -108,7 +108,7 @@ class Ordinal(Likelihood):
         return 1
 
     @classmethod
-    def model_settings(cls, model: str, names: Sequence[str] | None, labels: Any) -> dict[str, Any]:
+    def model_settings(cls, model: str, names: Sequence[str] | None, labels: LabelColumn | None) -> dict[str, Any]:
         return {"num_labels": 1}
 
     def select(self, logits: Tensor, batch: Batch) -> RealLogits:
@@ -120,18 +120,18 @@ class Ordinal(Likelihood):
         return precise(logits.squeeze(-1))
 
     def log_probs(self, logits: RealLogits) -> Float[Tensor, "*draw batch class"]:
-        """Log-probability of each class."""
+        """Return the log-probability of each class."""
         cuts = self.cut_points.to(logits) - logits[..., None]
         upper = nn.functional.pad(cuts, (0, 1), value=math.inf)
         lower = nn.functional.pad(cuts, (1, 0), value=-math.inf)
-        # σ(u) − σ(l) = σ(u) σ(−l) (1 − e^(l − u)): no difference of two numbers near 1.
+        # σ(u) − σ(l) = σ(u) σ(−l) (1 − e^(l − u)), without a difference of two numbers near 1.
         between = torch.log(-torch.expm1(lower - upper))
         return logsigmoid(upper) + logsigmoid(-lower) + between
 
     def distribution(self, logits: RealLogits) -> dist.Distribution:
         return dist.Categorical(logits=self.log_probs(logits))
 
-    def check_labels(self, labels: Any) -> None:
+    def check_labels(self, labels: LabelValues) -> None:
         check_classes(labels, self.num_classes, "ordinal regression")
 
     def config(self) -> dict[str, Any]:
@@ -145,7 +145,9 @@ class Ordinal(Likelihood):
 
 
 def ranked_probability_score(probs: FloatArray, labels: np.ndarray) -> FloatArray:
-    r"""Ranked probability score $\sum_{k < C - 1} (P(y \le k) - 1[y \le k])^2$, `[example]`; lower is better.
+    r"""Return the ranked probability score $\sum_{k < C - 1} (P(y \le k) - 1[y \le k])^2$, `[example]`.
+
+    It is between 0 and C − 1; lower is better.
 
     Args:
         probs: `[example, class]`.

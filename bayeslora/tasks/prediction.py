@@ -1,4 +1,4 @@
-"""What every prediction has: a mixture over draws of the weights, its uncertainties and its scores."""
+"""What every prediction offers: a mixture over draws of the weights, its uncertainties and its scores."""
 
 import abc
 import math
@@ -24,7 +24,7 @@ class BasePrediction(abc.ABC):
     A row is an example, or a token of one. Entropies are in nats.
 
     Attributes:
-        draws: What every draw says, `[draw, row, …]`.
+        draws: What each draw predicts, `[draw, row, …]`.
     """
 
     draws: Any
@@ -32,7 +32,7 @@ class BasePrediction(abc.ABC):
     @property
     @abc.abstractmethod
     def predicted(self) -> np.ndarray:
-        """The one label to give if one must be given, `[row, …]`."""
+        """The single label to predict if one has to be chosen, `[row, …]`."""
 
     @property
     @abc.abstractmethod
@@ -51,26 +51,26 @@ class BasePrediction(abc.ABC):
 
     @abc.abstractmethod
     def log_likelihood(self, labels: np.ndarray) -> FloatArray:
-        """Log-likelihood ln p(labels) of every draw in nats, `[draw, example]`."""
+        """Return the log-likelihood ln p(labels) under every draw in nats, `[draw, example]`."""
 
     def row_log_likelihood(self, labels: np.ndarray) -> FloatArray:
-        """Log-likelihood row by row in nats, `[draw, row]`: that of tokens, where rows are tokens."""
+        """Return the log-likelihood of each row in nats, `[draw, row]`: of each token, if rows are tokens."""
         return self.log_likelihood(labels)
 
     @abc.abstractmethod
     def sample(self, seed: int | None = 0) -> np.ndarray:
-        """One label per draw and row from the predictive distribution, `[draw, row, …]`."""
+        """Draw one label per draw of the weights and row from the predictive distribution, `[draw, row, …]`."""
 
     @abc.abstractmethod
     def scores(self, labels: np.ndarray) -> dict[str, float]:
-        """The task's metrics; `nll` is in nats per example."""
+        """Return the metrics of the task; `nll` is in nats per example."""
 
     @abc.abstractmethod
     def to_pandas(self) -> "pd.DataFrame":
-        """A row per row of the prediction."""
+        """Return a table with a row per row of the prediction."""
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return self.draws.shape[1]
 
 
@@ -125,11 +125,11 @@ class ObservationPrediction(BasePrediction):
             return np.stack([each.sample().numpy() for each in self.distributions])
 
     def scores(self, labels: np.ndarray) -> dict[str, float]:
-        """NLL."""
+        """Return the NLL."""
         return {"nll": metrics.mixture_nll(self.log_likelihood(labels))}
 
     def to_pandas(self) -> "pd.DataFrame":
-        """A row per example: the mean, a column per label where there are several, and the three uncertainties."""
+        """Return a table with a row per example: the mean, in a column per label, and the three uncertainties."""
         import pandas as pd
 
         mean = self.predicted.reshape(len(self), -1)
@@ -138,20 +138,20 @@ class ObservationPrediction(BasePrediction):
 
 
 Names = tuple[str, ...] | None
-"""Names of the classes, where they are known."""
+"""Names of the classes, if they are known."""
 
 
 def uncertainty(prediction: BasePrediction) -> dict[str, FloatArray]:
-    """The three uncertainties of a prediction as columns of a table."""
+    """Return the three uncertainties of a prediction as columns of a table."""
     return {name: getattr(prediction, name) for name in ("entropy", "aleatoric", "epistemic")}
 
 
 def names_of(class_names: Names, count: int) -> tuple[str, ...]:
-    """Names of the classes; their numbers where they have none."""
+    """Return the names of the classes, or their numbers if they have none."""
     return class_names or tuple(str(index) for index in range(count))
 
 
 def sample_classes(probs: FloatArray, seed: int | None) -> np.ndarray:
-    """Draw classes by inverting the distribution function, which takes out the last axis."""
+    """Draw classes by inverting the distribution function over the last axis, which is removed."""
     uniform = np.random.default_rng(seed).random((*probs.shape[:-1], 1))
     return np.minimum((probs.cumsum(-1) < uniform).sum(-1), probs.shape[-1] - 1)

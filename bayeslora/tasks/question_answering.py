@@ -1,4 +1,4 @@
-"""Questions whose answers stand in a text."""
+"""Questions whose answers are in a text."""
 
 import math
 import string
@@ -22,10 +22,11 @@ from bayeslora.tasks.base import Likelihood, Reader, precise
 from bayeslora.tasks.collecting import Outputs
 from bayeslora.tasks.prediction import BasePrediction, Names, sample_classes, uncertainty
 from bayeslora.tasks.questions import Questions
-from bayeslora.types import Batch, TokenLogits
+from bayeslora.types import Batch, LabelValues, Tokenizer, TokenLogits
 
 if TYPE_CHECKING:
     import pandas as pd
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,12 @@ class SpanPrediction(BasePrediction):
         return self.draws.mean(0)
 
     def joint(self, example: int) -> Float[np.ndarray, "position position"]:
-        """Probability of every pair of first and last token of an example."""
+        """Return the probability of every pair of first and last token of an example."""
         draws = self.draws[:, example]
         return draws[..., 0].T @ draws[..., 1] / len(draws)
 
     def allowed(self, example: int) -> Any:
-        """Which positions an answer may end at, `[position]`."""
+        """Return which positions an answer may end at, `[position]`; True for all."""
         return True
 
     @cached_property
@@ -73,7 +74,7 @@ class SpanPrediction(BasePrediction):
 
     @property
     def confidence(self) -> FloatArray:
-        """Probability of that span, `[example]`; among all pairs, those that are no span included."""
+        """Probability of that span, `[example]`, among all pairs of positions, whether or not they form a span."""
         return self._best[1]
 
     @cached_property
@@ -97,14 +98,14 @@ class SpanPrediction(BasePrediction):
         return sample_classes(np.moveaxis(self.draws, -1, -2), seed)
 
     def scores(self, labels: np.ndarray) -> dict[str, float]:
-        """NLL of first and last token; exact match and F1 (SQuAD's, on token positions instead of words)."""
+        """Return the NLL of first and last token; exact match and F1 (SQuAD's, on token positions instead of words)."""
         return {
             "nll": metrics.mixture_nll(self.log_likelihood(labels)),
             **span_scores(self.predicted, labels),
         }
 
     def to_pandas(self) -> "pd.DataFrame":
-        """A row per example: first and last token of the most probable span, its probability, uncertainties."""
+        """Return a table with a row per example: the most probable span, its probability, and the uncertainties."""
         import pandas as pd
 
         columns = {"start": self.predicted[:, 0], "end": self.predicted[:, 1], "p(span)": self.confidence}
@@ -115,19 +116,19 @@ class SpanPrediction(BasePrediction):
 class AnswerPrediction(SpanPrediction):
     """Answers in the words of a context. Rows are windows of question and context; most questions have one.
 
-    The answer to a question is the most probable span of its context's tokens over its windows, or none where that is
-    less probable than the first token of every window.
+    The answer to a question is the most probable span of its context's tokens in any of its windows. There is none if
+    that is less probable than the first token of every window.
 
     Args:
         draws: Probabilities of each position to be the first and to be the last, `[draw, window, position, 2]`.
         max_length: Longest answer to consider, in tokens.
-        questions: What the windows are of.
+        questions: The questions and contexts that the windows were cut from.
     """
 
     questions: Questions = field(kw_only=True)
 
     def allowed(self, example: int) -> np.ndarray:
-        """Which positions an answer may end at: tokens of the context, `[position]`."""
+        """Return which positions an answer may end at, `[position]`: the tokens of the context."""
         in_context = self.questions.offsets[example][:, 0] >= 0
         return np.pad(in_context, (0, self.draws.shape[2] - len(in_context)))
 
@@ -141,14 +142,14 @@ class AnswerPrediction(SpanPrediction):
 
     @cached_property
     def no_answer(self) -> FloatArray:
-        """Probability that no window holds the answer: the smallest over windows of its first token's, `[question]`."""
+        """Probability that no window holds the answer, `[question]`: that of the first token, least over windows."""
         least = np.ones(len(self.questions.contexts))
         np.minimum.at(least, self.questions.question, self.draws[:, :, 0].prod(-1).mean(0))
         return least
 
     @cached_property
     def answers(self) -> list[str]:
-        """The most probable answer to each question; empty where none is more probable."""
+        """The most probable answer to each question; empty if it is more probable that there is none."""
         return [
             self.questions.text(int(window), *self.predicted[window].tolist())
             if self.confidence[window] >= none
@@ -162,9 +163,9 @@ class AnswerPrediction(SpanPrediction):
         return np.maximum(self.confidence[self.windows], self.no_answer)
 
     def scores(self, labels: np.ndarray) -> dict[str, float]:
-        """NLL of a window's first and last token; SQuAD's exact match and F1; how well confidence tells errors.
+        """Return the NLL of a window's first and last token, SQuAD's exact match and F1, and `auroc_errors`.
 
-        `auroc_errors` is the probability that a wrong answer has a lower one than a right answer; NaN where all are
+        `auroc_errors` is the probability that a wrong answer has a lower confidence than a right one; NaN if all are
         right, or all wrong.
         """
         exact, f1 = answer_scores(self.answers, self.questions.answers or [])
@@ -176,7 +177,7 @@ class AnswerPrediction(SpanPrediction):
         }
 
     def to_pandas(self) -> "pd.DataFrame":
-        """A row per question: the answer, its probability, that of there being none, uncertainties in its window."""
+        """Return a table with a row per question: the answer, its probability, that of no answer, and uncertainties."""
         import pandas as pd
 
         columns = {"answer": self.answers, "p(answer)": self.answer_probs, "p(none)": self.no_answer}
@@ -200,7 +201,7 @@ class Positions(dist.TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         return self.ends.log_prob(value).sum(-1)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return self.ends.sample(sample_shape)
 
 
@@ -219,7 +220,7 @@ class QuestionAnswering(Likelihood):
     label_columns = ("start_positions", "end_positions")
 
     @classmethod
-    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "QuestionAnswering":
+    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "QuestionAnswering":
         return cls()
 
     def select(self, logits: TokenLogits, batch: Batch) -> TokenLogits:
@@ -231,7 +232,7 @@ class QuestionAnswering(Likelihood):
     def distribution(self, logits: TokenLogits) -> dist.Distribution:
         return Positions(precise(logits))
 
-    def check_labels(self, labels: Any) -> None:
+    def check_labels(self, labels: LabelValues) -> None:
         values = np.asarray(labels)
         if values.dtype.kind not in "iu" or values.ndim != 2 or values.shape[-1] != 2 or (values < 0).any():
             raise ValueError(
@@ -256,12 +257,12 @@ class QuestionAnswering(Likelihood):
         return questions.are_in(columns) and is_a(model, "QUESTION_ANSWERING")
 
     @classmethod
-    def read(cls, table: Any, reader: Reader) -> tuple[list[dict[str, Any]], Questions]:
+    def read(cls, table: "Dataset", reader: Reader) -> tuple[list[dict[str, Any]], Questions]:
         return questions.read(table, reader.needed_tokenizer(), reader.name)
 
     def alike(self, logits: Sequence[np.ndarray]) -> list[np.ndarray]:
         longest = max(values.shape[2] for values in logits)
-        # Positions that only longer examples have are as impossible as padding.
+        # Positions past the end of an example are as impossible as padding.
         return [
             np.pad(values, ((0, 0), (0, 0), (0, longest - values.shape[2]), (0, 0)), constant_values=-np.inf)
             for values in logits
@@ -274,13 +275,13 @@ class QuestionAnswering(Likelihood):
 
 
 def span_scores(predicted: np.ndarray, labels: ArrayLike) -> dict[str, float]:
-    """Exact match, and F1 of the tokens of two spans, averaged over examples.
+    """Return exact match and F1 of the tokens of two spans, averaged over examples.
 
-    As SQuAD's, but on positions: articles and punctuation count, and the same words elsewhere do not.
+    They are SQuAD's, but on positions: articles and punctuation count, and the same words elsewhere do not.
 
     Args:
         predicted: First and last token, `[example, 2]`.
-        labels: Those of the true span, `[example, 2]`.
+        labels: First and last token of the true span, `[example, 2]`.
     """
     labels = np.asarray(labels)
     first, last = np.maximum(predicted[:, 0], labels[:, 0]), np.minimum(predicted[:, 1], labels[:, 1])
@@ -293,13 +294,13 @@ def span_scores(predicted: np.ndarray, labels: ArrayLike) -> dict[str, float]:
 
 
 def answer_scores(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> tuple[np.ndarray, FloatArray]:
-    """SQuAD's exact match and F1 of words of each answer, the better over the right ones.
+    """Return SQuAD's exact match and F1 on the words of each answer, the best over the right answers.
 
-    Case, punctuation and articles do not count. A question without a right answer has the empty one.
+    Case, punctuation and articles do not count. The right answer to a question that has none is empty.
 
     Args:
         predicted: An answer per question.
-        answers: The right ones, per question.
+        answers: The right answers, per question.
 
     Returns:
         Whether each matches, `[question]`; F1, `[question]`.
@@ -317,13 +318,13 @@ def answer_scores(predicted: Sequence[str], answers: Sequence[Sequence[str]]) ->
 
 
 def _words(text: str) -> list[str]:
-    """Words in lower case, without punctuation and articles."""
+    """Return the words of a text in lower case, without punctuation and articles."""
     kept = "".join(character for character in text.lower() if character not in string.punctuation)
     return [word for word in kept.split() if word not in ("a", "an", "the")]
 
 
 def _f1(words: list[str], right: list[str]) -> float:
-    """F1 of two bags of words; empty ones match each other alone."""
+    """Return the F1 of two bags of words; an empty one matches only another empty one."""
     if not words or not right:
         return float(words == right)
     shared = (Counter(words) & Counter(right)).total()

@@ -1,13 +1,18 @@
-"""Questions about texts as they are published, made into a network's inputs."""
+"""Questions about texts in their published form, turned into a network's inputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bayeslora.types import Tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 MAX_WINDOW = 384
-"""Longest window of question and context, in tokens; shorter if the tokenizer says so."""
+"""Longest window of question and context, in tokens, unless the tokenizer's limit is lower."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +21,7 @@ class Questions:
 
     Args:
         contexts: The context of each question.
-        answers: Its right answers, any of which will do (none: it has no answer); None where they are not known.
+        answers: The right answers of each question, any of which will do (none: it has no answer); None if not known.
         question: Which question each window is about, `[window]`.
         offsets: For each window, first and past-the-last character in the context of every token, `[token, 2]`; −1
             for tokens that are not of the context.
@@ -28,25 +33,25 @@ class Questions:
     offsets: list[np.ndarray]
 
     def text(self, window: int, first: int, last: int) -> str:
-        """The words from one token of a window to another."""
+        """Return the text from one token of a window to another."""
         offsets = self.offsets[window]
         return self.contexts[self.question[window]][offsets[first, 0] : offsets[last, 1]]
 
 
 def are_in(columns: Sequence[str]) -> bool:
-    """Whether a table has questions and the contexts that hold their answers."""
+    """Return whether a table has questions and the contexts that hold their answers."""
     return "question" in columns and "context" in columns
 
 
-def read(table: Any, tokenizer: Any, name: str = "data") -> tuple[list[dict[str, Any]], Questions]:
-    """Windows of question and context, labelled with the first and the last token of the answer.
+def read(table: "Dataset", tokenizer: Tokenizer, name: str = "data") -> tuple[list[dict[str, Any]], Questions]:
+    """Cut questions and contexts into windows, labelled with the first and the last token of the answer.
 
     A context that does not fit is cut into windows that overlap by a quarter. A window without the whole answer is
     labelled with its first token, twice. Of several answers the first is the label.
 
     Args:
-        table: Columns `question` and `context`, and `answers`, `{"text": [...], "answer_start": [...]}`, where known.
-        tokenizer: One that knows where in the text its tokens are.
+        table: Columns `question` and `context`, and `answers`, `{"text": [...], "answer_start": [...]}`, if known.
+        tokenizer: A tokenizer that knows where in the text its tokens are.
         name: What to call the data in messages.
 
     Raises:
@@ -86,7 +91,7 @@ def read(table: Any, tokenizer: Any, name: str = "data") -> tuple[list[dict[str,
 
 
 def _label(answers: Mapping[str, Any], context: str, offsets: np.ndarray, where: str) -> list[int]:
-    """First and last token of the first answer in a window; the window's first token, twice, if it is not there."""
+    """Return the first and last token of the first answer in a window, or the window's first token twice."""
     if len(answers["text"]) == 0:
         return [0, 0]
     text, start = answers["text"][0], answers["answer_start"][0]

@@ -19,7 +19,7 @@ from bayeslora.tasks.base import Likelihood, precise
 from bayeslora.tasks.collecting import Outputs
 from bayeslora.tasks.noise import Noise, mixture_crps, mixture_information, mixture_quantile
 from bayeslora.tasks.prediction import BasePrediction, Names, uncertainty
-from bayeslora.types import Batch, RealLogits
+from bayeslora.types import Batch, LabelColumn, LabelValues, RealLogits, Tokenizer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class RegressionPrediction(BasePrediction):
     r"""A real number per example: an equal mixture over draws of $f_s + \sigma \epsilon$.
 
-    The noise ε is standard Normal, or Student's t. Densities are per unit of the labels: entropies in nats depend on
-    that unit and may be negative; `epistemic`, a difference of two, does not and is not.
+    The noise ε is standard Normal, or Student's t. Densities are per unit of the labels, so `entropy` and `aleatoric`
+    depend on that unit and may be negative; `epistemic`, their difference, neither depends on it nor is negative.
 
     Args:
         draws: $f_s$, `[draw, example]`.
@@ -83,17 +83,17 @@ class RegressionPrediction(BasePrediction):
         return mixture_information(self.draws, self.scale, self.noise)
 
     def quantile(self, q: float) -> FloatArray:
-        """The q-quantile of the mixture, `[example]`, by bisection of its distribution function."""
+        """Return the q-quantile of the mixture, `[example]`, by bisection of its distribution function."""
         return mixture_quantile(self.draws, self.scale, q, self.noise)
 
     def interval(self, level: float = 0.9) -> Float[np.ndarray, "example 2"]:
-        """Lower and upper end of the central interval that holds that share of the probability."""
+        """Return the lower and upper end of the central interval that holds a given share of the probability."""
         if not 0 < level < 1:
             raise ValueError(f"level={level!r}: give a probability between 0 and 1.")
         return np.stack([self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)], axis=-1)
 
     def crps(self, labels: np.ndarray) -> FloatArray:
-        """Continuous ranked probability score in units of the labels, `[example]`."""
+        """Return the continuous ranked probability score in units of the labels, `[example]`."""
         return mixture_crps(self.draws, labels, self.scale, self.noise)
 
     def log_likelihood(self, labels: np.ndarray) -> FloatArray:
@@ -103,7 +103,7 @@ class RegressionPrediction(BasePrediction):
         return self.draws + self.scale * self.noise.sample(self.draws.shape, seed)
 
     def scores(self, labels: np.ndarray) -> dict[str, float]:
-        """NLL, RMSE, MAE, Pearson and Spearman correlation, CRPS, and the share of labels in the 90 % interval."""
+        """Return NLL, RMSE, MAE, both correlations, CRPS, and the share of labels in the 90 % interval."""
         lower, upper = self.interval(0.9).T
         return {
             "nll": metrics.mixture_nll(self.log_likelihood(labels)),
@@ -113,7 +113,7 @@ class RegressionPrediction(BasePrediction):
         }
 
     def to_pandas(self) -> "pd.DataFrame":
-        """A row per example: mean, standard deviation, 90 % interval, and the three uncertainties."""
+        """Return a table with a row per example: mean, standard deviation, 90 % interval, and uncertainties."""
         import pandas as pd
 
         lower, upper = self.interval(0.9).T
@@ -140,7 +140,7 @@ class RealValued(Likelihood):
         self.unit = max(scale, 1.0)
 
     @classmethod
-    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "RealValued":
+    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "RealValued":
         spread = float(np.std(np.asarray(labels, dtype=np.float64)))
         return cls(spread if 0 < spread < math.inf else 1.0)
 
@@ -156,13 +156,13 @@ class RealValued(Likelihood):
     def select(self, logits: Tensor, batch: Batch) -> RealLogits:
         if logits.shape[-1] != 1:
             raise ValueError(
-                f"Regression needs one output per example, [batch, 1], and the network returns {tuple(logits.shape)}: "
+                f"Regression needs one output per example, [batch, 1], but the network returns {tuple(logits.shape)}: "
                 "load it with num_labels=1, or let its forward end with .unsqueeze(-1)."
             )
         return precise(logits.squeeze(-1))
 
     def residuals(self, logits: Tensor, batch: Batch) -> RealLogits:
-        """Labels minus logits."""
+        """Return the labels minus the logits."""
         logits = self.select(logits, batch)
         return batch["labels"].to(logits) - logits
 
@@ -172,7 +172,7 @@ class RealValued(Likelihood):
     def observe(self, logits: RealLogits, labels: Tensor) -> None:
         super().observe(logits, labels.to(logits.dtype))
 
-    def check_labels(self, labels: Any) -> None:
+    def check_labels(self, labels: LabelValues) -> None:
         values = np.asarray(labels)
         if values.dtype.kind not in "fiub" or values.ndim != 1:
             raise ValueError(
@@ -180,13 +180,13 @@ class RealValued(Likelihood):
             )
         if not np.isfinite(values.astype(np.float64)).all():
             row = int(np.flatnonzero(~np.isfinite(values.astype(np.float64)))[0])
-            raise ValueError(f"Labels are NaN or infinite, the first in row {row}: remove those rows, or fill them.")
+            raise ValueError(f"Labels are NaN or infinite, the first in row {row}: remove such rows, or fill them in.")
 
     def config(self) -> dict[str, Any]:
         return {"scale": self.scale, "learned": self.log_scale.requires_grad}
 
     @classmethod
-    def model_settings(cls, model: str, names: Sequence[str] | None, labels: Any) -> dict[str, Any]:
+    def model_settings(cls, model: str, names: Sequence[str] | None, labels: LabelColumn | None) -> dict[str, Any]:
         return {"num_labels": 1}
 
     def predict(self, outputs: Outputs, temperature: float = 1.0, class_names: Names = None) -> BasePrediction:

@@ -18,7 +18,7 @@ from bayeslora.tasks.base import Likelihood, check_classes, class_settings, prec
 from bayeslora.tasks.classification import ClassProbabilities
 from bayeslora.tasks.collecting import Outputs, Rows
 from bayeslora.tasks.prediction import BasePrediction, Names
-from bayeslora.types import IGNORED, Batch, TokenLogits
+from bayeslora.types import IGNORED, Batch, LabelColumn, LabelValues, Tokenizer, TokenLogits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenPrediction(ClassProbabilities):
-    """Class probabilities of tokens: those of all examples in one row after another, padding left out.
+    """Class probabilities of tokens: those of all examples, one after another, without padding.
 
     Args:
         draws: Probabilities per draw, `[draw, token, class]`.
-        rows: Where the tokens stand.
+        rows: Positions of the tokens.
         class_names: Names of the classes, or None.
     """
 
@@ -42,17 +42,17 @@ class TokenPrediction(ClassProbabilities):
         return self.rows.by_example(self.row_log_likelihood(labels))
 
     def scores(self, labels: np.ndarray) -> dict[str, float]:
-        """As of a `Prediction`, but token by token; `nll` of an example's tokens together, `nll_per_token` of one."""
+        """Return the scores of a `Prediction`, token by token; `nll` is per example, `nll_per_token` per token."""
         scores = metrics.classification_scores(self.probs, labels) | metrics.class_scores(self.probs, labels)
         return scores | {"nll": metrics.mixture_nll(self.log_likelihood(labels)), "nll_per_token": scores["nll"]}
 
     def to_pandas(self) -> "pd.DataFrame":
-        """A row per token: example, position, predicted class, probabilities, and the three uncertainties."""
+        """Return a table with a row per token: example, position, predicted class, probabilities, uncertainties."""
         return self.rows.beside(super().to_pandas())
 
 
 class Tokens(dist.TorchDistribution):
-    r"""Independent categorical tokens, one event; a value of −100 is not observed.
+    r"""Independent categorical tokens as one event; a token of −100 is not observed.
 
     Args:
         logits: `[…, token, class]`.
@@ -66,7 +66,7 @@ class Tokens(dist.TorchDistribution):
         super().__init__(logits.shape[:-2], logits.shape[-2:-1], validate_args=False)
 
     def token_log_prob(self, value: Tensor) -> Tensor:
-        """Log-probability of each token, 0 where it is not observed, `[…, token]`."""
+        """Return the log-probability of each token, 0 if it is not observed, `[…, token]`."""
         shape = torch.broadcast_shapes(value.shape, self.logits.shape[:-1])
         logits, value = self.logits.expand(*shape, -1), value.expand(shape)
         losses = F.cross_entropy(logits.flatten(0, -2), value.flatten(), ignore_index=IGNORED, reduction="none")
@@ -75,7 +75,7 @@ class Tokens(dist.TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         return self.token_log_prob(value).sum(-1)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return dist.Categorical(logits=self.logits).sample(sample_shape)
 
 
@@ -83,7 +83,7 @@ class PerToken(Likelihood):
     r"""A class per token, independent given the logits, $\prod_t \mathrm{softmax}(f_t)_{y_t}$; −100 is not observed.
 
     Attributes:
-        shift: How many tokens before its own place a label's logits are.
+        shift: How many tokens the logits of a label stand before it.
     """
 
     shift: ClassVar[int] = 0
@@ -94,11 +94,11 @@ class PerToken(Likelihood):
         self.num_classes = num_classes
 
     @classmethod
-    def fitting(cls, logits: Tensor, labels: Any, tokenizer: Any = None) -> "PerToken":
+    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "PerToken":
         return cls(logits.shape[-1])
 
     def targets(self, labels: Tensor) -> Tensor:
-        """The label that each position of the logits is about, `[batch, token]`; −100 where there is none."""
+        """Return the label that each position of the logits is about, `[batch, token]`; −100 if there is none."""
         return F.pad(labels[:, self.shift :], (0, self.shift), value=IGNORED)
 
     def distribution(self, logits: TokenLogits) -> dist.Distribution:
@@ -110,14 +110,14 @@ class PerToken(Likelihood):
     def log_prob(self, logits: TokenLogits, labels: Tensor) -> Tensor:
         return super().log_prob(logits, self.targets(labels))
 
-    def check_labels(self, labels: Any) -> None:
+    def check_labels(self, labels: LabelValues) -> None:
         check_classes(labels, self.num_classes, f"{self.name} (besides {IGNORED}, not observed)", IGNORED)
 
     def config(self) -> dict[str, Any]:
         return {"num_classes": self.num_classes}
 
     def tokens(self, batch: Batch, logits: Tensor, labels: Tensor | None) -> Tensor:
-        """The observed tokens; without labels, all that are not padding."""
+        """Return the observed tokens; without labels, all tokens that are not padding."""
         if labels is not None:
             return labels != IGNORED
         mask = batch.get("attention_mask")
@@ -156,10 +156,10 @@ class TokenClassification(PerToken):
         return is_per_token(logits, labels) and not writes and not span
 
     @classmethod
-    def model_settings(cls, model: str, names: Sequence[str] | None, labels: Any) -> dict[str, Any]:
+    def model_settings(cls, model: str, names: Sequence[str] | None, labels: LabelColumn | None) -> dict[str, Any]:
         return class_settings(model, names, labels)
 
 
 def is_per_token(logits: Tensor, labels: Tensor) -> bool:
-    """Whether there is a whole number for each position of the logits, `[batch, token, class]`."""
+    """Return whether there is a whole number for each position of the logits, `[batch, token, class]`."""
     return logits.dim() == 3 and labels.shape == logits.shape[:2] and not labels.is_floating_point()

@@ -398,7 +398,7 @@ def test_a_bottleneck_follows_its_layer() -> None:
 
 def test_a_bottleneck_cannot_be_merged() -> None:
     network = AdaptedNetwork(tiny_bert(), Bottleneck(), rank=3)
-    with pytest.raises(ValueError, match=r"no change of the weights.*center=True"):
+    with pytest.raises(ValueError, match=r"do not change the weights.*center=True"):
         interop.merge(network, factors_of(network))
 
 

@@ -150,7 +150,7 @@ def test_a_function_of_ones_own_is_passed_again(tmp_path: Path) -> None:
 
 
 def test_guides_that_do_not_fit_say_what_does() -> None:
-    with pytest.raises(ValueError, match=r"autoguide='Nonsense' is none of Pyro's \(AutoDiagonalNormal, "):
+    with pytest.raises(ValueError, match=r"autoguide='Nonsense' is not one of Pyro's \(AutoDiagonalNormal, "):
         AutoGuide(autoguide="Nonsense")
 
     class Flow(AutoNormal):

@@ -69,7 +69,7 @@ def test_stars_come_back_from_disk_with_their_names(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit() -> None:
-    with pytest.raises(ValueError, match="ordered classes are at least two"):
+    with pytest.raises(ValueError, match="give at least two ordered classes"):
         Ordinal(1)
     with pytest.raises(ValueError, match="give 2 finite numbers, one fewer than classes, in order"):
         Ordinal(3, [1.0, 0.0])

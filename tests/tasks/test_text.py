@@ -229,7 +229,7 @@ def test_answers_are_the_tokens_of_their_letters() -> None:
     network = model("GPT2", "LMHeadModel")()
     posterior = fit(network, (TEXTS, LABELS), tokenizer=tokenizer)
     assert posterior.program.likelihood.token_ids == tokenizer.convert_tokens_to_ids(["A", "B"])
-    with pytest.raises(ValueError, match="cannot be told without the tokenizer"):
+    with pytest.raises(ValueError, match="not known which tokens stand for the answers"):
         likelihoods.AnswerLetters.fitting(torch.zeros(2, 3, 9), LABELS)
     with pytest.raises(ValueError, match="two or more different tokens"):
         likelihoods.AnswerLetters([4, 4])

@@ -9,7 +9,7 @@ from bayeslora.adapters.families.low_rank import Factors, LowRank
 from bayeslora.adapters.families.svd import SVD, SVDFactors
 
 IN_PEFT: tuple[Family, ...] = (DoRA(), LowRank())
-"""What an adapter of PEFT's LoRA may be; the first fits whose settings its configuration has."""
+"""Families of PEFT's LoRA adapters; the first whose settings are in an adapter's configuration is its family."""
 
 __all__ = [
     "IN_PEFT",

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayeslora.types import PerLayer, Scaling
+from bayeslora.types import FactorTuple, PerLayer, Scaling
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Factor name to the shape of one layer's factor."""
 
 
 def kaiming(*shape: int) -> Float[Tensor, "layer rank d_in"]:
-    """LoRA's starting value of `A`: U(±1/√d_in), standard deviation 1/√(3 d_in).
+    """Draw LoRA's starting value of `A`: U(±1/√d_in), standard deviation 1/√(3 d_in).
 
     Args:
         shape: `(layer, rank, d_in)`.
@@ -36,10 +36,10 @@ class Family(abc.ABC):
 
     Attributes:
         factors: The `NamedTuple` of this family's factors, `[*draw, layer, …]` each.
-        layer_dims: Dimensions of one layer's factor, per factor; what stands before them is `[*draw, layer]`.
+        layer_dims: Number of dimensions of one layer's factor, per factor; `[*draw, layer]` precede them.
         has_rank: Whether shapes depend on a rank r, and the change is scaled by s = alpha / r.
-        peft_names: Factor to its name in PEFT's LoRA layer, for families whose factors such a layer holds as they are.
-        peft_settings: What `peft.LoraConfig` has to say beside ranks, alphas and targets.
+        peft_names: Factor to its name in PEFT's LoRA layer, for families whose factors such a layer holds unchanged.
+        peft_settings: Settings of `peft.LoraConfig` besides ranks, alphas and targets.
     """
 
     factors: ClassVar[Any]
@@ -69,33 +69,35 @@ class Family(abc.ABC):
     def start_scale(self, d_in: int) -> float:
         """Return the standard deviation of the entries that the factor `columns` starts from.
 
-        Where that factor starts at 0, it is a scale small beside the weights that a new layer would start with.
+        If that factor starts at 0, it is a scale that is small compared to the starting weights of a new layer.
 
         Raises:
             TypeError: If there is no such factor.
         """
         raise self._refusal("have no factor whose columns belong to the layer's input features")
 
-    def product(self, factors: Any) -> tuple[Tensor, Tensor]:
+    def product(self, factors: FactorTuple) -> tuple[Tensor, Tensor]:
         """Return the change of the weight as a pair, `right` `[…, rank, d_in]` and `left` `[…, d_out, rank]`.
 
-        The change is `left @ right`, of factors as they are given: scaled, if they are.
+        The change is `left @ right`; it is scaled if the given factors are.
 
         Raises:
             TypeError: If the change is not a product of two small matrices.
         """
         raise self._refusal("do not change the weight by a product of two small matrices")
 
-    def matrices(self, factors: Any) -> dict[str, Tensor]:
+    def matrices(self, factors: FactorTuple) -> dict[str, Tensor]:
         """Return the factors as the matrices that `curvature` is about, `[…, row, column]`, by name."""
         return factors._asdict()
 
-    def from_matrices(self, matrices: Mapping[str, Tensor]) -> Any:
-        """Return the factors that `matrices` makes these of."""
+    def from_matrices(self, matrices: Mapping[str, Tensor]) -> FactorTuple:
+        """Return the factors whose `matrices` are given."""
         return self.factors(**matrices)
 
-    def curvature(self, factors: Any, scaling: Tensor, x: Tensor, g: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return what each of a layer's matrices multiplies, `[…, column]`, and its output's gradients, `[…, row]`.
+    def curvature(
+        self, factors: FactorTuple, scaling: Tensor, x: Tensor, g: Tensor
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return each matrix's inputs, `[…, column]`, and the gradients of its outputs, `[…, row]`, of one layer.
 
         Args:
             factors: One layer's factors, without s.
@@ -110,11 +112,11 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def shapes(self, d_in: int, d_out: int, rank: int) -> Shapes:
-        """Factor name to the shape of one layer's factor."""
+        """Return the shape of one layer's factor, by factor name."""
 
     @abc.abstractmethod
-    def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> Any:
-        """Factors to start from, `[layer, …]` each, with which every layer computes what its base does.
+    def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> FactorTuple:
+        """Return factors to start from, `[layer, …]` each, with which every layer computes what its base does.
 
         Args:
             num_layers: Layers of the stack.
@@ -123,33 +125,35 @@ class Family(abc.ABC):
         """
 
     def measure(self, bases: Sequence[nn.Module]) -> Mapping[str, Tensor]:
-        """What the starting factors need to know of the layers' frozen weights, name to `[layer, …]`."""
+        """Measure what the starting factors need to know of the layers' frozen weights, name to `[layer, …]`."""
         return {}
 
-    def scale(self, factors: Any, scaling: Scaling) -> Any:
+    def scale(self, factors: FactorTuple, scaling: Scaling) -> FactorTuple:
         """Fold the per-layer scaling s, `[layer]`, into stacked factors: once per stack, not once per layer."""
         return factors
 
     @abc.abstractmethod
-    def forward(self, base: nn.Module, x: Tensor, factors: Any) -> Tensor:
-        """One layer's output, given its scaled factors, `[*draw, …]`; with draws, the rows of `x` belong to them."""
+    def forward(self, base: nn.Module, x: Tensor, factors: FactorTuple) -> Tensor:
+        """Return one layer's output, given its scaled factors, `[*draw, …]`; each draw has a block of the rows."""
 
     @abc.abstractmethod
-    def delta(self, factors: Any, bases: Sequence[nn.Module] = ()) -> Tensor | None:
-        """The change of the weight, `[*draw, layer, d_out, d_in]`, or None where it stays as it is.
+    def delta(self, factors: FactorTuple, bases: Sequence[nn.Module] = ()) -> Tensor | None:
+        """Return the change of the weight, `[*draw, layer, d_out, d_in]`, or None if it does not change.
 
         Args:
             factors: Scaled factors, `[*draw, layer, …]`.
             bases: The layers, for families whose change depends on the frozen weights.
         """
 
-    def bias_delta(self, factors: Any) -> Tensor | None:
-        """The change of the bias, `[*draw, layer, d_out]`, given scaled factors, or None where it stays as it is."""
+    def bias_delta(self, factors: FactorTuple) -> Tensor | None:
+        """Return the change of the bias, `[*draw, layer, d_out]`, of scaled factors, or None if it does not change."""
         return None
 
     @abc.abstractmethod
-    def difference_norm(self, factors: Any, reference: Any | None = None, bases: Sequence[nn.Module] = ()) -> PerLayer:
-        """Frobenius norm of the difference of two changes of weight and bias, `[*draw, layer]`.
+    def difference_norm(
+        self, factors: FactorTuple, reference: FactorTuple | None = None, bases: Sequence[nn.Module] = ()
+    ) -> PerLayer:
+        """Return the Frobenius norm of the difference of two changes of weight and bias, `[*draw, layer]`.
 
         Args:
             factors: Scaled factors, `[*draw, layer, …]`.
@@ -158,11 +162,11 @@ class Family(abc.ABC):
         """
 
     def places(self, names: Sequence[str]) -> list[str]:
-        """The layers that `targets="all-linear"` means, given the names of all linear layers of the body."""
+        """Return the layers of `targets="all-linear"`, given the names of all linear layers of the body."""
         return list(names)
 
-    def peft(self, factors: Any) -> dict[str, Tensor]:
-        """The parameters of the PEFT LoRA layer that computes the same, by their names there.
+    def peft(self, factors: FactorTuple) -> dict[str, Tensor]:
+        """Return the parameters of the PEFT LoRA layer that computes the same, by their names there.
 
         Args:
             factors: One layer's factors, without s, which PEFT applies itself.
@@ -178,11 +182,11 @@ class Family(abc.ABC):
         return {name: getattr(factors, factor) for factor, name in self.peft_names.items()}
 
     def without_noise(self) -> "Family":
-        """The family that computes the same where there is no noise; its factors are these without the noise's."""
+        """Return the family that computes the same without noise; its factors are these but for the noise's."""
         return self
 
-    def unstack(self, factors: Any) -> list[Any]:
-        """Stacked factors as one tuple of factors per layer."""
+    def unstack(self, factors: FactorTuple) -> list[FactorTuple]:
+        """Split stacked factors into one tuple of factors per layer."""
         # One `unbind` per factor: its backward pass is a single `stack`, where indexing would add L scatters.
         columns = (value.unbind(-1 - dims) for value, dims in zip(factors, self.layer_dims, strict=True))
         return [self.factors(*layer) for layer in zip(*columns, strict=True)]
@@ -192,13 +196,15 @@ class Family(abc.ABC):
 
 
 class Product(Family):
-    """A family whose change of the weight is a product of two small matrices: `product` says which."""
+    """A family whose change of the weight is a product of two small matrices, those of `product`."""
 
-    def delta(self, factors: Any, bases: Sequence[nn.Module] = ()) -> Tensor:
+    def delta(self, factors: FactorTuple, bases: Sequence[nn.Module] = ()) -> Tensor:
         right, left = self.product(factors)
         return left @ right
 
-    def difference_norm(self, factors: Any, reference: Any | None = None, bases: Sequence[nn.Module] = ()) -> PerLayer:
+    def difference_norm(
+        self, factors: FactorTuple, reference: FactorTuple | None = None, bases: Sequence[nn.Module] = ()
+    ) -> PerLayer:
         right, left = self.product(factors)
         products = [(left, right)]
         if reference is not None:
@@ -208,7 +214,7 @@ class Product(Family):
 
 
 def spread(value: Tensor, rows: Tensor) -> Tensor:
-    """Features `[*draw, d]`, shaped to go with rows `[row, …, d]`, a block of which belongs to each draw."""
+    """Shape features `[*draw, d]` to broadcast with rows `[row, …, d]`, a block of which belongs to each draw."""
     if value.dim() == 1:
         return value
     by_row = value.repeat_interleave(len(rows) // len(value), dim=0)
@@ -216,7 +222,7 @@ def spread(value: Tensor, rows: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x Wᵀ + b`; where `W` has a draw dimension, the rows of `x` belong to the draws, a block of them each."""
+    """Return `x Wᵀ + b`; if `W` has a draw dimension, each draw has a block of the rows of `x`."""
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
     h = x.reshape(len(weight), -1, x.shape[-1]) @ weight.mT
@@ -224,8 +230,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def norm_of_products(products: Sequence[tuple[Tensor, Tensor]]) -> Float[Tensor, "..."]:
-    r"""$\lVert \sum_i B_i A_i \rVert_F$ of pairs `B` `[…, d_out, rank]`, `A` `[…, rank, d_in]`; no sum is formed."""
-    # B A + B'A' = [B, B'] [A; A'], and |BA|^2 = tr(B'B AA'): Gram matrices of size 2r, not weights.
+    r"""Return $\lVert \sum_i B_i A_i \rVert_F$ of pairs `B` `[…, d_out, rank]`, `A` `[…, rank, d_in]`."""
+    # B A + B'A' = [B, B'] [A; A'], and |BA|^2 = tr(B'B AA'): Gram matrices of size 2r are enough.
     shape = torch.broadcast_shapes(*(A.shape[:-2] for _, A in products))
     B = torch.cat([B.expand(*shape, -1, -1) for B, _ in products], dim=-1).double()
     A = torch.cat([A.expand(*shape, -1, -1) for _, A in products], dim=-2).double()

@@ -39,16 +39,16 @@ class BottleneckFactors(NamedTuple):
 class Bottleneck(Family):
     r"""Two layers after a layer: $h + W_{up}\, \sigma(W_{down} h + b_{down}) + b_{up}$, with h the layer's own output.
 
-    $W_{down} \in \mathbb{R}^{r \times d_{out}}$ starts from $U(\pm 1/\sqrt{d_{out}})$, everything else at 0. This is no
-    change of the weights, and cannot be folded into them. Its norm is that of $W_{up} W_{down}$, the map that would be
+    $W_{down} \in \mathbb{R}^{r \times d_{out}}$ starts from $U(\pm 1/\sqrt{d_{out}})$, everything else at 0. It does
+    not change the weights, and cannot be folded into them. Its norm is that of $W_{up} W_{down}$, the map that would be
     added if σ were the identity. There is no scaling s.
 
-    `targets="all-linear"` means the layers after which the papers put adapters: where attention ends, and where the
-    MLP ends, by the names that the common architectures give their output projections.
+    With `targets="all-linear"`, adapters follow the layers of the papers: the output projections of attention and of
+    the MLP, found by the names that common architectures give them.
 
     Args:
         activation: σ, a function of `torch.nn.functional`.
-        after_attention: Whether "all-linear" has the output projections of attention too, or those of the MLP alone.
+        after_attention: Whether "all-linear" includes the output projections of attention, or only those of the MLP.
 
     References:
         Houlsby et al. (2019), [Parameter-Efficient Transfer Learning](https://arxiv.org/abs/1902.00751).
@@ -75,7 +75,7 @@ class Bottleneck(Family):
 
     def delta(self, factors: BottleneckFactors, bases: Sequence[nn.Module] = ()) -> Tensor:
         raise ValueError(
-            "Bottleneck adapters are layers of their own and no change of the weights: they cannot be folded into "
+            "Bottleneck adapters are layers of their own and do not change the weights: they cannot be folded into "
             "them. Keep the posterior, and predict with center=True."
         )
 
@@ -87,7 +87,7 @@ class Bottleneck(Family):
 
     def places(self, names: Sequence[str]) -> list[str]:
         ends = (*MLP_OUTPUTS, *ATTENTION_OUTPUTS)
-        # `attention.output.dense` also ends as the MLP's `output.dense` does.
+        # The name `attention.output.dense` also ends in the MLP's `output.dense`.
         attention = {name for name in names if _ends_with_any(name, ATTENTION_OUTPUTS)}
         places = [n for n in names if _ends_with_any(n, ends) and (self.after_attention or n not in attention)]
         if not places:

@@ -25,7 +25,7 @@ class DoRA(Family):
 
     The norm of each row is a constant to the gradient, as in the paper's §4.3; a bias stays as it is. `m` starts at
     $\lVert W_0 \rVert_{row}$, `A` and `B` as LoRA's. The norms are computed from products with `A`, without forming the
-    changed weight. Quantised weights have no norms here, and are refused.
+    changed weight. Quantised weights are refused, because their norms are not known here.
 
     References:
         Liu et al. (2024), [DoRA](https://arxiv.org/abs/2402.09353).
@@ -63,7 +63,7 @@ class DoRA(Family):
         return h + update.to(h.dtype)
 
     def gain(self, base: nn.Module, factors: DoRAFactors) -> Float[Tensor, "*draw d_out"]:
-        """What each row of W0 + sBA is multiplied by: m over its norm."""
+        """Return the factor that multiplies each row of W0 + sBA: m over its norm."""
         with torch.no_grad():
             weight, A, B = frozen_weight(base).to(factors.A.dtype), factors.A, factors.B
             cross = ((weight @ A.mT) * B).sum(-1)
@@ -98,7 +98,7 @@ class DoRA(Family):
         return torch.stack(norms, dim=-1).to(factors.A.dtype)
 
     def _parts(self, base: nn.Module, factors: DoRAFactors | None) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
-        """The gain g of one layer, and gB with A; 1 and nothing where there are no factors."""
+        """Return the gain g of one layer, and gB with A; 1 and an empty list if there are no factors."""
         if factors is None:
             return 1.0, []
         gain = self.gain(base, factors).double()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters.families.base import Family, Shapes, linear, spread
 from bayeslora.adapters.weights import frozen_weight, precise
-from bayeslora.types import PerLayer
+from bayeslora.types import FactorTuple, PerLayer
 
 
 class FullFactors(NamedTuple):
@@ -32,7 +32,7 @@ class AffineFactors(NamedTuple):
 
 
 class Additive(Family):
-    """Changes of a layer's weight and bias themselves, 0 at the start: the factors are those that may change."""
+    """Direct changes of a layer's weight, its bias, or both, as the factors say; they start at 0."""
 
     has_rank = False
 
@@ -40,23 +40,25 @@ class Additive(Family):
         every = {"weight": (d_out, d_in), "bias": (d_out,)}
         return {name: every[name] for name in self.factors._fields}
 
-    def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> Any:
+    def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> FactorTuple:
         return self.factors(*(torch.zeros(num_layers, *shape) for shape in shapes.values()))
 
-    def forward(self, base: nn.Module, x: Tensor, factors: Any) -> Tensor:
+    def forward(self, base: nn.Module, x: Tensor, factors: FactorTuple) -> Tensor:
         h = base(x)
         weight, bias = self.delta(factors), self.bias_delta(factors)
         if weight is not None:
             h = h + linear(x.to(weight.dtype), weight).to(h.dtype)
         return h if bias is None else h + spread(bias, h).to(h.dtype)
 
-    def delta(self, factors: Any, bases: Sequence[nn.Module] = ()) -> Tensor | None:
+    def delta(self, factors: FactorTuple, bases: Sequence[nn.Module] = ()) -> Tensor | None:
         return getattr(factors, "weight", None)
 
-    def bias_delta(self, factors: Any) -> Tensor | None:
+    def bias_delta(self, factors: FactorTuple) -> Tensor | None:
         return getattr(factors, "bias", None)
 
-    def difference_norm(self, factors: Any, reference: Any | None = None, bases: Sequence[nn.Module] = ()) -> PerLayer:
+    def difference_norm(
+        self, factors: FactorTuple, reference: FactorTuple | None = None, bases: Sequence[nn.Module] = ()
+    ) -> PerLayer:
         changes = factors if reference is None else [a - b for a, b in zip(factors, reference, strict=True)]
         squares = [
             change.square().flatten(-dims).sum(-1) for change, dims in zip(changes, self.layer_dims, strict=True)
@@ -73,7 +75,7 @@ class Full(Additive):
     rows = "weight"
 
     def start_scale(self, d_in: int) -> float:
-        """Return a hundredth of what a new layer's weights would start with: Δ starts at 0."""
+        """Return a hundredth of the standard deviation of a new layer's weights, because Δ starts at 0."""
         return 0.01 / math.sqrt(3 * d_in)
 
 
@@ -101,7 +103,7 @@ class Affine(Additive):
         return {"W0": torch.stack([precise(frozen_weight(base)) for base in bases])}
 
     def frozen(self, bases: Sequence[Any]) -> AffineFactors:
-        """Return the layers' weights and biases as they are without adapters, `[layer, …]`; a bias they lack is 0."""
+        """Return the layers' weights and biases without adapters, `[layer, …]`; a missing bias is 0."""
         weights = [frozen_weight(base) for base in bases]
         biases = [
             weight.new_zeros(len(weight)) if base.bias is None else base.bias.detach()
@@ -110,7 +112,7 @@ class Affine(Additive):
         return AffineFactors(torch.stack(weights), torch.stack(biases))
 
     def matrices(self, factors: AffineFactors) -> dict[str, Tensor]:
-        """One matrix, the weight with the bias as its last column."""
+        """Return one matrix, the weight with the bias as its last column."""
         return {"weight": torch.cat([factors.weight, factors.bias[..., None]], dim=-1)}
 
     def from_matrices(self, matrices: Mapping[str, Tensor]) -> AffineFactors:

@@ -12,7 +12,7 @@ from bayeslora.adapters.families.low_rank import Factors, LowRank
 
 
 class SeededFactors(NamedTuple):
-    """`A` and `B` as of low rank, and `seed` `[*draw, layer]`, a number that names a draw of the noise; 0 for none."""
+    """`A` and `B` as of low rank, and `seed` `[*draw, layer]`, a number for each draw of the noise; 0 for none."""
 
     A: Tensor
     B: Tensor
@@ -22,8 +22,8 @@ class SeededFactors(NamedTuple):
 class InputDropout(LowRank):
     r"""LoRA with dropout on the adapter's input: $h = W_0 x + s B A\, (x \odot m)$, $m_i \in \{0, 1/(1-p)\}$.
 
-    In training mode it is torch's dropout, with torch's random state. In evaluation mode, the seed of a draw says what
-    its mask is, for a batch of a given shape: the same for every batch of that shape, and however draws are grouped.
+    In training mode it is torch's dropout, with torch's random state. In evaluation mode, the seed of a draw determines
+    its mask: it is the same for every batch of the same shape, however draws are grouped.
 
     Args:
         p: Probability that an entry of the input is dropped.
@@ -52,12 +52,12 @@ class InputDropout(LowRank):
         return h + self.update(x, factors).to(h.dtype)
 
     def _dropped(self, x: Tensor, seeds: Sequence[float]) -> Tensor:
-        """The input under the mask of each draw, whose rows are together."""
+        """Apply the mask of each draw to its block of the input's rows."""
         masks = torch.ones(len(seeds), x.numel() // len(seeds), dtype=x.dtype, device=x.device)
         generator = torch.Generator(x.device)
         for mask, number in zip(masks, seeds, strict=True):
             if number:
-                # A whole number, of which a generator on the CPU looks at no more than 32 bits.
+                # A whole number: a generator on the CPU reads only 32 bits of it.
                 generator.manual_seed(int(number * 2**23))
                 mask.bernoulli_(1 - self.p, generator=generator).div_(1 - self.p)
         return x * masks.view(x.shape)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayeslora.adapters.families.base import Product, Shapes, kaiming, kaiming_scale
-from bayeslora.types import Scaling
+from bayeslora.types import FactorTuple, Scaling
 
 
 class Factors(NamedTuple):
@@ -34,24 +34,24 @@ class LowRank(Product):
     def shapes(self, d_in: int, d_out: int, rank: int) -> Shapes:
         return {"A": (rank, d_in), "B": (d_out, rank)}
 
-    def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> Any:
+    def initial(self, num_layers: int, shapes: Shapes, measured: Mapping[str, Tensor]) -> FactorTuple:
         return Factors(kaiming(num_layers, *shapes["A"]), torch.zeros(num_layers, *shapes["B"]))
 
-    def scale(self, factors: Any, scaling: Scaling) -> Any:
+    def scale(self, factors: FactorTuple, scaling: Scaling) -> FactorTuple:
         return factors._replace(B=factors.B * scaling[:, None, None])
 
-    def forward(self, base: nn.Module, x: Tensor, factors: Any) -> Tensor:
+    def forward(self, base: nn.Module, x: Tensor, factors: FactorTuple) -> Tensor:
         if type(base) is nn.Linear and self.is_cheaper_merged(base, x, factors):
             A, B = (factor.view(factor.shape[-2:]) for factor in factors)
             return F.linear(x, torch.addmm(base.weight, B, A), base.bias)
         h = base(x)
         return h + self.update(x.to(factors.A.dtype), factors).to(h.dtype)
 
-    def is_cheaper_merged(self, base: nn.Linear, x: Tensor, factors: Any) -> bool:
-        """Whether it takes less work to add s B A to the weights than to apply both: of one draw, at many positions.
+    def is_cheaper_merged(self, base: nn.Linear, x: Tensor, factors: FactorTuple) -> bool:
+        """Return whether adding s B A to the weights is less work than applying both: for one draw, at many positions.
 
-        Not with gradients, which would be those of a whole matrix, nor in half precision, where a small update of large
-        weights is rounded away.
+        Never with gradients, which would be those of a whole matrix, nor in half precision, in which a small update of
+        large weights is lost to rounding.
         """
         A = factors.A
         if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or (A.dim() == 3 and len(A) > 1):
@@ -60,8 +60,8 @@ class LowRank(Product):
         merging, applying = base.in_features * base.out_features, positions * (base.in_features + base.out_features)
         return base.weight.dtype == x.dtype == A.dtype and merging < applying
 
-    def update(self, x: Tensor, factors: Any) -> Tensor:
-        """What one layer's output gains, s B A x."""
+    def update(self, x: Tensor, factors: FactorTuple) -> Tensor:
+        """Return what is added to one layer's output, s B A x."""
         A, B = factors.A, factors.B
         if A.dim() == 2:
             return F.linear(F.linear(x, A), B)
@@ -71,9 +71,11 @@ class LowRank(Product):
     def start_scale(self, d_in: int) -> float:
         return kaiming_scale(d_in)
 
-    def product(self, factors: Any) -> tuple[Tensor, Tensor]:
+    def product(self, factors: FactorTuple) -> tuple[Tensor, Tensor]:
         return factors.A, factors.B
 
-    def curvature(self, factors: Any, scaling: Tensor, x: Tensor, g: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def curvature(
+        self, factors: FactorTuple, scaling: Tensor, x: Tensor, g: Tensor
+    ) -> dict[str, tuple[Tensor, Tensor]]:
         A, B = factors.A, factors.B
         return {"A": (x, scaling * (g @ B)), "B": (scaling * (x @ A.T), g)}
