@@ -282,7 +282,7 @@ def test_a_callable_observes_the_labels(method: Method, tmp_path: Path) -> None:
     with torch.no_grad():
         assert scores["center_nll"] == pytest.approx(posterior.program.eval()(**batch).loss.item(), rel=1e-5)
     posterior.save(tmp_path)
-    with pytest.raises(ValueError, match=r"likelihood of its own: pass load\(…, likelihood=…\)"):
+    with pytest.raises(ValueError, match=r"a callable as likelihood: pass it, load\(…, likelihood=…\)"):
         bayeslora.load(tmp_path, network)
     loaded = bayeslora.load(tmp_path, network, likelihood=counts)
     np.testing.assert_array_equal(loaded.predict(x, num_draws=4).draws, prediction.draws)
