@@ -1,9 +1,9 @@
-"""Keep calls apart that would share what exists once in a process.
+"""Isolate calls that would share what exists only once in a process.
 
 Pyro has one stack of handlers and one table of plate dimensions; PyTorch, numpy and Python have one random state each
 (and PyTorch one per device); a network has one set of bound factors and one mode. A call of the library therefore runs
-alone: calls of other threads wait for their turn. It finds Pyro without handlers, and leaves handlers and random states
-as they were, whoever set them. Long calls let others in between, see `give_way`.
+alone, and calls of other threads wait for their turn. It runs without Pyro handlers, and restores handlers and random
+states afterwards, whoever set them. Long calls let others run in between, see `give_way`.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class _Handlers(NamedTuple):
 
 
 class _RandomStates(NamedTuple):
-    """Random states of Python, numpy, PyTorch on the CPU and the seed that began it, and CUDA's, where it is in use."""
+    """Random states of Python, numpy, PyTorch on the CPU with its initial seed, and CUDA, if it is in use."""
 
     python: Any
     numpy: Any
@@ -45,7 +45,7 @@ class _RandomStates(NamedTuple):
 
 
 class _Guard(Messenger):
-    """Stands at the bottom of the stack in a thread's turn, and raises an error where another thread runs Pyro."""
+    """A handler at the bottom of the stack in a thread's turn, which raises an error if another thread runs Pyro."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,12 +61,12 @@ class _Guard(Messenger):
 
 
 def _fresh() -> _Handlers:
-    """Pyro as it starts, but for the guard."""
+    """Return Pyro's state at its start, with the guard added."""
     return _Handlers([_Guard()], [], {}, dict.fromkeys(VALIDATION, __debug__))
 
 
 class _Outside:
-    """What the process had outside of a context, to be put back at its end."""
+    """The state of the process outside of a context, to be restored at its end."""
 
     def __init__(self, value: Any):
         self.value = value
@@ -83,15 +83,15 @@ class _Turn:
 
 _turn: _Turn | None = None  # of the thread that has `_lock`
 _lock = threading.Lock()
-# Who waits for `_lock` holds this one. A thread that gives way can then not be the first to come back.
+# A thread that waits for `_lock` holds this one, so that a thread that gives way cannot come back first.
 _next = threading.Lock()
 
 
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
-    """Run as a public call: alone, under no Pyro handlers, and with gradients switched on, whatever the caller set.
+    """Run as a public call: alone, under no Pyro handlers, and with gradients on, whatever the caller has set.
 
-    Also a decorator. Calls within calls, such as a callback's during a fit, are part of the outer one's turn.
+    It is also a decorator. Calls within calls, such as those of a callback during a fit, are part of the outer turn.
     """
     with exclusive(), torch.inference_mode(False):
         yield
@@ -99,10 +99,10 @@ def isolated() -> Iterator[None]:
 
 @contextlib.contextmanager
 def exclusive() -> Iterator[None]:
-    """Run alone and under no Pyro handlers; the caller's are back afterwards.
+    """Run alone and under no Pyro handlers; restore the caller's afterwards.
 
-    Calls of the library do this by themselves. A Pyro program of your own that runs in another thread meanwhile has to,
-    as Pyro has one stack of handlers for all threads:
+    Calls of the library do this. Your own Pyro program has to, if it runs in another thread at the same time, because
+    Pyro has one stack of handlers for all threads:
 
         with bayeslora.isolation.exclusive():
             svi.step(batch)
@@ -115,15 +115,15 @@ def exclusive() -> Iterator[None]:
             yield
         finally:
             _set_handlers(outside.value)
-            if outside in turn.handlers:  # an interruption can come before it is there
+            if outside in turn.handlers:  # an interruption may come before it is appended
                 turn.handlers.remove(outside)
 
 
 @contextlib.contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Random numbers from a seed, on every device; the caller's random states are as before afterwards.
+    """Draw random numbers from a seed on every device, and restore the caller's random states afterwards.
 
-    With None, the caller's states are used and move on.
+    With None, the caller's states are used and advanced.
     """
     if seed is None:
         yield
@@ -143,10 +143,10 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 
 def give_way() -> None:
-    """Let the calls of other threads run, if any wait; afterwards handlers and random states are as before.
+    """Let waiting calls of other threads run, and restore handlers and random states afterwards.
 
-    To be called between steps of long work, where nothing that others could use is half done. Within the call of
-    another, whose state is not known, it does nothing.
+    Call it between steps of long work, when nothing that others could use is half done. It does nothing inside another
+    call, whose state is not known.
     """
     global _turn
     turn = _turn
@@ -163,10 +163,10 @@ def give_way() -> None:
         try:
             _acquire()
             break
-        except BaseException as error:  # what has begun needs its turn to be cleared up, too
+        except BaseException as error:  # work in progress needs its turn even for cleaning up
             interruption = error
     _turn = turn
-    # Others may have moved on what is to be put back at the end.
+    # Other threads may have changed what is restored at the end.
     turn.handlers[0].value = _handlers()
     _set_handlers(handlers)
     if states is not None:
@@ -178,7 +178,7 @@ def give_way() -> None:
 
 @contextlib.contextmanager
 def _own_turn() -> Iterator[_Turn]:
-    """The turn of this thread, which it has already or waits for."""
+    """Enter the turn of this thread, waiting for it unless the thread has it already."""
     global _turn
     if _turn is not None and _turn.thread == threading.get_ident():
         yield _turn
@@ -230,7 +230,7 @@ def _set_random_states(states: _RandomStates) -> None:
 
 
 def _seed_torch(seed: int) -> None:
-    """`torch.manual_seed`, which also puts a formatted stack aside for every kind of device that is not here: 1 ms."""
+    """Seed torch as `torch.manual_seed` does, without the millisecond it takes to record absent kinds of devices."""
     kind = _accelerator()
     if kind not in (None, "cuda"):
         torch.manual_seed(seed)
@@ -242,13 +242,13 @@ def _seed_torch(seed: int) -> None:
 
 @functools.cache
 def _accelerator() -> str | None:
-    """The kind of device that PyTorch has here beside the CPU."""
+    """Return the kind of device that PyTorch has besides the CPU; None if there is none."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return device.type if device is not None else None
 
 
 def _after_fork() -> None:
-    """In a child process, end the turns of threads that it does not have."""
+    """End the turns of threads that a child process does not have."""
     global _lock, _next, _turn
     _next = threading.Lock()
     if _turn is not None and _turn.thread == threading.get_ident():

@@ -16,12 +16,12 @@ logger = logging.getLogger(__name__)
 
 
 def merge(network: AdaptedNetwork, factors: FactorsByStack, batch: Batch | None = None) -> nn.Module:
-    """A plain model with the given factors folded into the weights of a copy of the network.
+    """Return a plain model with the given factors folded into the weights of a copy of the network.
 
     Args:
         network: The adapted network.
         factors: Factors by stack, without draws.
-        batch: Inputs of the network, if some are at hand, on which both are compared.
+        batch: Inputs of the network on which both are compared, if there are any.
 
     Raises:
         ValueError: If a base layer is quantised, or the merged model differs on the batch.

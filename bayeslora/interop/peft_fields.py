@@ -24,7 +24,7 @@ LORA_FIELDS: Mapping[str, str | None] = {
     "modules_to_save": None,
     "lora_dropout": None,
     "base_model_name_or_path": None,
-    # Of no account: which layers there are is in the weights, and these say where or how they came to be.
+    # Ignored: the weights say which layers there are, and these say where or how they were made.
     "target_modules": None,
     "exclude_modules": None,
     "layers_to_transform": None,
@@ -58,20 +58,20 @@ LORA_FIELDS: Mapping[str, str | None] = {
     "velora_config": "compresses what the backward pass sees",
     "ensure_weight_tying": "ties adapters of tied layers",
 }
-"""PEFT's `LoraConfig`, field by field: None where a field is read or of no account, else why another value than its
-default is refused. A field that is not here is refused where it is not at its default."""
+"""PEFT's `LoraConfig`, field by field: None where a field is read or ignored, else why other values than its default
+are refused. A field that is not here is refused unless it has its default."""
 
 
 LEAVING_BASE = ("gaussian", "eva", "orthogonal", "mica")
-"""PEFT's starts, `init_lora_weights`, after which the base is as it was."""
+"""PEFT's starts, `init_lora_weights`, that do not change the base."""
 
 
 CHANGING_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""PEFT's starts that take the adapter's first value out of the base's weights: the adapter is right on those alone."""
+"""PEFT's starts that subtract the adapter's first value from the base's weights: it is right on those weights only."""
 
 
 def change_by(config: Mapping[str, Any]) -> str | None:
-    """The start of an adapter, `init_lora_weights`, if it changes the base's weights."""
+    """Return the start of an adapter, `init_lora_weights`, if it changes the base's weights."""
     start = config.get("init_lora_weights", True)
     if start is None or isinstance(start, bool) or str(start).lower() in LEAVING_BASE:
         return None
@@ -81,10 +81,10 @@ def change_by(config: Mapping[str, Any]) -> str | None:
 
 
 def check_config(config: Mapping[str, Any]) -> Family:
-    """The family of the adapters that a configuration describes.
+    """Return the family of the adapters that a configuration describes.
 
     Raises:
-        ValueError: If that is none, names the field.
+        ValueError: If there is none; the message names the field.
     """
     kind = str(getattr(config.get("peft_type"), "value", config.get("peft_type")))
     if kind != "LORA":
@@ -121,7 +121,7 @@ def _is_number(value: object) -> bool:
 
 
 def _defaults(field: str) -> list[Any]:
-    """Values of a field of PEFT's that is not known here with which it does nothing: its default, or nothing at all."""
+    """Return the values with which an unknown field of PEFT's does nothing: its default, or nothing at all."""
     nothing: list[Any] = [None, False, "", [], {}]
     try:
         from peft import LoraConfig

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,14 @@ from bayeslora.interop.peft_fields import (
 from bayeslora.interop.starting import Adapters
 from bayeslora.isolation import seeded
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 logger = logging.getLogger(__name__)
 
 
 def is_peft_model(model: object) -> bool:
-    """Whether a model is one of PEFT's, told without importing it.
+    """Return whether a model is one of PEFT's, without importing PEFT.
 
     Raises:
         ValueError: If it has PEFT's layers and is not a `PeftModel`.
@@ -50,17 +53,18 @@ def _is_a(value: object, name: str) -> bool:
     return any(cls.__name__ == name for cls in type(value).__mro__)
 
 
-def from_peft(model: Any, network: nn.Module | None = None) -> Adapters:
-    """The active LoRA adapter of a PEFT model, with the task head that the model has.
+def from_peft(model: "PeftModel", network: nn.Module | None = None) -> Adapters:
+    """Read the active LoRA adapter of a PEFT model, and its task head.
 
-    Ranks, scaling and factors are those that PEFT's layers compute with, which its configuration need not say.
+    Ranks, scaling and factors are those of PEFT's layers, from which its configuration may differ.
 
     Args:
         model: The PEFT model.
         network: The network that the adapter is for; None for the PEFT model's own base.
 
     Raises:
-        ValueError: If it is not one active adapter beside its base, not plain LoRA or DoRA, or for another base.
+        ValueError: If there is not exactly one active adapter, unmerged, or if it is not plain LoRA or DoRA, or for
+            another base.
     """
     active = model.active_adapters
     config = model.peft_config[active[0] if active else model.active_adapter].to_dict()
@@ -114,11 +118,11 @@ def from_peft(model: Any, network: nn.Module | None = None) -> Adapters:
 
 
 def from_peft_folder(folder: str | os.PathLike[str], network: nn.Module | None = None) -> Adapters:
-    """A LoRA adapter that PEFT saved: `adapter_config.json` and `adapter_model.safetensors`, which hold no code.
+    """Read a LoRA adapter that PEFT saved: `adapter_config.json` and `adapter_model.safetensors`, which hold no code.
 
     Args:
-        folder: A local folder; nothing is fetched.
-        network: The network that the adapter is for: where PEFT is installed, it reads the adapter onto it as well.
+        folder: A local folder; nothing is downloaded.
+        network: The network that the adapter is for; PEFT, if it is installed, reads the adapter onto it as well.
 
     Raises:
         FileNotFoundError: If the folder holds none.
@@ -161,9 +165,9 @@ def from_peft_folder(folder: str | os.PathLike[str], network: nn.Module | None =
 
 
 def base_of_peft(model: nn.Module) -> nn.Module:
-    """A PEFT model's base, with the task head that was trained with the adapters; the PEFT model stays as it is.
+    """Return a PEFT model's base, with the task head that was trained with the adapters.
 
-    A base that PEFT has changed to start the adapters has no name.
+    The PEFT model is not changed. The base loses its name if PEFT has changed it to start the adapters.
 
     Raises:
         ValueError: If adapters are merged into it.
@@ -176,8 +180,8 @@ def base_of_peft(model: nn.Module) -> nn.Module:
     return base
 
 
-def _adapted_layers(model: Any) -> dict[str, Any]:
-    """PEFT's layers in a PEFT model, by their names in its base.
+def _adapted_layers(model: "PeftModel") -> dict[str, Any]:
+    """Return the PEFT layers of a PEFT model, by their names in its base.
 
     Raises:
         ValueError: If adapters are merged into the base, or switched off.
@@ -197,8 +201,8 @@ def _adapted_layers(model: Any) -> dict[str, Any]:
     return layers
 
 
-def _changing(model: Any) -> str | None:
-    """The start of any of a PEFT model's adapters that has changed the base, which they share."""
+def _changing(model: "PeftModel") -> str | None:
+    """Return the start of an adapter of a PEFT model that has changed the base, which all its adapters share."""
     configs = [config.to_dict() for config in model.peft_config.values() if hasattr(config, "init_lora_weights")]
     return next((start for start in map(change_by, configs) if start), None)
 
@@ -228,7 +232,7 @@ def _check_layers(adapters: Adapters, network: nn.Module) -> None:
 def _from_peft(
     config: Mapping[str, Any], state: Mapping[str, Tensor], reference: Callable[[], nn.Module | None] | None = None
 ) -> Adapters:
-    """Adapters from PEFT's configuration and saved weights."""
+    """Make adapters from PEFT's configuration and saved weights."""
     family = check_config(config)
     factors: dict[str, dict[str, Tensor]] = {}
     head = {}
@@ -265,7 +269,7 @@ def _adapters(
     head: Mapping[str, Tensor],
     reference: Callable[[], nn.Module | None] | None,
 ) -> Adapters:
-    """Adapters from the parts of each layer, which must be those of the family."""
+    """Make adapters from the factors of each layer, which must be those of the family."""
     layers, ranks = {}, {}
     for name, parts in factors.items():
         if set(parts) != set(family.factors._fields):
@@ -288,14 +292,14 @@ def _adapters(
 
 
 def _peft_pattern(config: Mapping[str, Any], field: str, default: str, name: str) -> Any:
-    """A layer's entry of PEFT's patterns over module names, or the default's value."""
+    """Return a layer's entry in PEFT's patterns over module names, or the default."""
     patterns = config.get(field) or {}
     matching = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name))
     return next(matching, config.get(default, 8))  # PEFT's own default of both rank and alpha
 
 
 def _read_by_peft(base: nn.Module, folder: str | os.PathLike[str]) -> nn.Module | None:
-    """A copy of a network with the adapter that PEFT reads from a folder; None, with a word, without PEFT."""
+    """Return a copy of a network with the adapter that PEFT reads from a folder; None, with a warning, without PEFT."""
     try:
         from peft import PeftModel
     except ImportError:

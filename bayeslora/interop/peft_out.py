@@ -39,7 +39,7 @@ looks for in `modules_to_save` by itself."""
 
 @dataclass(frozen=True)
 class About:
-    """What the card of exported adapters says of them.
+    """What the card of exported adapters says about them.
 
     Args:
         method: The method of the fit.
@@ -99,16 +99,16 @@ def export_peft(
 ) -> None:
     """Write given factors and the task head as an adapter for `peft.PeftModel.from_pretrained(base, folder)`.
 
-    Files are written beside and then moved: where the export fails, the folder is as it was.
+    Files are written to a temporary folder and then moved: if the export fails, the folder is unchanged.
 
     Args:
         network: The adapted network.
         factors: Factors by stack, without draws.
         folder: Where to write `adapter_config.json`, `adapter_model.safetensors` and a card, `README.md`.
         about: What the card says.
-        tokenizer: Written beside them, if there is one.
+        tokenizer: Written with the adapter, if there is one.
         check: Whether PEFT reads the adapter back, and is compared with the network; see `check_export`.
-        batch: Inputs of the network to compare on, if some are at hand.
+        batch: Inputs of the network to compare on, if there are any.
 
     Raises:
         ValueError: If the adapters have no form in PEFT's LoRA, or PEFT reads something else.
@@ -174,7 +174,7 @@ def export_peft(
 
 
 def _is_of_another(card: Path) -> bool:
-    """Whether a file is there that no export of ours has written."""
+    """Return whether a card exists that was not written by an export of ours."""
     return card.is_file() and "- bayeslora\n" not in card.read_text(encoding="utf-8", errors="replace")
 
 
@@ -183,13 +183,13 @@ def check_export(
 ) -> None:
     """Let PEFT read an exported adapter, and compare its layers, its task head and its logits with ours.
 
-    Layers are compared on inputs of their own, which needs no data; logits on a batch, if there is one. Without PEFT,
-    the log says that nothing was compared.
+    Layers are compared on random inputs, which needs no data; logits on a batch, if there is one. Without PEFT, the log
+    says that nothing was compared.
 
     Raises:
         ValueError: If PEFT cannot read it, or reads something else.
     """
-    # With another head to begin with, only the head that is read can be the network's.
+    # The head is set to 0 first, so that it can only equal the network's if PEFT reads it.
     base = _plain(network)
     with torch.no_grad():
         for head in network.head_names:
@@ -240,7 +240,7 @@ def check_export(
 
 
 def _plain(network: AdaptedNetwork) -> nn.Module:
-    """A copy of an adapted network's base, around the same weights, with a task head of its own."""
+    """Return a copy of an adapted network's base, around the same weights, with a copy of its task head."""
     plain = share_weights(network.model, network.head_names)
     for stack in network.stacks.values():
         for name in stack.layer_names:
@@ -256,13 +256,13 @@ def _plain(network: AdaptedNetwork) -> nn.Module:
 
 
 def _lora_config(**fields: Any) -> dict[str, Any]:
-    """PEFT's configuration of an adapter; a field that is not here is at its default there."""
+    """Return PEFT's configuration of an adapter; fields that are left out get their defaults."""
     plain = {"bias": "none", "init_lora_weights": True, "lora_dropout": 0.0, "use_rslora": False}
     return {"peft_type": "LORA", "inference_mode": True, **plain, **fields}
 
 
 def _auto_mapping(model: nn.Module) -> dict[str, str] | None:
-    """How `AutoPeftModel` finds the class of a base without a task type of PEFT's; transformers' alone."""
+    """Return how `AutoPeftModel` finds a base's class without a PEFT task type; None if it is not transformers'."""
     library = type(model).__module__
     return (
         {"base_model_class": type(model).__name__, "parent_library": library}
@@ -272,7 +272,7 @@ def _auto_mapping(model: nn.Module) -> dict[str, str] | None:
 
 
 def _patterns(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
-    """Entries of layers that differ from the default, under names which PEFT takes for no other layer's."""
+    """Return the entries of layers that differ from the default, under names that match no other layer in PEFT."""
     patterns = {name: value for name, value in values.items() if value != default}
     read = {
         name: _peft_pattern({"pattern": patterns, "default": default}, "pattern", "default", name) for name in values
@@ -281,20 +281,20 @@ def _patterns(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
 
 
 def _target_modules(model: nn.Module, names: list[str]) -> list[str] | str:
-    """Layers by name; as a regular expression where PEFT, which goes by how names end, would find more."""
+    """Return layers by name, or as a regular expression if PEFT, which compares the ends of names, would find more."""
     ends = tuple(f".{name}" for name in names)
     more = any(name.endswith(ends) for name, _ in model.named_modules() if name not in names)
     return "|".join(map(re.escape, names)) if more else names
 
 
 def _tidy(number: float) -> float:
-    """A number without the error of having been divided and multiplied again; whole, if it is."""
+    """Round away the error of dividing and multiplying again; return a whole number as an integer."""
     rounded = float(f"{number:.9g}")
     return int(rounded) if rounded == int(rounded) else rounded
 
 
 def _card(config: Mapping[str, Any], network: AdaptedNetwork, about: About | None) -> str:
-    """What a folder of exported adapters says of itself, in Markdown."""
+    """Return the card of a folder of exported adapters, in Markdown."""
     base, task = config["base_model_name_or_path"], config["task_type"]
     settings = {}
     model_config: Any = getattr(network.model, "config", None)

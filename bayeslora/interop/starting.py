@@ -41,12 +41,12 @@ class Adapters:
     reference: Callable[[], nn.Module | None] | None = None
 
     def network_settings(self) -> dict[str, Any]:
-        """Targets, ranks and alphas for an `AdaptedNetwork` with the same layers."""
+        """Return targets, ranks and alphas for an `AdaptedNetwork` with the same layers."""
         alphas = {name: self.scaling[name] * rank for name, rank in self.ranks.items()}
         return {"targets": list(self.factors), "rank": self.ranks, "alpha": alphas}
 
     def stacked(self, stacks: Stacks) -> dict[str, Any]:
-        """Factors by stack, `[layer, …]`."""
+        """Return the factors by stack, `[layer, …]`."""
         return {
             name: self.family.factors(
                 *(torch.stack(part) for part in zip(*(self.factors[n] for n in stack.layer_names), strict=True))
@@ -118,7 +118,7 @@ class Adapters:
 
 
 def distance(network: AdaptedNetwork, factors: FactorsByStack, other: nn.Module, inputs: Batch) -> float:
-    """The largest difference of the logits of a network at factors from those of another; 0 if it is rounding."""
+    """Return the largest difference of a network's logits at given factors from another's; 0 if it is rounding."""
     with torch.no_grad(), evaluating(network), evaluating(other):
         own, expected = network(factors, inputs), logits_of(other(**inputs))
     network.unbind()
@@ -131,13 +131,13 @@ def distance(network: AdaptedNetwork, factors: FactorsByStack, other: nn.Module,
 
 
 def from_program(program: Program) -> Adapters:
-    """The centre of a fitted program."""
+    """Return the adapters and head at the centre of a fitted program."""
     with torch.no_grad():
         return from_factors(program.network, program.factors_at(program.centre()))
 
 
 def from_factors(network: AdaptedNetwork, factors: FactorsByStack) -> Adapters:
-    """A network's adapters and head at given factors, without draws, by stack."""
+    """Return a network's adapters and head at given factors by stack, without draws."""
     layers: dict[str, Any] = {}
     ranks: dict[str, int] = {}
     scaling: dict[str, float] = {}
@@ -152,7 +152,7 @@ def from_factors(network: AdaptedNetwork, factors: FactorsByStack) -> Adapters:
 
 
 def trained_head(network: AdaptedNetwork, factors: FactorsByStack) -> dict[str, Tensor]:
-    """The task head's parameters, by their names in the model, with the factors of its layers, if any, folded in."""
+    """Return the task head's parameters by their names in the model, with any factors of its layers folded in."""
     state = {name: value.clone() for name, value in network.head_state().items()}
     for name, value in network.scaled({n: f for n, f in factors.items() if network.stacks[n].in_head}).items():
         stack, bases = network.stacks[name], network.bases(name)
