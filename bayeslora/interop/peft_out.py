@@ -71,9 +71,7 @@ def export_draws(
         The folders written.
     """
     if about.temperature != 1:
-        logger.warning(
-            "Exported adapters give the logits before calibration: divide them by %g.", about.temperature
-        )
+        logger.warning("Exported adapters give the logits before calibration: divide them by %g.", about.temperature)
     count = len(next(iter(sites.values()))) if several else 1
     paths = []
     for index in range(count):
