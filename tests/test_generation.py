@@ -279,7 +279,7 @@ def test_what_does_not_fit_says_so() -> None:
     for wrong, message in [
         ("a text", "no tokenizer"),
         ([], "no prompts"),
-        ([1, 2], "no row of token ids"),
+        ([1, 2], "not a row of token ids"),
         ({"attention_mask": [[1, 1]]}, "give 'input_ids'"),
         ({"input_ids": [[3, 4]], "attention_mask": [[1, 0]]}, "pad them on the left"),
     ]:

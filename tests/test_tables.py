@@ -195,7 +195,7 @@ def test_choices_come_as_tables_have_them() -> None:
 def test_tables_of_choices_that_do_not_fit_say_so() -> None:
     with pytest.raises(ValueError, match=r"data, row 0: the right choice is 'C', and the choices are \['A', 'B'\]"):
         choice_tables.read(arc(answerKey=["C", "3", "A"]))
-    with pytest.raises(ValueError, match="no question: call its column 'question'"):
+    with pytest.raises(ValueError, match="no question: name its column 'question'"):
         choice_tables.read(arc().rename_column("question", "stem"))
     with pytest.raises(ValueError, match="BertForSequenceClassification scores none"):
         Source(arc(), model("Bert", "ForSequenceClassification", num_labels=3)(), tiny_tokenizer())
