@@ -1,11 +1,13 @@
 """A frozen network as a function of its adapters' factors."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bayeslora.adapters import folding
 from bayeslora.adapters.families import Family, LowRank
 from bayeslora.adapters.layer import AdaptedLayer, NotFoldedError
 from bayeslora.adapters.rows import blocks, has_rows, sequences_in
@@ -14,6 +16,8 @@ from bayeslora.adapters.targets import choose_targets, head_names, linear_layers
 from bayeslora.adapters.weights import share_weights
 from bayeslora.networks import logits_of
 from bayeslora.types import Batch, FactorsByStack, FactorTuple, Targets
+
+logger = logging.getLogger(__name__)
 
 
 class AdaptedNetwork(nn.Module):
@@ -74,6 +78,7 @@ class AdaptedNetwork(nn.Module):
                 prefix="head_",
             )
         self.stacks = Stacks(stacks)
+        self.verdict: folding.Verdict | None = None
         # A plain dictionary of lists: the layers are registered in the model already.
         self._layers = {
             stack.name: [self._adapt(name, stack) for name in stack.layer_names] for stack in self.stacks.values()
@@ -181,7 +186,7 @@ class AdaptedNetwork(nn.Module):
         return {name: self.stacks[name].family.scale(value, self.scaling(name)) for name, value in factors.items()}
 
     def bind(
-        self, factors: FactorsByStack, rows: int | None = None, sequences: int = 1, trusting: bool = False
+        self, factors: FactorsByStack, rows: int | None = None, sequences: int = 1, apart: bool = False
     ) -> None:
         """Give every adapted layer its factors, which stay until the next call.
 
@@ -192,18 +197,36 @@ class AdaptedNetwork(nn.Module):
             factors: Stack name to factors, `[*draw, layer, …]`.
             rows: Rows of the batch over all draws, if there are several.
             sequences: Sequences of tokens in a row, see `sequences_in`.
-            trusting: See `Slot`.
+            apart: See `Slot`.
         """
         for name, value in self.scaled(factors).items():
             for layer, its_factors in zip(self._layers[name], self.stacks[name].family.unstack(value), strict=True):
                 slot = layer.slot
-                slot.factors, slot.rows, slot.sequences, slot.trusting = its_factors, rows, sequences, trusting
+                slot.factors, slot.rows, slot.sequences, slot.apart = its_factors, rows, sequences, apart
 
     def unbind(self) -> None:
         """Return to the base network (with its task head)."""
         for layers in self._layers.values():
             for layer in layers:
                 layer.slot.factors = layer.slot.rows = None
+
+    def folds(self, factors: FactorsByStack, inputs: Batch) -> bool:
+        """Return whether draws that run as rows of one batch give what they give one by one: measured once.
+
+        A layer that the examples did not reach is not trusted to keep its rows.
+
+        Args:
+            factors: Stack name to factors, `[*draw, layer, …]`, around which the draws are made.
+            inputs: Keyword arguments of the model, of which two examples are tried.
+        """
+        if self.verdict is None:
+            self.verdict = folding.measure(self, factors, inputs)
+            for name, stack in self.stacks.items():
+                for layer_name, layer in zip(stack.layer_names, self._layers[name], strict=True):
+                    layer.keeps_rows = layer_name in self.verdict.seen
+            if not self.verdict.holds:
+                logger.info("%s: draws run one by one: %s.", type(self.model).__name__, self.verdict.reason)
+        return self.verdict.holds
 
     def num_draws(self, factors: FactorsByStack) -> int | None:
         """Return the size of the leading `draw` dimension, None if there is none."""
@@ -233,33 +256,32 @@ class AdaptedNetwork(nn.Module):
             name: torch.cat([value] * repeats) if has_rows(value) and len(value) == size else value
             for name, value in inputs.items()
         }
-        # If draws ran one after another, activation checkpointing would use the last one's factors for all of them.
-        checkpointed = torch.is_grad_enabled() and any(
-            getattr(module, "gradient_checkpointing", False) for module in self.model.modules()
-        )
         num_rows, sequences = repeats * size if num_draws > 1 else None, sequences_in(inputs)
-        self.bind(factors, num_rows, sequences, trusting=checkpointed)
-        try:
-            logits = logits_of(self.model(**rows))
-        except NotFoldedError:
-            if checkpointed:
-                raise ValueError(
-                    f"{type(self.model).__name__} does not keep the batch first in every adapted layer: its draws run "
-                    "one by one, which activation checkpointing cannot repeat. Leave it off, train one particle, or "
-                    "leave those layers out of `targets`."
-                ) from None
-            parts = blocks(inputs, size, num_draws) if rows_by_draw else [inputs] * num_draws
-            logits = self._one_by_one(factors, parts)
-            # If the network itself repeats a pass for the backward one, it must not find the factors of a single draw.
+        if num_draws == 1 or self.folds(factors, inputs):
             self.bind(factors, num_rows, sequences)
-            return logits.flatten(0, 1) if rows_by_draw else logits
-        return logits if rows_by_draw else logits.view(num_draws, size, *logits.shape[1:])
+            try:
+                logits = logits_of(self.model(**rows))
+                return logits if rows_by_draw else logits.view(num_draws, size, *logits.shape[1:])
+            except NotFoldedError:
+                pass  # a layer that was not reached before, or other shapes
+        # If draws ran one after another, activation checkpointing would use the last one's factors for all of them.
+        if torch.is_grad_enabled() and any(getattr(m, "gradient_checkpointing", False) for m in self.model.modules()):
+            raise ValueError(
+                f"{type(self.model).__name__} does not keep the batch first in every adapted layer: its draws run one "
+                "by one, which activation checkpointing cannot repeat. Leave it off, train one particle, or leave "
+                "those layers out of `targets`."
+            )
+        parts = blocks(inputs, size, num_draws) if rows_by_draw else [inputs] * num_draws
+        logits = self._one_by_one(factors, parts)
+        # If the network itself repeats a pass for the backward one, it must not find the factors of a single draw.
+        self.bind(factors, num_rows, sequences, apart=True)
+        return logits.flatten(0, 1) if rows_by_draw else logits
 
     def _one_by_one(self, factors: FactorsByStack, parts: Sequence[Batch]) -> Tensor:
-        """Return the logits of each draw at its part of the rows, for layers whose inputs are not batch first.
+        """Return the logits of each draw at its part of the rows, for networks that do not keep rows apart.
 
-        Some layers work on transposed sequences (XLNet), some on inputs that all examples share (relative positions
-        in DeBERTa).
+        Some layers work on transposed sequences (XLNet), some on inputs that all examples share (relative positions in
+        DeBERTa), some on the tokens that were sent to them (experts).
         """
         logits = []
         for index, part in enumerate(parts):

@@ -66,13 +66,6 @@ KNOWN_WRONG: dict[str, dict[str, str]] = {
         "one layer in a list, thrice": "merged",
         "one layer under two names": "merged",
     },
-    "Rows of several draws do not stay rows, or not in their order, and have their number all the same.": {
-        "statistics of the batch": "folded",
-        "rows sorted": "folded",
-        "tokens routed": "folded",
-        "sequence first, flattened": "folded",
-        "table shared by all rows": "folded",
-    },
     "The default rank does not fit a narrow layer.": {
         "narrow MLP": "default",
         "weight_norm": "default",
