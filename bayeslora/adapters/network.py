@@ -12,8 +12,8 @@ from bayeslora.adapters.families import Family, LowRank
 from bayeslora.adapters.layer import AdaptedLayer, NotFoldedError
 from bayeslora.adapters.rows import blocks, has_rows, sequences_in
 from bayeslora.adapters.stack import Stack, Stacks, grouped
-from bayeslora.adapters.targets import choose_targets, head_names, linear_layers
-from bayeslora.adapters.weights import share_weights
+from bayeslora.adapters.targets import check_names, choose_targets, head_names, linear_layers
+from bayeslora.adapters.weights import is_within, share_weights
 from bayeslora.networks import logits_of
 from bayeslora.types import Batch, FactorsByStack, FactorTuple, Targets
 
@@ -35,15 +35,19 @@ class AdaptedNetwork(nn.Module):
         model: A `transformers` model or any `torch.nn.Module`.
         family: Which factors a layer of the body has.
         targets: `"all-linear"`, `"attention"`, a suffix, a list of suffixes or a regular expression.
-        rank: r, or a mapping from module-name suffix to r (layers it does not name get 8).
+        rank: r, or a mapping from module-name suffix to r. By default, and for layers that it does not name, r is 8,
+            or less where a layer has fewer features.
         alpha: LoRA's alpha, s = alpha / r; or a mapping from module-name suffix to alpha (other layers get 16).
         num_examples: n, training examples, for the methods that scale by it.
         head_family: Which factors a linear layer of the task head has; None for a head that is trained as a point.
         start_rank: The rank at which a layer starts, given r, for methods that prune; by default r. Stacks and s know
             only the rank at the start.
+        exclude: Layers to leave out of `targets`: a suffix, a list of suffixes or a regular expression.
+        head: Names of the modules that form the task head; None for what stands outside a model's body, or has one of
+            the usual names.
 
     Raises:
-        ValueError: If no layer matches `targets`, or a rank does not fit its layer.
+        ValueError: If no layer matches `targets`, a rank does not fit its layer, or a mapping names no layer.
     """
 
     def __init__(
@@ -51,19 +55,23 @@ class AdaptedNetwork(nn.Module):
         model: nn.Module,
         family: Family | None = None,
         targets: Targets = "all-linear",
-        rank: int | Mapping[str, int] = 8,
+        rank: int | Mapping[str, int] | None = None,
         alpha: float | Mapping[str, float] = 16,
         num_examples: int = 1,
         head_family: Family | None = None,
         start_rank: Callable[[int], int] = int,
+        exclude: Targets | None = None,
+        head: Sequence[str] | None = None,
     ):
         super().__init__()
-        self.head_names = head_names(model)
+        self.head_names = head_names(model) if head is None else tuple(head)
         family = family or LowRank()
-        names = choose_targets(model, targets, family)
+        check_names(model, rank, "rank")
+        check_names(model, alpha, "alpha")
+        names = choose_targets(model, targets, family, exclude, self.head_names)
         self.model = share_weights(model, self.head_names)
         stacks = grouped(self.model, names, family, rank, start_rank, alpha, num_examples)
-        in_head = [name for name in linear_layers(self.model) if name.split(".")[0] in self.head_names]
+        in_head = [name for name in linear_layers(self.model) if is_within(name, self.head_names)]
         self.output_name = in_head[-1] if in_head else None
         if head_family is not None:
             stacks += grouped(
@@ -99,7 +107,7 @@ class AdaptedNetwork(nn.Module):
         """
         super().train(mode)
         for name, module in self.model.named_modules():
-            if isinstance(module, nn.modules.batchnorm._NormBase) and name.split(".")[0] not in self.head_names:
+            if isinstance(module, nn.modules.batchnorm._NormBase) and not is_within(name, self.head_names):
                 module.eval()
         return self
 
@@ -185,9 +193,7 @@ class AdaptedNetwork(nn.Module):
         """Return the factors by stack with the per-layer scaling s folded in."""
         return {name: self.stacks[name].family.scale(value, self.scaling(name)) for name, value in factors.items()}
 
-    def bind(
-        self, factors: FactorsByStack, rows: int | None = None, sequences: int = 1, apart: bool = False
-    ) -> None:
+    def bind(self, factors: FactorsByStack, rows: int | None = None, sequences: int = 1, apart: bool = False) -> None:
         """Give every adapted layer its factors, which stay until the next call.
 
         Activation checkpointing runs the layers again in the backward pass: if factors were reset after the forward
