@@ -140,18 +140,15 @@ def check(program: Program, choice: Choice, batch: Batch) -> None:
     factors = moved(network, program.factors_at(program.centre()), None)
     names = [name for stack in network.stacks.values() for name in stack.layer_names]
     called = {name for name in names if name not in choice.seen.uncalled}
-    try:
-        found = _reached(program, factors, batch)
-        if not called <= found:
-            handles = inspection.let_inputs_have_gradients(network.model)
-            more = _reached(program, factors, batch)
-            if more <= found:
-                for handle in handles:
-                    handle.remove()
-            found |= more
-    except RuntimeError as error:  # which the first step meets too, if there is one
-        logger.info("Gradients could not be tried on the first examples: %s", error)
-    else:
+    found = _reached(program, factors, batch)
+    if found is not None and not called <= found:
+        handles = inspection.let_inputs_have_gradients(network.model)
+        more = _reached(program, factors, batch) or set()
+        if more <= found:
+            for handle in handles:
+                handle.remove()
+        found |= more
+    if found is not None:
         if not found and not program.method.post_hoc:
             raise ValueError(
                 f"None of the {len(names)} adapters gets a gradient from the first examples, so that nothing would be "
@@ -163,8 +160,17 @@ def check(program: Program, choice: Choice, batch: Batch) -> None:
         network.folds(factors, {name: value for name, value in batch.items() if name != "labels"})
 
 
-def _reached(program: Program, factors: Mapping[str, Any], batch: Batch) -> set[str]:
-    return inspection.reached(program.network, factors, lambda leaves: program.network_logits(leaves, batch))
+def _reached(program: Program, factors: Mapping[str, Any], batch: Batch) -> set[str] | None:
+    """Return the names of the layers that get a gradient; None where there is no backward pass."""
+    for training in (False, True):
+        try:
+            return inspection.reached(
+                program.network, factors, lambda leaves: program.network_logits(leaves, batch), training
+            )
+        except Exception as error:  # which training, if there is any, meets as well
+            said = error
+    logger.info("Gradients could not be tried on the first examples: %s", said)
+    return None
 
 
 def describe(program: Program, choice: Choice, batch: Batch) -> str:

@@ -115,27 +115,31 @@ def uncovered(model: nn.Module, adapted: Sequence[str], head: Sequence[str]) -> 
     }
 
 
-def reached(network: Any, factors: Mapping[str, Any], logits: Callable[[Mapping[str, Any]], Tensor]) -> set[str]:
-    """Names of the adapted layers whose factors get a gradient from the logits.
+def reached(
+    network: Any, factors: Mapping[str, Any], logits: Callable[[Mapping[str, Any]], Tensor], training: bool = False
+) -> set[str]:
+    """Return the names of the adapted layers whose factors get a gradient from the logits.
 
-    The gradients are random combinations of those of all logits; what the network's other parameters have gathered
-    stays as it is.
+    It is the gradient of a random combination of all logits. Gradients of other parameters, buffers and random states
+    stay as they were.
 
     Args:
         network: An `AdaptedNetwork`; its factors are unbound afterwards.
         factors: Stack name to factors, `[layer, …]`, none of which is zero.
         logits: Logits as a function of them.
+        training: Whether the network is in training mode, without which some have no backward pass.
     """
     leaves = {
         name: type(value)(*(factor.detach().clone().requires_grad_() for factor in value))
         for name, value in factors.items()
     }
     kept = [(parameter, parameter.grad) for parameter in network.parameters() if parameter.requires_grad]
+    for parameter, _ in kept:
+        parameter.grad = None
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()] if training else []
     try:
-        with torch.enable_grad(), still(network):
-            for module in network.modules():
-                if isinstance(module, nn.RNNBase):  # cuDNN has its gradient in training mode alone
-                    module.training = True
+        with torch.random.fork_rng(), torch.enable_grad(), still(network):
+            network.train(training)
             output = logits(leaves)
             if output.requires_grad:
                 output = output.masked_fill(~output.isfinite(), 0)
@@ -144,6 +148,9 @@ def reached(network: Any, factors: Mapping[str, Any], logits: Callable[[Mapping[
     finally:
         for parameter, gradient in kept:
             parameter.grad = gradient
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
         network.unbind()
     found = set()
     for name, stack in network.stacks.items():

@@ -298,7 +298,7 @@ def _card(config: Mapping[str, Any], network: AdaptedNetwork, about: About | Non
     model_config: Any = getattr(network.model, "config", None)
     if task in ("SEQ_CLS", "TOKEN_CLS"):
         settings["num_labels"] = model_config.num_labels
-    if task == "SEQ_CLS" and model_config.pad_token_id is not None:
+    if task == "SEQ_CLS" and getattr(model_config, "pad_token_id", None) is not None:
         settings["pad_token_id"] = model_config.pad_token_id  # without which some would classify another token
     arguments = "".join(f", {name}={value}" for name, value in settings.items())
     head = ", ".join(f"`{name}`" for name in network.head_names)
