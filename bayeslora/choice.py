@@ -180,10 +180,13 @@ def describe(program: Program, choice: Choice, batch: Batch) -> str:
     layers = [name for stack in body for name in stack.layer_names]
     ranks = {name: stack.rank for stack in body for name in stack.layer_names}
     has_rank = body[0].family.has_rank
-    config = ", ".join(f"{name}={value}" for name, value in likelihood.config().items())
+    config = ", ".join(
+        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in likelihood.config().items()
+    )
     inputs = ", ".join(name for name in batch if name != "labels")
     lines = {
-        "labels": f"{likelihood.name} ({config}), from {inputs}",
+        "labels": f"{likelihood.name}{f' ({config})' if config else ''}, from {inputs}",
         "head": ", ".join(map(repr, network.head_names)) + ", trained"
         if network.head_names
         else "none, only adapters are trained",

@@ -142,7 +142,7 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
 
 def output_embedding(model: nn.Module) -> nn.Module | None:
     """Return the layer that makes logits of tokens in a pre-trained language model, None for any other model."""
-    get = getattr(model, "getoutput_embeddings", None)
+    get = getattr(model, "get_output_embeddings", None)
     return get() if get is not None else None
 
 

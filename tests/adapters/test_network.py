@@ -143,7 +143,7 @@ def test_matching_nothing_lists_the_names(targets: str | list[str]) -> None:
 
 
 def test_a_broken_expression_is_named() -> None:
-    with pytest.raises(ValueError, match="no regular expression"):
+    with pytest.raises(ValueError, match="nor a regular expression"):
         choose_targets(tiny_bert(), "layer.[0")
 
 
