@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from bayeslora import interop, storage
+from bayeslora import choice, interop, storage
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.data import Source, read, split, to_device
 from bayeslora.isolation import give_way, isolated, seeded
@@ -51,9 +51,11 @@ def fit(
     tokenizer: Tokenizer | None = None,
     likelihood: choosing.Given = None,
     init: Init = None,
-    rank: int | Mapping[str, int] = 8,
+    rank: int | Mapping[str, int] | None = None,
     alpha: float | Mapping[str, float] = 16,
     targets: Targets = "all-linear",
+    exclude: Targets | None = None,
+    head: str | Sequence[str] | None = None,
     epochs: float = 3,
     batch_size: int = 16,
     learning_rate: float = 3e-4,
@@ -88,10 +90,15 @@ def fit(
             observation (see `tasks.Observation`); by default inferred from the network and the labels, and stated
             in the log.
         init: Trained adapters and task head to start from: a `Posterior` (its centre), a PEFT model, or a folder of
-            either; layers, ranks and scaling are then theirs, and `targets`, `rank` and `alpha` are ignored.
-        rank: r, or a mapping from module-name suffix to r.
+            either; layers, ranks and scaling are then theirs, and `targets`, `exclude`, `rank` and `alpha` are ignored.
+        rank: r, or a mapping from module-name suffix to r. By default, and for layers that it does not name, r is 8, or
+            less where a layer has fewer features.
         alpha: LoRA's alpha, or a mapping like `rank`; the update is multiplied by alpha / r.
         targets: Layers to adapt: `"all-linear"`, `"attention"`, a suffix, a list of suffixes, or a regular expression.
+            Layers that cannot be adapted are left out with a warning, or refused if they are named.
+        exclude: Layers to leave out of these: a suffix, a list of suffixes, or a regular expression.
+        head: Names of the modules that form the task head, which is trained itself; `()` for none. By default, it is
+            what stands outside a pre-trained body, and the layer that makes the logits; the log says which.
         epochs: Passes over the data. With 0, or if a method has nothing to train (`post_hoc`), the starting point is
             refined, if the method does that, and returned without training.
         batch_size: Examples per step and device.
@@ -103,7 +110,7 @@ def fit(
         args: `TrainingArguments` for full control; they replace `epochs`, `batch_size`, `learning_rate`, `seed`,
             `output_dir` and `progress`.
         callbacks: Trainer callbacks.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar and, unless logging is configured, what the fit logs.
         num_examples: n, for a stream: the examples of an epoch, after which it starts again. Order and shuffling are up
             to the stream.
         hyperparameters: Fields of the method.
@@ -117,7 +124,7 @@ def fit(
     data = read(os.fspath(data)) if isinstance(data, str | os.PathLike) else data
     train_data, held_out = split(data, "train"), validation if validation is not None else split(data, "validation")
     seed = seed if args is None else args.seed
-    with seeded(seed):
+    with seeded(seed), choice.narrating(progress if args is None else not args.disable_tqdm):
         if isinstance(model, str | os.PathLike):
             columns, labels = columns_of(train_data), label_values(train_data)
             kind = choosing.asked(likelihood) or choosing.suggested(columns, labels)
@@ -132,17 +139,19 @@ def fit(
         train = Source(train_data, model, tokenizer, "data", num_examples)
         _check_num_examples(train, num_examples, chosen)
         held_out = None if held_out is None else Source(held_out, model, tokenizer, "validation")
-        likelihood = likelihood_for(likelihood, model, train, chosen)
+        likelihood, seen, first = likelihood_for(likelihood, model, train, chosen)
         train, held_out = train.about(likelihood), held_out and held_out.about(likelihood)
         for source in (train, held_out):
             check_labels(source, likelihood)
         tuning_data = held_out
         if chosen.tuning() and held_out is None:
             train, tuning_data = _hold_out(train, chosen)
-        asked = {"targets": targets, "rank": rank, "alpha": alpha, "start_rank": chosen.start_rank}
+        asked = {"targets": targets, "exclude": exclude, "rank": rank, "alpha": alpha, "start_rank": chosen.start_rank}
         layers: dict[str, Any] = adapters.network_settings() if adapters else asked
+        trained = None if adapters is None else () if adapters.reference else tuple(adapters.head)
+        found = choice.choose(model, chosen.family, seen, layers, head, trained)
         network = AdaptedNetwork(
-            model, chosen.family, num_examples=len(train), head_family=chosen.head_family, **layers
+            model, chosen.family, num_examples=len(train), head_family=chosen.head_family, **found.settings
         )
         if not adapters:
             shift_outputs(network, likelihood, model, train, batch_size)
@@ -155,6 +164,8 @@ def fit(
             adapters.check(program, to_device(example, program.device))
         if chosen.post_hoc:
             program.network.freeze_head()
+        choice.check(program, found, first)
+        logger.info("%s", choice.describe(program, found, first))
         history: History = {}
         posterior = Posterior(program, history, 1.0, tokenizer, class_names(model, train_data))
         posterior.example = {name: value for name, value in example.items() if name != "labels"}

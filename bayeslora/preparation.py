@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from bayeslora.adapters import AdaptedNetwork
+from bayeslora.adapters import AdaptedNetwork, inspection
 from bayeslora.data import LABELS, Source, to_device
 from bayeslora.methods import Method
 from bayeslora.networks import base_logits
 from bayeslora.tasks import Likelihood, choosing
-from bayeslora.types import Data, LabelColumn
+from bayeslora.types import Batch, Data, LabelColumn
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +24,15 @@ FAR = 10
 """Distance of outputs from labels, in the likelihood's unit, that is hard to learn without a bias."""
 
 
-def likelihood_for(given: choosing.Given, model: nn.Module, train: Source, method: Method) -> Likelihood:
+def likelihood_for(
+    given: choosing.Given, model: nn.Module, train: Source, method: Method
+) -> tuple[Likelihood, inspection.Inspection, Batch]:
     """Return the likelihood asked for, or the one that fits the network's outputs and labels of the first examples.
 
     It is tried on those examples, so that errors come before training.
+
+    Returns:
+        The likelihood, what the network's pass over the examples showed, and the examples.
     """
     batch = train.about(choosing.asked(given) or choosing.labelled_by_inputs(model)).first_batch()
     if "labels" not in batch:
@@ -35,7 +40,8 @@ def likelihood_for(given: choosing.Given, model: nn.Module, train: Source, metho
             f"The data has no labels, only {', '.join(batch)}: give a 'labels' or 'label' column, or (inputs, labels)."
         )
     batch = to_device(batch, next(model.parameters()).device)
-    logits = base_logits(model, batch)
+    seen = inspection.inspect(model, batch)
+    logits = seen.logits
     labels = torch.as_tensor(batch["labels"])
     likelihood = choosing.make(given, model, logits, labels, train.labels, train.tokenizer)
     likelihood.check_labels(labels.cpu())
@@ -52,7 +58,7 @@ def likelihood_for(given: choosing.Given, model: nn.Module, train: Source, metho
             f"{method.name!r} is for a number or a vector of logits per example, but {likelihood.name!r} has logits "
             f"{tuple(selected.shape)} for {len(labels)} examples: give another method."
         )
-    return likelihood
+    return likelihood, seen, batch
 
 
 def shift_outputs(

@@ -114,7 +114,13 @@ def network_record(network: AdaptedNetwork) -> dict[str, Any]:
         for stack in body
         for name, s in zip(stack.layer_names, network.scaling(stack.name), strict=True)
     }
-    return {"targets": names, "rank": ranks, "alpha": alphas, "num_examples": network.stacks.num_examples}
+    return {
+        "targets": names,
+        "rank": ranks,
+        "alpha": alphas,
+        "num_examples": network.stacks.num_examples,
+        "head": list(network.head_names),
+    }
 
 
 def fingerprint(network: AdaptedNetwork) -> Tensor:

@@ -19,7 +19,7 @@ ORDER = (
     ("priors", "guides", "curvature", "elbo", "tuning", "precision"),
     ("data", "methods"),
     ("program", "budget", "registry", "preparation"),
-    ("prediction", "storage"),
+    ("prediction", "storage", "choice"),
     ("diagnostics", "generation", "interop"),
     ("posterior",),
     ("loading", "testing"),

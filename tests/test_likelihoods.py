@@ -1,6 +1,7 @@
 """Likelihoods: what is learned with them, what they infer, and what they refuse."""
 
 import logging
+import re
 import math
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,7 @@ def test_the_likelihood_is_inferred_and_stated(caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.INFO, logger="bayeslora"):
         posterior = fit(tiny_bert(num_labels=1), (tokens(8)[0], np.linspace(0, 1, 8)), epochs=1)
     assert isinstance(posterior.program.likelihood, Regression)
-    assert "Likelihood: regression" in caplog.text
+    assert re.search(r"labels +regression \(scale=0\.327, ", caplog.text)
 
 
 def test_a_name_loads_a_model_that_fits_the_labels(tmp_path: Path) -> None:

@@ -17,14 +17,14 @@ class Slot:
         factors: Scaled factors, None if none are bound.
         rows: Rows of the batch over all draws, None unless there are several draws.
         sequences: Sequences of tokens in a row, which the network may turn into rows.
-        trusting: Whether a first dimension that might be rows or tokens, being of both sizes, is taken for rows.
+        apart: Whether draws run one by one, so that the layer must not be called with the factors of several.
     """
 
     def __init__(self) -> None:
         self.factors: Any = None
         self.rows: int | None = None
         self.sequences = 1
-        self.trusting = False
+        self.apart = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Slot":
         return Slot()
@@ -38,19 +38,26 @@ class NotFoldedError(Exception):
 
 
 class AdaptedLayer(nn.Module):
-    """A linear layer with the factors that are bound to it; without any, it acts as the layer itself."""
+    """A linear layer with the factors that are bound to it; without any, it acts as the layer itself.
+
+    Attributes:
+        keeps_rows: Whether its rows may be taken for those of the batch: until `folding` finds that they are not.
+    """
 
     def __init__(self, base: nn.Module, family: Family):
         super().__init__()
         self.base = base
         self.family = family
         self.slot = Slot()
+        self.keeps_rows = True
 
     def forward(self, x: Tensor) -> Tensor:
         slot = self.slot
-        if slot.rows is not None and not has_rows_first(x, slot.rows, slot.sequences, slot.trusting):
+        if slot.rows is not None and not (
+            self.keeps_rows and not slot.apart and has_rows_first(x, slot.rows, slot.sequences)
+        ):
             raise NotFoldedError(
-                f"The input of a layer, {tuple(x.shape)}, does not begin with the {slot.rows} rows of several draws. "
+                f"A layer's input, {tuple(x.shape)}, is not known to begin with the {slot.rows} rows of several draws. "
                 "Draws of such a network run one by one, which activation checkpointing cannot repeat: leave it off."
             )
         return self.base(x) if slot.factors is None else self.family.forward(self.base, x, slot.factors)

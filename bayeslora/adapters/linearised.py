@@ -89,7 +89,8 @@ class Linearised:
         }
         wanted = [factors[name][index].requires_grad_() for name, index in self.differences]
         with torch.enable_grad():
-            self.network.bind(factors, size, sequences_in(inputs), trusting=True)
+            folds = self.network.folds(self.centre, inputs)
+            self.network.bind(factors, size, sequences_in(inputs), apart=not folds)
             try:
                 output = logits_of(self.network.model(**inputs))
             except NotFoldedError:

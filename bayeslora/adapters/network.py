@@ -1,19 +1,23 @@
 """A frozen network as a function of its adapters' factors."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bayeslora.adapters import folding
 from bayeslora.adapters.families import Family, LowRank
 from bayeslora.adapters.layer import AdaptedLayer, NotFoldedError
 from bayeslora.adapters.rows import blocks, has_rows, sequences_in
 from bayeslora.adapters.stack import Stack, Stacks, grouped
-from bayeslora.adapters.targets import choose_targets, head_names, linear_layers
-from bayeslora.adapters.weights import share_weights
+from bayeslora.adapters.targets import check_names, choose_targets, head_names, linear_layers
+from bayeslora.adapters.weights import is_within, share_weights
 from bayeslora.networks import logits_of
 from bayeslora.types import Batch, FactorsByStack, FactorTuple, Targets
+
+logger = logging.getLogger(__name__)
 
 
 class AdaptedNetwork(nn.Module):
@@ -31,15 +35,19 @@ class AdaptedNetwork(nn.Module):
         model: A `transformers` model or any `torch.nn.Module`.
         family: Which factors a layer of the body has.
         targets: `"all-linear"`, `"attention"`, a suffix, a list of suffixes or a regular expression.
-        rank: r, or a mapping from module-name suffix to r (layers it does not name get 8).
+        rank: r, or a mapping from module-name suffix to r. By default, and for layers that it does not name, r is 8,
+            or less where a layer has fewer features.
         alpha: LoRA's alpha, s = alpha / r; or a mapping from module-name suffix to alpha (other layers get 16).
         num_examples: n, training examples, for the methods that scale by it.
         head_family: Which factors a linear layer of the task head has; None for a head that is trained as a point.
         start_rank: The rank at which a layer starts, given r, for methods that prune; by default r. Stacks and s know
             only the rank at the start.
+        exclude: Layers to leave out of `targets`: a suffix, a list of suffixes or a regular expression.
+        head: Names of the modules that form the task head; None for what stands outside a model's body, or has one of
+            the usual names.
 
     Raises:
-        ValueError: If no layer matches `targets`, or a rank does not fit its layer.
+        ValueError: If no layer matches `targets`, a rank does not fit its layer, or a mapping names no layer.
     """
 
     def __init__(
@@ -47,19 +55,23 @@ class AdaptedNetwork(nn.Module):
         model: nn.Module,
         family: Family | None = None,
         targets: Targets = "all-linear",
-        rank: int | Mapping[str, int] = 8,
+        rank: int | Mapping[str, int] | None = None,
         alpha: float | Mapping[str, float] = 16,
         num_examples: int = 1,
         head_family: Family | None = None,
         start_rank: Callable[[int], int] = int,
+        exclude: Targets | None = None,
+        head: Sequence[str] | None = None,
     ):
         super().__init__()
-        self.head_names = head_names(model)
+        self.head_names = head_names(model) if head is None else tuple(head)
         family = family or LowRank()
-        names = choose_targets(model, targets, family)
+        check_names(model, rank, "rank")
+        check_names(model, alpha, "alpha")
+        names = choose_targets(model, targets, family, exclude, self.head_names)
         self.model = share_weights(model, self.head_names)
         stacks = grouped(self.model, names, family, rank, start_rank, alpha, num_examples)
-        in_head = [name for name in linear_layers(self.model) if name.split(".")[0] in self.head_names]
+        in_head = [name for name in linear_layers(self.model) if is_within(name, self.head_names)]
         self.output_name = in_head[-1] if in_head else None
         if head_family is not None:
             stacks += grouped(
@@ -74,6 +86,7 @@ class AdaptedNetwork(nn.Module):
                 prefix="head_",
             )
         self.stacks = Stacks(stacks)
+        self.verdict: folding.Verdict | None = None
         # A plain dictionary of lists: the layers are registered in the model already.
         self._layers = {
             stack.name: [self._adapt(name, stack) for name in stack.layer_names] for stack in self.stacks.values()
@@ -94,7 +107,7 @@ class AdaptedNetwork(nn.Module):
         """
         super().train(mode)
         for name, module in self.model.named_modules():
-            if isinstance(module, nn.modules.batchnorm._NormBase) and name.split(".")[0] not in self.head_names:
+            if isinstance(module, nn.modules.batchnorm._NormBase) and not is_within(name, self.head_names):
                 module.eval()
         return self
 
@@ -180,9 +193,7 @@ class AdaptedNetwork(nn.Module):
         """Return the factors by stack with the per-layer scaling s folded in."""
         return {name: self.stacks[name].family.scale(value, self.scaling(name)) for name, value in factors.items()}
 
-    def bind(
-        self, factors: FactorsByStack, rows: int | None = None, sequences: int = 1, trusting: bool = False
-    ) -> None:
+    def bind(self, factors: FactorsByStack, rows: int | None = None, sequences: int = 1, apart: bool = False) -> None:
         """Give every adapted layer its factors, which stay until the next call.
 
         Activation checkpointing runs the layers again in the backward pass: if factors were reset after the forward
@@ -192,18 +203,36 @@ class AdaptedNetwork(nn.Module):
             factors: Stack name to factors, `[*draw, layer, …]`.
             rows: Rows of the batch over all draws, if there are several.
             sequences: Sequences of tokens in a row, see `sequences_in`.
-            trusting: See `Slot`.
+            apart: See `Slot`.
         """
         for name, value in self.scaled(factors).items():
             for layer, its_factors in zip(self._layers[name], self.stacks[name].family.unstack(value), strict=True):
                 slot = layer.slot
-                slot.factors, slot.rows, slot.sequences, slot.trusting = its_factors, rows, sequences, trusting
+                slot.factors, slot.rows, slot.sequences, slot.apart = its_factors, rows, sequences, apart
 
     def unbind(self) -> None:
         """Return to the base network (with its task head)."""
         for layers in self._layers.values():
             for layer in layers:
                 layer.slot.factors = layer.slot.rows = None
+
+    def folds(self, factors: FactorsByStack, inputs: Batch) -> bool:
+        """Return whether draws that run as rows of one batch give what they give one by one: measured once.
+
+        A layer that the examples did not reach is not trusted to keep its rows.
+
+        Args:
+            factors: Stack name to factors, `[*draw, layer, …]`, around which the draws are made.
+            inputs: Keyword arguments of the model, of which two examples are tried.
+        """
+        if self.verdict is None:
+            self.verdict = folding.measure(self, factors, inputs)
+            for name, stack in self.stacks.items():
+                for layer_name, layer in zip(stack.layer_names, self._layers[name], strict=True):
+                    layer.keeps_rows = layer_name in self.verdict.seen
+            if not self.verdict.holds:
+                logger.info("%s: draws run one by one: %s.", type(self.model).__name__, self.verdict.reason)
+        return self.verdict.holds
 
     def num_draws(self, factors: FactorsByStack) -> int | None:
         """Return the size of the leading `draw` dimension, None if there is none."""
@@ -233,33 +262,32 @@ class AdaptedNetwork(nn.Module):
             name: torch.cat([value] * repeats) if has_rows(value) and len(value) == size else value
             for name, value in inputs.items()
         }
-        # If draws ran one after another, activation checkpointing would use the last one's factors for all of them.
-        checkpointed = torch.is_grad_enabled() and any(
-            getattr(module, "gradient_checkpointing", False) for module in self.model.modules()
-        )
         num_rows, sequences = repeats * size if num_draws > 1 else None, sequences_in(inputs)
-        self.bind(factors, num_rows, sequences, trusting=checkpointed)
-        try:
-            logits = logits_of(self.model(**rows))
-        except NotFoldedError:
-            if checkpointed:
-                raise ValueError(
-                    f"{type(self.model).__name__} does not keep the batch first in every adapted layer: its draws run "
-                    "one by one, which activation checkpointing cannot repeat. Leave it off, train one particle, or "
-                    "leave those layers out of `targets`."
-                ) from None
-            parts = blocks(inputs, size, num_draws) if rows_by_draw else [inputs] * num_draws
-            logits = self._one_by_one(factors, parts)
-            # If the network itself repeats a pass for the backward one, it must not find the factors of a single draw.
+        if num_draws == 1 or self.folds(factors, inputs):
             self.bind(factors, num_rows, sequences)
-            return logits.flatten(0, 1) if rows_by_draw else logits
-        return logits if rows_by_draw else logits.view(num_draws, size, *logits.shape[1:])
+            try:
+                logits = logits_of(self.model(**rows))
+                return logits if rows_by_draw else logits.view(num_draws, size, *logits.shape[1:])
+            except NotFoldedError:
+                pass  # a layer that was not reached before, or other shapes
+        # If draws ran one after another, activation checkpointing would use the last one's factors for all of them.
+        if torch.is_grad_enabled() and any(getattr(m, "gradient_checkpointing", False) for m in self.model.modules()):
+            raise ValueError(
+                f"{type(self.model).__name__} does not keep the batch first in every adapted layer: its draws run one "
+                "by one, which activation checkpointing cannot repeat. Leave it off, train one particle, or leave "
+                "those layers out of `targets`."
+            )
+        parts = blocks(inputs, size, num_draws) if rows_by_draw else [inputs] * num_draws
+        logits = self._one_by_one(factors, parts)
+        # If the network itself repeats a pass for the backward one, it must not find the factors of a single draw.
+        self.bind(factors, num_rows, sequences, apart=True)
+        return logits.flatten(0, 1) if rows_by_draw else logits
 
     def _one_by_one(self, factors: FactorsByStack, parts: Sequence[Batch]) -> Tensor:
-        """Return the logits of each draw at its part of the rows, for layers whose inputs are not batch first.
+        """Return the logits of each draw at its part of the rows, for networks that do not keep rows apart.
 
-        Some layers work on transposed sequences (XLNet), some on inputs that all examples share (relative positions
-        in DeBERTa).
+        Some layers work on transposed sequences (XLNet), some on inputs that all examples share (relative positions in
+        DeBERTa), some on the tokens that were sent to them (experts).
         """
         logits = []
         for index, part in enumerate(parts):

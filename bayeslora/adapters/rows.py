@@ -28,14 +28,11 @@ def blocks(inputs: Batch, size: int, num_blocks: int) -> list[Batch]:
     return [{name: values[index] for name, values in parts.items()} for index in range(num_blocks)]
 
 
-def has_rows_first(x: Tensor, rows: int, sequences: int, trusting: bool) -> bool:
-    """Return whether a layer's input has the rows of the batch, or the sequences in them, in its first dimension."""
+def has_rows_first(x: Tensor, rows: int, sequences: int) -> bool:
+    """Return whether a layer's input may have the rows of the batch, or the sequences in them, in its first dimension.
+
+    Shapes do not show whether it has them in the batch's order: that is measured (`folding`).
+    """
     if x.dim() < 3:  # rows, or the tokens of all rows
-        return len(x) % rows == 0
-    first, second = x.shape[:2]
-    sizes = (rows, rows * sequences)
-    # A transposed batch has its rows, or sequences, second. If both dimensions have such a size, the first need not be
-    # the batch. Draws can usually run one by one instead; if they cannot, a batch of another size shows the error.
-    if trusting:
-        return first in sizes and (second != sizes[1] or first == second)
-    return first in sizes and second not in sizes
+        return x.dim() > 0 and len(x) % rows == 0
+    return len(x) in (rows, rows * sequences)

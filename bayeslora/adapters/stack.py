@@ -13,6 +13,9 @@ from bayeslora.adapters.targets import lookup
 from bayeslora.adapters.weights import features
 from bayeslora.types import FactorTuple, Sites
 
+DEFAULT_RANK = 8
+"""The rank of a layer for which none is given, if it is that wide."""
+
 
 def split_site(site: str) -> tuple[str, str]:
     """Return the name of a site's stack, and its own: the inverse of `Stack.site`."""
@@ -123,7 +126,7 @@ def grouped(
     model: nn.Module,
     names: Sequence[str],
     family: Family,
-    rank: int | Mapping[str, int],
+    rank: int | Mapping[str, int] | None,
     start_rank: Callable[[int], int],
     alpha: float | Mapping[str, float],
     num_examples: int,
@@ -136,7 +139,7 @@ def grouped(
         model: The network.
         names: The layers, in the model's order.
         family: Which factors they have.
-        rank: r, or a mapping from module-name suffix to r.
+        rank: r, or a mapping from module-name suffix to r; other layers get the largest that fits, up to 8.
         start_rank: The rank at which a layer starts, given r.
         alpha: LoRA's alpha, or a mapping from module-name suffix to alpha.
         num_examples: n.
@@ -152,7 +155,9 @@ def grouped(
         assert sizes is not None
         layer_rank = min(sizes)
         if family.has_rank:
-            given = lookup(rank, name, 8)
+            given = lookup({} if rank is None else rank, name, None)
+            if given is None:
+                given = max((r for r in range(1, DEFAULT_RANK + 1) if start_rank(r) <= min(sizes)), default=1)
             layer_rank = start_rank(given) if isinstance(given, int) else 0
             if not 1 <= layer_rank <= min(sizes):
                 starts = f", which starts at {layer_rank}," if layer_rank not in (0, given) else ""

@@ -1,13 +1,15 @@
 """Which layers of a network are adapted, and which form its task head."""
 
+import contextlib
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from bayeslora.adapters.families import Family, LowRank
-from bayeslora.adapters.weights import features
+from bayeslora.adapters.weights import features, is_within
 from bayeslora.types import Targets
 
 # Query, key and value projections as the common architectures spell them, the fused ones included.
@@ -21,7 +23,13 @@ ATTENTION = (
 HEADS = ("classifier", "score", "head", "heads", "fc", "qa_outputs", "classification_head")
 
 
-def choose_targets(model: nn.Module, targets: Targets, family: Family | None = None) -> list[str]:
+def choose_targets(
+    model: nn.Module,
+    targets: Targets,
+    family: Family | None = None,
+    exclude: Targets | None = None,
+    head: Sequence[str] | None = None,
+) -> list[str]:
     """Return the names of the layers to adapt, in the model's order.
 
     Args:
@@ -31,13 +39,15 @@ def choose_targets(model: nn.Module, targets: Targets, family: Family | None = N
             expression, matched against whole module names.
         family: The adapter family, for which `"all-linear"` may be fewer layers: bottlenecks follow the layers that end
             attention and the MLP.
+        exclude: Layers to leave out of these: a suffix, a list of suffixes, or a regular expression.
+        head: Names of the modules that form the task head; by default those that `head_names` finds.
 
     Raises:
-        ValueError: If nothing matches; the message lists the names that exist.
+        ValueError: If nothing matches, or nothing is left; the message lists the names that exist.
     """
     # A task head is trained itself: an adapter on it would only make the same changes again.
-    heads = head_names(model)
-    linear = {name: layer for name, layer in linear_layers(model).items() if name.split(".")[0] not in heads}
+    heads = head_names(model) if head is None else tuple(head)
+    linear = {name: layer for name, layer in linear_layers(model).items() if not is_within(name, heads)}
     body = [name for name in linear if _in_body(model, name)]
     if targets == "all-linear":
         chosen = (family or LowRank()).places(body) if body else []
@@ -57,11 +67,64 @@ def choose_targets(model: nn.Module, targets: Targets, family: Family | None = N
         matches = {t: [t] if t in linear else [n for n in linear if _ends_with(n, t)] for t in targets}
         unmatched = [t for t, names in matches.items() if not names]
         if unmatched or not targets:
-            raise ValueError(_no_match(unmatched, linear))
+            raise ValueError(_no_match(unmatched, linear, heads))
         chosen = [name for name in linear if any(name in names for names in matches.values())]
     if not chosen:
-        raise ValueError(_no_match(targets, linear))
-    return chosen
+        raise ValueError(_no_match(targets, linear, heads))
+    return chosen if exclude is None else without(chosen, exclude, linear_layers(model))
+
+
+def without(chosen: Sequence[str], exclude: Targets, layers: Mapping[str, nn.Module]) -> list[str]:
+    """Return names of layers, without those that a suffix, one of several, or a regular expression matches.
+
+    Raises:
+        ValueError: If one of them matches no layer of the model, or no layer is left.
+    """
+    out: set[str] = set()
+    for term in [exclude] if isinstance(exclude, str) else exclude:
+        found = {name for name in layers if _ends_with(name, term)}
+        with contextlib.suppress(re.error):
+            found = found or {name for name in layers if re.fullmatch(term, name)}
+        if not found:
+            raise ValueError(
+                f"exclude={term!r} matches no linear layer{nearest(term, parts(layers))}. Suffixes that exist: "
+                f"{', '.join(suffixes(layers))}; or give a regular expression that matches whole names."
+            )
+        out |= found
+    left = [name for name in chosen if name not in out]
+    if not left:
+        raise ValueError(f"exclude={exclude!r} leaves none of the {len(chosen)} layers that `targets` match.")
+    return left
+
+
+def check_names(model: nn.Module, values: object, what: str) -> None:
+    """Raise a ValueError if a mapping from suffixes of layers' names, such as ranks, has one that no layer has."""
+    if not isinstance(values, Mapping):
+        return
+    layers = [name for name, module in model.named_modules(remove_duplicate=False) if features(module) is not None]
+    for suffix in values:
+        if not any(_ends_with(name, str(suffix)) for name in layers):
+            raise ValueError(
+                f"{what}={{{suffix!r}: …}} names no linear layer{nearest(str(suffix), parts(layers))}. Suffixes that "
+                f"exist: {', '.join(suffixes(layers))}."
+            )
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return a question that suggests the most similar name, or nothing."""
+    close = difflib.get_close_matches(name, list(names), 1)
+    return f": did you mean {close[0]!r}?" if close else ""
+
+
+def suffixes(names: Iterable[str]) -> list[str]:
+    """Return the last parts of names, each once."""
+    return sorted({name.rpartition(".")[2] for name in names})
+
+
+def parts(names: Iterable[str]) -> list[str]:
+    """Return every suffix of names, the whole names included, each once."""
+    split = (name.split(".") for name in names)
+    return list(dict.fromkeys(".".join(words[start:]) for words in split for start in range(len(words))))
 
 
 def head_names(model: nn.Module) -> tuple[str, ...]:
@@ -73,11 +136,12 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
     prefix = getattr(model, "base_model_prefix", "")
     children = {name: child for name, child in model.named_children() if any(True for _ in child.parameters())}
     if prefix and prefix in children:
-        return () if _output_embedding(model) is not None else tuple(n for n in children if n != prefix)
+        return () if output_embedding(model) is not None else tuple(n for n in children if n != prefix)
     return tuple(name for name in children if name in HEADS) if len(children) > 1 else ()
 
 
-def _output_embedding(model: nn.Module) -> nn.Module | None:
+def output_embedding(model: nn.Module) -> nn.Module | None:
+    """Return the layer that makes logits of tokens in a pre-trained language model, None for any other model."""
     get = getattr(model, "get_output_embeddings", None)
     return get() if get is not None else None
 
@@ -94,7 +158,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _in_body(model: nn.Module, name: str) -> bool:
-    return not ("pooler" in name.split(".") or model.get_submodule(name) is _output_embedding(model))
+    return not ("pooler" in name.split(".") or model.get_submodule(name) is output_embedding(model))
 
 
 def _ends_with(name: str, suffix: str) -> bool:
@@ -110,11 +174,11 @@ def lookup(value: Any, name: str, default: Any) -> Any:
     return next((entry for suffix, entry in value.items() if _ends_with(name, suffix)), default)
 
 
-def _no_match(targets: object, names: Mapping[str, nn.Module]) -> str:
-    suffixes = sorted({name.rpartition(".")[2] for name in names})
+def _no_match(targets: object, names: Mapping[str, nn.Module], head: Sequence[str]) -> str:
     if not names:
-        return f"targets={targets!r} match no layer: the model has no linear layers to adapt."
+        beside = f" beside the task head, {', '.join(head)}; head=() takes nothing for one" if head else ""
+        return f"targets={targets!r} match no layer: the model has no linear layers to adapt{beside}."
     return (
-        f"targets={targets!r} match no linear layer. Suffixes that exist: {', '.join(suffixes)}. "
+        f"targets={targets!r} match no linear layer. Suffixes that exist: {', '.join(suffixes(names))}. "
         f"Full names look like {next(iter(names))!r}. Or use 'all-linear' or 'attention'."
     )

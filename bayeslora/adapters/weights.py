@@ -50,10 +50,15 @@ def share_weights(model: nn.Module, heads: Sequence[str]) -> nn.Module:
     """Copy a model's modules around the same frozen weights; the heads get copies of theirs."""
     memo: dict[int, Any] = {}
     for name, parameter in model.named_parameters():
-        if name.split(".")[0] in heads:
+        if is_within(name, heads):
             memo[id(parameter)] = nn.Parameter(parameter.detach().clone())
         elif type(parameter) is nn.Parameter:
             memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
         else:  # quantised weights carry their own state and are frozen already
             memo[id(parameter)] = parameter
     return copy.deepcopy(model, memo)
+
+
+def is_within(name: str, modules: Sequence[str]) -> bool:
+    """Return whether a module or parameter is one of some modules, or within one, by their full names."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)

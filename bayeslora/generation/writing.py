@@ -161,14 +161,12 @@ def _average(
     others: Mapping[str, Any],
 ) -> Text:
     """Write one text per prompt, each token from the probabilities averaged over draws."""
-    size, length = prompts["input_ids"].shape
-    if num_draws * size == length:
-        # With as many rows as tokens, dimensions cannot be told apart: add a prompt, and drop it again.
-        prompts = {name: torch.cat([value, value[-1:]]) for name, value in prompts.items()}
-    rows = len(prompts["input_ids"])
-    network.bind(factors, num_draws * rows if num_draws > 1 else None)
+    size = len(prompts["input_ids"])
     model: Any = network.model
-    with Mixture(num_draws, rows).of(model) as mixture:
+    begun = {"decoder_input_ids": torch.zeros_like(prompts["input_ids"][:, :1])} if is_encoder_decoder(model) else {}
+    folds = num_draws == 1 or network.folds(factors, {**prompts, **begun})
+    network.bind(factors, num_draws * size if num_draws > 1 else None, apart=not folds)
+    with Mixture(num_draws, size).of(model) as mixture:
         try:
             written = _continue(model, prompts, config, others)
         except NotFoldedError:
@@ -177,8 +175,7 @@ def _average(
                 "cache, so that draws cannot write together: leave use_cache on, or let every draw write, "
                 "average=False."
             ) from None
-    text = mixture.text(written[:, _start(model, prompts) :])
-    return Text(*(value[..., :size, :] for value in text))
+    return mixture.text(written[:, _start(model, prompts) :])
 
 
 class Mixture:

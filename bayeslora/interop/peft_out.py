@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.adapters.weights import is_transposed, share_weights
+from bayeslora.adapters.weights import is_transposed, is_within, share_weights
 from bayeslora.interop.peft_fields import PREFIX
 from bayeslora.interop.peft_in import _is_a, _peft_pattern, _read_by_peft
 from bayeslora.interop.starting import distance, from_factors, trained_head
@@ -128,7 +128,7 @@ def export_peft(
     task = next((task for task, (listed, _, _) in TASKS.items() if is_a(network.model, listed)), None)
     heads = [*network.head_names, *(TASKS[task][2] if task else ())]
     for name, module in plain.named_modules():  # PEFT goes by how names end, and wants to read whatever it finds
-        if name.endswith(tuple(heads)) and name.split(".")[0] not in network.head_names:
+        if name.endswith(tuple(heads)) and not is_within(name, network.head_names):
             tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
     alphas = {name: _tidy(adapters.scaling[name] * rank) for name, rank in adapters.ranks.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (adapters.ranks, alphas))
@@ -298,7 +298,7 @@ def _card(config: Mapping[str, Any], network: AdaptedNetwork, about: About | Non
     model_config: Any = getattr(network.model, "config", None)
     if task in ("SEQ_CLS", "TOKEN_CLS"):
         settings["num_labels"] = model_config.num_labels
-    if task == "SEQ_CLS" and model_config.pad_token_id is not None:
+    if task == "SEQ_CLS" and getattr(model_config, "pad_token_id", None) is not None:
         settings["pad_token_id"] = model_config.pad_token_id  # without which some would classify another token
     arguments = "".join(f", {name}={value}" for name, value in settings.items())
     head = ", ".join(f"`{name}`" for name in network.head_names)

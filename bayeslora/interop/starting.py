@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.adapters import AdaptedNetwork, Family, Stacks
+from bayeslora.adapters.weights import is_within
 from bayeslora.interop.peft_fields import refuse_beside
 from bayeslora.networks import logits_of
 from bayeslora.program import Program, evaluating
@@ -73,7 +74,7 @@ class Adapters:
         # The trained head is the head's frozen weights; what a method adds to them starts at no change.
         head = {name: stack.initial() for name, stack in program.stacks.items() if stack.in_head}
         program.guide.start(self.stacked(program.stacks) | head)  # type: ignore[operator]
-        if beside := [name for name in self.head if name.split(".")[0] not in network.head_names]:
+        if beside := [name for name in self.head if not is_within(name, network.head_names)]:
             refuse_beside(beside)
         if self.head:
             # PEFT may have trained a part of it, and leaves the rest as the base has it.

@@ -1,7 +1,6 @@
 """Which likelihood suits the data and the network."""
 
 import copy
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,8 +9,6 @@ from torch import Tensor, nn
 
 from bayeslora.tasks import LIKELIHOODS, Classification, Likelihood, Observation
 from bayeslora.types import LabelColumn, LabelValues, Tokenizer
-
-logger = logging.getLogger(__name__)
 
 Given = Likelihood | str | Callable[..., Any] | None
 """What `fit(likelihood=…)` takes."""
@@ -85,6 +82,4 @@ def make(
     if given is not None and not isinstance(given, str):
         return Observation(copy.deepcopy(given))
     kind = asked(given) or inferred(model, logits, labels)
-    likelihood = kind.fitting(logits, values if values is not None else np.asarray(labels.cpu()), tokenizer)
-    logger.info("Likelihood: %s, %s.", likelihood.name, likelihood.config())
-    return likelihood
+    return kind.fitting(logits, values if values is not None else np.asarray(labels.cpu()), tokenizer)

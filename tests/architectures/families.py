@@ -279,7 +279,7 @@ ENCODERS = [
         sequence,
         "classification",
         "Albert Bert BigBird Camembert ConvBert Data2VecText Deberta DebertaV2 DistilBert Electra Ernie Esm Esmc",
-        "EuroBert Flaubert FNet Funnel Gte IBert JinaEmbeddingsV3 LayoutLM LayoutLMv3 Lilt Longformer Luke MarkupLM",
+        "EuroBert Flaubert FNet Funnel Gte JinaEmbeddingsV3 LayoutLM LayoutLMv3 Lilt Longformer Luke MarkupLM",
         "MegatronBert MobileBert ModernBert MPNet NomicBert Nystromformer Perceiver RemBert Roberta",
         "RobertaPreLayerNorm RoCBert RoFormer Tapas Ultrabert XLM XLMRoberta XLMRobertaXL XLNet Xmod Yoso",
         **NUMBERED,
@@ -290,6 +290,13 @@ ENCODERS = [
         sequence,
         NUMBERED,
         refused=dict.fromkeys(("default", "fit"), "match no linear layer"),  # all are convolutions
+    ),
+    model_case(
+        "IBertForSequenceClassification",
+        "encoders",
+        sequence,
+        NUMBERED,
+        refused=dict.fromkeys(("default", "fit"), "match no layer that can be adapted"),  # each takes two arguments
     ),
     model_case(
         "ReformerForSequenceClassification",

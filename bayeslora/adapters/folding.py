@@ -1,0 +1,178 @@
+"""Whether draws of the factors can run as rows of one batch: measured on a few examples."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora.adapters.layer import NotFoldedError
+from bayeslora.adapters.rows import has_rows, sequences_in
+from bayeslora.networks import logits_of
+from bayeslora.types import Batch
+
+EXAMPLES = 2
+"""Examples on which draws together are compared with draws one by one, two of them."""
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+"""Largest difference of the logits, relative to their size, that comes from the order of summation alone."""
+
+COARSE = 3e-2
+"""The same in half precision."""
+
+SPREAD = 0.5
+"""How far the draws are apart: what the factors add to a layer's output has about this size, relative to its input."""
+
+
+class Verdict(NamedTuple):
+    """Whether draws run together give what they give one by one; the layers that saw rows; and what was in the way."""
+
+    holds: bool
+    seen: frozenset[str]
+    reason: str = ""
+
+
+def measure(network: Any, factors: Mapping[str, Any], inputs: Batch) -> Verdict:
+    """Compare two draws run as one batch with the same draws run one by one, on two examples, in evaluation mode.
+
+    Rows may be sorted, mixed by statistics of the batch, sent to experts, or flattened with the tokens in front, and
+    their shapes show nothing of it. Each draw's adapter would then change rows of the other. The draws are run in both
+    orders, so that no sorting of the rows goes unseen.
+
+    Args:
+        network: An `AdaptedNetwork`; its factors are unbound afterwards.
+        factors: Stack name to factors, `[*draw, layer, …]`; the draws are made around the first.
+        inputs: Keyword arguments of the model.
+    """
+    layers = {
+        name: layer
+        for stack in network.stacks.values()
+        for name, layer in zip(stack.layer_names, network.layers(stack.name), strict=True)
+    }
+    seen: set[str] = set()
+    hooks = [layer.register_forward_hook(lambda *_, name=name: seen.add(name)) for name, layer in layers.items()]
+    try:
+        with torch.no_grad(), still(network):
+            draws = moved(network, factors, 2)
+            few = few_examples(inputs)
+            size = next(len(value) for value in few.values() if has_rows(value))
+            together = [_together(network, order, few, size) for order in (draws, _reversed(draws))]
+            apart = torch.stack([_logits(network, _at(draws, index), few) for index in range(2)])
+            differences = [_distance(together[0], apart), _distance(together[1], apart.flip(0))]
+            tolerance = _tolerance(network.model)
+    except NotFoldedError as error:
+        return Verdict(False, frozenset(), str(error))
+    except Exception as error:  # whatever a network may raise on two examples: all of them may do
+        return Verdict(False, frozenset(), f"it could not be tried on {EXAMPLES} examples: {error}")
+    finally:
+        for hook in hooks:
+            hook.remove()
+        network.unbind()
+    worst = max(differences)
+    return Verdict(worst <= tolerance, frozenset(seen), f"draws together and one by one differ by {worst:.2g}")
+
+
+@contextlib.contextmanager
+def still(module: nn.Module) -> Iterator[None]:
+    """A module in evaluation mode; afterwards, every part in the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        module.eval()
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def moved(network: Any, factors: Mapping[str, Any], num_draws: int | None) -> dict[str, Any]:
+    """Factors some way from the given ones, or from the first draw of them, so that every one of them matters.
+
+    Random numbers are from a generator of their own.
+
+    Args:
+        network: An `AdaptedNetwork`.
+        factors: Stack name to factors, `[*draw, layer, …]`.
+        num_draws: Draws to make, or None for factors without that dimension.
+    """
+    generator = torch.Generator().manual_seed(0)
+    draws: dict[str, Any] = {}
+    several = network.num_draws(factors) is not None
+    for name, stack in network.stacks.items():
+        largest = max(1.0, float(network.scaling(name).max()))
+        parts = []
+        for factor, dims in zip(factors[name], stack.family.layer_dims, strict=True):
+            start = (factor[0] if several else factor).detach()
+            shape = (num_draws or 1, *start.shape)
+            if dims == 0:  # names a draw of the family's own noise
+                parts.append(start.expand(shape))
+                continue
+            width = start.shape[-1] if dims > 1 else 1
+            scale = max(SPREAD * float(start.square().mean().sqrt()), SPREAD / width**0.5 / largest)
+            noise = torch.randn(shape, generator=generator, dtype=torch.float64).to(start)
+            parts.append(start + scale * noise)
+        draws[name] = type(factors[name])(*(part if num_draws else part[0] for part in parts))
+    return draws
+
+
+def few_examples(inputs: Batch) -> Batch:
+    """Two examples of a batch, the shortest and the longest where their masks tell; one of them twice if it is alone.
+
+    Where the lengths of all are the same, the last token of one is masked: rows may be sorted by length.
+    """
+    size = next(len(value) for value in inputs.values() if has_rows(value))
+    chosen = [0, min(1, size - 1)]
+    mask = inputs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() == 2 and len(mask) == size:
+        shortest, longest = int(mask.sum(1).argmin()), int(mask.sum(1).argmax())
+        if shortest != longest:
+            chosen = [shortest, longest]
+        mask = mask[chosen].clone()
+        if mask.shape[1] > 2 and int(mask[0].sum()) == int(mask[1].sum()):
+            mask[0, -1] = 0
+        masked = {"attention_mask": mask}
+    else:
+        masked = {}
+    few = {name: value[chosen] if has_rows(value) and len(value) == size else value for name, value in inputs.items()}
+    return few | masked
+
+
+def _together(network: Any, draws: Mapping[str, Any], inputs: Batch, size: int) -> Tensor:
+    rows = {
+        name: torch.cat([value] * 2) if has_rows(value) and len(value) == size else value
+        for name, value in inputs.items()
+    }
+    network.bind(draws, 2 * size, sequences_in(inputs))
+    logits = logits_of(network.model(**rows))
+    return logits.view(2, size, *logits.shape[1:])
+
+
+def _logits(network: Any, factors: Mapping[str, Any], inputs: Batch) -> Tensor:
+    network.bind(factors)
+    return logits_of(network.model(**inputs))
+
+
+def _at(draws: Mapping[str, Any], index: int) -> dict[str, Any]:
+    return {name: type(value)(*(factor[index] for factor in value)) for name, value in draws.items()}
+
+
+def _reversed(draws: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: type(value)(*(factor.flip(0) for factor in value)) for name, value in draws.items()}
+
+
+def _distance(given: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest expected number; logits may be infinite where they are masked."""
+    finite = expected.isfinite()
+    if given.shape != expected.shape or bool((given.isfinite() != finite).any()) or not bool(finite.any()):
+        return float("inf")
+    difference = (given - expected)[finite].abs().max()
+    return float(difference / expected[finite].abs().max().clamp(min=torch.finfo(expected.dtype).tiny))
+
+
+def _tolerance(model: nn.Module) -> float:
+    """Of the coarsest numbers that the network computes with."""
+    device = next(model.parameters()).device.type
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    if torch.is_autocast_enabled(device):
+        dtypes.add(torch.get_autocast_dtype(device))
+    return max(TOLERANCE.get(dtype, COARSE) for dtype in dtypes)

@@ -1,0 +1,366 @@
+"""What one pass over a few examples shows of a network: which of its layers an adapter can stand at, and its head."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bayeslora.adapters.folding import still
+from bayeslora.adapters.targets import head_names, linear_layers, output_embedding
+from bayeslora.adapters.weights import features, is_within, oriented
+from bayeslora.networks import logits_of
+from bayeslora.types import Batch
+
+POSITIONS = 8
+"""Positions of a layer's input at which its output is compared with the product of its weight."""
+
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3}
+"""Largest difference of a product, relative to its size, that comes from rounding, on accelerators too."""
+
+COARSE = 5e-2
+"""The same in half precision."""
+
+LAST = 8
+"""Calls at the end of a pass among which the logits are looked for."""
+
+READ = "its weight is read without a call of the layer"
+BESIDE = "its weight is also read beside the layer's own call"
+ARGUMENTS = "it is called with other arguments than one input"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a pass over a few examples has shown.
+
+    Args:
+        logits: What the network returned.
+        unfit: Layers that an adapter cannot stand for, and why.
+        uncalled: Layers that these examples did not reach, and whose weight nobody read either.
+        outputs: Modules that made the logits, in the order of their calls; empty if none was found.
+    """
+
+    logits: Tensor
+    unfit: Mapping[str, str] = field(default_factory=dict)
+    uncalled: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+
+def inspect(model: nn.Module, batch: Batch) -> Inspection:
+    """Run a network as it is on a batch, in evaluation mode, and look at its layers.
+
+    A layer whose weight is read by its parent, or whose forward pass is not x Wᵀ + b, cannot be adapted: the adapter
+    would do nothing, or something else once it is merged. Quantised weights are not compared.
+
+    Args:
+        model: The network; it is left as it was.
+        batch: Its keyword arguments; labels are left out.
+    """
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    layers = linear_layers(model)
+    look = _Look(model, layers)
+    try:
+        with _Reads(look.weights(), look.inside) as reads:
+            output = look.run(inputs, reads)
+        read = reads.found
+    except Exception:  # some operators cannot be watched; what the network itself raises, it raises again
+        look, read = _Look(model, layers), set()
+        output = look.run(inputs)
+    logits = logits_of(output)
+    uncalled = [name for name in layers if name not in look.called]
+    unfit = look.odd | {name: READ if name in uncalled else BESIDE for name in read if name not in look.odd}
+    return Inspection(
+        logits,
+        {name: unfit[name] for name in layers if name in unfit},
+        tuple(name for name in uncalled if name not in unfit),
+        _outputs(layers, list(look.last), logits),
+    )
+
+
+def heads(model: nn.Module, seen: Inspection) -> tuple[str, ...]:
+    """Names of the modules that form the task head: by their place or name, and by what was seen to make the logits.
+
+    An output embedding is pre-trained, and not part of a task head.
+    """
+    by_name = head_names(model)
+    found = tuple(name for name in seen.outputs if not _is_output_embedding(model, name))
+    if not found or all(is_within(name, by_name) for name in found):
+        return by_name
+    if getattr(model, "base_model_prefix", "") in dict(model.named_children()):  # whose other parts are the head
+        return by_name + tuple(name for name in found if not is_within(name, by_name))
+    return tuple(dict.fromkeys(next((head for head in by_name if is_within(name, (head,))), name) for name in found))
+
+
+def uncovered(model: nn.Module, adapted: Sequence[str], head: Sequence[str]) -> dict[str, int]:
+    """Matrices of the body that no adapter changes, embeddings aside, and how many numbers they have.
+
+    Fused weights of experts, projections of torch's attention and recurrent layers, and convolutions are among them.
+    """
+    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    output: Any = output_embedding(model)
+    if output is not None:
+        embeddings |= {id(parameter) for parameter in output.parameters()}
+    return {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if sum(size > 1 for size in parameter.shape) > 1
+        and id(parameter) not in embeddings
+        and not is_within(name, (*adapted, *head))
+    }
+
+
+def reached(
+    network: Any, factors: Mapping[str, Any], logits: Callable[[Mapping[str, Any]], Tensor], training: bool = False
+) -> set[str]:
+    """Return the names of the adapted layers whose factors get a gradient from the logits.
+
+    It is the gradient of a random combination of all logits. Gradients of other parameters, buffers and random states
+    stay as they were.
+
+    Args:
+        network: An `AdaptedNetwork`; its factors are unbound afterwards.
+        factors: Stack name to factors, `[layer, …]`, none of which is zero.
+        logits: Logits as a function of them.
+        training: Whether the network is in training mode, without which some have no backward pass.
+    """
+    leaves = {
+        name: type(value)(*(factor.detach().clone().requires_grad_() for factor in value))
+        for name, value in factors.items()
+    }
+    kept = [(parameter, parameter.grad) for parameter in network.parameters() if parameter.requires_grad]
+    for parameter, _ in kept:
+        parameter.grad = None
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()] if training else []
+    try:
+        with torch.random.fork_rng(), torch.enable_grad(), still(network):
+            network.train(training)
+            output = logits(leaves)
+            if output.requires_grad:
+                output = output.masked_fill(~output.isfinite(), 0)
+                weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+                (output * weights).sum().backward()  # reversible layers get around `autograd.grad`
+    finally:
+        for parameter, gradient in kept:
+            parameter.grad = gradient
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        network.unbind()
+    found = set()
+    for name, stack in network.stacks.items():
+        gradients = [factor.grad.flatten(1).abs().amax(1) for factor in leaves[name] if factor.grad is not None]
+        if gradients:
+            sizes = torch.stack(gradients).amax(0)
+            found |= {layer for layer, size in zip(stack.layer_names, sizes.tolist(), strict=True) if size > 0}
+    return found
+
+
+def let_inputs_have_gradients(model: nn.Module) -> list[Any]:
+    """Let what the embeddings return have a gradient, where nothing else before the adapters has one.
+
+    Some operators record nothing for the backward pass unless their input needs a gradient: reversible layers do not.
+
+    Returns:
+        Handles of the hooks, which remove them.
+    """
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    return [module.register_forward_hook(_with_gradient) for module in embeddings]
+
+
+def _with_gradient(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output.requires_grad_() if torch.is_grad_enabled() and output.is_leaf else output
+
+
+class _Look:
+    """One pass of a network, with a look at every call of its layers."""
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module]):
+        self.model = model
+        self.layers = layers
+        self.called: set[str] = set()
+        self.odd: dict[str, str] = {}
+        self.inside: list[str] = []
+        self.last: deque[tuple[str, Any]] = deque(maxlen=LAST)
+
+    def weights(self) -> dict[int, str]:
+        """Place in memory of a layer's weight to the layer, for weights that no other module has as well."""
+        owners: dict[int, set[str]] = {}
+        for name, module in self.model.named_modules():
+            for parameter in module.parameters(recurse=False):
+                owners.setdefault(_place(parameter), set()).add(name)
+        places = {name: _place(getattr(layer, "weight", None)) for name, layer in self.layers.items()}
+        return {place: name for name, place in places.items() if owners.get(place) == {name} and place}
+
+    def run(self, inputs: Batch, reads: "_Reads | None" = None) -> Any:
+        """What the network returns."""
+        hooks = []
+        for name, module in self.model.named_modules():
+            if name in self.layers:
+                hooks.append(module.register_forward_pre_hook(self._enter(name)))
+                hooks.append(module.register_forward_hook(self._leave(name), with_kwargs=True))
+            elif name and next(module.parameters(recurse=False), None) is not None:
+                hooks.append(module.register_forward_hook(self._note(name)))
+        try:
+            with torch.no_grad(), still(self.model), _layer_by_layer(self.model):
+                return self.model(**inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _enter(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            self.inside.append(name)
+
+        return hook
+
+    def _leave(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+            if name not in self.odd and (reason := oddity(module, args, kwargs, output, name in self.called)):
+                self.odd[name] = reason
+            self.called.add(name)
+            self.inside.remove(name)
+            self.last.append((name, output))
+
+        return hook
+
+    def _note(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            self.last.append((name, output))
+
+        return hook
+
+
+class _Reads(TorchDispatchMode):
+    """Notes which weights an operator takes outside the call of their layer.
+
+    Args:
+        weights: Place in memory to layer.
+        inside: The layers whose calls are under way.
+    """
+
+    def __init__(self, weights: Mapping[int, str], inside: Sequence[str]):
+        super().__init__()
+        self.weights = weights
+        self.inside = inside
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, Tensor):
+                name = self.weights.get(_place(value))
+                if name is not None and name not in self.inside:
+                    self.found.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+def oddity(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, is_known: bool = False
+) -> str | None:
+    """Return why a call of a layer was not x Wᵀ + b, or None if it was.
+
+    Args:
+        module: The layer.
+        args: What it was called with.
+        kwargs: What it was called with, by name.
+        output: What it returned.
+        is_known: Whether an earlier call's product has been looked at.
+    """
+    if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
+        return ARGUMENTS
+    if not isinstance(output, Tensor):
+        return f"it returns a {type(output).__name__}, not a tensor"
+    if is_known:
+        return None
+    x, weight, bias = args[0], getattr(module, "weight", None), getattr(module, "bias", None)
+    if not isinstance(weight, Tensor) or _is_quantised(weight) or x.numel() == 0:
+        return None
+    sizes = features(module)
+    assert sizes is not None
+    weight = oriented(module, weight)
+    if tuple(weight.shape) != sizes[::-1]:
+        return f"its weight is {list(weight.shape)}, not [{sizes[1]}, {sizes[0]}]"
+    if output.shape != (*x.shape[:-1], sizes[1]):
+        return f"its output is {list(output.shape)} for an input {list(x.shape)}"
+    rows, results = x.reshape(-1, x.shape[-1]), output.reshape(-1, sizes[1])
+    chosen = torch.linspace(0, len(rows) - 1, min(POSITIONS, len(rows)), dtype=torch.float64).round().long()
+    chosen = chosen.to(rows.device)
+    bias = bias.to(weight.dtype) if isinstance(bias, Tensor) else None
+    expected = F.linear(rows[chosen].to(weight.dtype), weight, bias).to(torch.promote_types(weight.dtype, torch.float))
+    given = results[chosen].to(expected.dtype)
+    size = expected.abs().max()
+    tolerance = max(TOLERANCE.get(dtype, COARSE) for dtype in (x.dtype, weight.dtype, output.dtype))
+    if not bool(size.isfinite()) or bool((given - expected).abs().max() <= tolerance * size):
+        return None
+    return "its output is not the product of its input and its weight, plus its bias"
+
+
+def _is_quantised(weight: Tensor) -> bool:
+    return (
+        not weight.is_floating_point()
+        or weight.element_size() < 2
+        or type(weight) not in (Tensor, nn.Parameter)
+        or weight.device.type == "meta"
+    )
+
+
+def _place(value: Any) -> int:
+    """Where a tensor's memory begins; 0 where that is not known."""
+    try:
+        return value.untyped_storage().data_ptr()
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return 0
+
+
+@contextmanager
+def _layer_by_layer(model: nn.Module) -> Iterator[None]:
+    """Torch's encoder layers without the fused kernel, which calls no layer: adapted networks do not use it either."""
+    fused = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
+    before = [module.activation_relu_or_gelu for module in fused]
+    try:
+        for module in fused:
+            module.activation_relu_or_gelu = 0
+        yield
+    finally:
+        for module, value in zip(fused, before, strict=True):
+            module.activation_relu_or_gelu = value
+
+
+def _outputs(layers: Mapping[str, nn.Module], last: Sequence[tuple[str, Any]], logits: Tensor) -> tuple[str, ...]:
+    """Names of the modules among the last calls whose outputs are the logits, or parts of them.
+
+    Where something without parameters came after, such as a softmax, it is the last one, if it has the logits' size.
+    """
+    calls = [(name, output) for name, output in last if isinstance(output, Tensor) and output.dim() > 0]
+    made = [name for name, output in calls if _makes(output, logits)]
+    width = logits.shape[-1] if logits.dim() > 1 else 1
+    if not made and calls and calls[-1][1].shape[-1] == width:
+        made = [calls[-1][0]]
+    made = [name for name in made if not any(other != name and is_within(other, (name,)) for other in made)]
+    if made and not any(name in layers for name in made):  # a scale or a normalisation of what a layer made
+        before = [name for name, output in calls if name in layers and output.shape[-1] == width]
+        made = [*before[-1:], *made]
+    return tuple(dict.fromkeys(made))
+
+
+def _makes(output: Tensor, logits: Tensor) -> bool:
+    if output.dtype != logits.dtype or not output.is_floating_point() or not bool(output.any()):
+        return False
+    if _place(output) == _place(logits):
+        return True
+    if output.numel() == logits.numel():
+        return torch.equal(output.flatten(), logits.flatten())
+    return bool(torch.isin(logits, output).all()) or bool(torch.isin(output, logits).all())
+
+
+def _is_output_embedding(model: nn.Module, name: str) -> bool:
+    """Whether a module makes logits of tokens: it is the model's output embedding, or has an embedding's shape."""
+    module = model.get_submodule(name)
+    weight = getattr(module, "weight", None)
+    shapes = [part.weight.shape for part in model.modules() if isinstance(part, nn.Embedding)]
+    return module is output_embedding(model) or (isinstance(weight, Tensor) and weight.shape in shapes)

@@ -1,0 +1,192 @@
+"""Draws that run as rows of one batch: where that is measured to be wrong, they run one by one."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bayeslora.adapters import AdaptedNetwork, Factors, Linearised
+from bayeslora.adapters.folding import few_examples, moved
+from bayeslora.methods import make_method
+from bayeslora.program import Program
+from bayeslora.tasks import Classification
+from tests.architectures.plain import (
+    FEATURES,
+    OverRows,
+    flattened,
+    routed,
+    sequence_first,
+    shared_table,
+    sorted_rows,
+    standardised,
+)
+from tests.helpers import batch, tiny_bert, tiny_llama
+
+DRAWS = 3
+
+
+class SortedByLength(nn.Module):
+    """Rows from the longest to the shortest and back, as before a recurrent layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(60, 16)
+        self.hidden = nn.Linear(16, 16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        order = attention_mask.sum(1).argsort(descending=True, stable=True)
+        x = self.hidden(self.embed(input_ids[order]))[order.argsort()]
+        return self.head((torch.tanh(x) * attention_mask[..., None]).sum(1))
+
+
+class Experts(nn.Module):
+    """Every row goes to one of two layers, by its first number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(FEATURES, 8), nn.Linear(FEATURES, 8)])
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(len(x), 8)
+        for index, expert in enumerate(self.experts):
+            rows = torch.nonzero((x[:, 0] > 0) == bool(index))[:, 0]
+            if len(rows):
+                h = h.index_add(0, rows, expert(x[rows]))
+        return self.head(torch.tanh(h))
+
+
+def network_of(model: nn.Module, **settings: Any) -> AdaptedNetwork:
+    return AdaptedNetwork(model.double(), rank=2, **settings).eval()
+
+
+def draws_of(network: AdaptedNetwork, num_draws: int = DRAWS) -> dict[str, Factors]:
+    return {
+        name: Factors(
+            *(0.5 * torch.randn(num_draws, len(s), *shape, dtype=torch.float64) for shape in s.shapes.values())
+        )
+        for name, s in network.stacks.items()
+    }
+
+
+def apart(network: AdaptedNetwork, draws: dict[str, Factors], inputs: dict[str, Tensor]) -> Tensor:
+    one = [{name: Factors(*(f[i] for f in value)) for name, value in draws.items()} for i in range(DRAWS)]
+    return torch.stack([network(factors, inputs) for factors in one])
+
+
+def inputs_of(size: int = 4, length: int = 7) -> dict[str, Tensor]:
+    return {name: value for name, value in batch(size, length=length).items() if name != "labels"}
+
+
+@pytest.mark.parametrize(
+    ("between", "shape"),
+    [
+        *((between, (4, FEATURES)) for between in (standardised, sorted_rows, shared_table)),
+        *((between, (4, 7, FEATURES)) for between in (routed, sequence_first, flattened)),
+        (sequence_first, (4, 4 * DRAWS, FEATURES)),
+    ],
+)
+def test_rows_that_do_not_stay_rows_run_one_by_one(between: Any, shape: tuple[int, ...]) -> None:
+    network, x = network_of(OverRows(between)), {"x": torch.randn(shape, dtype=torch.float64)}
+    draws = draws_of(network)
+    with torch.no_grad():
+        torch.testing.assert_close(network(draws, x), apart(network, draws, x))
+    assert network.verdict is not None
+    assert not network.verdict.holds
+
+
+def test_rows_sorted_by_length_are_noticed_on_examples_of_one_length() -> None:
+    network = network_of(SortedByLength())
+    draws, same = draws_of(network), inputs_of()
+    assert not network.folds(draws, same)
+    differ = same | {"attention_mask": torch.arange(7) < torch.tensor([[3], [7], [5], [6]])}
+    with torch.no_grad():
+        torch.testing.assert_close(network(draws, differ), apart(network, draws, differ))
+
+
+@pytest.mark.parametrize("make", [tiny_bert, tiny_llama])
+def test_a_network_that_keeps_its_rows_takes_one_pass_where_tokens_are_as_many(make: Any) -> None:
+    network, x = network_of(make()), inputs_of(4, 4 * DRAWS)
+    draws = draws_of(network)
+    with torch.no_grad():
+        assert network.folds(draws, x)
+        passes: list[int] = []
+        network.model.register_forward_hook(lambda *_: passes.append(1))
+        together = network(draws, x)
+        assert len(passes) == 1
+        torch.testing.assert_close(together, apart(network, draws, x))
+
+
+def test_a_layer_that_was_not_reached_is_not_trusted() -> None:
+    network = network_of(Experts())
+    draws = draws_of(network)
+    positive = torch.rand(4, FEATURES, dtype=torch.float64)
+    assert network.folds(draws, {"x": positive})  # all rows go to one expert
+    x = {"x": positive * torch.tensor([1.0, -1, 1, -1])[:, None]}
+    with torch.no_grad():
+        torch.testing.assert_close(network(draws, x), apart(network, draws, x))
+
+
+def test_measuring_leaves_modes_and_layers_as_they_were() -> None:
+    network = network_of(tiny_bert()).train()
+    modes = {name: module.training for name, module in network.named_modules()}
+    assert network.folds(draws_of(network), inputs_of())
+    assert {name: module.training for name, module in network.named_modules()} == modes
+    assert all(layer.slot.factors is None for name in network.stacks for layer in network.layers(name))
+    assert all(layer.keeps_rows for name in network.stacks for layer in network.layers(name))
+
+
+def test_measuring_draws_no_random_numbers() -> None:
+    network = network_of(tiny_bert())
+    draws, state = draws_of(network), torch.get_rng_state()
+    network.folds(draws, inputs_of())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_network_that_fails_on_two_examples_runs_one_by_one() -> None:
+    class Picky(OverRows):
+        def forward(self, x: Tensor) -> Tensor:
+            assert len(x) == 4
+            return super().forward(x)
+
+    network = network_of(Picky(lambda x, layer: layer(x)))
+    draws, x = draws_of(network), {"x": torch.randn(4, FEATURES, dtype=torch.float64)}
+    with torch.no_grad():
+        torch.testing.assert_close(network(draws, x), apart(network, draws, x))
+
+
+@pytest.mark.parametrize("length", [7, 8])
+def test_sequences_first_are_not_checkpointed_with_as_many_tokens_as_rows(length: int) -> None:
+    class Checkpointed(OverRows):
+        gradient_checkpointing = True
+
+    network = network_of(Checkpointed(sequence_first)).train()
+    with pytest.raises(ValueError, match="activation checkpointing cannot repeat"):
+        network(draws_of(network, 2), {"x": torch.randn(4, length, FEATURES, dtype=torch.float64)})
+
+
+def test_a_network_without_rows_has_no_gradient_per_example() -> None:
+    network = network_of(OverRows(flattened))
+    program = Program(network, make_method("blob"), Classification(3)).eval()
+    linear: Linearised = program.linearised({n: v[None] + 0.1 for n, v in program.centre().items()})
+    with pytest.raises(ValueError, match="no gradient per example"):
+        linear({"x": torch.randn(4, 7, FEATURES, dtype=torch.float64)})
+
+
+def test_the_draws_that_are_compared_are_apart_whatever_the_factors() -> None:
+    network = network_of(tiny_bert())
+    zero = {name: Factors(*(0 * f[0] for f in value)) for name, value in draws_of(network).items()}
+    for value in moved(network, zero, 2).values():
+        for factor in value:
+            assert factor.shape[0] == 2
+            assert (factor[0] - factor[1]).abs().max() > 1e-2
+
+
+def test_two_examples_are_the_shortest_and_the_longest() -> None:
+    x = inputs_of()
+    x["attention_mask"] = (torch.arange(7) < torch.tensor([[5], [7], [3], [6]])).long()
+    assert few_examples(x)["attention_mask"].sum(1).tolist() == [3, 7]
+    assert few_examples(inputs_of())["attention_mask"].sum(1).tolist() == [6, 7]
+    assert len(few_examples(inputs_of(1))["input_ids"]) == 2
