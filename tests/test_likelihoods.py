@@ -1,8 +1,8 @@
 """Likelihoods: what is learned with them, what they infer, and what they refuse."""
 
 import logging
-import re
 import math
+import re
 from pathlib import Path
 from typing import Any
 
