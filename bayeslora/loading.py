@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor, nn
 
-from bayeslora import interop, storage
+from bayeslora import interop, saving, storage
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.isolation import isolated, seeded
 from bayeslora.methods import METHODS, Method, make_method
@@ -99,15 +99,14 @@ def load(
         ValueError: If it is damaged, belongs to another base model, has a method that is not registered or is not the
             one given, or was fitted with a likelihood or function of your own that is not given.
     """
-    tensors, record = storage.load_files(folder)
+    tensors, record, tokenizer = saving.read_unchanged(Path(folder) / storage.MANIFEST, lambda: _read(folder))
     method = _method(folder, record["method"], method)
     labels = _likelihood(folder, record["likelihood"], likelihood)
     if isinstance(model, nn.Module) and interop.is_peft_model(model):
         model = interop.base_of_peft(model)  # whose layers go by the same names, and have adapters of their own
     if not isinstance(model, nn.Module):
         model = _load_base(folder, model or record["base"]["name"], record, labels.num_labels)
-    # If the posterior has no tokenizer, one in this folder belongs to an earlier posterior.
-    model, tokenizer = with_padding(model, _load_tokenizer(folder) if record["tokenizer"] else None)
+    model, tokenizer = with_padding(model, tokenizer)
     try:
         network = AdaptedNetwork(model, method.family, head_family=method.head_family, **record["network"])
     except ValueError as error:
@@ -173,10 +172,23 @@ def _load_base(
     return cls.from_pretrained(name, **({} if num_labels is None else {"num_labels": num_labels}))
 
 
-def _load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer | None:
-    path = Path(folder) / "tokenizer"
-    if not path.is_dir():
-        return None
+def _read(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any], Tokenizer | None]:
+    """Tensors, record and tokenizer of a saved posterior."""
+    tensors, record = storage.load_files(folder)
+    # Without one, a tokenizer's files can be those of an earlier posterior in this folder.
+    if not record["tokenizer"]:
+        return tensors, record, None
+    name = record.get("tokenizer_folder", saving.TOKENIZER)
+    path = Path(folder) / name
+    if path.name != name or ("tokenizer_folder" in record and not path.is_dir()):
+        raise ValueError(f"{folder} holds a damaged posterior: its tokenizer, {name}, is missing. Save it again.")
+    if not path.is_dir():  # of an earlier version, and taken away
+        return tensors, record, None
+    with saving.reading_folder(path):
+        return tensors, record, _load_tokenizer(path)
+
+
+def _load_tokenizer(path: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(path)

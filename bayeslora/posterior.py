@@ -325,15 +325,17 @@ class Posterior:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write adapters, head, method and history: safetensors and JSON, and the tokenizer's own files.
 
-        The posterior's files are written beside and then renamed: a killed process never leaves half of one.
+        All of it takes effect together, by one rename: whoever loads from the folder, during the save or after the
+        process was killed in it, gets the posterior that was there before or this one.
+
+        Raises:
+            NotSavedError: If a file cannot be written; what was saved there before is as it was.
         """
         tensors = storage.state(self.program) | {"fingerprint": storage.fingerprint(self.network)}
         tensors |= {
             f"history/{name}": torch.tensor(column, dtype=torch.float64) for name, column in self._history.items()
         }
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
-        storage.save_files(folder, tensors, self.record())
+        storage.save_files(folder, tensors, self.record(), self.tokenizer)
 
     def _example(self) -> Mapping[str, Any] | None:
         return None if self.example is None else to_device(self.example, self.program.device)

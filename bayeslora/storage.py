@@ -1,6 +1,5 @@
 """Posteriors on disk: one safetensors file and one JSON file; never pickle."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from bayeslora import saving
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.methods import Method
 from bayeslora.program import Program
@@ -25,22 +25,18 @@ FORMAT = 1
 FINGERPRINT_VALUES = 16
 
 
-def save_files(folder: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON record in such a way that a killed process never leaves half of them.
+def save_files(
+    folder: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Mapping[str, Any], tokenizer: Any = None
+) -> None:
+    """Write tensors, a JSON record and a tokenizer so that they take effect together, or not at all.
 
-    The tensors' file carries a hash of its content in its name, and the record names it: replacing the record, one
-    atomic rename, is what replaces the posterior. Files it no longer names are removed afterwards.
+    Raises:
+        NotSavedError: If a file cannot be written, because the disk is full, say.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
-    tensors_name = f"posterior-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
-    _write(folder / tensors_name, content)
-    manifest = {"format": FORMAT, "tensors": tensors_name, **record}
-    _write(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
-    for old in folder.glob("posterior-*.safetensors"):
-        if old.name != tensors_name:
-            old.unlink()
+    saving.save_together(
+        Path(folder) / MANIFEST, content, lambda files: {"format": FORMAT, **files, **record}, tokenizer
+    )
 
 
 def load_files(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -150,12 +146,3 @@ def check_base(network: AdaptedNetwork, saved: Tensor) -> None:
             f"The posterior belongs to another base model: the weights of {int(differs.sum())} of {len(differs)} "
             "adapted layers differ. Load the checkpoint that it was trained on."
         )
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

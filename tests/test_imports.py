@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "bayeslora"
 
 ORDER = (
-    ("types", "isolation"),
+    ("types", "isolation", "saving"),
     ("networks",),
     ("adapters", "distributions", "tasks"),
     ("fitted",),

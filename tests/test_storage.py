@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import bayeslora
-from bayeslora import storage
+from bayeslora import saving, storage
 from bayeslora.posterior import Posterior
 from tests.helpers import tiny_bert, tokens
 from tests.test_data import LABELS, TEXTS, tiny_tokenizer
@@ -207,7 +207,7 @@ def test_a_crash_while_saving_leaves_the_old_posterior(
 ) -> None:
     posterior.save(tmp_path)
     newer = fitted(components=3, noise_ratio=2.0, seed=1)
-    write = storage._write
+    write = saving.write
 
     def crash(path: Path, content: bytes) -> None:
         if path.name == storage.MANIFEST:
@@ -215,7 +215,7 @@ def test_a_crash_while_saving_leaves_the_old_posterior(
         write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "_write", crash)
+        patch.setattr(saving, "write", crash)
         with pytest.raises(KeyboardInterrupt):
             newer.save(tmp_path)
     assert len(tensor_files(tmp_path)) == 2  # the new tensors stand beside the old
@@ -228,9 +228,9 @@ def test_a_crash_while_saving_leaves_the_old_posterior(
 def test_a_write_that_breaks_off_is_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "file"
     target.write_bytes(b"old")
-    monkeypatch.setattr(storage.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(saving.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        storage._write(target, b"new")
+        saving.write(target, b"new")
     assert target.read_bytes() == b"old"
 
 

@@ -1,0 +1,240 @@
+"""Saves that take effect at once: whoever reads, finds what was there before or what is there now, and all of it."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+TOKENIZER = "tokenizer"
+"""The tokenizer's folder, where the record does not name another: that of posteriors of earlier versions."""
+
+OWN = r"posterior-[0-9a-f]{16}\.safetensors|tokenizer-[0-9a-f]{16}"
+"""Names of the files that a record names. What is being written begins with a dot, and ends in a process's number."""
+
+ATTEMPTS = 100
+"""Times that a reader starts again because a save has replaced, in the meantime, what it was reading."""
+
+
+class NotSavedError(OSError):
+    """Something could not be written; what was saved there before is as it was."""
+
+
+def save_together(
+    manifest: Path, tensors: bytes, record: Callable[[Mapping[str, str]], Mapping[str, Any]], tokenizer: Any = None
+) -> None:
+    """Write a posterior's files so that they take effect together, or not at all.
+
+    The tensors' file and the tokenizer's folder carry a hash of their content in their names, and the record names
+    them: replacing the record, one atomic rename, is what replaces the posterior. What it no longer names is removed
+    afterwards, with what killed saves have left.
+
+    Args:
+        manifest: The record's file; the others are put beside it.
+        tensors: Content of the tensors' file.
+        record: The record, given the names of the files, `tensors` and, if there is one, `tokenizer_folder`.
+        tokenizer: The tokenizer, if there is one.
+
+    Raises:
+        NotSavedError: If a file cannot be written, because the disk is full, say.
+    """
+    folder = manifest.parent
+    with saying_what_failed(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder), saying_what_failed(folder):
+        before = _read(manifest)
+        try:
+            files = {"tensors": f"posterior-{hashlib.sha256(tensors).hexdigest()[:16]}.safetensors"}
+            write(folder / files["tensors"], tensors)
+            if tokenizer is not None:
+                files["tokenizer_folder"] = _write_tokenizer(folder, tokenizer)
+            sync(folder)
+            write(manifest, json.dumps(record(files), indent=2).encode())
+            sync(folder)
+        except OSError:
+            _remove_leftovers(manifest, before, before)
+            raise
+        _remove_leftovers(manifest, files, before)
+
+
+def read_unchanged(manifest: Path, read: Callable[[], T]) -> T:
+    """What `read` returns, from files that one save wrote: it starts again where another has replaced and removed them.
+
+    Args:
+        manifest: The record's file.
+        read: Reads it, and what it names; raises an exception where that is gone.
+    """
+    for _ in range(ATTEMPTS):
+        before = _content(manifest)
+        try:
+            return read()
+        except Exception:
+            if before is None or _content(manifest) == before:
+                raise
+    raise ValueError(f"{manifest.parent} was saved anew {ATTEMPTS} times while it was read: wait until that ends.")
+
+
+@contextlib.contextmanager
+def reading_folder(path: Path) -> Iterator[None]:
+    """Raise a FileNotFoundError unless the folder that is read here stays there, whole.
+
+    A save moves it away before it removes the files: if the same folder stands there afterwards, none was missing.
+    """
+    inode = path.stat().st_ino
+    yield
+    if path.stat().st_ino != inode:
+        raise FileNotFoundError(f"{path} was replaced while it was read")
+
+
+def sync(path: Path) -> None:
+    """Put a file, or the names in a folder, onto the disk itself: they outlast a power cut from here on."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file beside, put it onto the disk, and rename it: the old content or the new is there, and all of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno or 0, error.strerror or str(error), str(path)) from error
+
+
+def _write_tokenizer(folder: Path, tokenizer: Any) -> str:
+    """Write a tokenizer's files to a folder named after their content, and return its name."""
+    partial = folder / f".tokenizer.{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        tokenizer.save_pretrained(partial)
+    except Exception as error:
+        # Fast tokenizers are written in Rust, whose errors arrive as plain exceptions.
+        if isinstance(error, OSError) or "os error" not in str(error):
+            raise
+        raise OSError(0, str(error), str(folder / TOKENIZER)) from error
+    for path in (*partial.rglob("*"), partial):
+        sync(path)
+    digest = _digest(partial)
+    name = f"tokenizer-{digest[:16]}"
+    target = folder / name
+    if target.is_dir() and _digest(target) == digest:
+        shutil.rmtree(partial)
+        return name
+    _remove(target)
+    partial.rename(target)
+    return name
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _digest(folder: Path) -> str:
+    """A hash of the names and contents of a folder's files."""
+    digest = hashlib.sha256()
+    for path in _files(folder):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder).as_posix()} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _read(manifest: Path) -> dict[str, Any]:
+    """A record; an empty one, if none can be read."""
+    try:
+        record = json.loads(manifest.read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _remove_leftovers(manifest: Path, kept: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Remove what saves have written, except what a record names; what cannot be removed is left to the next save.
+
+    Args:
+        manifest: The record's file.
+        kept: The record that counts.
+        before: The one that counted before.
+    """
+    names = [kept.get("tensors"), kept.get("tokenizer_folder")]
+    partial = rf"\.({OWN}|{TOKENIZER}|{re.escape(manifest.name)})(\.\d+)?"
+    for path in manifest.parent.iterdir():
+        own = re.fullmatch(OWN, path.name) and path.name not in names
+        # Earlier versions wrote every tokenizer to one folder, which is only ours to remove where a record means it.
+        own = own or (path.name == TOKENIZER and _means_plain_folder(before) and not _means_plain_folder(kept))
+        if own or re.fullmatch(partial, path.name):
+            _remove(path)
+
+
+def _means_plain_folder(record: Mapping[str, Any]) -> bool:
+    return bool(record.get("tokenizer")) and "tokenizer_folder" not in record
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder; a folder disappears at once, so that nobody reads a part of it."""
+    with contextlib.suppress(OSError):
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+            return
+        if not path.name.startswith("."):
+            path = path.rename(path.with_name(f".{path.name}.{os.getpid()}"))
+        shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other saves out of a folder: they would remove, as left over, what this one has yet to name.
+
+    The lock is on the folder itself, leaves no file, and ends with its process. File systems without locks, and
+    Windows, have none: there, save from one process at a time.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a process forked meanwhile would otherwise keep it
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def saying_what_failed(folder: Path) -> Iterator[None]:
+    """Say in one sentence which file could not be written, and that nothing has changed."""
+    try:
+        yield
+    except OSError as error:
+        path, reason = error.filename or folder, error.strerror or error
+        raise NotSavedError(
+            f"{path} could not be written: {reason}. Nothing was saved; a posterior that was in {folder} before is as "
+            "it was."
+        ) from error
