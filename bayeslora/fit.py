@@ -1,13 +1,12 @@
 """`fit`, which builds the program and hands it to the `transformers` Trainer."""
 
-import copy
 import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from torch import nn
 from bayeslora import choice, interop, storage
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.data import Source, read, split, to_device
+from bayeslora.divergence import check_weights
 from bayeslora.isolation import give_way, isolated, seeded
 from bayeslora.loading import Init, load, load_model, with_padding
 from bayeslora.methods import Method, make_method
@@ -62,7 +62,7 @@ def fit(
     num_particles: int | None = None,
     seed: int = 0,
     output_dir: str | os.PathLike[str] | None = None,
-    resume: bool = False,
+    resume: bool | Literal["anyway"] = False,
     args: "TrainingArguments | None" = None,
     callbacks: "Sequence[TrainerCallback]" = (),
     progress: bool = True,
@@ -106,7 +106,9 @@ def fit(
         num_particles: Draws of the weights per step, run as one batch; None for 1, or an ensemble's members.
         seed: Seed of the adapters' start, the data's order and all noise.
         output_dir: Where to save the posterior and the Trainer's checkpoints, if anywhere.
-        resume: Continue from the last checkpoint in `output_dir`, if there is one.
+        resume: Continue from the newest whole checkpoint in `output_dir`, if there is one; the result is that of a fit
+            that was not interrupted. A checkpoint of another fit, of other data, say, is refused; with `"anyway"` it is
+            continued all the same. With False, checkpoints of earlier fits are moved to a folder of their own there.
         args: `TrainingArguments` for full control; they replace `epochs`, `batch_size`, `learning_rate`, `seed`,
             `output_dir` and `progress`.
         callbacks: Trainer callbacks.
@@ -118,7 +120,8 @@ def fit(
     Raises:
         TypeError: If the method has no such field, or the type of data or model is not known.
         ValueError: If an argument, the labels or the inputs do not fit; the message says what does.
-        DivergedError: If the loss becomes NaN or infinite; it has the posterior at the last good state.
+        DivergedError: If the loss becomes NaN or infinite, or runs away; it has the posterior at the last good state.
+            That is saved in `output_dir`, as is that of a fit which is interrupted.
     """
     chosen = make_method(method, **hyperparameters)
     data = read(os.fspath(data)) if isinstance(data, str | os.PathLike) else data
@@ -130,6 +133,7 @@ def fit(
             kind = choosing.asked(likelihood) or choosing.suggested(columns, labels)
             model, tokenizer = load_model(model, tokenizer, kind, columns, label_names(train_data), labels)
         _check_model(model)
+        check_weights(model)
         adapters = _adapters(init, model)
         if interop.is_peft_model(model):
             model = interop.base_of_peft(model)
@@ -183,7 +187,10 @@ def fit(
             )
             steps = training.max_steps > 0 or training.num_train_epochs > 0
             if steps and any(True for _ in program.trainable()):
-                _train(posterior, history, train, held_out, tuning_data, training, callbacks, resume)
+                from bayeslora.training import train as train_in_place  # imports the Trainer
+
+                keep = bool(output_dir or args)
+                train_in_place(posterior, history, train, held_out, tuning_data, training, callbacks, resume, keep)
         program.eval()
         batches = [Batches(source, batch_size, program.device) if source else () for source in (train, held_out)]
         program.guide = chosen.refine(program, program.guide, *batches)
@@ -209,37 +216,6 @@ class Batches:
         for batch in self.ordered.batches(self.batch_size):
             give_way()
             yield to_device(batch, self.device)
-
-
-def _train(
-    posterior: Posterior,
-    history: History,
-    train: Source,
-    validation: Source | None,
-    tuning_data: Source | None,
-    args: "TrainingArguments",
-    callbacks: "Sequence[TrainerCallback]",
-    resume: bool,
-) -> None:
-    from transformers.trainer_utils import get_last_checkpoint
-
-    from bayeslora.trainer import ProgramTrainer
-
-    args = copy.copy(args)
-    args.remove_unused_columns = False  # the Trainer's filter sees `forward(**batch)` and would drop every column
-    args.label_names = ["labels"]
-    args.logging_nan_inf_filter = False
-    args._n_gpu = min(args.n_gpu, 1)  # copies of the program on several, one thread each, would share Pyro's handlers
-    if args.ddp_find_unused_parameters is None:  # every learned parameter is in every step's loss
-        args.ddp_find_unused_parameters = False
-    trainer = ProgramTrainer(posterior, history, train, validation, tuning_data, args=args, callbacks=list(callbacks))
-    checkpoint = get_last_checkpoint(args.output_dir) if resume and os.path.isdir(args.output_dir) else None
-    if resume:
-        logger.info("Resuming from %s.", checkpoint or "the start: there is no checkpoint yet")
-    if args.process_index > 0:  # with one seed for all, every process would draw the same noise
-        torch.manual_seed(args.seed + args.process_index)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.recorder.flush()
 
 
 def _check_num_examples(train: Source, num_examples: int | None, method: Method) -> None:

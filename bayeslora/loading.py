@@ -117,7 +117,11 @@ def load(
     storage.load_state(program, tensors)
     history = storage.history(tensors, record)
     names = record["class_names"]
-    return Posterior(program.eval(), history, record["temperature"], tokenizer, tuple(names) if names else None)
+    posterior = Posterior(program.eval(), history, record["temperature"], tokenizer, tuple(names) if names else None)
+    posterior.state = record.get("state")
+    if posterior.state is not None:
+        logger.warning("The posterior in %s is of a fit that was not finished: %s.", folder, posterior.state)
+    return posterior
 
 
 def _method(folder: object, record: Mapping[str, Any], given: Method | None) -> Method:

@@ -38,6 +38,7 @@ class Posterior:
 
     Attributes:
         program: Model, guide and ELBO as one module.
+        state: What broke the fit off, and where, if it was not finished; None if it was.
         example: Inputs of two examples of the fit, on which merged and exported models are compared; None after `load`.
     """
 
@@ -53,6 +54,7 @@ class Posterior:
         self.temperature = temperature
         self.tokenizer = tokenizer
         self.class_names = class_names
+        self.state: str | None = None
         self.example: Mapping[str, Any] | None = None
         self._history = {} if history is None else history
 
@@ -236,7 +238,7 @@ class Posterior:
 
         temperature = metrics.best_temperature(loss)
         calibrated = Posterior(self.program, self._history, temperature, self.tokenizer, self.class_names)
-        calibrated.example = self.example
+        calibrated.example, calibrated.state = self.example, self.state
         return calibrated
 
     @isolated()
@@ -353,6 +355,7 @@ class Posterior:
             "class_names": self.class_names,
             "tokenizer": self.tokenizer is not None,
             "history": list(self._history),
+            **({} if self.state is None else {"state": self.state}),
         }
 
     def _outputs(

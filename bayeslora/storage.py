@@ -60,6 +60,15 @@ def load_files(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         raise ValueError(f"{folder} holds a damaged posterior: {error}. Save it again.") from error
 
 
+def is_finished(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds the posterior of a fit that was finished."""
+    try:
+        record = json.loads((Path(folder) / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("state") is None
+
+
 def state(program: Program) -> dict[str, Tensor]:
     """Return all learned state: that of the guide under `guide/`, of the task head under `head/`, and `likelihood/`."""
     parts = {

@@ -1,9 +1,12 @@
 """The `transformers` Trainer for programs."""
 
-import json
+import contextlib
 import logging
 import math
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +14,14 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from bayeslora import guides, storage
+from bayeslora import checkpoints, guides, saving, storage
 from bayeslora.data import OwnOrders, Source, to_device
+from bayeslora.divergence import DivergedError as DivergedError
+from bayeslora.divergence import LastGood
 from bayeslora.isolation import give_way, seeded
 from bayeslora.methods import Tuning
 from bayeslora.posterior import Posterior
@@ -30,18 +37,6 @@ PASSES_PER_STEP = 2.5
 """Cost of a training step in forward passes: one of its own, and a backward pass without the frozen weights."""
 
 FEWEST_TUNING, TUNING_BATCH = 50, 16
-
-
-class DivergedError(RuntimeError):
-    """The loss or its gradient became NaN or infinite; the posterior is at the last state before that.
-
-    Attributes:
-        posterior: The posterior at the last good state.
-    """
-
-    def __init__(self, message: str, posterior: Posterior):
-        super().__init__(message)
-        self.posterior = posterior
 
 
 class ProgramTrainer(Trainer):
@@ -92,6 +87,7 @@ class ProgramTrainer(Trainer):
             self.add_callback(Tune(self.program, tuning_data, tuning))
         self.add_callback(GiveWay(self.accelerator))
         self.last_good = LastGood(self.program)
+        self.tuning_data = tuning_data
         # Labels of rows that are computed one by one have not been checked before training.
         self.labels_unseen = train.labels is None
 
@@ -167,16 +163,48 @@ class ProgramTrainer(Trainer):
             self.posterior.save(output_dir or self.args.output_dir)
             torch.save(self.args, f"{output_dir or self.args.output_dir}/training_args.bin")
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint, then the file that says that it is whole, and only then remove older ones."""
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            checkpoints.reopen(folder)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            with _saying_what_failed(folder):
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()  # each process writes its random state
+                if self.args.should_save:
+                    checkpoints.complete(folder, self.fit_record)
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            checkpoints.rotate(folder.parent, limit, self.state.best_model_checkpoint)
+
+    @cached_property
+    def fit_record(self) -> dict[str, Any]:
+        """What the fit's steps depend on, to compare checkpoints with."""
+        return checkpoints.fit_record(self.posterior.record(), self.train_source, self.tuning_data, self.args)
+
+    @property
+    def states(self) -> list[str]:
+        """Files of a checkpoint without which a fit does not go on as if it had not stopped."""
+        single = self.args.world_size <= 1
+        names = [SCHEDULER_NAME, "rng_state.pth" if single else f"rng_state_{self.args.process_index}.pth"]
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):  # which write folders of their own
+            names.append(OPTIMIZER_NAME)
+        if getattr(self.accelerator, "scaler", None) is not None:
+            names.append(SCALER_NAME)
+        return names
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         tensors, record = storage.load_files(resume_from_checkpoint)
-        own = json.loads(json.dumps(self.posterior.record()))
-        saved, own = ({name: r[name] for name in ("method", "network")} for r in (record, own))
-        if saved != own:
-            raise ValueError(
-                f"{resume_from_checkpoint} is a checkpoint of another fit ({_differences(saved, own)}): set "
-                "resume=False, or another output_dir."
-            )
-        storage.load_state(self.program, tensors)
+        try:
+            storage.check_base(self.program.network, tensors.pop("fingerprint"))
+            storage.load_state(self.program, tensors)
+        except (RuntimeError, ValueError) as error:
+            raise checkpoints.Unresumable(
+                f"Cannot resume from {resume_from_checkpoint}: {error} Set resume=False, or another output_dir."
+            ) from error
         self.recorder.restore(storage.history(tensors, record))
 
     def _load_best_model(self) -> None:
@@ -325,61 +353,18 @@ class GiveWay(TrainerCallback):
     on_substep_end = on_prediction_step = on_step_end
 
 
-class LastGood:
-    """The learned state of the last step with finite loss and gradient; it stops the fit at the first without.
-
-    The copy costs as much memory as one more optimiser moment, a fraction of a percent of the model.
-    """
-
-    def __init__(self, program: Program):
-        self.program = program
-        self.parameters = [parameter for _, parameter in program.trainable()]
-        self.copies = [parameter.detach().clone() for parameter in self.parameters]
-
-    def after_backward(self, trainer: ProgramTrainer, loss: torch.Tensor, batch: Batch) -> None:
-        """Check a batch's loss and gradients, which the optimiser has not used yet."""
-        # Half-precision training tries large scales of the loss, at which infinite gradients are normal.
-        scaled = getattr(trainer.accelerator, "scaler", None) is not None
-        gradients = [] if scaled else [p.grad for p in self.parameters if p.grad is not None]
-        norms = torch._foreach_norm(gradients, float("inf")) if gradients else ()
-        if bool(torch.stack([loss.detach(), *norms]).isfinite().all()):
-            torch._foreach_copy_(self.copies, [p.detach() for p in self.parameters])
-            return
-        raise DivergedError(self._message(trainer, loss, batch), self._restored(trainer))
-
-    def _message(self, trainer: ProgramTrainer, loss: torch.Tensor, batch: Batch) -> str:
-        largest = {name: _largest(p.grad) for name, p in self.program.trainable() if p.grad is not None}
-        worst = max(largest, key=lambda name: largest[name])
-        step, rate = trainer.state.global_step + 1, trainer._get_learning_rate()
-        shapes = ", ".join(f"{name} {tuple(v.shape)}" for name, v in batch.items() if isinstance(v, torch.Tensor))
-        return (
-            f"Training stopped at step {step} (epoch {trainer.state.epoch or 0:.2f}): the loss is {float(loss)}, the "
-            f"largest gradient {largest[worst]:.3g}, of {worst!r}. Batch: {shapes}, labels "
-            f"{batch['labels'].flatten()[:16].tolist()}. The posterior is at the last good state, before that step. "
-            f"Lower the learning rate (now {rate:.2g}), or look for extreme inputs in that batch."
-        )
-
-    def _restored(self, trainer: ProgramTrainer) -> Posterior:
-        trainer.recorder.flush()
-        with torch.no_grad():
-            torch._foreach_copy_([p.detach() for p in self.parameters], self.copies)
-        trainer.program.eval()
-        return trainer.posterior
-
-
-def _largest(gradient: torch.Tensor) -> float:
-    value = float(gradient.abs().max())
-    return math.inf if math.isnan(value) else value
-
-
-def _differences(saved: dict[str, Any], own: dict[str, Any]) -> str:
-    """Describe how two records differ, in a few words."""
-    (theirs, its_fields), (ours, fields) = ((r["method"]["name"], r["method"]["fields"]) for r in (saved, own))
-    if theirs != ours:
-        return f"method {theirs!r}, now {ours!r}"
-    changed = [
-        f"{name} {its_fields.get(name)!r}, now {value!r}"
-        for name, value in fields.items()
-        if its_fields.get(name) != value
-    ]
-    return "; ".join(changed) or "targets, rank, alpha or the number of examples differ"
+@contextlib.contextmanager
+def _saying_what_failed(folder: Path) -> Iterator[None]:
+    """Say in one sentence that a checkpoint could not be written, and remove what there is of it."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch writes its files from C++, whose errors name a line of its source.
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error) and "file" not in reason:
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        raise saving.NotSavedError(
+            f"{folder} could not be written: {reason}. Earlier checkpoints are whole: make room, and go on with "
+            "resume=True."
+        ) from error

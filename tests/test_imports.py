@@ -22,8 +22,10 @@ ORDER = (
     ("prediction", "storage", "choice"),
     ("diagnostics", "generation", "interop"),
     ("posterior",),
-    ("loading", "testing"),
-    ("fit", "trainer"),
+    ("loading", "testing", "checkpoints", "divergence"),
+    ("trainer",),
+    ("training",),
+    ("fit",),
     ("demo",),
     ("cli",),
 )

@@ -1,0 +1,332 @@
+"""Checkpoints of a fit: which are whole, of which fit they are, and which give way to others.
+
+A checkpoint is a posterior, with files of the Trainer's beside it. The last file to be written says that all of them
+are there, and of which fit they are: a checkpoint without it is one whose process was killed.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bayeslora import saving
+from bayeslora.data import Source
+from bayeslora.isolation import seeded
+
+logger = logging.getLogger(__name__)
+
+COMPLETE = "complete.json"
+"""Written last: the fit that a checkpoint is of, and its files with their sizes."""
+
+NAME = re.compile(r"checkpoint-(\d+)")
+
+NUM_ROWS = 16
+"""Rows that stand for all in the record of a data set, the first and the last among them."""
+
+MOST_BYTES = 2**26
+"""Arrays up to this size are recorded whole: a tenth of a second."""
+
+MOST_SHOWN = 100
+"""Characters of a value in a message."""
+
+TRAINING = {
+    "seed": "seed",
+    "num_train_epochs": "epochs",
+    "max_steps": "max_steps",
+    "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "world_size": "number of processes",
+    "learning_rate": "learning_rate",
+    "lr_scheduler_type": "lr_scheduler_type",
+    "warmup_steps": "warmup_steps",
+    "weight_decay": "weight_decay",
+    "max_grad_norm": "max_grad_norm",
+    "optim": "optim",
+    "adam_beta1": "adam_beta1",
+    "adam_beta2": "adam_beta2",
+    "adam_epsilon": "adam_epsilon",
+    "fp16": "fp16",
+    "bf16": "bf16",
+    "data_seed": "data_seed",
+    "train_sampling_strategy": "train_sampling_strategy",
+    "dataloader_drop_last": "dataloader_drop_last",
+}
+"""The Trainer's arguments that decide what a fit's steps are, and what `fit` calls them."""
+
+
+class Unresumable(ValueError):
+    """A checkpoint cannot be continued as the fit that was asked for."""
+
+
+def fit_record(posterior: Mapping[str, Any], train: Source, tuning_data: Source | None, args: Any) -> dict[str, Any]:
+    """Everything that a fit's steps depend on, by names that a user knows, ready for JSON.
+
+    Args:
+        posterior: A posterior's record.
+        train: The training data.
+        tuning_data: The held-out data, for methods that learn from it.
+        args: The Trainer's arguments.
+    """
+    method, network = posterior["method"], posterior["network"]
+    record = {
+        "method": method["name"],
+        **method["fields"],
+        "likelihood": posterior["likelihood"]["name"],
+        **{f"likelihood's {name}": value for name, value in posterior["likelihood"]["config"].items()},
+        "base model": posterior["base"]["class"],
+        "targets": network["targets"],
+        "rank": _alike(network["rank"]),
+        "alpha": _alike(network["alpha"]),
+        "num_particles": posterior["num_particles"],
+        **{ours: getattr(args, theirs, None) for theirs, ours in TRAINING.items()},
+        **data_record(train),
+        **({} if tuning_data is None else data_record(tuning_data)),
+    }
+    return json.loads(json.dumps(record, default=str))
+
+
+def data_record(source: Source) -> dict[str, Any]:
+    """What tells one data set from another, cheaply: its size, its columns, all labels at hand, and a few rows.
+
+    Rows that differ when they are read again, as those of a random transformation do, are left out.
+    """
+    name = source.name
+    record: dict[str, Any] = {f"examples of {name}": len(source)}
+    with seeded(0):
+        first = _first_rows(source)
+        record[f"columns of {name}"] = {column: _shape(value) for column, value in first[0].items()}
+        again = _first_rows(source)
+        if _hash(first) != _hash(again):
+            return record
+        record[f"rows of {name}"] = _hash(_rows(source))
+    if (labels := source.labels) is not None:
+        record[f"labels of {name}"] = _hash(labels)
+    return record
+
+
+def complete(folder: Path, fit: Mapping[str, Any]) -> None:
+    """Put a checkpoint's files onto the disk, and then the file that says that it is whole."""
+    files = [path for path in sorted(folder.rglob("*")) if path.name != COMPLETE]
+    for path in (*files, folder):
+        saving.sync(path)
+    needed = [path for path in files if path.is_file() and path.name != "training_args.bin"]
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in needed}
+    saving.write(folder / COMPLETE, json.dumps({"fit": fit, "files": sizes}, indent=2).encode())
+    for path in (folder, folder.parent):
+        saving.sync(path)
+
+
+def reopen(folder: Path) -> None:
+    """Let a checkpoint be written once more: until that ends, it is not whole."""
+    if (folder / COMPLETE).is_file():
+        (folder / COMPLETE).unlink()
+        saving.sync(folder)
+
+
+def in_order(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, whole or not, the newest first."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=step, reverse=True)
+
+
+def step(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def missing(checkpoint: Path) -> list[str] | None:
+    """Names of files that are not as they were when the checkpoint was whole; None if it never was."""
+    try:
+        files = json.loads((checkpoint / COMPLETE).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return [name for name, size in files.items() if _size(checkpoint / name) != size]
+
+
+def newest(folder: Path, states: Sequence[str]) -> tuple[Path | None, list[Path]]:
+    """The newest whole checkpoint, and those passed over, which are newer.
+
+    Where none is whole, it is the newest that lacks nothing but some of `states`, the Trainer's files that a fit can do
+    without, though it will not be the same: it has to be asked about.
+    """
+    passed_over: list[Path] = []
+    for checkpoint in in_order(folder):
+        if missing(checkpoint) == []:
+            return checkpoint, passed_over
+        passed_over.append(checkpoint)
+    for index, checkpoint in enumerate(passed_over):
+        gone = missing(checkpoint)
+        if gone is not None and {*gone} <= {*states} and not any((checkpoint / name).exists() for name in gone):
+            return checkpoint, passed_over[:index]
+    return None, passed_over
+
+
+def check(checkpoint: Path, fit: Mapping[str, Any], states: Sequence[str], anyway: bool) -> None:
+    """Say how the checkpoint's fit differs from the one asked for, and what it lacks to continue it.
+
+    Args:
+        checkpoint: The checkpoint to resume from.
+        fit: The record of the fit asked for.
+        states: Names of the Trainer's files that a fit needs to go on as if it had not stopped.
+        anyway: Whether to warn instead of refusing.
+
+    Raises:
+        Unresumable: If it differs or lacks something.
+    """
+    differing = differences(json.loads((checkpoint / COMPLETE).read_text())["fit"], fit)
+    gone = [name for name in states if not (checkpoint / name).is_file()]
+    faults = []
+    if differing:
+        faults.append(f"it is a checkpoint of another fit ({'; '.join(differing)})")
+    if gone:
+        faults.append(f"it has no {', '.join(gone)}, without which the fit will not be what it would have been")
+    if not faults:
+        return
+    if not anyway:
+        raise Unresumable(
+            f"Cannot resume from {checkpoint}: {', and '.join(faults)}. Set resume=False or another output_dir to "
+            'start anew, or resume="anyway" to go on from there all the same.'
+        )
+    logger.warning("Resuming from %s anyway: %s.", checkpoint, ", and ".join(faults))
+
+
+def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """What two fits' records say differently, each with both values."""
+    if saved.get("method") != own.get("method"):  # whose fields have little in common
+        return [f"method {saved.get('method')!r}, now {own.get('method')!r}"]
+    names = [*saved, *(name for name in own if name not in saved)]
+    return [
+        f"{name} {_shown(saved.get(name), own.get(name))}, now {_shown(own.get(name), saved.get(name))}"
+        for name in names
+        if saved.get(name) != own.get(name)
+    ]
+
+
+def set_aside(folder: Path) -> None:
+    """Move the checkpoints in a folder, which are of an earlier fit, to one of their own."""
+    found = in_order(folder)
+    if not found:
+        return
+    number = 1
+    while (folder / f"earlier-{number}").exists():
+        number += 1
+    target = folder / f"earlier-{number}"
+    target.mkdir()
+    for checkpoint in found:
+        checkpoint.rename(target / checkpoint.name)
+    for path in (target, folder):
+        saving.sync(path)
+    logger.info("The checkpoints of an earlier fit in %s (%s) are now in %s.", folder, _names(found), target)
+
+
+def rotate(folder: Path, limit: int | None, best: str | None) -> None:
+    """Remove the oldest checkpoints until `limit` are left, never the newest whole one or the best."""
+    if limit is None or limit <= 0:
+        return
+    ordered = in_order(folder)
+    whole = [checkpoint for checkpoint in ordered if missing(checkpoint) == []]
+    kept = [checkpoint for checkpoint in whole if best is not None and checkpoint.resolve() == Path(best).resolve()]
+    kept = [*whole[:1], *(checkpoint for checkpoint in kept if checkpoint not in whole[:1])]
+    kept += [checkpoint for checkpoint in whole if checkpoint not in kept][: max(0, limit - len(kept))]
+    for checkpoint in ordered:
+        if checkpoint not in kept:
+            reopen(checkpoint)  # what is partly removed is not whole
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _names(checkpoints: Sequence[Path]) -> str:
+    return ", ".join(checkpoint.name for checkpoint in checkpoints)
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _alike(values: Mapping[str, Any]) -> Any:
+    """The value that all layers have, or each layer's."""
+    distinct = {*values.values()}
+    return distinct.pop() if len(distinct) == 1 else values
+
+
+def _shown(value: Any, other: Any) -> str:
+    """A value in a message; of two lists, or of two mappings, what only this one has."""
+    if isinstance(value, list) and isinstance(other, list):
+        own = [entry for entry in value if entry not in other]
+        text = f"{len(value)} entries" + (f" with {', '.join(map(repr, own))}" if own else "")
+    elif isinstance(value, dict) and isinstance(other, dict):
+        text = repr({name: entry for name, entry in value.items() if other.get(name) != entry})
+    else:
+        text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+
+
+def _first_rows(source: Source) -> list[dict[str, Any]]:
+    """The first two examples, or the first batch of a loader of the user's."""
+    if source.is_stream:
+        return [source.first_batch()]
+    rows: Any = source.dataset if source.dataset is not None else source.loader.dataset  # type: ignore[union-attr]
+    return [_row(rows[index]) for index in range(min(2, len(source)))]
+
+
+def _rows(source: Source) -> list[dict[str, Any]]:
+    """A few rows, evenly spaced; all, of arrays that are not large."""
+    if source.is_stream:
+        return [source.first_batch()]
+    columns = getattr(source.dataset, "columns", None)
+    if columns is not None and sum(column.nbytes for column in columns.values()) <= MOST_BYTES:
+        return [dict(columns)]
+    rows: Any = source.dataset if source.dataset is not None else source.loader.dataset  # type: ignore[union-attr]
+    last = len(source) - 1
+    return [_row(rows[int(index)]) for index in np.unique(np.linspace(0, last, NUM_ROWS).round())]
+
+
+def _row(row: Any) -> dict[str, Any]:
+    if isinstance(row, Mapping):
+        return dict(row)
+    return {str(index): value for index, value in enumerate(row if isinstance(row, (tuple, list)) else [row])}
+
+
+def _shape(value: Any) -> str:
+    """What kind of value a column has, but not its length, which can differ between rows."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"{str(value.dtype).removeprefix('torch.')}, {value.ndim} dimensions"
+    return type(value).__name__
+
+
+def _hash(values: Any) -> str:
+    digest = hashlib.sha256()
+    _update(digest, values)
+    return digest.hexdigest()[:16]
+
+
+def _update(digest: Any, value: Any) -> None:
+    """Add a value to a hash: tensors by their bytes, collections by their parts, anything else as it is printed."""
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        value = torch.from_numpy(np.ascontiguousarray(value)) if value.dtype.kind in "biuf" else value.tolist()
+    if isinstance(value, Tensor):
+        digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Mapping):
+        for name in sorted(value, key=str):
+            digest.update(str(name).encode())
+            _update(digest, value[name])
+    elif isinstance(value, (list, tuple)):
+        digest.update(f"{len(value)}".encode())
+        for part in value:
+            _update(digest, part)
+    else:
+        # What has no text of its own is printed with its place in memory, which differs from process to process.
+        digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr(value)).encode())

@@ -1,0 +1,120 @@
+"""Trains a posterior: resumes, and keeps what a fit that breaks off has learned."""
+
+import copy
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.trainer_utils import SaveStrategy
+
+from bayeslora import checkpoints, storage
+from bayeslora.data import Source
+from bayeslora.divergence import DivergedError
+from bayeslora.posterior import Posterior
+from bayeslora.trainer import ProgramTrainer
+from bayeslora.types import History
+
+logger = logging.getLogger(__name__)
+
+UNFINISHED = "unfinished"
+"""Where the last good state of a fit is saved whose folder holds a finished posterior."""
+
+
+def train(
+    posterior: Posterior,
+    history: History,
+    source: Source,
+    validation: Source | None,
+    tuning_data: Source | None,
+    args: TrainingArguments,
+    callbacks: Sequence[Any],
+    resume: bool | str,
+    keep: bool,
+) -> None:
+    """Train a posterior in place.
+
+    Args:
+        posterior: The posterior.
+        history: Columns that each step appends to.
+        source: Training data.
+        validation: Held-out data, evaluated at the centre.
+        tuning_data: Held-out data for methods that need some.
+        args: The Trainer's arguments.
+        callbacks: The user's callbacks.
+        resume: Whether to go on from the newest whole checkpoint of the same fit; `"anyway"` of whatever fit it is.
+        keep: Whether `args.output_dir` is the user's: then the last good state of a fit that breaks off is saved there.
+
+    Raises:
+        DivergedError: If the loss is no number any more, or runs away.
+        Unresumable: If the checkpoint to resume from is of another fit, or lacks what a fit needs to go on.
+    """
+    args = copy.copy(args)
+    args.remove_unused_columns = False  # its filter sees `forward(**batch)` and would drop every column
+    args.label_names = ["labels"]
+    args.logging_nan_inf_filter = False
+    args._n_gpu = min(args.n_gpu, 1)  # copies of the program on several, one thread each, would share Pyro's handlers
+    if args.ddp_find_unused_parameters is None:  # every learned parameter is in every step's loss
+        args.ddp_find_unused_parameters = False
+    trainer = ProgramTrainer(posterior, history, source, validation, tuning_data, args=args, callbacks=list(callbacks))
+    checkpoint = _checkpoint(trainer, resume)
+    if args.process_index > 0:  # with one seed for all, every process would draw the same noise
+        torch.manual_seed(args.seed + args.process_index)
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer.recorder.flush()
+        trainer.last_good.after_training(trainer)
+    except BaseException as error:
+        if keep:
+            _keep(trainer, error)
+        raise
+    if checkpoint is not None and checkpoints.step(checkpoint) == trainer.state.global_step:
+        # There was no step to go on with, before which the Trainer restores it; what follows may draw.
+        trainer._load_rng_state(str(checkpoint))
+
+
+def _checkpoint(trainer: ProgramTrainer, resume: bool | str) -> Path | None:
+    """The checkpoint to resume from, if any; where there is none, those of earlier fits are moved away."""
+    if resume not in (True, False, "anyway"):
+        raise ValueError(f"resume={resume!r}: give True, False or 'anyway'.")
+    folder = Path(trainer.args.output_dir)
+    checkpoint = None
+    if resume:
+        checkpoint, passed_over = checkpoints.newest(folder, trainer.states)
+        if passed_over:
+            logger.warning(
+                "Passed over in %s, as their writing or removing was interrupted: %s.",
+                folder,
+                ", ".join(path.name for path in passed_over),
+            )
+        logger.info("Resuming from %s.", checkpoint or "the start: there is no whole checkpoint yet")
+    if resume or trainer.args.save_strategy != SaveStrategy.NO:
+        trainer.fit_record  # noqa: B018 (reads a few rows, which are not to be read between steps)
+    if checkpoint is not None:
+        checkpoints.check(checkpoint, trainer.fit_record, trainer.states, resume == "anyway")
+    elif trainer.args.should_save:
+        checkpoints.set_aside(folder)
+    return checkpoint
+
+
+def _keep(trainer: ProgramTrainer, error: BaseException) -> None:
+    """Save the last good state of a fit that breaks off, as a posterior that says so, and tell the error where."""
+    if trainer.last_good.step in (None, 0) or not trainer.args.should_save:
+        return
+    posterior = trainer.posterior
+    if not isinstance(error, DivergedError):
+        by = "" if isinstance(error, KeyboardInterrupt) else f" by {type(error).__name__}"
+        number = min(trainer.state.global_step + 1, trainer.state.max_steps)
+        posterior = trainer.last_good.restored(trainer, f"interrupted{by} at step {number}")
+    folder = Path(trainer.args.output_dir)
+    if storage.is_finished(folder):
+        folder /= UNFINISHED
+    try:
+        posterior.save(folder)
+    except OSError as failure:  # the disk may be what the fit broke off for
+        logger.error("The last good state is lost: %s", failure)
+        return
+    error.add_note(f"The posterior, {posterior.state}, is saved in {folder}.")
+    logger.warning("The posterior, %s, is saved in %s.", posterior.state, folder)
