@@ -34,6 +34,9 @@ NUM_ROWS = 16
 MOST_BYTES = 2**26
 """Arrays up to this size are recorded whole: a tenth of a second."""
 
+ALL_LABELS, ALL_ROWS = "all labels", "all rows"
+"""Parts of that record which are only there for some forms of data, and say nothing where they are not."""
+
 MOST_SHOWN = 100
 """Characters of a value in a message."""
 
@@ -108,7 +111,10 @@ def data_record(source: Source) -> dict[str, Any]:
             return record
         record[f"rows of {name}"] = _hash(_rows(source))
     if (labels := source.labels) is not None:
-        record[f"labels of {name}"] = _hash(labels)
+        record[f"{ALL_LABELS} of {name}"] = _hash(labels)
+    columns = getattr(source.dataset, "columns", None)
+    if columns is not None and sum(column.nbytes for column in columns.values()) <= MOST_BYTES:
+        record[f"{ALL_ROWS} of {name}"] = _hash(columns)
     return record
 
 
@@ -205,6 +211,7 @@ def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     if saved.get("method") != own.get("method"):  # whose fields have little in common
         return [f"method {saved.get('method')!r}, now {own.get('method')!r}"]
     names = [*saved, *(name for name in own if name not in saved)]
+    names = [name for name in names if not name.startswith((ALL_LABELS, ALL_ROWS)) or name in {*saved} & {*own}]
     return [
         f"{name} {_shown(saved.get(name), own.get(name))}, now {_shown(own.get(name), saved.get(name))}"
         for name in names
@@ -282,12 +289,9 @@ def _first_rows(source: Source) -> list[dict[str, Any]]:
 
 
 def _rows(source: Source) -> list[dict[str, Any]]:
-    """A few rows, evenly spaced; all, of arrays that are not large."""
+    """A few rows, evenly spaced; of a stream, the first."""
     if source.is_stream:
         return [source.first_batch()]
-    columns = getattr(source.dataset, "columns", None)
-    if columns is not None and sum(column.nbytes for column in columns.values()) <= MOST_BYTES:
-        return [dict(columns)]
     rows: Any = source.dataset if source.dataset is not None else source.loader.dataset  # type: ignore[union-attr]
     last = len(source) - 1
     return [_row(rows[int(index)]) for index in np.unique(np.linspace(0, last, NUM_ROWS).round())]

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -62,7 +62,7 @@ def fit(
     num_particles: int | None = None,
     seed: int = 0,
     output_dir: str | os.PathLike[str] | None = None,
-    resume: bool | Literal["anyway"] = False,
+    resume: bool | str = False,
     args: "TrainingArguments | None" = None,
     callbacks: "Sequence[TrainerCallback]" = (),
     progress: bool = True,

@@ -202,8 +202,9 @@ class ProgramTrainer(Trainer):
             storage.check_base(self.program.network, tensors.pop("fingerprint"))
             storage.load_state(self.program, tensors)
         except (RuntimeError, ValueError) as error:
+            what = " ".join(str(error).split())
             raise checkpoints.Unresumable(
-                f"Cannot resume from {resume_from_checkpoint}: {error} Set resume=False, or another output_dir."
+                f"Cannot resume from {resume_from_checkpoint}: {what:.300} Set resume=False, or another output_dir."
             ) from error
         self.recorder.restore(storage.history(tensors, record))
 
@@ -359,10 +360,8 @@ def _saying_what_failed(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # torch writes its files from C++, whose errors name a line of its source.
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error) and "file" not in reason:
-            raise
+        # torch writes its files from C++, and raises a RuntimeError where the disk is full.
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         shutil.rmtree(folder, ignore_errors=True)
         raise saving.NotSavedError(
             f"{folder} could not be written: {reason}. Earlier checkpoints are whole: make room, and go on with "

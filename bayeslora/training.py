@@ -106,8 +106,7 @@ def _keep(trainer: ProgramTrainer, error: BaseException) -> None:
     posterior = trainer.posterior
     if not isinstance(error, DivergedError):
         by = "" if isinstance(error, KeyboardInterrupt) else f" by {type(error).__name__}"
-        number = min(trainer.state.global_step + 1, trainer.state.max_steps)
-        posterior = trainer.last_good.restored(trainer, f"interrupted{by} at step {number}")
+        posterior = trainer.last_good.restored(trainer, f"interrupted{by} at step {trainer.last_good.step + 1}")
     folder = Path(trainer.args.output_dir)
     if storage.is_finished(folder):
         folder /= UNFINISHED

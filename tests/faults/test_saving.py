@@ -105,10 +105,11 @@ def start_saved_before(folder: Path, posteriors: dict[str, Posterior]) -> None:
     as_before(folder)
 
 
+BEFORE = "a posterior of an earlier version"
 STARTS: dict[str, Callable[[Path, dict[str, Posterior]], None]] = {
     "an empty folder": start_empty,
     "a posterior": start_saved,
-    "a posterior of an earlier version": start_saved_before,
+    BEFORE: start_saved_before,
 }
 
 
@@ -125,7 +126,7 @@ def copies(start: Path) -> Iterator[Callable[[], Path]]:
     yield fresh
 
 
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("start", ["an empty folder", "a posterior", pytest.param(BEFORE, marks=pytest.mark.slow)])
 def test_a_save_killed_at_any_operation_leaves_the_old_posterior_or_the_new(
     posteriors: dict[str, Posterior], tmp_path: Path, start: str
 ) -> None:
