@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,7 +80,10 @@ def fit(
         int | None, typer.Option(help="Draws of the weights per step; by default the method's.")
     ] = None,
     seed: Seed = 0,
-    resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint in the output folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option(help="Continue from the newest whole checkpoint in the output folder.")
+    ] = False,
+    resume_anyway: Annotated[bool, typer.Option(help="The same, also from a checkpoint of another fit.")] = False,
 ) -> None:
     """Fit a posterior and save it. The method's fields are flags too: --noise-ratio 2 --components 8."""
     import bayeslora
@@ -104,7 +108,7 @@ def fit(
             num_particles=num_particles,
             seed=seed,
             output_dir=output,
-            resume=resume,
+            resume="anyway" if resume_anyway else resume,
             **fields,
         )
     history = posterior.history
@@ -198,16 +202,28 @@ def _quiet() -> None:
 
 
 class _errors:
-    """A context that turns errors about the user's input into one line and exit status 2."""
+    """A context that turns errors into one line and an exit status: 2 for the user's input, 1 for what else failed."""
 
     def __enter__(self) -> None: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        from bayeslora.divergence import DivergedError
+        from bayeslora.saving import NotSavedError
+
         if isinstance(error, (ValueError, TypeError, FileNotFoundError)):
-            typer.secho(f"bayeslora: {error}", fg="red", err=True)
-            raise typer.Exit(2) from None
+            status = 2
+        elif isinstance(error, (DivergedError, NotSavedError)):
+            status = 1
+        elif isinstance(error, KeyboardInterrupt):
+            status = 128 + signal.SIGINT
+        else:
+            return
+        # Where a fit was broken off, the notes say where its last good state is.
+        lines = [str(error) or "Interrupted.", *getattr(error, "__notes__", ())]
+        typer.secho(f"bayeslora: {' '.join(lines)}", fg="red", err=True)
+        raise typer.Exit(status) from None
 
 
 def _print(frame: "pd.DataFrame", title: str, key: str) -> None:

@@ -116,4 +116,4 @@ def _keep(trainer: ProgramTrainer, error: BaseException) -> None:
         logger.error("The last good state is lost: %s", failure)
         return
     error.add_note(f"The posterior, {posterior.state}, is saved in {folder}.")
-    logger.warning("The posterior, %s, is saved in %s.", posterior.state, folder)
+    logger.info("The posterior, %s, is saved in %s.", posterior.state, folder)

