@@ -156,7 +156,7 @@ def check(program: Program, choice: Choice, batch: Batch) -> None:
                 "record, such as in torch.no_grad(), or not at all. Choose other `targets`."
             )
         choice.silent = tuple(name for name in names if name not in found)
-    if program.method.num_draws(program.guide) != 1:
+    if program.elbo.num_particles > 1:  # otherwise it is the first prediction that asks
         network.folds(factors, {name: value for name, value in batch.items() if name != "labels"})
 
 

@@ -34,7 +34,7 @@ class Verdict(NamedTuple):
 
 
 def measure(network: Any, factors: Mapping[str, Any], inputs: Batch) -> Verdict:
-    """Compare two draws run as one batch with the same draws run one by one, on two examples, in evaluation mode.
+    """Compare two draws run as one batch with draws run one by one, on two examples, in evaluation mode.
 
     Rows may be sorted, mixed by statistics of the batch, sent to experts, or flattened with the tokens in front, and
     their shapes show nothing of it. Each draw's adapter would then change rows of the other. The draws are run in both
@@ -57,9 +57,10 @@ def measure(network: Any, factors: Mapping[str, Any], inputs: Batch) -> Verdict:
             draws = moved(network, factors, 2)
             few = few_examples(inputs)
             size = next(len(value) for value in few.values() if has_rows(value))
-            together = [_together(network, order, few, size) for order in (draws, _reversed(draws))]
-            apart = torch.stack([_logits(network, _at(draws, index), few) for index in range(2)])
-            differences = [_distance(together[0], apart), _distance(together[1], apart.flip(0))]
+            together = _together(network, draws, few, size)
+            turned = _together(network, _reversed(draws), few, size).flip(0)
+            alone = _logits(network, _at(draws, 0), few)
+            differences = [_distance(rows[0], alone) for rows in (together, turned)] + [_distance(turned, together)]
             tolerance = _tolerance(network.model)
     except NotFoldedError as error:
         return Verdict(False, frozenset(), str(error))

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from bayeslora.adapters.folding import still
 from bayeslora.adapters.targets import head_names, linear_layers, output_embedding
@@ -26,6 +25,9 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3}
 
 COARSE = 5e-2
 """The same in half precision."""
+
+FEW = 4096
+"""Numbers of an output among which the logits are looked for whatever its shape."""
 
 LAST = 8
 """Calls at the end of a pass among which the logits are looked for."""
@@ -189,13 +191,13 @@ class _Look:
         self.last: deque[tuple[str, Any]] = deque(maxlen=LAST)
 
     def weights(self) -> dict[int, str]:
-        """Place in memory of a layer's weight to the layer, for weights that no other module has as well."""
+        """Return which layer a weight is of, by its `id`, for weights that no other module has as well."""
         owners: dict[int, set[str]] = {}
         for name, module in self.model.named_modules():
             for parameter in module.parameters(recurse=False):
                 owners.setdefault(_place(parameter), set()).add(name)
-        places = {name: _place(getattr(layer, "weight", None)) for name, layer in self.layers.items()}
-        return {place: name for name, place in places.items() if owners.get(place) == {name} and place}
+        weights = {name: layer._parameters.get("weight") for name, layer in self.layers.items()}
+        return {id(weight): name for name, weight in weights.items() if owners.get(_place(weight)) == {name}}
 
     def run(self, inputs: Batch, reads: "_Reads | None" = None) -> Any:
         """What the network returns."""
@@ -240,7 +242,7 @@ class _Reads(TorchDispatchMode):
     """Notes which weights an operator takes outside the call of their layer.
 
     Args:
-        weights: Place in memory to layer.
+        weights: `id` of a weight to its layer.
         inside: The layers whose calls are under way.
     """
 
@@ -251,9 +253,9 @@ class _Reads(TorchDispatchMode):
         self.found: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for value in tree_leaves((args, kwargs)):
-            if isinstance(value, Tensor):
-                name = self.weights.get(_place(value))
+        for arg in args:  # weights are not passed by name
+            for value in arg if isinstance(arg, list | tuple) else (arg,):
+                name = self.weights.get(id(value))
                 if name is not None and name not in self.inside:
                     self.found.add(name)
         return func(*args, **(kwargs or {}))
@@ -355,7 +357,10 @@ def _makes(output: Tensor, logits: Tensor) -> bool:
         return True
     if output.numel() == logits.numel():
         return torch.equal(output.flatten(), logits.flatten())
-    return bool(torch.isin(logits, output).all()) or bool(torch.isin(output, logits).all())
+    if output.shape[-1] not in (logits.shape[-1], 1) and output.numel() > FEW:
+        return False
+    larger, smaller = (output, logits) if output.numel() > logits.numel() else (logits, output)
+    return bool(torch.isin(smaller, larger).all())
 
 
 def _is_output_embedding(model: nn.Module, name: str) -> bool:

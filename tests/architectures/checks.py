@@ -280,6 +280,7 @@ def folded(subject: Subject) -> None:
     for size, length in [(SIZE, LENGTH), (2, 2 * NUM_DRAWS)][: 2 if subject.case.lengths else 1]:
         batch = subject.batch(size, length)
         passes: list[int] = []
+        at(program, draws, batch)  # the first call tries whether draws can run together
         hook = program.network.model.register_forward_hook(lambda *_: passes.append(1))  # noqa: B023
         with subject.listening():
             together = at(program, draws, batch)
