@@ -67,4 +67,8 @@ class AdaptedLayer(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            # Python's own protocols are about one object: lent the `__deepcopy__` of its base, a copy would be one of
+            # the base alone.
+            if name.startswith("__"):
+                raise
             return getattr(super().__getattr__("base"), name)

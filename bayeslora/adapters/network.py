@@ -11,9 +11,9 @@ from bayeslora.adapters import folding
 from bayeslora.adapters.families import Family, LowRank
 from bayeslora.adapters.layer import AdaptedLayer, NotFoldedError
 from bayeslora.adapters.rows import blocks, has_rows, sequences_in
-from bayeslora.adapters.stack import Stack, Stacks, grouped
+from bayeslora.adapters.stack import Stacks, grouped
 from bayeslora.adapters.targets import check_names, choose_targets, head_names, linear_layers
-from bayeslora.adapters.weights import is_within, share_weights
+from bayeslora.adapters.weights import is_moving, is_within, names_of, share_weights, swap
 from bayeslora.networks import logits_of
 from bayeslora.types import Batch, FactorsByStack, FactorTuple, Targets
 
@@ -89,8 +89,13 @@ class AdaptedNetwork(nn.Module):
         self.verdict: folding.Verdict | None = None
         # A plain dictionary of lists: the layers are registered in the model already.
         self._layers = {
-            stack.name: [self._adapt(name, stack) for name in stack.layer_names] for stack in self.stacks.values()
+            stack.name: [
+                AdaptedLayer(self.model.get_submodule(name).requires_grad_(False), stack.family)
+                for name in stack.layer_names
+            ]
+            for stack in self.stacks.values()
         }
+        swap(self.model, {layer.base: layer for layers in self._layers.values() for layer in layers})
         for module in self.model.modules():
             if isinstance(module, nn.TransformerEncoderLayer):
                 # Its fused kernel for inference reads the layers' weights and never calls them.
@@ -100,14 +105,14 @@ class AdaptedNetwork(nn.Module):
             self.register_buffer(f"scaling_{stack.name}", scaling, persistent=False)
 
     def train(self, mode: bool = True) -> "AdaptedNetwork":
-        """Set training or evaluation mode; layers of the body with running statistics stay in evaluation mode.
+        """Set training or evaluation mode; modules of the body with running state stay in evaluation mode.
 
-        The statistics belong to the base model, like its weights. Training would change them, by the rows of all
-        particles together, and they are not saved with the adapters.
+        The statistics of a batch norm and the vectors of a spectral norm belong to the base model, like its weights.
+        Training would change them, by the rows of all particles together, and they are not saved with the adapters.
         """
         super().train(mode)
         for name, module in self.model.named_modules():
-            if isinstance(module, nn.modules.batchnorm._NormBase) and not is_within(name, self.head_names):
+            if is_moving(module) and not is_within(name, self.head_names):
                 module.eval()
         return self
 
@@ -120,12 +125,6 @@ class AdaptedNetwork(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
-
-    def _adapt(self, name: str, stack: Stack) -> AdaptedLayer:
-        parent, _, child = name.rpartition(".")
-        layer = AdaptedLayer(self.model.get_submodule(name).requires_grad_(False), stack.family)
-        setattr(self.model.get_submodule(parent), child, layer)
-        return layer
 
     def layers(self, stack: str) -> list[AdaptedLayer]:
         """Return the adapted layers of a stack, in the order of its `layer` dimension."""
@@ -141,12 +140,23 @@ class AdaptedNetwork(nn.Module):
 
     def head_state(self) -> dict[str, Tensor]:
         """Return the task head's parameters and buffers by their names in the model, without factors of its layers."""
-        state = {
-            f"{head}.{name}": value
-            for head in self.head_names
-            for name, value in self.model.get_submodule(head).state_dict().items()
-        }
-        adapted = [name for stack in self.stacks.values() if stack.in_head for name in stack.layer_names]
+        state: dict[str, Tensor] = {}
+        seen: set[tuple[Any, ...]] = set()
+        for head in self.head_names:
+            for name, value in self.model.get_submodule(head).state_dict().items():
+                # A layer may have two names, and two layers one weight: files keep it once.
+                place = (value.data_ptr(), value.shape, value.stride()) if value.numel() else (name,)
+                if place not in seen:
+                    state[f"{head}.{name}"] = value
+                    seen.add(place)
+        names = names_of(self.model)
+        adapted = [
+            alias
+            for stack in self.stacks.values()
+            if stack.in_head
+            for layer in self._layers[stack.name]
+            for alias in names[layer]
+        ]
         for layer in adapted:
             wrapped = [name for name in state if name.startswith(f"{layer}.base.")]
             state |= {layer + name.removeprefix(f"{layer}.base"): state.pop(name) for name in wrapped}

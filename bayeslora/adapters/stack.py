@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters.families import Family, LowRank
 from bayeslora.adapters.targets import lookup
-from bayeslora.adapters.weights import features
+from bayeslora.adapters.weights import features, names_of
 from bayeslora.types import FactorTuple, Sites
 
 DEFAULT_RANK = 8
@@ -150,12 +150,13 @@ def grouped(
         ValueError: If a rank does not fit its layer.
     """
     groups: dict[tuple[int, int, int], list[str]] = {}
+    called = names_of(model)
     for name in names:
         sizes = features(model.get_submodule(name))
         assert sizes is not None
         layer_rank = min(sizes)
         if family.has_rank:
-            given = lookup({} if rank is None else rank, name, None)
+            given = lookup({} if rank is None else rank, called[model.get_submodule(name)], None)
             if given is None:
                 given = max((r for r in range(1, DEFAULT_RANK + 1) if start_rank(r) <= min(sizes)), default=1)
             layer_rank = start_rank(given) if isinstance(given, int) else 0
@@ -175,7 +176,7 @@ def grouped(
             d_in=d_in,
             d_out=d_out,
             rank=layer_rank,
-            scaling=tuple(lookup(alpha, name, 16) / layer_rank for name in layers),
+            scaling=tuple(lookup(alpha, called[model.get_submodule(name)], 16) / layer_rank for name in layers),
             num_layers=num_layers or len(names),
             num_examples=num_examples,
             family=family,

@@ -3,13 +3,13 @@
 import contextlib
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from bayeslora.adapters.families import Family, LowRank
-from bayeslora.adapters.weights import features, is_within
+from bayeslora.adapters.weights import features, is_within, names_of
 from bayeslora.types import Targets
 
 # Query, key and value projections as the common architectures spell them, the fused ones included.
@@ -49,12 +49,17 @@ def choose_targets(
     heads = head_names(model) if head is None else tuple(head)
     linear = {name: layer for name, layer in linear_layers(model).items() if not is_within(name, heads)}
     body = [name for name in linear if _in_body(model, name)]
+    names = names_of(model)
+
+    def is_called(name: str, fits: Callable[[str], Any]) -> bool:
+        return any(fits(alias) for alias in names[linear[name]])
+
     if targets == "all-linear":
         chosen = (family or LowRank()).places(body) if body else []
     elif targets == "attention":
-        chosen = [name for name in body if name.rpartition(".")[2] in ATTENTION]
+        chosen = [name for name in body if is_called(name, lambda alias: alias.rpartition(".")[2] in ATTENTION)]
     elif isinstance(targets, str):
-        chosen = [name for name in linear if _ends_with(name, targets)]
+        chosen = [name for name in linear if is_called(name, lambda alias: _ends_with(alias, targets))]
         if not chosen:
             try:
                 pattern = re.compile(targets)
@@ -62,9 +67,12 @@ def choose_targets(
                 raise ValueError(
                     f"targets={targets!r} is neither a suffix of a layer's name nor a regular expression: {error}"
                 ) from None
-            chosen = [name for name in linear if pattern.fullmatch(name)]
+            chosen = [name for name in linear if is_called(name, pattern.fullmatch)]
     else:
-        matches = {t: [t] if t in linear else [n for n in linear if _ends_with(n, t)] for t in targets}
+        matches = {
+            t: [t] if t in linear else [n for n in linear if is_called(n, lambda alias, t=t: _ends_with(alias, t))]  # type: ignore[misc]
+            for t in targets
+        }
         unmatched = [t for t, names in matches.items() if not names]
         if unmatched or not targets:
             raise ValueError(_no_match(unmatched, linear, heads))
@@ -165,13 +173,21 @@ def _ends_with(name: str, suffix: str) -> bool:
     return name == suffix or name.endswith(f".{suffix}")
 
 
-def lookup(value: Any, name: str, default: Any) -> Any:
-    """Return a layer's entry in a mapping from module-name suffixes; any other value holds for every layer."""
+def lookup(value: Any, names: Sequence[str], default: Any) -> Any:
+    """Return a layer's entry in a mapping from module-name suffixes; any other value holds for every layer.
+
+    Args:
+        value: The mapping, or the value.
+        names: The layer's names, most often one.
+        default: What holds for a layer that the mapping does not name.
+    """
     if not isinstance(value, Mapping):
         return value
-    if name in value:
-        return value[name]
-    return next((entry for suffix, entry in value.items() if _ends_with(name, suffix)), default)
+    for name in names:
+        if name in value:
+            return value[name]
+    found = (entry for suffix, entry in value.items() if any(_ends_with(name, suffix) for name in names))
+    return next(found, default)
 
 
 def _no_match(targets: object, names: Mapping[str, nn.Module], head: Sequence[str]) -> str:

@@ -1,12 +1,27 @@
 """Frozen weights: the shape of a linear layer, the orientation of its weight, and sharing it."""
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+COMPUTING: Mapping[type, Callable[[nn.Module, str], Any]] = {
+    WeightNorm: remove_weight_norm,
+    SpectralNorm: remove_spectral_norm,
+    prune.BasePruningMethod: prune.remove,
+}
+"""Hooks that compute a weight before every call, and what removes them and leaves the weight."""
+
+Copied = TypeVar("Copied", bound=nn.Module)
+
+OF_TORCH = frozenset(vars(nn.Module()))
+"""Attributes that every module has."""
 
 
 def is_transposed(layer: object) -> bool:
@@ -56,7 +71,88 @@ def share_weights(model: nn.Module, heads: Sequence[str]) -> nn.Module:
             memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
         else:  # quantised weights carry their own state and are frozen already
             memo[id(parameter)] = parameter
-    return copy.deepcopy(model, memo)
+    return copied(model, memo)
+
+
+def copied(model: Copied, memo: dict[int, Any] | None = None) -> Copied:
+    """Copy a model; weights that its hooks compute before every call, as `torch.nn.utils.weight_norm` does, included.
+
+    Args:
+        model: The model.
+        memo: What stands for some of its parts in the copy, by their `id`.
+    """
+    # They are part of an autograd graph, which cannot be copied.
+    computed = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed} | (memo or {}))
+
+
+def swap(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    """Put modules in the places of others, wherever these stand in a model.
+
+    One layer may have several names, of which `named_modules` gives the first alone, and stand in lists and mappings
+    that are not PyTorch's.
+    """
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            return new.get(value, value)
+        if type(value) in (list, tuple):
+            return type(value)(map(replaced, value))
+        return {key: replaced(each) for key, each in value.items()} if type(value) is dict else value
+
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and child in new:
+                parent.register_module(name, new[child])
+        for name, value in list(vars(parent).items()):
+            if name not in OF_TORCH and isinstance(value, nn.Module | list | tuple | dict):
+                vars(parent)[name] = replaced(value)
+
+
+def names_of(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Every name of every module of a model, the one that `named_modules` gives first."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    return names
+
+
+def plain_weights(layer: nn.Module) -> None:
+    """Make a frozen layer's weights parameters of their own, where they are computed from others at every call.
+
+    As `torch.nn.utils.parametrize` and `prune` have them, and the older `weight_norm` and `spectral_norm`.
+    """
+    if parametrize.is_parametrized(layer):
+        # PyTorch's own way to remove them changes the class, which a copied layer shares with the original.
+        computed: Any = layer.parametrizations
+        with torch.no_grad():
+            values = {name: getattr(layer, name) for name in computed}
+        del layer.parametrizations
+        layer.__class__ = type(layer).__bases__[0]
+        for name, value in values.items():
+            layer.register_parameter(name, nn.Parameter(value, requires_grad=False))
+    hooks: list[Any] = list(layer._forward_pre_hooks.values())
+    for hook in hooks:
+        remove = next((remove for kind, remove in COMPUTING.items() if isinstance(hook, kind)), None)
+        if remove is not None:
+            remove(layer, getattr(hook, "name", None) or hook._tensor_name)
+            # PyTorch leaves the hook that reads the norm's own parameters from a saved state.
+            for key, reader in list(layer._load_state_dict_pre_hooks.items()):
+                if getattr(getattr(reader, "hook", reader), "fn", None) is hook:
+                    del layer._load_state_dict_pre_hooks[key]
+    layer.requires_grad_(False)
+
+
+def is_moving(module: nn.Module) -> bool:
+    """Whether a module, in training, moves numbers of its own that are not learned: running statistics and the like."""
+    if isinstance(module, nn.modules.batchnorm._NormBase | parametrizations._SpectralNorm):
+        return True
+    return any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
 
 
 def is_within(name: str, modules: Sequence[str]) -> bool:

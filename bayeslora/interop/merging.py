@@ -1,6 +1,5 @@
 """Adapters folded into the base weights."""
 
-import copy
 import logging
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.adapters.weights import oriented
+from bayeslora.adapters.weights import copied, oriented, plain_weights, swap
 from bayeslora.interop.starting import distance
 from bayeslora.types import Batch, FactorsByStack
 
@@ -17,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 def merge(network: AdaptedNetwork, factors: FactorsByStack, batch: Batch | None = None) -> nn.Module:
     """Return a plain model with the given factors folded into the weights of a copy of the network.
+
+    Weights that an adapted layer computes from others (`torch.nn.utils.parametrize`) become parameters of its own.
 
     Args:
         network: The adapted network.
@@ -27,7 +28,7 @@ def merge(network: AdaptedNetwork, factors: FactorsByStack, batch: Batch | None 
         ValueError: If a base layer is quantised, or the merged model differs on the batch.
     """
     scaled = network.scaled(factors)
-    merged = copy.deepcopy(network)
+    merged = copied(network)
     gaining: list[str] = []
     for stack in network.stacks.values():
         bases = merged.bases(stack.name)
@@ -35,13 +36,13 @@ def merge(network: AdaptedNetwork, factors: FactorsByStack, batch: Batch | None 
             weights = stack.family.delta(scaled[stack.name], bases)
             biases = stack.family.bias_delta(scaled[stack.name])
         for index, (name, base) in enumerate(zip(stack.layer_names, bases, strict=True)):
+            plain_weights(base)
             if weights is not None:
                 _add_to_weight(base, weights[index], name)
             if biases is not None:
                 gaining += [name] if base.bias is None else []
                 _add_to_bias(base, biases[index])
-            parent, _, child = name.rpartition(".")
-            setattr(merged.model.get_submodule(parent), child, base)
+        swap(merged.model, {layer: layer.base for layer in merged.layers(stack.name)})
     if gaining:
         logger.warning(
             "%d layers of the merged model, such as %s, have a bias that their class does not give them: saving "

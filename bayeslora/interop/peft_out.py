@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.adapters.weights import is_transposed, is_within, share_weights
+from bayeslora.adapters.weights import is_transposed, is_within, names_of, share_weights, swap
 from bayeslora.interop.peft_fields import PREFIX
 from bayeslora.interop.peft_in import _is_a, _peft_pattern, _read_by_peft
 from bayeslora.interop.starting import distance, from_factors, trained_head
@@ -120,6 +121,7 @@ def export_peft(
                 f"A draw of {type(stack.family).__name__} adapters is more than their factors, and has no form in "
                 "PEFT's LoRA: export the centre, num_draws=None."
             )
+    _check_reach(network)
     adapters = from_factors(network, factors)
     tensors = dict(adapters.head)
     for name, value in adapters.factors.items():
@@ -169,6 +171,22 @@ def export_peft(
         if not existed:
             folder.rmdir()
         raise
+
+
+def _check_reach(network: AdaptedNetwork) -> None:
+    """Raise a ValueError if PEFT does not reach every use of an adapted layer."""
+    names = names_of(network.model)
+    for stack in network.stacks:
+        for layer in network.layers(stack):
+            if len(called := names[layer]) > 1:
+                raise ValueError(
+                    f"PEFT adapts a layer under one of its names, and the network has one layer under {len(called)}: "
+                    f"{', '.join(called)}. posterior.merge() is right for every use of it."
+                )
+            if parametrize.is_parametrized(layer.base):
+                raise ValueError(
+                    f"PEFT cannot adapt {called[0]!r}, whose weight is parametrised: posterior.merge() folds that in."
+                )
 
 
 def _is_of_another(card: Path) -> bool:
@@ -240,10 +258,8 @@ def check_export(
 def _plain(network: AdaptedNetwork) -> nn.Module:
     """Return a copy of an adapted network's base, around the same weights, with a copy of its task head."""
     plain = share_weights(network.model, network.head_names)
-    for stack in network.stacks.values():
-        for name in stack.layer_names:
-            parent, _, child = name.rpartition(".")
-            setattr(plain.get_submodule(parent), child, plain.get_submodule(name).base)
+    adapted = [plain.get_submodule(name) for stack in network.stacks.values() for name in stack.layer_names]
+    swap(plain, {layer: layer.base for layer in adapted})  # type: ignore[misc]
     for module in plain.modules():
         if isinstance(module, nn.TransformerEncoderLayer):  # whose fused kernel, off in ours, is on in the base
             activation = module.activation

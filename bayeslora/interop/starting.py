@@ -162,5 +162,10 @@ def trained_head(network: AdaptedNetwork, factors: FactorsByStack) -> dict[str, 
             if change is not None:
                 for layer, its_change in zip(stack.layer_names, change, strict=True):
                     key = f"{layer}.{part}"
+                    if part == "weight" and key not in state:
+                        raise ValueError(
+                            f"The weight of the task head's {layer!r} is computed from other parameters, into which a "
+                            "change cannot be folded: take the norm off it before the fit."
+                        )
                     state[key] = state.get(key, 0) + its_change
     return state

@@ -27,14 +27,6 @@ QUICK = (
 )
 
 KNOWN_WRONG: dict[str, dict[str, str]] = {
-    "A copy of a parametrised layer loses its adapter; spectral norm moves in training.": {
-        "weight_norm": "merged copied peft",
-        "spectral_norm": "merged copied saved peft",
-    },
-    "A layer under several names is adapted under one of them.": {
-        "one layer in a list, thrice": "merged",
-        "one layer under two names": "merged",
-    },
     "A language model whose class is in no list is taken for token classification: labels are not shifted.": {
         "LlavaForConditionalGeneration": "task",
         "PaliGemmaForConditionalGeneration": "task",
