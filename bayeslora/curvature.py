@@ -1,6 +1,7 @@
 """Gauss-Newton matrices over the factors, Kronecker-factored."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import pyro
@@ -38,12 +39,14 @@ class Gram:
 
     def __init__(self, rank: int):
         self.rank = rank
+        self.trace = 0.0
         self.exact: Tensor | None = None
         self.root: Tensor | None = None
 
     def add(self, vectors: Tensor) -> None:
         """Add vectors, `[…, size]`."""
         rows = vectors.reshape(-1, vectors.shape[-1])
+        self.trace += float(rows.double().square().sum())
         if self.rank >= rows.shape[1]:
             gram = rows.double().T @ rows.double()
             self.exact = gram if self.exact is None else self.exact + gram
@@ -69,16 +72,24 @@ class Curvature:
 
     Args:
         ranks: Numbers of eigenvectors for rows and columns.
+
+    Attributes:
+        trace: The trace of the whole matrix, where it was measured.
     """
 
     def __init__(self, ranks: tuple[int, int]):
         self.gradients, self.inputs = (Gram(rank) for rank in ranks)
         self.positions = 0
+        self.trace: float | None = None
 
     def kronecker(self) -> Kronecker:
-        """Return the factored matrix: summed gradients ⊗ mean inputs."""
+        """Return the factored matrix: summed gradients ⊗ mean inputs, with the trace that was measured, if any."""
         inputs, input_values = self.inputs.eigh()
-        return Kronecker(*self.gradients.eigh(), inputs, input_values / max(self.positions, 1))
+        scale = 1 / max(self.positions, 1)
+        product = self.gradients.trace * self.inputs.trace
+        if self.trace is not None and product > 0:
+            scale = self.trace / product
+        return Kronecker(*self.gradients.eigh(), inputs, input_values * scale)
 
 
 def gauss_newton(
@@ -96,6 +107,10 @@ def gauss_newton(
     gradient with respect to F z of the logits' product with column c of S. M counts the positions that have a gradient,
     which excludes padding. The adapter family says what z and g are, in `Family.curvature`: for `A`, z = x; for `B`,
     z = s A x; for `weight`, which has the bias as its last column, z = (x, 1).
+
+    Of a layer that a pass calls several times, all calls are positions. Its gradients at different calls are far from
+    independent: the product is scaled to the trace of the matrix on the left, which is measured, unless the layer's
+    inputs do not have the examples in their first dimension.
 
     Args:
         program: A program, in evaluation mode.
@@ -117,35 +132,47 @@ def gauss_newton(
     sums = {(site, index): Curvature(ranks[site]) for site in ranks for index in _indices(program, site)}
     at_centre = program.factors_at(program.centre())
     factors = {name: type(value)(*(factor.detach() for factor in value)) for name, value in at_centre.items()}
-    seen: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+    uses: list[Use] = []
+    measured: set[tuple[str, int]] | None = None
 
-    def matrices(key: tuple[str, int], g: Tensor) -> dict[tuple[str, int], tuple[Tensor, Tensor]]:
-        name, index = key
+    def matrices(use: Use, g: Tensor) -> dict[tuple[str, int], tuple[Tensor, Tensor]]:
+        name, index = use.layer
         its_factors = type(factors[name])(*(factor[index] for factor in factors[name]))
         dtype = its_factors[0].dtype  # the network may be in half precision
-        s, x = program.network.scaling(name)[index], seen[key][0].to(dtype)
+        s, x = program.network.scaling(name)[index], use.input.to(dtype)
         stack = program.stacks[name]
         parts = {stack.site(part): v for part, v in stack.family.curvature(its_factors, s, x, g.to(dtype)).items()}
         return {(site, index): value for site, value in parts.items() if site in ranks}
 
     hooks = [
-        program.network.layers(name)[index].register_forward_hook(_keep(seen, (name, index))) for name, index in layers
+        program.network.layers(name)[index].register_forward_hook(_keep(uses, (name, index))) for name, index in layers
     ]
     try:
         for batch in batches:
+            uses.clear()
             with torch.enable_grad():
                 logits = program.network_logits(factors, batch)
-            outputs = [seen[key][1] for key in layers]
+            outputs = [use.output for use in uses]
+            columns = hessian_root(program.likelihood, logits, batch["labels"])
+            if measured is None:
+                measured = _measurable(uses, logits, columns)
             reached = [torch.zeros_like(output[..., 0], dtype=torch.bool) for output in outputs]
-            for column in hessian_root(program.likelihood, logits, batch["labels"]):
-                for key, g, where in zip(
-                    layers, torch.autograd.grad(logits, outputs, column, retain_graph=True), reached, strict=True
-                ):
+            for column in columns:
+                gradients = torch.autograd.grad(logits, outputs, column, retain_graph=True, allow_unused=True)
+                totals: dict[tuple[str, int], Tensor] = {}
+                for use, g, where in zip(uses, gradients, reached, strict=True):
+                    if g is None:  # no way leads from this call to the logits
+                        continue
                     where |= g.any(-1)
-                    for matrix, (_, gradient) in matrices(key, g).items():
+                    for matrix, (z, gradient) in matrices(use, g).items():
                         sums[matrix].gradients.add(gradient)
-            for key, output, where in zip(layers, outputs, reached, strict=True):
-                for matrix, (z, _) in matrices(key, output.detach()).items():
+                        if use.layer in measured:
+                            of_examples = _by_example(gradient, len(logits)).mT @ _by_example(z, len(logits))
+                            totals[matrix] = totals.get(matrix, 0) + of_examples
+                for matrix, total in totals.items():
+                    sums[matrix].trace = (sums[matrix].trace or 0.0) + float(total.double().square().sum())
+            for use, where in zip(uses, reached, strict=True):
+                for matrix, (z, _) in matrices(use, use.output.detach()).items():
                     sums[matrix].inputs.add(z[where])
                     sums[matrix].positions += int(where.sum())
     finally:
@@ -186,12 +213,41 @@ def _indices(program: FittedProgram, site: str) -> range:
     return range(len(program.stacks[split_site(site)[0]]))
 
 
-def _keep(seen: dict[tuple[str, int], tuple[Tensor, Tensor]], key: tuple[str, int]) -> Hook:
-    """Return a hook that keeps a layer's input, and its output as a tensor with a gradient."""
+def _by_example(values: Tensor, size: int) -> Tensor:
+    """Return the vectors at the positions of each example, `[example, position, …]`."""
+    return values.reshape(size, -1, values.shape[-1])
+
+
+def _measurable(uses: Sequence["Use"], logits: Tensor, columns: Sequence[Tensor]) -> set[tuple[str, int]]:
+    """Return the layers that were called several times, on inputs with the examples in their first dimension."""
+    calls = Counter(use.layer for use in uses)
+    several = {layer for layer, count in calls.items() if count > 1}
+    if not several or not columns:
+        return set()
+    # What the first example's logits depend on is the first example.
+    first = torch.zeros_like(columns[0])
+    first[0] = columns[0][0]
+    gradients = torch.autograd.grad(logits, [use.output for use in uses], first, retain_graph=True, allow_unused=True)
+    for use, g in zip(uses, gradients, strict=True):
+        if len(use.output) % len(logits) or (g is not None and bool(g[len(g) // len(logits) :].any())):
+            several.discard(use.layer)
+    return several
+
+
+class Use(NamedTuple):
+    """One call of a layer, by its stack and number: its input, and its output as something to differentiate by."""
+
+    layer: tuple[str, int]
+    input: Tensor
+    output: Tensor
+
+
+def _keep(uses: list[Use], layer: tuple[str, int]) -> Hook:
+    """Return a hook that keeps every call of a layer: some networks call one several times in a pass."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         # Before the first adapted layer nothing has a gradient.
-        seen[key] = inputs[0].detach(), output if output.requires_grad else output.requires_grad_()
+        uses.append(Use(layer, inputs[0].detach(), output if output.requires_grad else output.requires_grad_()))
         return output
 
     return hook
