@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayeslora.types import Batch
+from bayeslora.types import IGNORED, Batch
+
+WRITING = ("SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
+"""Lists of `transformers` with models that write text, beside that of causal language models."""
 
 
 def is_a(model: nn.Module | None, task: str) -> bool:
@@ -21,15 +24,84 @@ def is_a(model: nn.Module | None, task: str) -> bool:
     return any(cls.__name__ in listed for cls in type(model).__mro__)
 
 
+def is_encoder_decoder(model: nn.Module | None) -> bool:
+    """Whether a network has a decoder that reads its labels, shifted, beside the network's inputs."""
+    config: Any = getattr(model, "config", None)
+    return any(bool(getattr(part, "is_encoder_decoder", False)) for part in (config, getattr(config, "text_config", 0)))
+
+
+def writes(model: nn.Module | None) -> bool:
+    """Whether a network writes text, token after token: it is made to, or is listed among those that are.
+
+    A class of the user's own is in no list. What makes it a language model is that it generates, and that it has a
+    layer for the logits of tokens.
+    """
+    if is_a(model, "CAUSAL_LM"):
+        return True
+    generates: Any = getattr(model, "can_generate", None)
+    if generates is None or not generates():
+        return False
+    output: Any = getattr(model, "get_output_embeddings", None)
+    return (output is not None and output() is not None) or any(is_a(model, task) for task in WRITING)
+
+
+def continues(model: nn.Module | None) -> bool:
+    """Whether a network writes the text that it reads: the logits of a token are about the next one."""
+    return is_a(model, "CAUSAL_LM") or (writes(model) and not is_encoder_decoder(model))
+
+
+def answers(model: nn.Module | None) -> bool:
+    """Whether a network writes a text beside the one that it reads, or fills in what is masked.
+
+    The logits at a place are about the label there.
+    """
+    listed = is_a(model, "SEQ_TO_SEQ_CAUSAL_LM") and is_encoder_decoder(model)
+    fills = is_a(model, "MASKED_LM") and not writes(model)
+    return not is_a(model, "CAUSAL_LM") and (listed or fills or (writes(model) and is_encoder_decoder(model)))
+
+
+def vocabulary(model: nn.Module) -> int | None:
+    """Return how many tokens a network knows; None if it has no embedding of tokens."""
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    size = getattr(text, "vocab_size", None)
+    if isinstance(size, int):
+        return size
+    if hasattr(model, "get_input_embeddings"):  # transformers; a model of images has no tokens
+        return None
+    return max((module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)), default=None)
+
+
 def decoder_inputs(model: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """Return the function that turns labels into decoder inputs, for an encoder-decoder that writes text, else None.
 
     Such a network also reads its labels, shifted by one token: each is predicted from those before it.
     """
-    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    if not is_encoder_decoder(model) or not answers(model):
         return None
     own: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    return None if own is None else lambda labels: own(labels=labels)
+    if own is not None:
+        return lambda labels: own(labels=labels)
+    start, pad = (_token(model, name) for name in ("decoder_start_token_id", "pad_token_id"))
+    if start is None:
+        return None
+
+    def shifted(labels: Tensor) -> Tensor:
+        inputs = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
+        return inputs.masked_fill(inputs == IGNORED, start if pad is None else pad)
+
+    return shifted
+
+
+def _token(model: Any, name: str) -> int | None:
+    """Return a special token of a network that writes: its own, that of its part for text, or that of its generation."""
+    config = model.config
+    parts = (config, *(getattr(config, part, None) for part in ("text_config", "decoder")))
+    for part in (*parts, getattr(model, "generation_config", None)):
+        value = getattr(part, name, None)
+        if value is not None:
+            return int(value[0]) if isinstance(value, (list, tuple)) else int(value)
+    return None
 
 
 def forward_parameters(model: nn.Module) -> list[str]:

@@ -62,7 +62,7 @@ def ranks_of(program: Program) -> dict[str, tuple[int, int]]:
 
 
 def exact_traces(program: Program, inputs: dict[str, Tensor], site: str) -> Tensor:
-    """tr Σ_n J_nᵀ Λ_n J_n of a site's layers, example by example, with the gradient of each root's column."""
+    """Tr Σ_n J_nᵀ Λ_n J_n of a site's layers, example by example, with the gradient of each root's column."""
     sites = {name: value.detach().clone().requires_grad_() for name, value in program.centre().items()}
     total = torch.zeros(len(sites[site]), dtype=torch.float64)
     for example in range(len(inputs["labels"])):

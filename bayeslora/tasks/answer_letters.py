@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayeslora.networks import is_a
+from bayeslora.networks import continues
 from bayeslora.tasks import choices
 from bayeslora.tasks.base import Reader
 from bayeslora.tasks.classification import Categorical
@@ -73,11 +73,11 @@ class AnswerLetters(Categorical):
 
     @classmethod
     def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:
-        return logits.dim() == 3 and labels.dim() == 1 and is_a(model, "CAUSAL_LM")
+        return logits.dim() == 3 and labels.dim() == 1 and continues(model)
 
     @classmethod
     def reads(cls, columns: Sequence[str], model: nn.Module) -> bool:
-        return choices.are_in(columns) and is_a(model, "CAUSAL_LM")
+        return choices.are_in(columns) and continues(model)
 
     @classmethod
     def read(cls, table: "Dataset", reader: Reader) -> tuple[list[dict[str, Any]], None]:

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from bayeslora.networks import vocabulary
 from bayeslora.tasks import LIKELIHOODS, Classification, Likelihood, Observation
+from bayeslora.tasks.token_classification import is_per_token
 from bayeslora.types import LabelColumn, LabelValues, Tokenizer
 
 Given = Likelihood | str | Callable[..., Any] | None
@@ -53,6 +55,12 @@ def inferred(model: nn.Module, logits: Tensor, labels: Tensor) -> type[Likelihoo
     for kind in reversed(LIKELIHOODS.values()):
         if kind.fits(model, logits, labels):
             return kind
+    if is_per_token(logits, labels) and logits.shape[-1] == vocabulary(model):
+        raise ValueError(
+            f"{type(model).__name__} has a logit for each of {logits.shape[-1]} tokens, and nothing says which token "
+            "they are about: pass likelihood='causal_lm' for the next one, 'seq2seq_lm' for the one at the same place, "
+            "or 'token_classification' for classes of tokens."
+        )
     raise ValueError(
         f"No likelihood is known for outputs {tuple(logits.shape)} and labels {tuple(labels.shape)} of {len(logits)} "
         "examples: pass likelihood=…."

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bayeslora import metrics
 from bayeslora.metrics import FloatArray
-from bayeslora.networks import is_a
+from bayeslora.networks import answers, continues
 from bayeslora.tasks.collecting import Collector, Rows
 from bayeslora.tasks.prediction import BasePrediction, Names, uncertainty
 from bayeslora.tasks.token_classification import PerToken, is_per_token
@@ -187,7 +187,7 @@ class CausalLM(LanguageModel):
 
     @classmethod
     def is_of(cls, model: nn.Module) -> bool:
-        return is_a(model, "CAUSAL_LM")
+        return continues(model)
 
     @classmethod
     def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:
@@ -209,8 +209,7 @@ class Seq2SeqLM(LanguageModel):
 
     @classmethod
     def is_of(cls, model: nn.Module) -> bool:
-        writes = is_a(model, "SEQ_TO_SEQ_CAUSAL_LM") or is_a(model, "MASKED_LM")
-        return writes and not is_a(model, "CAUSAL_LM")
+        return answers(model)
 
     @classmethod
     def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from bayeslora.networks import is_a
+from bayeslora.networks import continues, is_a
 from bayeslora.tasks import choices
 from bayeslora.tasks.base import Reader, precise
 from bayeslora.tasks.classification import Categorical
@@ -61,7 +61,7 @@ class MultipleChoice(Categorical):
 
     @classmethod
     def reads(cls, columns: Sequence[str], model: nn.Module) -> bool:
-        return choices.are_in(columns) and not is_a(model, "CAUSAL_LM")
+        return choices.are_in(columns) and not continues(model)
 
     @classmethod
     def read(cls, table: "Dataset", reader: Reader) -> tuple[list[dict[str, Any]], None]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora import metrics
 from bayeslora.metrics import FloatArray
-from bayeslora.networks import is_a
+from bayeslora.networks import answers, continues, is_a, vocabulary
 from bayeslora.tasks.base import Likelihood, check_classes, class_settings, precise
 from bayeslora.tasks.classification import ClassProbabilities
 from bayeslora.tasks.collecting import Outputs, Rows
@@ -151,7 +151,8 @@ class TokenClassification(PerToken):
 
     @classmethod
     def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:
-        writes = any(is_a(model, task) for task in ("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "MASKED_LM"))
+        # Where there is a logit for each token of a vocabulary, labels may be tokens that have to be shifted, or not.
+        writes = continues(model) or answers(model) or logits.shape[-1] == vocabulary(model)
         span = labels.shape[-1:] == (2,) and is_a(model, "QUESTION_ANSWERING")
         return is_per_token(logits, labels) and not writes and not span
 
