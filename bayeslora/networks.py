@@ -94,7 +94,7 @@ def decoder_inputs(model: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
 
 def _token(model: Any, name: str) -> int | None:
-    """Return a special token of a network that writes: its own, that of its part for text, or that of its generation."""
+    """Return a special token of a network that writes: its own, its text part's, or its generation's."""
     config = model.config
     parts = (config, *(getattr(config, part, None) for part in ("text_config", "decoder")))
     for part in (*parts, getattr(model, "generation_config", None)):
@@ -102,6 +102,32 @@ def _token(model: Any, name: str) -> int | None:
         if value is not None:
             return int(value[0]) if isinstance(value, (list, tuple)) else int(value)
     return None
+
+
+def check_decoder_inputs(model: nn.Module, batch: Batch) -> None:
+    """Compare the logits at decoder inputs made of labels with those of the network that is given the labels itself.
+
+    Raises:
+        ValueError: If they differ by more than rounding.
+    """
+    shifted, labels = decoder_inputs(model), batch["labels"]
+    given = batch.get("decoder_input_ids")
+    if shifted is None or given is None or "labels" not in inspect.signature(model.forward).parameters:
+        return
+    if not torch.equal(given, shifted(labels)):  # the user's own
+        return
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "decoder_input_ids")}
+    try:
+        own = _evaluated(model, {**inputs, "labels": labels})
+    except ValueError:  # it has no way of its own, such as a token to begin with
+        return
+    ours = base_logits(model, batch)
+    tolerance = torch.finfo(own.dtype).eps ** 0.5 * float(own.abs().max().clamp(min=1))
+    if own.shape != ours.shape or not bool(((own - ours).abs() <= tolerance).all()):
+        raise ValueError(
+            f"{type(model).__name__} makes its decoder's inputs of the labels in a way that is not known here: give "
+            "'decoder_input_ids' beside 'labels'."
+        )
 
 
 def forward_parameters(model: nn.Module) -> list[str]:
@@ -131,7 +157,10 @@ def logits_of(output: Any) -> Tensor:
 
 def base_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Return the logits of the unchanged network in evaluation mode; every module keeps its own mode."""
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    return _evaluated(model, {name: value for name, value in batch.items() if name != "labels"})
+
+
+def _evaluated(model: nn.Module, inputs: Batch) -> Tensor:
     modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.no_grad():

@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset
 from bayeslora.adapters import AdaptedNetwork, inspection
 from bayeslora.data import LABELS, Source, to_device
 from bayeslora.methods import Method
-from bayeslora.networks import base_logits
+from bayeslora.networks import base_logits, check_decoder_inputs
 from bayeslora.tasks import Likelihood, choosing
 from bayeslora.types import Batch, Data, LabelColumn
 
@@ -40,6 +40,7 @@ def likelihood_for(
             f"The data has no labels, only {', '.join(batch)}: give a 'labels' or 'label' column, or (inputs, labels)."
         )
     batch = to_device(batch, next(model.parameters()).device)
+    check_decoder_inputs(model, batch)
     seen = inspection.inspect(model, batch)
     logits = seen.logits
     labels = torch.as_tensor(batch["labels"])

@@ -26,22 +26,7 @@ QUICK = (
     *("WavLMForSequenceClassification", "LlavaForConditionalGeneration", "GitForCausalLM", "PatchTSTForClassification"),
 )
 
-KNOWN_WRONG: dict[str, dict[str, str]] = {
-    "A language model whose class is in no list is taken for token classification: labels are not shifted.": {
-        "LlavaForConditionalGeneration": "task",
-        "PaliGemmaForConditionalGeneration": "task",
-        "BlipForConditionalGeneration": "task",
-    },
-    "An encoder-decoder without `prepare_decoder_input_ids_from_labels` gets no inputs for its decoder.": {
-        "BlenderbotForConditionalGeneration": "default fit",
-        "BlenderbotSmallForConditionalGeneration": "default fit",
-        "M2M100ForConditionalGeneration": "default fit",
-        "NllbMoeForConditionalGeneration": "default fit",
-        "WhisperForConditionalGeneration": "default fit",
-        "Speech2TextForConditionalGeneration": "default fit",
-        "MoonshineForConditionalGeneration": "default fit",
-    },
-}
+KNOWN_WRONG: dict[str, dict[str, str]] = {}
 """Reason to cases and the checks that they fail, which ought to hold. A case that is mended is taken out."""
 
 

@@ -490,6 +490,7 @@ AUDIO = [
         "MoonshineForConditionalGeneration",
         "audio",
         speech("input_values", 1600),
+        {"pad_token_id": 0},
         likelihood="seq2seq_lm",
         lengths=False,
     ),
