@@ -225,6 +225,26 @@ def softmax(logits: ArrayLike, temperature: float = 1.0) -> FloatArray:
     return scipy_softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=-1)
 
 
+def log_softmax(logits: ArrayLike, temperature: float = 1.0) -> FloatArray:
+    """Return the logarithms of `softmax`, which stay finite where a probability is too small for a number."""
+    from scipy.special import log_softmax as scipy_log_softmax
+
+    return scipy_log_softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=-1)
+
+
+def log_sigmoid(logits: ArrayLike) -> FloatArray:
+    """Return the logarithms of `sigmoid`."""
+    from scipy.special import log_expit
+
+    return log_expit(np.asarray(logits, dtype=np.float64))
+
+
+def chosen(values: FloatArray, labels: ArrayLike) -> FloatArray:
+    """Return the entry of each row that belongs to its label, `[…, example, class]` to `[…, example]`."""
+    labels = np.asarray(labels).reshape(*[1] * (values.ndim - 2), -1, 1)
+    return np.take_along_axis(values, labels, axis=-1)[..., 0]
+
+
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     r"""Find the temperature T that minimises the NLL of the mean over draws of $\mathrm{softmax}(f_s / T)$.
 
@@ -238,7 +258,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     References:
         Guo et al. (2017), [On Calibration of Modern Neural Networks](https://arxiv.org/abs/1706.04599).
     """
-    return best_temperature(lambda temperature: nll(softmax(logits, temperature).mean(0), labels))
+    return best_temperature(lambda temperature: mixture_nll(chosen(log_softmax(logits, temperature), labels)))
 
 
 def best_temperature(loss: Callable[[float], float]) -> float:

@@ -20,13 +20,17 @@ from bayeslora.methods import make_method
 from bayeslora.program import Program
 from bayeslora.tasks import (
     LIKELIHOODS,
+    CausalLM,
     Classification,
     Likelihood,
     MultiLabel,
     MultipleChoice,
     Observation,
+    Ordinal,
+    QuestionAnswering,
     Regression,
     StudentT,
+    TokenClassification,
 )
 from bayeslora.tasks.base import NUM_SAMPLES
 from tests.helpers import tiny_bert, tiny_llama, tokens
@@ -264,3 +268,36 @@ def test_noise_out_of_range(arguments: dict[str, float]) -> None:
 def test_every_likelihood_is_listed_under_its_name() -> None:
     assert all(cls.name == name for name, cls in LIKELIHOODS.items())
     assert LIKELIHOODS["classification"] is Classification
+
+
+LARGE = 3000.0
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "logits", "labels", "expected"),
+    [
+        (Classification(2), [[LARGE, 0.0]], [1], LARGE),
+        (MultiLabel(2), [[LARGE, -LARGE]], [[0, 1]], 2 * LARGE),
+        (TokenClassification(2), [[[LARGE, 0.0], [0.0, LARGE]]], [[1, 0]], 2 * LARGE),
+        (CausalLM(2), [[[LARGE, 0.0], [0.0, LARGE], [0.0, 0.0]]], [[0, 1, 0]], 2 * LARGE),
+        (QuestionAnswering(), [[[LARGE, 0.0], [0.0, LARGE]]], [[1, 0]], 2 * LARGE),
+        (Ordinal(3, [-1.0, 1.0]), [[LARGE]], [0], LARGE + 1),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+@pytest.mark.parametrize("num_draws", [1, 3])
+def test_the_nll_is_not_cut_off(
+    likelihood: Likelihood, logits: list, labels: list, expected: float, num_draws: int
+) -> None:
+    batch = {"labels": torch.tensor(labels)}
+    outputs = likelihood.select(torch.tensor([logits] * num_draws, dtype=torch.float64), batch)
+    collector = likelihood.collector(True)
+    collector.add(np.arange(1), batch, iter([outputs]))
+    result = collector.result()
+    prediction = likelihood.predict(result)
+    observed = getattr(result, "labels", None)
+    given = prediction.labels if observed is None else observed
+    assert prediction.scores(given)["nll"] == pytest.approx(expected, rel=1e-9)
+    np.testing.assert_allclose(prediction.log_likelihood(given), -expected, rtol=1e-9)
+    nll = -likelihood.log_prob(outputs, batch["labels"])
+    torch.testing.assert_close(nll, torch.full_like(nll, expected))  # what training has

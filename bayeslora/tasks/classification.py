@@ -28,9 +28,11 @@ class ClassProbabilities(BasePrediction):
     Attributes:
         draws: Probabilities per draw, `[draw, row, class]`.
         class_names: Names of the classes, or None.
+        log_draws: The logarithms of `draws`, also where those are too small for a number; None if only they are known.
     """
 
     class_names: tuple[str, ...] | None
+    log_draws: FloatArray | None
 
     @cached_property
     def probs(self) -> FloatArray:
@@ -59,7 +61,9 @@ class ClassProbabilities(BasePrediction):
         return metrics.relative_entropy(self.draws, self.probs).mean(0)
 
     def row_log_likelihood(self, labels: np.ndarray) -> FloatArray:
-        return np.stack([-metrics.nll_per_example(probs, labels) for probs in self.draws])
+        if self.log_draws is None:
+            return np.stack([-metrics.nll_per_example(probs, labels) for probs in self.draws])
+        return metrics.chosen(self.log_draws, labels)
 
     def sample(self, seed: int | None = 0) -> np.ndarray:
         return sample_classes(self.draws, seed)
@@ -81,17 +85,20 @@ class Prediction(ClassProbabilities):
     Args:
         draws: Probabilities per draw, `[draw, example, class]`.
         class_names: Names of the classes, or None.
+        log_draws: Their logarithms, or None.
     """
 
     draws: Float[np.ndarray, "draw example class"]
     class_names: tuple[str, ...] | None = None
+    log_draws: Float[np.ndarray, "draw example class"] | None = None
 
     def log_likelihood(self, labels: np.ndarray) -> FloatArray:
         return self.row_log_likelihood(labels)
 
     def scores(self, labels: np.ndarray) -> dict[str, float]:
         """Return accuracy, NLL, ECE and Brier score, and `metrics.class_scores`."""
-        return metrics.classification_scores(self.probs, labels) | metrics.class_scores(self.probs, labels)
+        scores = metrics.classification_scores(self.probs, labels) | metrics.class_scores(self.probs, labels)
+        return scores | {"nll": metrics.mixture_nll(self.log_likelihood(labels))}
 
 
 class Categorical(Likelihood):
@@ -110,7 +117,8 @@ class Categorical(Likelihood):
         check_classes(labels, self.num_classes, "classification")
 
     def predict(self, outputs: Outputs, temperature: float = 1.0, class_names: Names = None) -> BasePrediction:
-        return Prediction(metrics.softmax(outputs.logits, temperature), class_names)
+        logits = outputs.logits
+        return Prediction(metrics.softmax(logits, temperature), class_names, metrics.log_softmax(logits, temperature))
 
 
 class Classification(Categorical):

@@ -36,6 +36,7 @@ class LanguagePrediction(BasePrediction):
         mean_entropy: Entropy per draw, averaged, in nats, `[token]`.
         sampled: A token from every draw's distribution, `[draw, token]`.
         rows: Positions of the tokens.
+        log_draws: Logarithms of `draws`, or None.
     """
 
     draws: Float[np.ndarray, "draw token"]
@@ -45,6 +46,7 @@ class LanguagePrediction(BasePrediction):
     mean_entropy: FloatArray
     sampled: np.ndarray
     rows: Rows
+    log_draws: Float[np.ndarray, "draw token"] | None = None
 
     @property
     def labels(self) -> np.ndarray:
@@ -78,6 +80,8 @@ class LanguagePrediction(BasePrediction):
         return np.maximum(self.entropy - self.aleatoric, 0)
 
     def row_log_likelihood(self, labels: np.ndarray) -> FloatArray:
+        if self.log_draws is not None:
+            return self.log_draws
         return np.log(np.maximum(self.draws, np.finfo(np.float64).tiny))
 
     def log_likelihood(self, labels: np.ndarray) -> FloatArray:
@@ -125,11 +129,13 @@ class Summaries(Collector):
         self.place(where, seen, self.likelihood.shift)
         total: Any = 0.0
         aleatoric: Any = 0.0
-        draws, sampled = [], []
+        draws, log_draws, sampled = [], [], []
         for logits in chunks:
             rows = logits[:, seen.to(logits.device)]
-            probs = rows.to(torch.promote_types(rows.dtype, torch.float32)).softmax(-1)
+            rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+            probs = rows.softmax(-1)
             given = tokens.to(probs.device).expand(probs.shape[:-1])[..., None]
+            log_draws.append((rows.gather(-1, given)[..., 0] - rows.logsumexp(-1)).cpu())
             draws.append(probs.gather(-1, given)[..., 0].cpu())
             sampled.append(torch.multinomial(probs.flatten(0, 1), 1).view(probs.shape[:-1]).cpu())
             aleatoric = aleatoric + torch.special.entr(probs).sum((0, -1)).double()
@@ -139,6 +145,7 @@ class Summaries(Collector):
         self.parts.append(
             {
                 "draws": torch.cat(draws).double().numpy(),
+                "log_draws": torch.cat(log_draws).double().numpy(),
                 "tokens": tokens.numpy(),
                 "most_probable": mean.argmax(-1).cpu().numpy(),
                 "mixture_entropy": torch.special.entr(mean).sum(-1).cpu().numpy(),

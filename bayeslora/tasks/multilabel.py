@@ -32,10 +32,12 @@ class MultiLabelPrediction(BasePrediction):
     Args:
         draws: Probabilities per draw, `[draw, example, label]`.
         class_names: Names of the labels, or None.
+        log_odds: ln p / (1 − p) per draw, `[draw, example, label]`; None if only the probabilities are known.
     """
 
     draws: Float[np.ndarray, "draw example label"]
     class_names: tuple[str, ...] | None = None
+    log_odds: Float[np.ndarray, "draw example label"] | None = None
 
     @cached_property
     def probs(self) -> FloatArray:
@@ -58,7 +60,10 @@ class MultiLabelPrediction(BasePrediction):
         return metrics.relative_entropy(_both(self.draws), _both(self.probs)).sum(-1).mean(0)
 
     def log_likelihood(self, labels: np.ndarray) -> FloatArray:
-        chosen = np.where(np.asarray(labels) > 0.5, self.draws, 1 - self.draws)
+        applies = np.asarray(labels) > 0.5
+        if self.log_odds is not None:
+            return metrics.log_sigmoid(np.where(applies, self.log_odds, -self.log_odds)).sum(-1)
+        chosen = np.where(applies, self.draws, 1 - self.draws)
         return np.log(np.maximum(chosen, np.finfo(np.float64).tiny)).sum(-1)
 
     def sample(self, seed: int | None = 0) -> np.ndarray:
@@ -145,7 +150,8 @@ class MultiLabel(Likelihood):
         return class_settings(model, names, labels)
 
     def predict(self, outputs: Outputs, temperature: float = 1.0, class_names: Names = None) -> BasePrediction:
-        return MultiLabelPrediction(metrics.sigmoid(outputs.logits / temperature), class_names)
+        log_odds = outputs.logits / temperature
+        return MultiLabelPrediction(metrics.sigmoid(log_odds), class_names, log_odds)
 
 
 def multilabel_scores(probs: ArrayLike, labels: ArrayLike) -> dict[str, float]:

@@ -141,7 +141,8 @@ class Ordinal(Likelihood):
         # The temperature flattens the classes' distribution. Dividing c − f by it would move everything to both ends.
         with torch.no_grad():
             log_probs = self.log_probs(torch.as_tensor(outputs.logits)).numpy()
-        return OrdinalPrediction(metrics.softmax(log_probs, temperature), class_names)
+        flattened = metrics.log_softmax(log_probs, temperature)
+        return OrdinalPrediction(metrics.softmax(log_probs, temperature), class_names, flattened)
 
 
 def ranked_probability_score(probs: FloatArray, labels: np.ndarray) -> FloatArray:

@@ -36,10 +36,12 @@ class SpanPrediction(BasePrediction):
     Args:
         draws: Probabilities of each position to be the first and to be the last, `[draw, example, position, 2]`.
         max_length: Longest span to consider, in tokens.
+        log_draws: Logarithms of `draws`, or None.
     """
 
     draws: Float[np.ndarray, "draw example position 2"]
     max_length: int = 30
+    log_draws: Float[np.ndarray, "draw example position 2"] | None = None
 
     @cached_property
     def probs(self) -> FloatArray:
@@ -91,6 +93,8 @@ class SpanPrediction(BasePrediction):
 
     def log_likelihood(self, labels: np.ndarray) -> FloatArray:
         where = np.broadcast_to(np.asarray(labels)[None, :, None], (len(self.draws), len(self), 1, 2))
+        if self.log_draws is not None:
+            return np.take_along_axis(self.log_draws, where, axis=2)[:, :, 0].sum(-1)
         chosen = np.take_along_axis(self.draws, where, axis=2)[:, :, 0]
         return np.log(np.maximum(chosen, np.finfo(np.float64).tiny)).sum(-1)
 
@@ -122,6 +126,7 @@ class AnswerPrediction(SpanPrediction):
     Args:
         draws: Probabilities of each position to be the first and to be the last, `[draw, window, position, 2]`.
         max_length: Longest answer to consider, in tokens.
+        log_draws: Logarithms of `draws`, or None.
         questions: The questions and contexts that the windows were cut from.
     """
 
@@ -269,9 +274,13 @@ class QuestionAnswering(Likelihood):
         ]
 
     def predict(self, outputs: Outputs, temperature: float = 1.0, class_names: Names = None) -> BasePrediction:
-        probs = metrics.softmax(np.moveaxis(outputs.logits, -1, -2), temperature)
-        draws = np.moveaxis(probs, -2, -1)
-        return AnswerPrediction(draws, questions=outputs.context) if outputs.context else SpanPrediction(draws)
+        logits = np.moveaxis(outputs.logits, -1, -2)
+        draws, log_draws = (
+            np.moveaxis(each(logits, temperature), -2, -1) for each in (metrics.softmax, metrics.log_softmax)
+        )
+        if outputs.context:
+            return AnswerPrediction(draws, log_draws=log_draws, questions=outputs.context)
+        return SpanPrediction(draws, log_draws=log_draws)
 
 
 def span_scores(predicted: np.ndarray, labels: ArrayLike) -> dict[str, float]:

@@ -32,11 +32,13 @@ class TokenPrediction(ClassProbabilities):
         draws: Probabilities per draw, `[draw, token, class]`.
         rows: Positions of the tokens.
         class_names: Names of the classes, or None.
+        log_draws: Logarithms of `draws`, or None.
     """
 
     draws: Float[np.ndarray, "draw token class"]
     rows: Rows
     class_names: tuple[str, ...] | None = None
+    log_draws: Float[np.ndarray, "draw token class"] | None = None
 
     def log_likelihood(self, labels: np.ndarray) -> FloatArray:
         return self.rows.by_example(self.row_log_likelihood(labels))
@@ -44,7 +46,8 @@ class TokenPrediction(ClassProbabilities):
     def scores(self, labels: np.ndarray) -> dict[str, float]:
         """Return the scores of a `Prediction`, token by token; `nll` is per example, `nll_per_token` per token."""
         scores = metrics.classification_scores(self.probs, labels) | metrics.class_scores(self.probs, labels)
-        return scores | {"nll": metrics.mixture_nll(self.log_likelihood(labels)), "nll_per_token": scores["nll"]}
+        per_token = metrics.mixture_nll(self.row_log_likelihood(labels))
+        return scores | {"nll": metrics.mixture_nll(self.log_likelihood(labels)), "nll_per_token": per_token}
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return a table with a row per token: example, position, predicted class, probabilities, uncertainties."""
@@ -125,7 +128,8 @@ class PerToken(Likelihood):
 
     def predict(self, outputs: Outputs, temperature: float = 1.0, class_names: Names = None) -> BasePrediction:
         assert outputs.rows is not None
-        return TokenPrediction(metrics.softmax(outputs.logits, temperature), outputs.rows, class_names)
+        probs, log_probs = (each(outputs.logits, temperature) for each in (metrics.softmax, metrics.log_softmax))
+        return TokenPrediction(probs, outputs.rows, class_names, log_probs)
 
 
 class TokenClassification(PerToken):
