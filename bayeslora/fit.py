@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from bayeslora import choice, interop, storage
+from bayeslora import bases, choice, interop, storage
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.data import Source, read, split, to_device
 from bayeslora.divergence import check_weights
@@ -128,15 +128,17 @@ def fit(
     train_data, held_out = split(data, "train"), validation if validation is not None else split(data, "validation")
     seed = seed if args is None else args.seed
     with seeded(seed), choice.narrating(progress if args is None else not args.disable_tqdm):
+        lacked = None
         if isinstance(model, str | os.PathLike):
             columns, labels = columns_of(train_data), label_values(train_data)
             kind = choosing.asked(likelihood) or choosing.suggested(columns, labels)
-            model, tokenizer = load_model(model, tokenizer, kind, columns, label_names(train_data), labels)
+            model, tokenizer, lacked = load_model(model, tokenizer, kind, columns, label_names(train_data), labels)
         _check_model(model)
         check_weights(model)
         adapters = _adapters(init, model)
         if interop.is_peft_model(model):
             model = interop.base_of_peft(model)
+        lacked = bases.lacked_by_checkpoint(model) if lacked is None else lacked
         if chosen.post_hoc and adapters is None:
             raise ValueError("post_hoc=True keeps trained adapters as they are: pass them, fit(…, init=…).")
         model, tokenizer = with_padding(model, tokenizer)
@@ -157,6 +159,7 @@ def fit(
         network = AdaptedNetwork(
             model, chosen.family, num_examples=len(train), head_family=chosen.head_family, **found.settings
         )
+        bases.note_new(network, lacked)
         if not adapters:
             shift_outputs(network, likelihood, model, train, batch_size)
         num_particles = chosen.num_particles if num_particles is None else num_particles

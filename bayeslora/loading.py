@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor, nn
 
-from bayeslora import interop, saving, storage
+from bayeslora import bases, interop, saving, storage
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.isolation import isolated, seeded
 from bayeslora.methods import METHODS, Method, make_method
@@ -55,7 +55,7 @@ def load_model(
     columns: Sequence[str],
     class_names: Sequence[str] | None,
     labels: LabelColumn | None,
-) -> tuple[nn.Module, Tokenizer | None]:
+) -> tuple[nn.Module, Tokenizer | None, set[str]]:
     """Load a model with the outputs that a kind of label needs, and its tokenizer, from a folder or the hub.
 
     Args:
@@ -65,14 +65,19 @@ def load_model(
         columns: Columns of the data, if it has any.
         class_names: Names of the classes, if the data has them.
         labels: All labels, if they are available.
+
+    Returns:
+        The model, its tokenizer, and the names of the parameters that its checkpoint lacks.
     """
     import transformers
 
     model_class = getattr(transformers, kind.model_class(columns))
-    model = model_class.from_pretrained(name, **kind.model_settings(str(name), class_names, labels))
+    settings = kind.model_settings(str(name), class_names, labels)
+    model, info = model_class.from_pretrained(name, output_loading_info=True, **settings)
+    lacked = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     if tokenizer is None and "pixel_values" not in columns:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-    return model, tokenizer
+    return model, tokenizer, lacked
 
 
 @isolated()
@@ -106,12 +111,16 @@ def load(
         model = interop.base_of_peft(model)  # whose layers go by the same names, and have adapters of their own
     if not isinstance(model, nn.Module):
         model = _load_base(folder, model or record["base"]["name"], record, labels.num_labels)
+    else:
+        bases.check_settings(model, record["base"].get("config", {}))
     model, tokenizer = with_padding(model, tokenizer)
     try:
         network = AdaptedNetwork(model, method.family, head_family=method.head_family, **record["network"])
     except ValueError as error:
         raise ValueError(f"The posterior in {folder} belongs to another base model: {error}") from None
+    bases.put_new(network, tensors)
     storage.check_base(network, tensors.pop("fingerprint"))
+    bases.check(network, tensors.pop("base_fingerprint", None))
     with seeded(0):  # a guide starts from random values, which the saved state replaces
         program = Program(network, method, labels, record["num_particles"])
     storage.load_state(program, tensors)
@@ -173,7 +182,11 @@ def _load_base(
             f"The posterior in {folder} does not name a base model that can be loaded: pass model=… (it was a "
             f"{record['base']['class']})."
         )
-    return cls.from_pretrained(name, **({} if num_labels is None else {"num_labels": num_labels}))
+    settings = bases.recorded_settings(record["base"].get("config", {}))
+    if num_labels is not None:
+        settings["num_labels"] = num_labels
+    # Weights of other shapes than the checkpoint's are saved with the posterior.
+    return cls.from_pretrained(name, ignore_mismatched_sizes=True, **settings)
 
 
 def _read(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any], Tokenizer | None]:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from bayeslora import saving
+from bayeslora import bases, saving
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.methods import Method
 from bayeslora.program import Program
@@ -76,7 +76,8 @@ def state(program: Program) -> dict[str, Tensor]:
         "head": program.network.head_state(),
         "likelihood": program.likelihood.state_dict(),
     }
-    return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+    learned = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+    return learned | bases.new_weights(program.network)
 
 
 def load_state(program: Program, tensors: Mapping[str, Tensor]) -> None:
@@ -89,6 +90,7 @@ def load_state(program: Program, tensors: Mapping[str, Tensor]) -> None:
         {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
         for prefix in ("guide/", "head/", "likelihood/")
     )
+    bases.put_new(program.network, tensors)
     program.guide.load_state_dict(guide)
     program.network.load_head(head)
     program.likelihood.load_state_dict(likelihood)

@@ -147,7 +147,13 @@ def test_no_pickle_and_no_base_weights_in_the_folder(posterior: Posterior, tmp_p
     files = {path.name for path in tmp_path.rglob("*")}
     assert files == {"bayeslora.json", *tensor_files(tmp_path)}
     (name,) = tensor_files(tmp_path)
-    assert {key.split("/")[0] for key in load_file(tmp_path / name)} == {"guide", "head", "fingerprint", "history"}
+    assert {key.split("/")[0] for key in load_file(tmp_path / name)} == {
+        "guide",
+        "head",
+        "fingerprint",
+        "base_fingerprint",
+        "history",
+    }
 
 
 def test_loading_leaves_the_callers_random_state_and_model(posterior: Posterior, tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ class AdaptedNetwork(nn.Module):
             )
         self.stacks = Stacks(stacks)
         self.verdict: folding.Verdict | None = None
+        self.new: list[str] = []  # frozen parameters that the model's checkpoint lacked, which are saved as they are
         # A plain dictionary of lists: the layers are registered in the model already.
         self._layers = {
             stack.name: [

@@ -1,0 +1,196 @@
+"""What belongs to a base model: its frozen weights, those that its checkpoint lacked, and its configuration."""
+
+import json
+import logging
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora.adapters import AdaptedNetwork
+from bayeslora.adapters.layer import AdaptedLayer
+from bayeslora.adapters.weights import names_of
+
+logger = logging.getLogger(__name__)
+
+VALUES = 8
+"""Numbers sampled from each frozen parameter to recognise the base model."""
+
+NEW = "new/"
+"""What the names of saved weights that the checkpoint lacked begin with."""
+
+HARMLESS = ("architectures", "dtype", "torch_dtype", "id2label", "label2id", "transformers_version", "use_cache")
+"""Fields of a configuration that do not say what is computed; the number of labels is kept by itself."""
+
+REFUSED = ("auto_map", "quantization_config")
+"""Fields of a configuration that ask for code, or say how weights are stored: a record does not set them."""
+
+
+def frozen(network: AdaptedNetwork) -> dict[str, Tensor]:
+    """Return the frozen parameters and saved buffers of the body, by their names in the model that was given."""
+    adapted = {
+        name for module, names in names_of(network.model).items() if isinstance(module, AdaptedLayer) for name in names
+    }
+    kept = set(network.model.state_dict(keep_vars=True))
+    values = [*network.model.named_parameters(), *network.model.named_buffers()]
+    found = {}
+    for name, value in values:
+        parts = name.split(".")
+        if parts[0] in network.head_names or name not in kept or not value.is_floating_point():
+            continue
+        its_own = [p for i, p in enumerate(parts) if not (p == "base" and ".".join(parts[:i]) in adapted)]
+        found[".".join(its_own)] = value
+    return found
+
+
+def fingerprint(network: AdaptedNetwork) -> Tensor:
+    """Return a few numbers of every frozen parameter, `[parameter, value]`, in the order of the names."""
+    rows = []
+    for _, value in sorted(frozen(network).items()):
+        flat = value.detach().flatten()
+        index = torch.linspace(0, max(len(flat) - 1, 0), VALUES, dtype=torch.float64).long()
+        rows.append(flat[index.to(flat.device)].float().cpu() if len(flat) else torch.zeros(VALUES))
+    return torch.stack(rows) if rows else torch.zeros(0, VALUES)
+
+
+def check(network: AdaptedNetwork, saved: Tensor | None) -> None:
+    """Raise a ValueError unless the base has the frozen weights that a posterior was trained on.
+
+    Args:
+        network: The adapted network.
+        saved: What `fingerprint` returned at the fit; None from versions that did not save it.
+    """
+    if saved is None:
+        return
+    own, names = fingerprint(network), sorted(frozen(network))
+    if own.shape != saved.shape:
+        raise ValueError(
+            f"The posterior belongs to another base model: that has {len(saved)} frozen parameters, this one has "
+            f"{len(own)}. Load the checkpoint that it was trained on."
+        )
+    tolerance = 0.01 * saved.abs() + 1e-4
+    differs = (((own - saved).abs() > tolerance) & own.isfinite() & saved.isfinite()).any(1)
+    if bool(differs.any()):
+        first = names[int(differs.nonzero()[0])]
+        raise ValueError(
+            f"The posterior belongs to another base model: {int(differs.sum())} of {len(names)} frozen parameters "
+            f"differ, the first is {first!r}. Load the checkpoint that it was trained on; where a parameter is new, "
+            "and random at each load, pass the very model."
+        )
+
+
+def note_new(network: AdaptedNetwork, lacked: Collection[str]) -> None:
+    """Let weights that the checkpoint lacked be saved with the posterior, and say which they are."""
+    network.new = sorted(frozen(network).keys() & set(lacked))
+    if network.new:
+        logger.warning(
+            "%d frozen parameters are not in the model's checkpoint, such as %r: they stay at their random start, and "
+            "are saved with the posterior.",
+            *(len(network.new), network.new[0]),
+        )
+
+
+def new_weights(network: AdaptedNetwork) -> dict[str, Tensor]:
+    """Return the weights that the checkpoint lacked, by the names that they are saved under."""
+    values = frozen(network) if network.new else {}
+    return {f"{NEW}{name}": values[name] for name in network.new}
+
+
+def put_new(network: AdaptedNetwork, tensors: Mapping[str, Tensor]) -> None:
+    """Put weights that the checkpoint lacked back; the model that was given keeps its own.
+
+    Raises:
+        ValueError: If the network has no such weights.
+    """
+    saved = {name.removeprefix(NEW): value for name, value in tensors.items() if name.startswith(NEW)}
+    values = frozen(network) if saved else {}
+    for name, value in saved.items():
+        own = values.get(name)
+        if own is None or own.shape != value.shape:
+            has = "no such parameter" if own is None else f"one of shape {tuple(own.shape)}"
+            raise ValueError(
+                f"The posterior belongs to another base model: {name!r} is {tuple(value.shape)}, and the model has "
+                f"{has}. Load it with the class and the configuration of the fit."
+            )
+        value = value.to(own.device, own.dtype)
+        new = nn.Parameter(value, requires_grad=False) if isinstance(own, nn.Parameter) else value
+        for module in network.model.modules():  # every module that shares it
+            for part in (module._parameters, module._buffers):
+                part.update({key: new for key, each in part.items() if each is own})  # type: ignore[misc]
+    network.new = sorted(saved)
+
+
+def lacked_by_checkpoint(model: nn.Module) -> set[str]:
+    """Return the parameters of a `transformers` model that its checkpoint has not, or has in another shape.
+
+    They can be told where the model was loaded from a folder with safetensors, under names that are the model's own.
+    """
+    folder = Path(getattr(model, "name_or_path", "") or "")
+    files = sorted(folder.glob("model*.safetensors")) if folder.name and folder.is_dir() else []
+    if not files:
+        return set()
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    for file in files:
+        with safe_open(file, "pt") as content:
+            for key in content.keys():  # noqa: SIM118 (it is not a mapping)
+                shape = tuple(content.get_slice(key).get_shape())
+                shapes |= {key: shape, f"{prefix}{key}": shape, key.removeprefix(prefix): shape}
+    aliases: dict[Tensor, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        aliases.setdefault(parameter, []).append(name)
+    lacked = [
+        names[0]
+        for parameter, names in aliases.items()
+        if not any(shapes.get(name) == tuple(parameter.shape) for name in names)
+    ]
+    # Names of which most are unknown are not the checkpoint's: it was converted while it was read.
+    return set(lacked) if len(lacked) <= len(aliases) / 2 else set()
+
+
+def settings(model: nn.Module) -> dict[str, Any]:
+    """Return the fields of a model's configuration that differ from its checkpoint's, as JSON has them.
+
+    With them, `from_pretrained` builds the same network again. Where the checkpoint cannot be read, they are those that
+    differ from the class's defaults.
+    """
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "to_json_string"):
+        return {}
+    name = getattr(model, "name_or_path", "") or ""
+    try:
+        its_own = type(config).from_pretrained(name, local_files_only=True) if name else type(config)()
+    except Exception:  # whatever keeps the file from being read, it is not needed
+        its_own = type(config)()
+    own, saved = (json.loads(each.to_json_string(use_diff=False)) for each in (config, its_own))
+    changed = {key: value for key, value in own.items() if key not in saved or saved[key] != value}
+    if len(config.id2label or ()) != len(its_own.id2label or ()):
+        changed["num_labels"] = len(config.id2label)
+    return {key: value for key, value in changed.items() if _may_be_set(key)}
+
+
+def check_settings(model: nn.Module, recorded: Mapping[str, Any]) -> None:
+    """Warn where a model's configuration is not the one of the fit: the same weights may compute something else."""
+    own = getattr(model, "config", None)
+    differing = {
+        key: (getattr(own, key), value)
+        for key, value in recorded.items()
+        if _may_be_set(key) and key != "num_labels" and isinstance(value, str | int | float) and hasattr(own, key)
+        if getattr(own, key) != value
+    }
+    if differing:
+        said = ", ".join(f"{key} is {mine!r} and was {theirs!r}" for key, (mine, theirs) in differing.items())
+        logger.warning("The base model's configuration is not that of the fit: %s.", said)
+
+
+def recorded_settings(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a record says of the configuration, as `from_pretrained` takes it."""
+    return {key: value for key, value in recorded.items() if _may_be_set(key)}
+
+
+def _may_be_set(key: str) -> bool:
+    return not key.startswith("_") and key not in (*HARMLESS, *REFUSED) and key != "model_type"

@@ -1,0 +1,158 @@
+"""Base models: which weights and which configuration a saved posterior needs, and what belongs to another."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import bayeslora
+from bayeslora import bases
+from bayeslora.adapters import AdaptedNetwork
+from tests.helpers import tiny_bert, tokens
+from tests.test_data import tiny_tokenizer
+
+DATA = tokens(8)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A folder with a BERT that has neither pooler nor head."""
+    folder = tmp_path / "base"
+    tiny_bert().save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if "pooler" not in name and "classifier" not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def fitted(model: Any, data: Any = DATA, **settings: Any) -> bayeslora.Posterior:
+    return bayeslora.fit(model, data, "lora", rank=2, epochs=0, progress=False, **settings)
+
+
+def named(folder: Path) -> Any:
+    from datasets import Dataset
+
+    inputs, labels = DATA
+    columns = {name: value.tolist() for name, value in inputs.items()} | {"labels": labels.tolist()}
+    return str(folder), Dataset.from_dict(columns)
+
+
+def assert_same(one: bayeslora.Posterior, other: bayeslora.Posterior) -> None:
+    np.testing.assert_allclose(one.predict(DATA).probs, other.predict(DATA).probs, rtol=1e-6)
+
+
+def test_weights_that_the_checkpoint_lacks_are_saved(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    posterior = fitted(*named(checkpoint))
+    assert posterior.network.new == ["bert.pooler.dense.bias", "bert.pooler.dense.weight"]
+    assert "2 frozen parameters are not in the model's checkpoint, such as 'bert.pooler.dense.bias'" in caplog.text
+    posterior.save(tmp_path / "saved")
+    assert_same(bayeslora.load(tmp_path / "saved"), posterior)
+    # Onto a base whose pooler is another one, which stays as it is.
+    other = hf.AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=3)
+    before = other.bert.pooler.dense.weight.clone()
+    again = bayeslora.load(tmp_path / "saved", model=other)
+    assert_same(again, posterior)
+    torch.testing.assert_close(other.bert.pooler.dense.weight, before, rtol=0, atol=0)
+    again.save(tmp_path / "twice")
+    assert_same(bayeslora.load(tmp_path / "twice"), posterior)
+    with torch.no_grad():
+        logits = again.merge()(**DATA[0]).logits
+    np.testing.assert_allclose(logits.softmax(-1), posterior.predict(DATA, center=True).probs, rtol=1e-5)
+
+
+def test_a_model_from_a_folder_is_compared_with_it(checkpoint: Path, tmp_path: Path) -> None:
+    model = hf.AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=3)
+    model.resize_token_embeddings(70)
+    posterior = fitted(model)
+    assert posterior.network.new == [
+        "bert.embeddings.word_embeddings.weight",
+        "bert.pooler.dense.bias",
+        "bert.pooler.dense.weight",
+    ]
+    posterior.save(tmp_path / "saved")
+    assert_same(bayeslora.load(tmp_path / "saved"), posterior)
+    small = hf.AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=3)
+    with pytest.raises(ValueError, match=r"'bert.embeddings.word_embeddings.weight' is \(70, 32\), and the model has"):
+        bayeslora.load(tmp_path / "saved", model=small)
+
+
+def test_a_whole_checkpoint_lacks_nothing(tmp_path: Path) -> None:
+    tiny_bert().save_pretrained(tmp_path)
+    assert bases.lacked_by_checkpoint(hf.AutoModelForSequenceClassification.from_pretrained(tmp_path)) == set()
+    hf.AutoModel.from_pretrained(tmp_path).save_pretrained(tmp_path / "body")  # without the prefix
+    model = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "body")
+    assert bases.lacked_by_checkpoint(model) == {"classifier.weight", "classifier.bias"}
+    assert bases.lacked_by_checkpoint(nn.Linear(2, 2)) == set()
+
+
+@pytest.mark.parametrize(
+    "name", ["bert.pooler.dense.weight", "bert.embeddings.LayerNorm.weight", "bert.encoder.layer.0.output.dense.bias"]
+)
+def test_other_frozen_weights_are_another_base(name: str, tmp_path: Path) -> None:
+    fitted(tiny_bert()).save(tmp_path)
+    other = tiny_bert()
+    bayeslora.load(tmp_path, model=other)
+    bayeslora.load(tmp_path, model=tiny_bert().half())
+    with torch.no_grad():
+        other.get_parameter(name).add_(0.1)
+    with pytest.raises(ValueError, match=f"1 of 39 frozen parameters differ, the first is '{name}'"):
+        bayeslora.load(tmp_path, model=other)
+    with pytest.raises(ValueError, match="another base model"):
+        bayeslora.load(tmp_path, model=tiny_bert(num_hidden_layers=3))
+
+
+def test_running_statistics_belong_to_the_base() -> None:
+    model = nn.Sequential()
+    model.add_module("body", nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
+    model.add_module("head", nn.Linear(4, 2))
+    network = AdaptedNetwork(model, rank=2)
+    saved = bases.fingerprint(network)
+    bases.check(network, saved)
+    bases.check(network, None)
+    network.model.body[1].running_mean += 1
+    with pytest.raises(ValueError, match=r"'body.1.running_mean'"):
+        bases.check(network, saved)
+
+
+SETTINGS = {"hidden_act": "relu", "max_position_embeddings": 20, "problem_type": "single_label_classification"}
+
+
+def test_a_configuration_of_ones_own_is_kept(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = hf.AutoModelForSequenceClassification.from_pretrained(
+        checkpoint, num_labels=5, ignore_mismatched_sizes=True, **SETTINGS
+    )
+    posterior = fitted(model)
+    posterior.save(tmp_path / "saved")
+    record = json.loads((tmp_path / "saved" / "bayeslora.json").read_text())
+    assert record["base"]["config"] == SETTINGS | {"num_labels": 5}
+    again = bayeslora.load(tmp_path / "saved")
+    assert {name: getattr(again.network.model.config, name) for name in SETTINGS} == SETTINGS
+    assert_same(again, posterior)
+    caplog.clear()
+    bayeslora.load(tmp_path / "saved", model=model)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    model.config.hidden_act = "gelu"
+    bayeslora.load(tmp_path / "saved", model=model)
+    assert "not that of the fit: hidden_act is 'gelu' and was 'relu'" in caplog.text
+
+
+def test_code_is_never_named_in_a_configuration() -> None:
+    record = {
+        "auto_map": {"AutoModel": "evil.py"},
+        "_name_or_path": "x",
+        "quantization_config": {},
+        "hidden_act": "relu",
+    }
+    assert bases.recorded_settings(record) == {"hidden_act": "relu"}
