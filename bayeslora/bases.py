@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.layer import AdaptedLayer
-from bayeslora.adapters.weights import names_of
+from bayeslora.adapters.weights import is_within, names_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def frozen(network: AdaptedNetwork) -> dict[str, Tensor]:
     found = {}
     for name, value in values:
         parts = name.split(".")
-        if parts[0] in network.head_names or name not in kept or not value.is_floating_point():
+        if is_within(name, network.head_names) or name not in kept or not value.is_floating_point():
             continue
         its_own = [p for i, p in enumerate(parts) if not (p == "base" and ".".join(parts[:i]) in adapted)]
         found[".".join(its_own)] = value

@@ -1,6 +1,7 @@
 """`fit`, which builds the program and hands it to the `transformers` Trainer."""
 
 import logging
+import operator
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +19,10 @@ from bayeslora.divergence import check_weights
 from bayeslora.isolation import give_way, isolated, seeded
 from bayeslora.loading import Init, load, load_model, with_padding
 from bayeslora.methods import Method, make_method
+from bayeslora.networks import unwrapped
 from bayeslora.posterior import Posterior
 from bayeslora.preparation import (
+    check_arguments,
     check_labels,
     class_names,
     columns_of,
@@ -126,7 +129,8 @@ def fit(
     chosen = make_method(method, **hyperparameters)
     data = read(os.fspath(data)) if isinstance(data, str | os.PathLike) else data
     train_data, held_out = split(data, "train"), validation if validation is not None else split(data, "validation")
-    seed = seed if args is None else args.seed
+    check_arguments(args)
+    seed = operator.index(seed) if args is None else args.seed
     with seeded(seed), choice.narrating(progress if args is None else not args.disable_tqdm):
         lacked = None
         if isinstance(model, str | os.PathLike):
@@ -134,6 +138,7 @@ def fit(
             kind = choosing.asked(likelihood) or choosing.suggested(columns, labels)
             model, tokenizer, lacked = load_model(model, tokenizer, kind, columns, label_names(train_data), labels)
         _check_model(model)
+        model = unwrapped(model)
         check_weights(model)
         adapters = _adapters(init, model)
         if interop.is_peft_model(model):
@@ -162,7 +167,7 @@ def fit(
         bases.note_new(network, lacked)
         if not adapters:
             shift_outputs(network, likelihood, model, train, batch_size)
-        num_particles = chosen.num_particles if num_particles is None else num_particles
+        num_particles = chosen.num_particles if num_particles is None else operator.index(num_particles)
         program = Program(network, chosen, likelihood, num_particles)
         with seeded(0):  # a loader that shuffles takes its seed from the global state
             example = train.first_batch()
@@ -179,10 +184,10 @@ def fit(
         with tempfile.TemporaryDirectory() as scratch:
             training = args or _training_arguments(
                 output_dir or scratch,
-                num_train_epochs=epochs,
-                per_device_train_batch_size=batch_size,
-                per_device_eval_batch_size=batch_size,
-                learning_rate=learning_rate,
+                num_train_epochs=float(epochs),
+                per_device_train_batch_size=int(batch_size),
+                per_device_eval_batch_size=int(batch_size),
+                learning_rate=float(learning_rate),
                 seed=seed,
                 disable_tqdm=not progress,
                 save_strategy="epoch" if output_dir else "no",

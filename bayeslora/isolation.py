@@ -8,6 +8,7 @@ states afterwards, whoever set them. Long calls let others run in between, see `
 
 import contextlib
 import functools
+import operator
 import os
 import random
 import threading
@@ -132,6 +133,7 @@ def seeded(seed: int | None) -> Iterator[None]:
         outside = _Outside(_random_states())
         try:
             turn.random.append(outside)
+            seed = operator.index(seed)  # NumPy's whole numbers, too
             _seed_torch(seed)
             random.seed(seed)
             np.random.seed(seed % 2**32)  # noqa: NPY002 (libraries draw from the global state)

@@ -13,6 +13,7 @@ from bayeslora import bases, interop, saving, storage
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.isolation import isolated, seeded
 from bayeslora.methods import METHODS, Method, make_method
+from bayeslora.networks import unwrapped
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 from bayeslora.tasks import LIKELIHOODS, Likelihood
@@ -107,6 +108,7 @@ def load(
     tensors, record, tokenizer = saving.read_unchanged(Path(folder) / storage.MANIFEST, lambda: _read(folder))
     method = _method(folder, record["method"], method)
     labels = _likelihood(folder, record["likelihood"], likelihood)
+    model = unwrapped(model) if isinstance(model, nn.Module) else model
     if isinstance(model, nn.Module) and interop.is_peft_model(model):
         model = interop.base_of_peft(model)  # whose layers go by the same names, and have adapters of their own
     if not isinstance(model, nn.Module):

@@ -1,5 +1,6 @@
 """What a network is, takes and returns: its kind, its inputs, its logits."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -130,6 +131,29 @@ def check_decoder_inputs(model: nn.Module, batch: Batch) -> None:
         )
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network in what `torch.compile`, `DataParallel` and the like have put around it.
+
+    Around it, parts have other names: what is its task head could not be told.
+    """
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while (inner := model.module if isinstance(model, parallel) else model._modules.get("_orig_mod")) is not None:
+        model = inner
+    return model
+
+
+def leave_reentrant_checkpointing(model: nn.Module) -> None:
+    """Let activation checkpointing that is re-entrant go on as the other kind, which gives the same gradients.
+
+    The re-entrant kind drops the gradient where no input of a block needs one, as in a frozen network.
+    """
+    for module in model.modules():
+        name = "_gradient_checkpointing_func"
+        function: Any = vars(module).get(name)
+        if isinstance(function, functools.partial) and function.keywords.get("use_reentrant", True):
+            setattr(module, name, functools.partial(function, use_reentrant=False))
+
+
 def forward_parameters(model: nn.Module) -> list[str]:
     """Return the names of the inputs that a network's `forward` takes, in its order, without `labels`."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -137,21 +161,37 @@ def forward_parameters(model: nn.Module) -> list[str]:
     return [parameter.name for parameter in parameters if parameter.kind in kinds and parameter.name != "labels"]
 
 
+def takes_any_name(model: nn.Module) -> bool:
+    """Whether a network's `forward` takes inputs of any name, `**inputs`."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
 def logits_of(output: Any) -> Tensor:
     """Return the logits of a network's output; start and end logits of a span are stacked along the last dimension.
 
+    They are the tensor, the entry `logits` of a mapping, or the one tensor of a tuple that has rows: beside it there
+    may be a loss, or nothing.
+
     Raises:
-        TypeError: If there are none.
+        TypeError: If there are none, or several tensors could be.
     """
     if isinstance(output, Tensor):
         return output
+    if type(output) is dict and isinstance(output.get("logits"), Tensor):
+        return output["logits"]
+    if type(output) in (tuple, list):
+        rows = [value for value in output if isinstance(value, Tensor) and value.dim() > 0]
+        if len(rows) == 1:
+            return rows[0]
     if hasattr(output, "logits"):
         return output.logits
     if hasattr(output, "start_logits"):
         return torch.stack([output.start_logits, output.end_logits], dim=-1)
     raise TypeError(
-        f"The network returned {type(output).__name__}, in which there are no logits: a tensor, or an output with "
-        "`logits` or `start_logits` and `end_logits`, is needed. A bare encoder has none: load it with a task head."
+        f"The network returned {type(output).__name__}, in which there are no logits: a tensor, a tuple with one, or "
+        "an output with `logits` or `start_logits` and `end_logits`, is needed. A bare encoder has none: load it with "
+        "a task head."
     )
 
 

@@ -1,5 +1,6 @@
 """Draws of a fitted program, and the network run on them."""
 
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -32,7 +33,7 @@ def draw(program: Program, num_draws: int, seed: int | None) -> dict[str, Tensor
         raise ValueError(f"num_draws={num_draws}: give a whole number of at least 1.")
     finite = program.method.num_draws(program.guide)
     with seeded(seed):
-        return {name: value.detach() for name, value in program.draw(finite or num_draws).items()}
+        return {name: value.detach() for name, value in program.draw(finite or operator.index(num_draws)).items()}
 
 
 def run(

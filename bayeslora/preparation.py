@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import pyro
 import torch
@@ -14,6 +15,9 @@ from bayeslora.methods import Method
 from bayeslora.networks import base_logits, check_decoder_inputs
 from bayeslora.tasks import Likelihood, choosing
 from bayeslora.types import Batch, Data, LabelColumn
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +96,22 @@ def shift_outputs(
             "Labels are %.3g above the outputs on average, many times their spread, and the head has no bias: subtract "
             "the labels' mean.",
             offset,
+        )
+
+
+def check_arguments(args: "TrainingArguments | None") -> None:
+    """Raise a ValueError if training arguments ask for a loss, or for inputs, that are not the method's."""
+    if args is None:
+        return
+    if args.label_smoothing_factor:
+        raise ValueError(
+            f"label_smoothing_factor={args.label_smoothing_factor}: the loss is the likelihood's, which knows nothing "
+            "of smoothed labels. Set it to 0; what keeps predictions from being too sure is the posterior."
+        )
+    if args.neftune_noise_alpha is not None:
+        raise ValueError(
+            f"neftune_noise_alpha={args.neftune_noise_alpha}: noise on the embeddings is not part of any method here. "
+            "Set it to None."
         )
 
 

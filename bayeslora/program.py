@@ -173,7 +173,7 @@ class Program(nn.Module, FittedProgram):
     ) -> None:
         """Trade computation for memory in the network; called by the Trainer, arguments as in `transformers`."""
         # The re-entrant kind drops the gradient if no input of a block needs one, as in a frozen network.
-        kwargs = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
+        kwargs = {**(activation_checkpointing_kwargs or {}), "use_reentrant": False}
         enable: Any = self.network.model.activation_checkpointing_enable
         enable(activation_checkpointing_kwargs=kwargs, **settings)
 

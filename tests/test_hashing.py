@@ -1,7 +1,7 @@
 """Reading data never hashes the network: `datasets` pickles whatever is mapped over a table, with all that it holds."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import datasets
@@ -21,7 +21,7 @@ BUDGET = 1.0
 
 
 @pytest.fixture
-def pickled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[type]]:
+def pickled(monkeypatch: pytest.MonkeyPatch) -> list[type]:
     """Classes of what is pickled for a hash."""
     seen: list[type] = []
     save = Pickler.save
@@ -31,7 +31,7 @@ def pickled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[type]]:
         return save(self, obj, *others, **settings)
 
     monkeypatch.setattr(Pickler, "save", noted)
-    yield seen
+    return seen
 
 
 def bert() -> nn.Module:

@@ -1,5 +1,9 @@
-"""The checker behind jaxtyping's annotations: as the type checker does, it takes an int where a float is asked for."""
+"""The checker behind jaxtyping's annotations: as the type checker does, it takes an int where a float is asked for.
 
-from beartype import BeartypeConf, beartype
+Where an int is asked for, it takes NumPy's, too: users have them, and the library takes them.
+"""
 
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+import numpy as np
+from beartype import BeartypeConf, FrozenDict, beartype
+
+check = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=FrozenDict({int: int | np.integer})))

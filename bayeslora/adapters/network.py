@@ -14,7 +14,7 @@ from bayeslora.adapters.rows import blocks, has_rows, sequences_in
 from bayeslora.adapters.stack import Stacks, grouped
 from bayeslora.adapters.targets import check_names, choose_targets, head_names, linear_layers
 from bayeslora.adapters.weights import is_moving, is_within, names_of, share_weights, swap
-from bayeslora.networks import logits_of
+from bayeslora.networks import leave_reentrant_checkpointing, logits_of
 from bayeslora.types import Batch, FactorsByStack, FactorTuple, Targets
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ class AdaptedNetwork(nn.Module):
         check_names(model, alpha, "alpha")
         names = choose_targets(model, targets, family, exclude, self.head_names)
         self.model = share_weights(model, self.head_names)
+        leave_reentrant_checkpointing(self.model)
         stacks = grouped(self.model, names, family, rank, start_rank, alpha, num_examples)
         in_head = [name for name in linear_layers(self.model) if is_within(name, self.head_names)]
         self.output_name = in_head[-1] if in_head else None

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 
 import pyro
 import torch
@@ -159,7 +160,7 @@ def grouped(
             given = lookup({} if rank is None else rank, called[model.get_submodule(name)], None)
             if given is None:
                 given = max((r for r in range(1, DEFAULT_RANK + 1) if start_rank(r) <= min(sizes)), default=1)
-            layer_rank = start_rank(given) if isinstance(given, int) else 0
+            layer_rank = start_rank(int(given)) if isinstance(given, Integral) else 0
             if not 1 <= layer_rank <= min(sizes):
                 starts = f", which starts at {layer_rank}," if layer_rank not in (0, given) else ""
                 largest = sum(start_rank(r) <= min(sizes) for r in range(1, min(sizes) + 1))
@@ -176,7 +177,7 @@ def grouped(
             d_in=d_in,
             d_out=d_out,
             rank=layer_rank,
-            scaling=tuple(lookup(alpha, called[model.get_submodule(name)], 16) / layer_rank for name in layers),
+            scaling=tuple(float(lookup(alpha, called[model.get_submodule(name)], 16)) / layer_rank for name in layers),
             num_layers=num_layers or len(names),
             num_examples=num_examples,
             family=family,

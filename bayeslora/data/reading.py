@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from bayeslora.data.files import LABELS, tabular
 from bayeslora.data.forms import Arrays, Examples
-from bayeslora.networks import decoder_inputs, forward_parameters
+from bayeslora.networks import decoder_inputs, forward_parameters, takes_any_name
 from bayeslora.tasks import LIKELIHOODS
 from bayeslora.types import Batch, Data, LabelValues, Row, Tokenizer
 
@@ -40,6 +40,11 @@ class Reader:
         self.name = name
         are_labels = {name for columns in label_columns() for name in columns}
         self.parameters = [parameter for parameter in forward_parameters(model) if parameter not in are_labels]
+        if not self.parameters and not takes_any_name(model):
+            raise TypeError(
+                f"{type(model).__name__}.forward names no inputs: give its arguments names, such as forward(self, x), "
+                "or let it take a mapping, forward(self, **inputs)."
+            )
         self.decoder_inputs = decoder_inputs(model)
         self.context: Any = None
         is_double = any(parameter.dtype == torch.float64 for parameter in model.parameters())
@@ -70,6 +75,8 @@ class Reader:
                 values = self.label_values(labels)
                 rows = [{**row, "labels": label} for row, label in zip(rows, values, strict=True)]
             return Examples(rows, dict)
+        if not isinstance(inputs, Mapping):
+            self._check_named()
         columns = _with_labels(dict(inputs)) if isinstance(inputs, Mapping) else {self.parameters[0]: inputs}
         if labels is not None:
             columns["labels"] = labels
@@ -86,6 +93,7 @@ class Reader:
 
     def table(self, table: "datasets.Dataset") -> "datasets.Dataset | Examples":
         """Return the rows of a `datasets.Dataset`: the network's inputs, or what a task or tokenizer makes of them."""
+        self._check_named()
         table = self._with_label_column(table)
         if len(table) and not any(name in self.parameters for name in table.column_names):
             for kind in reversed(LIKELIHOODS.values()):
@@ -139,6 +147,7 @@ class Reader:
                 if label in row and "labels" not in row:
                     row["labels"] = row.pop(label)
             return row
+        self._check_named()
         if isinstance(row, (tuple, list)) and len(row) == 2:
             return {self.parameters[0]: row[0], "labels": row[1]}
         if isinstance(row, Tensor):
@@ -184,6 +193,14 @@ class Reader:
         """Return the network's inputs for each text."""
         encoded = self.needed_tokenizer()(texts, truncation=True)
         return [{name: encoded[name][i] for name in encoded if name in self.parameters} for i in range(len(texts))]
+
+    def _check_named(self) -> None:
+        """Raise a ValueError if the network's `forward` does not say what its inputs are called."""
+        if not self.parameters:
+            raise ValueError(
+                f"{self.name}: {type(self.model).__name__}.forward takes inputs of any name: give (inputs, labels) "
+                "with a mapping from names to arrays as inputs, or name the arguments of forward."
+            )
 
     def needed_tokenizer(self) -> Tokenizer:
         """Return the tokenizer.

@@ -143,7 +143,7 @@ class Source:
         if self.loader is not None:
             return iter(self.loader)
         # Without a generator, a loader takes a seed from torch's global state.
-        return iter(DataLoader(self.dataset, batch_size, collate_fn=self.collate, generator=torch.Generator()))
+        return iter(DataLoader(self.dataset, int(batch_size), collate_fn=self.collate, generator=torch.Generator()))
 
     def batches_by_length(self, batch_size: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         """Yield batches of examples of similar length, to save padding, and the examples' positions in the data."""
@@ -234,6 +234,9 @@ class Source:
             if "attention_mask" in batch:
                 labels[batch["attention_mask"] == 0] = IGNORED
             batch["labels"] = labels
+        labels = batch.get("labels")
+        if isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.is_complex()):
+            batch["labels"] = labels.long()  # what PyTorch picks a class by
         if self.reader.decoder_inputs is not None and "labels" in batch and "decoder_input_ids" not in batch:
             labels = torch.as_tensor(batch["labels"])
             if labels.dim() == 2 and not labels.is_floating_point():
@@ -261,7 +264,7 @@ def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
 
 def _array(labels: list[Any]) -> np.ndarray:
     """Return the labels of all examples as an array; labels of tokens are concatenated if examples differ in length."""
-    if labels and isinstance(labels[0], (list, tuple, np.ndarray, Tensor)) and len({*map(len, labels)}) > 1:
+    if labels and np.ndim(labels[0]) > 0 and len({*map(len, labels)}) > 1:
         return np.concatenate([np.asarray(row) for row in labels])
     return np.asarray(labels)
 

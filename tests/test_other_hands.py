@@ -1,0 +1,228 @@
+"""What other people's networks, arguments and data look like: each works, or is refused in a sentence."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import TrainingArguments
+
+import bayeslora
+from tests.helpers import tiny_bert, tokens
+
+DATA = tokens(8)
+INPUTS, CLASSES = DATA
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def fitted(model: Any, data: Any = DATA, method: str = "lora", **settings: Any) -> bayeslora.Posterior:
+    settings = {"rank": 2, "epochs": 1, "learning_rate": 1e-2, "progress": False, **settings}
+    return bayeslora.fit(model, data, method, **settings)
+
+
+class Rows(nn.Module):
+    """A network that returns its logits in some form."""
+
+    def __init__(self, form: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.form = form
+
+    def forward(self, x: Tensor) -> Any:
+        return self.form(self.head(self.body(x).tanh()))
+
+
+def rows_of(form: Callable[[Tensor], Any]) -> nn.Module:
+    torch.manual_seed(0)
+    return Rows(form)
+
+
+NUMBERS = (torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3)
+
+
+class Positional(Rows):
+    def forward(self, *args: Tensor) -> Tensor:
+        return super().forward(*args)
+
+
+class AnyName(Rows):
+    def forward(self, **inputs: Tensor) -> Tensor:
+        return super().forward(inputs["x"])
+
+
+# What a network returns.
+
+FORMS: dict[str, Callable[[Tensor], Any]] = {
+    "mapping": lambda logits: {"logits": logits, "hidden": logits.exp()},
+    "tuple with nothing": lambda logits: (logits, None),
+    "loss first": lambda logits: (logits.sum(), logits),
+    "list": lambda logits: [logits],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_logits_are_found_in_what_a_network_returns(form: str) -> None:
+    plain, wrapped = (fitted(rows_of(f), NUMBERS) for f in (lambda logits: logits, FORMS[form]))
+    np.testing.assert_array_equal(plain.predict(NUMBERS).probs, wrapped.predict(NUMBERS).probs)
+
+
+@pytest.mark.parametrize(
+    ("form", "returned"),
+    [
+        (lambda logits: (logits, logits), "tuple"),
+        (lambda logits: {"output": logits}, "dict"),
+        (lambda logits: None, "NoneType"),
+    ],
+)
+def test_what_has_no_logits_is_refused(form: Callable[[Tensor], Any], returned: str) -> None:
+    with pytest.raises(TypeError, match=rf"The network returned {returned}, in which there are no logits"):
+        fitted(rows_of(form), NUMBERS)
+
+
+def test_inputs_without_names() -> None:
+    with pytest.raises(TypeError, match=r"Positional.forward names no inputs: give its arguments names"):
+        fitted(Positional(lambda logits: logits), NUMBERS)
+    with pytest.raises(ValueError, match=r"AnyName.forward takes inputs of any name: give \(inputs, labels\) with a"):
+        fitted(AnyName(lambda logits: logits), NUMBERS)
+    torch.manual_seed(0)
+    posterior = fitted(AnyName(lambda logits: logits), ({"x": NUMBERS[0]}, NUMBERS[1]))
+    assert posterior.predict({"x": NUMBERS[0]}).probs.shape == (8, 3)
+
+
+# What is around a network.
+
+AROUND: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "torch.compile": lambda model: torch.compile(model, backend="eager"),
+    "DataParallel": nn.DataParallel,
+    "both": lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_what_is_around_a_network_is_taken_off(around: str, tmp_path: Path) -> None:
+    expected = fitted(tiny_bert()).predict(DATA).probs
+    posterior = fitted(AROUND[around](tiny_bert()))
+    assert posterior.network.head_names == ("classifier",)
+    np.testing.assert_array_equal(posterior.predict(DATA).probs, expected)
+    posterior.save(tmp_path)
+    again = bayeslora.load(tmp_path, model=AROUND[around](tiny_bert()))
+    np.testing.assert_array_equal(again.predict(DATA).probs, expected)
+
+
+def test_a_network_compiled_in_place_works() -> None:
+    model = tiny_bert()
+    model.compile(backend="eager")
+    np.testing.assert_array_equal(fitted(model).predict(DATA).probs, fitted(tiny_bert()).predict(DATA).probs)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_that_the_user_set_keeps_the_gradients(reentrant: bool) -> None:
+    model = tiny_bert(**NO_DROPOUT).double()
+    expected = fitted(model, epochs=2).predict(DATA).probs
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    np.testing.assert_allclose(fitted(model, epochs=2).predict(DATA).probs, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_that_arguments_set_keeps_the_gradients(reentrant: bool, tmp_path: Path) -> None:
+    model = tiny_bert(**NO_DROPOUT).double()
+    probs = []
+    for settings in (
+        {},
+        {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": reentrant}},
+    ):
+        posterior = fitted(model, args=arguments(tmp_path, **settings))
+        probs.append(posterior.predict(DATA).probs)
+    np.testing.assert_allclose(*probs, rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", ["lora", "monteclora", "dora"])
+def test_a_base_in_half_precision(dtype: torch.dtype, method: str, tmp_path: Path) -> None:
+    model = tiny_bert().to(dtype)
+    posterior = fitted(model, method=method)
+    assert {parameter.dtype for parameter in posterior.guide.parameters()} == {torch.float32}
+    assert bool(np.isfinite(posterior.evaluate(DATA)["nll"]))
+    merged = posterior.merge()
+    assert merged.dtype == dtype
+    with torch.no_grad():
+        probs = merged(**INPUTS).logits.float().softmax(-1)
+    np.testing.assert_allclose(probs, posterior.predict(DATA, center=True).probs, atol=0.05)
+    posterior.save(tmp_path)
+    again = bayeslora.load(tmp_path, model=model)
+    np.testing.assert_array_equal(again.predict(DATA).probs, posterior.predict(DATA).probs)
+
+
+# What arguments are.
+
+
+def arguments(folder: Path, **settings: Any) -> TrainingArguments:
+    plain = {"num_train_epochs": 1, "report_to": [], "disable_tqdm": True, "save_strategy": "no", "use_cpu": True}
+    return TrainingArguments(output_dir=str(folder), dataloader_pin_memory=False, **plain, **settings)
+
+
+@pytest.mark.parametrize("settings", [{"label_smoothing_factor": 0.1}, {"neftune_noise_alpha": 5.0}])
+def test_a_loss_that_is_not_the_methods_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    (name,) = settings
+    with pytest.raises(ValueError, match=rf"{name}={settings[name]}: .*Set it to"):
+        fitted(tiny_bert(), args=arguments(tmp_path, **settings))
+
+
+def test_numbers_may_be_numpys(tmp_path: Path) -> None:
+    whole = {"rank": 2, "epochs": 1, "batch_size": 4, "seed": 3, "num_particles": 2}
+    real = {"alpha": 4.0, "learning_rate": 0.01}
+    plain = fitted(tiny_bert(), method="monteclora", components=2, **whole, **real)
+    numpys = {name: np.int64(value) for name, value in whole.items()} | {n: np.float64(v) for n, v in real.items()}
+    given = fitted(tiny_bert(), method="monteclora", components=np.int64(2), **numpys)
+    predicted = plain.predict(DATA, num_draws=4, seed=1, batch_size=4).draws
+    np.testing.assert_array_equal(
+        given.predict(DATA, num_draws=np.int64(4), seed=np.int64(1), batch_size=np.int64(4)).draws, predicted
+    )
+    given.save(tmp_path)
+    again = bayeslora.load(tmp_path, model=tiny_bert())
+    np.testing.assert_array_equal(again.predict(DATA, num_draws=4, seed=1).draws, predicted)
+    ranks = {"query": np.int64(2), "key": np.int32(3)}
+    stacks = fitted(tiny_bert(), rank=ranks, targets=["query", "key"], epochs=0).network.stacks
+    assert sorted(stack.rank for stack in stacks.values()) == [2, 3]
+
+
+# What labels and tables are.
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32])
+@pytest.mark.parametrize("convert", [lambda labels: labels, lambda labels: labels.numpy()], ids=["torch", "numpy"])
+def test_labels_may_be_any_whole_numbers(dtype: torch.dtype, convert: Callable[[Tensor], Any]) -> None:
+    labels = CLASSES > 0 if dtype is torch.bool else CLASSES
+    size = 2 if dtype is torch.bool else 3
+    expected = fitted(tiny_bert(size), (INPUTS, labels.long())).evaluate((INPUTS, labels.long()))
+    data = (INPUTS, convert(labels.to(dtype)))
+    assert fitted(tiny_bert(size), data).evaluate(data) == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32])
+def test_labels_of_tokens_may_be_any_whole_numbers(dtype: torch.dtype) -> None:
+    from tests.architectures.tiny import tiny_model
+
+    for name in ("BertForTokenClassification", "GPT2LMHeadModel"):
+        ids = INPUTS["input_ids"]
+        labels = ids % 2 if name.startswith("Bert") else ids.clone()
+        labels[0, 0] = -100
+        scores = [
+            fitted(tiny_model(name), (INPUTS, each), epochs=0).evaluate((INPUTS, each))
+            for each in (labels, labels.to(dtype))
+        ]
+        assert scores[0] == pytest.approx(scores[1], nan_ok=True)
+
+
+@pytest.mark.parametrize("form", ["torch", "numpy", None])
+def test_tables_may_have_a_format(form: str | None) -> None:
+    columns = {name: value.tolist() for name, value in INPUTS.items()}
+    table = Dataset.from_dict(columns | {"label": CLASSES.tolist()}).with_format(form)
+    expected = fitted(tiny_bert()).evaluate(DATA)
+    assert fitted(tiny_bert(), table, validation=table).evaluate(table) == pytest.approx(expected, nan_ok=True)
+    truths = Dataset.from_dict(columns | {"label": (CLASSES > 0).tolist()}).with_format(form)
+    assert fitted(tiny_bert(2), truths).predict(truths).probs.shape == (8, 2)
