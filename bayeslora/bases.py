@@ -152,6 +152,12 @@ def lacked_by_checkpoint(model: nn.Module) -> set[str]:
     return set(lacked) if len(lacked) <= len(aliases) / 2 else set()
 
 
+def record(model: nn.Module) -> dict[str, Any]:
+    """Return what is needed to load a base model again: its class, its name, and what was set in its configuration."""
+    name = getattr(model, "name_or_path", "") or None
+    return {"class": type(model).__name__, "name": name, "config": settings(model)}
+
+
 def settings(model: nn.Module) -> dict[str, Any]:
     """Return the fields of a model's configuration that differ from its checkpoint's, as JSON has them.
 

@@ -334,7 +334,6 @@ class Posterior:
             NotSavedError: If a file cannot be written; what was saved there before is as it was.
         """
         tensors = storage.state(self.program) | {"fingerprint": storage.fingerprint(self.network)}
-        tensors["base_fingerprint"] = bases.fingerprint(self.network)
         tensors |= {
             f"history/{name}": torch.tensor(column, dtype=torch.float64) for name, column in self._history.items()
         }
@@ -350,11 +349,7 @@ class Posterior:
             "method": storage.method_record(self.method),
             "likelihood": storage.likelihood_record(self.program.likelihood),
             "network": storage.network_record(self.network),
-            "base": {
-                "class": type(model).__name__,
-                "name": getattr(model, "name_or_path", "") or None,
-                "config": bases.settings(model),
-            },
+            "base": bases.record(model),
             "num_particles": self.program.elbo.num_particles,
             "temperature": self.temperature,
             "class_names": self.class_names,

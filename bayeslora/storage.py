@@ -70,14 +70,17 @@ def is_finished(folder: str | os.PathLike[str]) -> bool:
 
 
 def state(program: Program) -> dict[str, Tensor]:
-    """Return all learned state: that of the guide under `guide/`, of the task head under `head/`, and `likelihood/`."""
+    """Return all learned state: that of the guide under `guide/`, of the task head under `head/`, and `likelihood/`.
+
+    Beside it are what the base's checkpoint lacked, under `new/`, and what the base is recognised by.
+    """
     parts = {
         "guide": program.guide.state_dict(),
         "head": program.network.head_state(),
         "likelihood": program.likelihood.state_dict(),
     }
     learned = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
-    return learned | bases.new_weights(program.network)
+    return learned | bases.new_weights(program.network) | {"base_fingerprint": bases.fingerprint(program.network)}
 
 
 def load_state(program: Program, tensors: Mapping[str, Tensor]) -> None:
