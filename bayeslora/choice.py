@@ -162,7 +162,7 @@ def check(program: Program, choice: Choice, batch: Batch) -> None:
 
 def _reached(program: Program, factors: Mapping[str, Any], batch: Batch) -> set[str] | None:
     """Return the names of the layers that get a gradient; None where there is no backward pass."""
-    for training in (False, True):
+    for training in (True, False):  # some networks have a backward pass in one of the modes alone
         try:
             return inspection.reached(
                 program.network, factors, lambda leaves: program.network_logits(leaves, batch), training

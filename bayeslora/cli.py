@@ -71,7 +71,16 @@ def fit(
     targets: Annotated[
         str, typer.Option(help="all-linear, attention, a suffix or a regular expression.")
     ] = "all-linear",
-    rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 8,
+    exclude: Annotated[
+        str | None, typer.Option(help="Layers to leave out of these: a suffix or a regular expression.")
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(help="Modules of the task head, separated by commas; empty for none; by default found."),
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="Rank of the adapters; by default 8, or less in narrower layers.")
+    ] = None,
     alpha: Annotated[float, typer.Option(help="LoRA's alpha.")] = 16,
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 3,
     batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 16,
@@ -100,6 +109,8 @@ def fit(
             likelihood=likelihood,
             validation=split(read(validation), "train") if validation else None,
             targets=targets,
+            exclude=exclude,
+            head=None if head is None else tuple(filter(None, head.split(","))),
             rank=rank,
             alpha=alpha,
             epochs=epochs,

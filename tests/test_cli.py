@@ -31,13 +31,18 @@ def test_fit_predict_and_evaluate(tmp_path: Path) -> None:
     pd.DataFrame(rows, columns=["text", "label"]).to_csv(data, index=False)
     out = tmp_path / "out"
     fitted = run(
-        *("fit", "--model", MODEL, "--data", str(data), "--output", str(out), "--targets", "query"),
+        *("fit", "--model", MODEL, "--data", str(data), "--output", str(out), "--targets", "attention"),
+        *("--exclude", "key", "--head", "classifier"),
         *("--epochs", "1", "--components", "2", "--noise-ratio=1.5"),
     )
     assert fitted.returncode == 0, fitted.stderr
     assert "Saved in" in fitted.stdout
     fields = json.loads((out / "bayeslora.json").read_text())["method"]["fields"]
     assert (fields["components"], fields["noise_ratio"]) == (2, 1.5)
+    network = json.loads((out / "bayeslora.json").read_text())["network"]
+    assert {name.rpartition(".")[2] for name in network["targets"]} == {"query", "value"}
+    assert network["head"] == ["classifier"]
+    assert "head         'classifier', trained" in fitted.stderr
 
     table = tmp_path / "predictions.csv"
     predicted = run("predict", str(out), str(data), "--num-draws", "2", "--output", str(table))

@@ -1,5 +1,6 @@
 """What one pass over a few examples shows of a network: which of its layers an adapter can stand at, and its head."""
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -91,7 +92,7 @@ def heads(model: nn.Module, seen: Inspection) -> tuple[str, ...]:
     An output embedding is pre-trained, and not part of a task head.
     """
     by_name = head_names(model)
-    found = tuple(name for name in seen.outputs if not _is_output_embedding(model, name))
+    found = tuple(name for name in seen.outputs if not _is_output_embedding(model, name, seen.logits))
     if not found or all(is_within(name, by_name) for name in found):
         return by_name
     if getattr(model, "base_model_prefix", "") in dict(model.named_children()):  # whose other parts are the head
@@ -140,7 +141,9 @@ def reached(
         parameter.grad = None
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()] if training else []
     try:
-        with torch.random.fork_rng(), torch.enable_grad(), still(network):
+        with warnings.catch_warnings(), torch.random.fork_rng(), torch.enable_grad(), still(network):
+            warnings.simplefilter("ignore")  # such as that there are no gradients
+            torch.manual_seed(0)
             network.train(training)
             output = logits(leaves)
             if output.requires_grad:
@@ -164,15 +167,31 @@ def reached(
 
 
 def let_inputs_have_gradients(model: nn.Module) -> list[Any]:
-    """Let what the embeddings return have a gradient, where nothing else before the adapters has one.
+    """Let real inputs, and what embeddings return, have a gradient, though nobody looks at it.
 
-    Some operators record nothing for the backward pass unless their input needs a gradient: reversible layers do not.
+    Some operators record nothing for the backward pass unless an input of theirs needs a gradient: reversible layers,
+    and activation checkpointing of the re-entrant kind.
 
     Returns:
         Handles of the hooks, which remove them.
     """
     embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    return [module.register_forward_hook(_with_gradient) for module in embeddings]
+    return [
+        model.register_forward_pre_hook(_inputs_with_gradients, with_kwargs=True),
+        *(module.register_forward_hook(_with_gradient) for module in embeddings),
+    ]
+
+
+def _inputs_with_gradients(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if not torch.is_grad_enabled():
+        return None
+    named = {
+        name: value.detach().requires_grad_()
+        if isinstance(value, Tensor) and value.is_floating_point() and not value.requires_grad
+        else value
+        for name, value in kwargs.items()
+    }
+    return args, named
 
 
 def _with_gradient(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -186,6 +205,7 @@ class _Look:
         self.model = model
         self.layers = layers
         self.called: set[str] = set()
+        self.compared: set[str] = set()
         self.odd: dict[str, str] = {}
         self.inside: list[str] = []
         self.last: deque[tuple[str, Any]] = deque(maxlen=LAST)
@@ -223,8 +243,10 @@ class _Look:
 
     def _leave(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-            if name not in self.odd and (reason := oddity(module, args, kwargs, output, name in self.called)):
+            if name not in self.odd and (reason := oddity(module, args, kwargs, output, name in self.compared)):
                 self.odd[name] = reason
+            elif name not in self.compared and bool(args[0].any()):  # of zeros, any product is the same
+                self.compared.add(name)
             self.called.add(name)
             self.inside.remove(name)
             self.last.append((name, output))
@@ -363,9 +385,13 @@ def _makes(output: Tensor, logits: Tensor) -> bool:
     return bool(torch.isin(smaller, larger).all())
 
 
-def _is_output_embedding(model: nn.Module, name: str) -> bool:
-    """Whether a module makes logits of tokens: it is the model's output embedding, or has an embedding's shape."""
+def _is_output_embedding(model: nn.Module, name: str, logits: Tensor) -> bool:
+    """Return whether a module makes logits of tokens: the model says so, or it goes with the largest embedding."""
     module = model.get_submodule(name)
     weight = getattr(module, "weight", None)
-    shapes = [part.weight.shape for part in model.modules() if isinstance(part, nn.Embedding)]
-    return module is output_embedding(model) or (isinstance(weight, Tensor) and weight.shape in shapes)
+    weights = [part.weight for part in model.modules() if isinstance(part, nn.Embedding)]
+    if module is output_embedding(model) or any(weight is own for own in weights):
+        return True
+    # Other embeddings may have as many rows as there are classes: a head has the shape of those of two token types.
+    largest = max(weights, key=len, default=None)
+    return largest is not None and logits.dim() > 2 and getattr(weight, "shape", None) == largest.shape

@@ -192,8 +192,8 @@ def lookup(value: Any, names: Sequence[str], default: Any) -> Any:
 
 def _no_match(targets: object, names: Mapping[str, nn.Module], head: Sequence[str]) -> str:
     if not names:
-        beside = f" beside the task head, {', '.join(head)}; head=() takes nothing for one" if head else ""
-        return f"targets={targets!r} match no layer: the model has no linear layers to adapt{beside}."
+        besides = f" besides the task head, {', '.join(map(repr, head))}: with head=() there is none" if head else ""
+        return f"targets={targets!r} match no layer: the model has no linear layers to adapt{besides}."
     return (
         f"targets={targets!r} match no linear layer. Suffixes that exist: {', '.join(suffixes(names))}. "
         f"Full names look like {next(iter(names))!r}. Or use 'all-linear' or 'attention'."

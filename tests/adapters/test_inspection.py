@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import bayeslora
 from bayeslora import choice
@@ -120,6 +121,15 @@ def test_plain_and_transposed_layers_are_what_they_look_like(make: Any, dtype: t
     seen = inspect(make().to(dtype), {**tokens(2)[0], "labels": torch.zeros(2)})
     assert not seen.unfit
     assert set(seen.uncalled) <= {"bert.pooler.dense"}
+
+
+def test_a_layer_whose_first_input_is_zero_is_looked_at_again() -> None:
+    class Twice(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.tanh(self.first(x))
+            return self.head(torch.tanh(self.middle(torch.zeros_like(x)) + self.middle(x)))
+
+    assert list(inspect(Twice(Scaled(16, 16)), x_of()).unfit) == ["middle"]
 
 
 def test_quantised_layers_are_not_compared() -> None:
@@ -268,6 +278,21 @@ def test_the_head_is_what_makes_the_logits(make: Any, expected: tuple[str, ...])
     assert heads(model, inspect(model, inputs)) == expected
 
 
+def test_a_head_with_the_shape_of_token_types_is_a_head() -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = tiny_bert().bert
+            self.out = nn.Linear(32, 2)
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return self.out(self.encoder(input_ids).last_hidden_state[:, 0])
+
+    model = Around().eval()
+    assert model.encoder.embeddings.token_type_embeddings.weight.shape == model.out.weight.shape
+    assert heads(model, inspect(model, {"input_ids": tokens(2)[0]["input_ids"]})) == ("out",)
+
+
 @pytest.mark.parametrize("make", [tiny_bert, tiny_llama, tiny_gpt2])
 def test_the_head_of_a_pre_trained_body_is_what_stands_outside_it(make: Any) -> None:
     model = make()
@@ -359,6 +384,24 @@ class Reformer(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.head(Reversible.apply(self.embed(input_ids), self.hidden).mean(1))
+
+
+class Checkpointed(Block):
+    """Re-entrant activation checkpointing, in training alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return self.head(checkpoint(lambda x: torch.tanh(self.middle(self.first(x))), x, use_reentrant=True))
+        return self.head(torch.tanh(self.middle(self.first(x))))
+
+
+def test_reentrant_checkpoints_are_trained() -> None:
+    posterior = bayeslora.fit(Checkpointed(nn.Linear(16, 16)), data_of(), "lora", epochs=1, progress=False)
+    program = posterior.program.train()
+    program(**data_of()[0], labels=data_of()[1]).loss.backward()
+    gradients = [parameter.grad for parameter in program.guide.parameters()]
+    assert gradients
+    assert all(gradient is not None and bool(gradient.any()) for gradient in gradients)
 
 
 def test_adapters_without_any_gradient_are_refused() -> None:
