@@ -18,7 +18,7 @@ ORDER = (
     ("fitted",),
     ("priors", "guides", "curvature", "elbo", "tuning", "precision"),
     ("data", "methods"),
-    ("program", "budget", "registry", "preparation"),
+    ("program", "budget", "record", "registry", "preparation"),
     ("prediction", "storage", "choice"),
     ("diagnostics", "generation", "interop"),
     ("posterior",),
