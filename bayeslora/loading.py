@@ -326,17 +326,15 @@ def _read(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Record, To
     name = record.get("tokenizer_folder", saving.TOKENIZER)
     if not os.path.lexists(Path(folder) / name) and "tokenizer_folder" not in record:
         return tensors, record, None  # of an earlier version, and taken away
-    with reading(folder, name), saving.reading_folder(Path(folder) / name):
-        return tensors, record, _load_tokenizer(Path(folder) / name)
+    path = Path(folder) / name
+    with reading(folder, name):
+        _check_tokenizer(path)
+        with saving.reading_folder(path):
+            return tensors, record, _load_tokenizer(path)
 
 
 def _load_tokenizer(path: Path) -> Tokenizer:
-    """Load the tokenizer saved with a posterior.
-
-    Raises:
-        ValueError: If it is missing, damaged, or asks for code or files that are not in its folder.
-    """
-    _check_tokenizer(path)
+    """Load the tokenizer saved with a posterior; a ValueError if it is damaged."""
     from transformers import AutoTokenizer
 
     try:

@@ -188,11 +188,9 @@ def read_record(folder: str | os.PathLike[str]) -> Record:
             check(record, Record)
             _check_network(record["network"])
             _check_numbers(record["method"]["fields"], "method", "fields")
-            if (
-                re.fullmatch(r"tokenizer-[0-9a-f]{16}", folder_name := record.get("tokenizer_folder", "")) is None
-                and folder_name
-            ):
-                raise ValueError(f"tokenizer_folder is {folder_name!r:.100}: give tokenizer-<16 digits>")
+            named = record.get("tokenizer_folder")
+            if named is not None and not re.fullmatch(r"tokenizer-[0-9a-f]{16}", named):
+                raise ValueError(f"tokenizer_folder is {named!r:.100}: give tokenizer-<16 digits>")
             if len({*record["history"]}) < len(record["history"]):
                 raise ValueError("history: a column stands twice")
     if not readable:

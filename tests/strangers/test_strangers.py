@@ -197,7 +197,8 @@ print(watch.opened.count(sys.argv[1]), *sorted({done.split()[0] for done in watc
         ({"history": ["step"]}, "is not in the record's history"),
         ({"tensors": "../posterior-0123456789abcdef.safetensors"}, "give posterior-<16 digits>.safetensors"),
         ({"network": None}, "bayeslora.json: network is None: give an object"),
-        ({"tokenizer": True}, "tokenizer: there is no such folder of its own"),
+        ({"tokenizer": True, "tokenizer_folder": "../tokenizer"}, "give tokenizer-<16 digits>"),
+        ({"tokenizer": True, "tokenizer_folder": "tokenizer-0123456789abcdef"}, "there is no such folder of its own"),
     ],
 )
 def test_messages_name_the_file_the_entry_and_what_fits(change: dict[str, Any], message: str, tmp_path: Path) -> None:
