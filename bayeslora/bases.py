@@ -1,7 +1,11 @@
 """What belongs to a base model: its frozen weights, those that its checkpoint lacked, and its configuration."""
 
+import contextlib
+import copy
 import json
 import logging
+import os
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,8 @@ from torch import Tensor, nn
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.layer import AdaptedLayer
 from bayeslora.adapters.weights import is_within, names_of
+from bayeslora.record import MANIFEST, Record, damaged
+from bayeslora.tasks import Likelihood
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +32,12 @@ HARMLESS = ("architectures", "dtype", "torch_dtype", "id2label", "label2id", "tr
 
 REFUSED = ("auto_map", "quantization_config")
 """Fields of a configuration that ask for code, or say how weights are stored: a record does not set them."""
+
+
+MOST_OUTPUTS = 1000
+"""A model is loaded by name with so many outputs, or as many as the saved head has."""
+
+HUB_NAME = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
 
 
 def frozen(network: AdaptedNetwork) -> dict[str, Tensor]:
@@ -67,7 +79,7 @@ def check(network: AdaptedNetwork, saved: Tensor | None) -> None:
     own, names = fingerprint(network), sorted(frozen(network))
     if own.shape != saved.shape:
         raise ValueError(
-            f"The posterior belongs to another base model: that has {len(saved)} frozen parameters, this one has "
+            f"that has {len(saved)} frozen parameters, this one has "
             f"{len(own)}. Load the checkpoint that it was trained on."
         )
     tolerance = 0.01 * saved.abs() + 1e-4
@@ -75,7 +87,7 @@ def check(network: AdaptedNetwork, saved: Tensor | None) -> None:
     if bool(differs.any()):
         first = names[int(differs.nonzero()[0])]
         raise ValueError(
-            f"The posterior belongs to another base model: {int(differs.sum())} of {len(names)} frozen parameters "
+            f"{int(differs.sum())} of {len(names)} frozen parameters "
             f"differ, the first is {first!r}. Load the checkpoint that it was trained on; where a parameter is new, "
             "and random at each load, pass the very model."
         )
@@ -111,7 +123,7 @@ def put_new(network: AdaptedNetwork, tensors: Mapping[str, Tensor]) -> None:
         if own is None or own.shape != value.shape:
             has = "no such parameter" if own is None else f"one of shape {tuple(own.shape)}"
             raise ValueError(
-                f"The posterior belongs to another base model: {name!r} is {tuple(value.shape)}, and the model has "
+                f"{name!r} is {tuple(value.shape)}, and the model has "
                 f"{has}. Load it with the class and the configuration of the fit."
             )
         value = value.to(own.device, own.dtype)
@@ -193,9 +205,107 @@ def check_settings(model: nn.Module, recorded: Mapping[str, Any]) -> None:
         logger.warning("The base model's configuration is not that of the fit: %s.", said)
 
 
-def recorded_settings(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a record says of the configuration, as `from_pretrained` takes it."""
-    return {key: value for key, value in recorded.items() if _may_be_set(key)}
+def load_base(
+    folder: str | os.PathLike[str],
+    name: str | None,
+    record: Record,
+    likelihood: Likelihood,
+    tensors: Mapping[str, Tensor],
+    download: bool,
+) -> nn.Module:
+    """The base model, by the name given or, if it is on this machine or may be fetched, by the one in the record."""
+    import transformers
+
+    saved, its_class = record["base"]["name"], record["base"]["class"]
+    cls: Any = None
+    with contextlib.suppress(Exception):  # an optional package that is missing, for instance
+        cls = getattr(transformers, its_class) if its_class.isidentifier() else None
+    is_model = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
+    if not is_model or (name is None and saved is None):
+        raise ValueError(
+            f"The posterior in {folder} does not name a base model that can be loaded: pass model=… (it was a "
+            f"{its_class:.100})."
+        )
+    settings: dict[str, Any] = {"trust_remote_code": False}
+    if (outputs := likelihood.num_labels) is not None:
+        heads = {size for key, value in tensors.items() if key.startswith("head/") for size in value.shape}
+        if outputs > MOST_OUTPUTS and outputs not in heads:
+            raise damaged(folder, MANIFEST, f"there are {outputs} classes, and a head for fewer in {record['tensors']}")
+    source: str | Path | None = name
+    if source is None:
+        source = _on_this_machine(saved or "")
+        settings |= {"use_safetensors": True, "local_files_only": source is not None}
+        if source is None and download and HUB_NAME.fullmatch(saved or ""):
+            source = saved
+        if source is None:
+            raise ValueError(
+                f"The posterior in {folder} names the base model {saved!r:.200}, and there are no config.json and "
+                "safetensors of it on this machine: pass model=…, or download=True if that is its name on the hub."
+            )
+    try:
+        # Weights of other shapes than the checkpoint's are saved with the posterior.
+        config = configured(cls, source, record["base"].get("config", {}), outputs, settings)
+        model = cls.from_pretrained(source, config=config, ignore_mismatched_sizes=True, **settings)
+    except Exception as error:
+        raise ValueError(
+            f"The base model {str(name or saved)!r:.200} of the posterior in {folder} cannot be loaded "
+            f"({' '.join(str(error).split()):.300}): pass model=…."
+        ) from error
+    if name is None:
+        model.name_or_path = saved  # which the cache's own path is not
+    return model
+
+
+def _on_this_machine(name: str) -> Path | None:
+    """Find the folder of a base that a record names: a folder with safetensors, or a model in the hub's cache.
+
+    The hub's library asks it about names even when it is told to use local files alone, so that it is not given any.
+    """
+    if name.startswith(("//", "\\\\")) or "\0" in name:  # a share on another machine
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    with contextlib.suppress(OSError):  # too long a name, for instance
+        path = Path(name)
+        if HUB_NAME.fullmatch(name) and not path.is_dir():
+            cached = try_to_load_from_cache(name, "config.json")
+            path = Path(cached).parent if isinstance(cached, str) else path
+        if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
+            return path
+    return None
+
+
+def configured(cls: Any, source: str | Path, recorded: Mapping[str, Any], num_labels: int | None, how: Any) -> Any:
+    """Return the configuration of a checkpoint with what a record says was set in it.
+
+    Only fields that the checkpoint's configuration has are set: a record passes no other argument to `from_pretrained`.
+
+    Args:
+        cls: The class of the model.
+        source: Where the checkpoint is.
+        recorded: What was set at the fit.
+        num_labels: The number of outputs, if the class has any.
+        how: Arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: If the model would be far larger than the checkpoint's.
+    """
+    config = cls.config_class.from_pretrained(source, **how)
+    plain = _size(cls, config)
+    known = config.to_dict()
+    for key, value in recorded.items():
+        if key in known and _may_be_set(key):
+            setattr(config, key, value)
+    if num_labels is not None:
+        config.num_labels = num_labels
+    if _size(cls, config) > 4 * plain + 10_000_000:
+        raise ValueError("its configuration asks for a model that is far larger than the checkpoint")
+    return config
+
+
+def _size(cls: Any, config: Any) -> int:
+    with torch.device("meta"), torch.no_grad():
+        return sum(parameter.numel() for parameter in cls(copy.deepcopy(config)).parameters())
 
 
 def _may_be_set(key: str) -> bool:

@@ -1,11 +1,13 @@
 """Models, tokenizers and saved posteriors, by name."""
 
+import contextlib
 import copy
+import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, get_type_hints
 
 from torch import Tensor, nn
 
@@ -13,9 +15,22 @@ from bayeslora import bases, interop, saving, storage
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.isolation import isolated, seeded
 from bayeslora.methods import METHODS, Method, make_method
-from bayeslora.networks import unwrapped
+from bayeslora.networks import is_a, unwrapped
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
+from bayeslora.record import (
+    MANIFEST,
+    Code,
+    LikelihoodRecord,
+    MethodRecord,
+    NetworkRecord,
+    Record,
+    check,
+    damaged,
+    parse,
+    plain_file,
+    reading,
+)
 from bayeslora.tasks import LIKELIHOODS, Likelihood
 from bayeslora.types import LabelColumn, Tokenizer
 
@@ -26,6 +41,16 @@ if TYPE_CHECKING:
 else:
     Init: TypeAlias = Any  # `fit` refuses what does not fit, in words
 """Trained adapters to start from: a posterior, a PEFT model, or a folder of either."""
+
+MOST_CLASSES = 2**20
+"""A likelihood's record may count so many classes, or as many as there are numbers in the tensors."""
+
+
+OF_FILES = ("_file", "_files", "_path", "_dir", "_option")
+"""How the names of a tokenizer's settings end that are about files."""
+
+READ_OTHER_FILES = ("AutoTokenizer", "MyT5Tokenizer")
+"""Tokenizers whose files may name others, which they then open."""
 
 
 def with_padding(model: nn.Module, tokenizer: Tokenizer | None) -> tuple[nn.Module, Tokenizer | None]:
@@ -74,10 +99,11 @@ def load_model(
 
     model_class = getattr(transformers, kind.model_class(columns))
     settings = kind.model_settings(str(name), class_names, labels)
+    settings["trust_remote_code"] = False
     model, info = model_class.from_pretrained(name, output_loading_info=True, **settings)
     lacked = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     if tokenizer is None and "pixel_values" not in columns:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     return model, tokenizer, lacked
 
 
@@ -88,46 +114,65 @@ def load(
     *,
     likelihood: Callable[[Tensor, Tensor | None], Any] | type[Likelihood] | None = None,
     method: Method | None = None,
+    download: bool = False,
 ) -> Posterior:
-    """Read a posterior that `Posterior.save` wrote.
+    """Read a posterior that `Posterior.save` wrote, here or elsewhere.
+
+    A stranger's posterior is safe to load: its files are data, and are checked before anything is built from them. No
+    code of theirs is run, no file outside the folder is opened but the base model's, and nothing is fetched.
 
     Args:
         folder: Where it was saved.
-        model: The base model, an instance or a path or hub name; None for the one named at the fit. A PEFT model stands
-            for its base.
+        model: The base model, an instance or a path or hub name; a PEFT model stands for its base. None for the one
+            named at the fit, if it is on this machine: a folder with `config.json` and safetensors, or a model in the
+            hub's cache.
         likelihood: The callable that the posterior was fitted with, if its likelihood was one, or the class of its
             likelihood, if that is not registered, because code is not saved.
         method: The method that it was fitted with, if that holds a function of your own, which is not saved; None for
             the saved method.
+        download: Whether the model named at the fit may be fetched from the hub.
 
     Raises:
         FileNotFoundError: If there is no posterior in the folder.
         ValueError: If it is damaged, belongs to another base model, has a method that is not registered or is not the
-            one given, or was fitted with a likelihood or function of your own that is not given.
+            one given, or was fitted with a likelihood or function of your own that is not given; or if its base model
+            is neither given nor here.
     """
-    tensors, record, tokenizer = saving.read_unchanged(Path(folder) / storage.MANIFEST, lambda: _read(folder))
-    method = _method(folder, record["method"], method)
-    labels = _likelihood(folder, record["likelihood"], likelihood)
+    tensors, record, tokenizer = saving.read_unchanged(Path(folder) / MANIFEST, lambda: _read(folder))
+    size = sum(value.numel() for value in tensors.values())
+    kind = _method(folder, record["method"], method)
+    labels = _likelihood(folder, record["likelihood"], likelihood, size)
+    names = record["class_names"]
+    if names is not None and labels.num_labels is not None and len(names) != getattr(labels, "num_classes", len(names)):
+        raise damaged(folder, MANIFEST, f"class_names has {len(names)} names, and there are not as many classes")
     model = unwrapped(model) if isinstance(model, nn.Module) else model
     if isinstance(model, nn.Module) and interop.is_peft_model(model):
         model = interop.base_of_peft(model)  # whose layers go by the same names, and have adapters of their own
     if not isinstance(model, nn.Module):
-        model = _load_base(folder, model or record["base"]["name"], record, labels.num_labels)
+        model = bases.load_base(folder, model, record, labels, tensors, download)
     else:
         bases.check_settings(model, record["base"].get("config", {}))
     model, tokenizer = with_padding(model, tokenizer)
     try:
-        network = AdaptedNetwork(model, method.family, head_family=method.head_family, **record["network"])
+        storage.check_targets(model, record["network"])
+        layers: Any = {
+            name: value for name, value in record["network"].items() if name in NetworkRecord.__annotations__
+        }
+        network = AdaptedNetwork(model, kind.family, head_family=kind.head_family, **layers)
+        _check_outputs(network, labels)
+        bases.put_new(network, tensors)
+        storage.check_base(network, tensors.pop("fingerprint"))
+        bases.check(network, tensors.pop("base_fingerprint", None))
     except ValueError as error:
         raise ValueError(f"The posterior in {folder} belongs to another base model: {error}") from None
-    bases.put_new(network, tensors)
-    storage.check_base(network, tensors.pop("fingerprint"))
-    bases.check(network, tensors.pop("base_fingerprint", None))
-    with seeded(0):  # a guide starts from random values, which the saved state replaces
-        program = Program(network, method, labels, record["num_particles"])
-    storage.load_state(program, tensors)
+    with reading(folder, record["tensors"]):
+        trusted = method is not None or not type(kind).__module__.startswith("bayeslora.")
+        storage.check_guide(network, kind, tensors, size, trusted)
+    with reading(folder, MANIFEST), seeded(0):  # a guide starts from random values, which the saved state replaces
+        program = Program(network, kind, labels, record["num_particles"])
+    with reading(folder, record["tensors"]):
+        storage.load_state(program, tensors)
     history = storage.history(tensors, record)
-    names = record["class_names"]
     posterior = Posterior(program.eval(), history, record["temperature"], tokenizer, tuple(names) if names else None)
     posterior.state = record.get("state")
     if posterior.state is not None:
@@ -135,29 +180,34 @@ def load(
     return posterior
 
 
-def _method(folder: object, record: Mapping[str, Any], given: Method | None) -> Method:
+def _method(folder: str | os.PathLike[str], record: MethodRecord, given: Method | None) -> Method:
     """Make the method of a saved posterior, or return the given one if it is the same."""
     if given is not None:
         own = storage.method_record(given)
         if own | {**record} != own:
-            raise ValueError(f"The posterior in {folder} is of {record}, not of {own}.")
+            raise ValueError(f"The posterior in {folder} is of {record!s:.400}, not of {own}.")
         return given
     kind = METHODS.get(record["name"])
     if kind is None or record.get("class", kind.__name__) != kind.__name__:
         fault = f"which is the name of {kind.__name__} here" if kind else "which is not known here"
         raise ValueError(
-            f"The posterior in {folder} is of method {record['name']!r}{_class_of(record)}, {fault}: register its "
+            f"The posterior in {folder} is of method {_named(record)}, {fault}: register its "
             f"class with bayeslora.register first. Known: {', '.join(METHODS)}. Or pass it, load(…, method=…)."
         )
-    return make_method(record["name"], **record["fields"])
+    with reading(folder, MANIFEST):
+        return make_method(record["name"], **record["fields"])
 
 
-def _class_of(record: Mapping[str, Any]) -> str:
-    return f" (class {record['class']})" if "class" in record else ""
+def _named(record: Code) -> str:
+    its_class = f" (class {record['class']:.100})" if "class" in record else ""
+    return f"{record['name']!r:.100}{its_class}"
 
 
 def _likelihood(
-    folder: object, record: Mapping[str, Any], given: Callable[..., Any] | type[Likelihood] | None
+    folder: str | os.PathLike[str],
+    record: LikelihoodRecord,
+    given: Callable[..., Any] | type[Likelihood] | None,
+    size: int,
 ) -> Likelihood:
     """Make the likelihood of a saved posterior, with the function or class that was given."""
     name = record["name"]
@@ -165,49 +215,119 @@ def _likelihood(
     if kind is None or record.get("class", kind.__name__) != kind.__name__:
         fault = f"which is the name of {kind.__name__} here" if kind else "which is not known here"
         raise ValueError(
-            f"The posterior in {folder} has the likelihood {name!r}{_class_of(record)}, {fault}: register its class "
-            f"with bayeslora.register first. Known: {', '.join(LIKELIHOODS)}. Or pass it, load(…, likelihood=TheClass)."
+            f"The posterior in {folder} has the likelihood {_named(record)}, {fault}: register its "
+            f"class with bayeslora.register first. Known: {', '.join(LIKELIHOODS)}. Or pass it, load(…, "
+            "likelihood=TheClass)."
         )
     if kind.needs_code and given is None:
         raise ValueError(f"The posterior in {folder} has a callable as likelihood: pass it, load(…, likelihood=…).")
-    return kind.restored(record["config"], copy.deepcopy(given) if kind.needs_code else None)
+    with reading(folder, MANIFEST):
+        _check_config(kind, record["config"], size)
+        return kind.restored(record["config"], copy.deepcopy(given) if kind.needs_code else None)
 
 
-def _load_base(
-    folder: str | os.PathLike[str], name: str | None, record: Mapping[str, Any], num_labels: int | None
-) -> nn.Module:
-    import transformers
+def _check_config(kind: type[Likelihood], config: Mapping[str, Any], size: int) -> None:
+    """Raise a ValueError unless a likelihood's constructor takes what a record says, and no number is out of bounds.
 
-    cls = getattr(transformers, record["base"]["class"], None)
-    if name is None or cls is None:
+    Counts are of what is in the tensors, of so many numbers in all, or else small.
+    """
+    declared: dict[str, Any] = {}
+    if vars(kind).get("restored") is None and kind.restored.__func__ is Likelihood.restored.__func__:  # type: ignore[attr-defined]
+        inspect.signature(kind).bind(**config)
+        declared = get_type_hints(kind.__init__)
+    most = max(size, MOST_CLASSES)
+    for name, value in config.items():
+        check(value, declared.get(name, Any), "likelihood", "config", name)
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and not 0 <= number <= most:
+                raise ValueError(f"likelihood.config.{name} is {number}: give a number from 0 to {most}")
+
+
+def _check_outputs(network: AdaptedNetwork, likelihood: Likelihood) -> None:
+    """Raise a ValueError if a classifier of `transformers` has more or fewer outputs than the likelihood takes."""
+    is_classifier = any(is_a(network.model, task) for task in ("SEQUENCE_CLASSIFICATION", "TOKEN_CLASSIFICATION"))
+    needed, has = likelihood.num_labels, getattr(network.output_layer(), "out_features", None)
+    if is_classifier and needed is not None and has is not None and needed != has:
         raise ValueError(
-            f"The posterior in {folder} does not name a base model that can be loaded: pass model=… (it was a "
-            f"{record['base']['class']})."
+            f"it has {has} outputs, and the likelihood {likelihood.name!r} takes {needed}: {storage.HEADS_DIFFER}."
         )
-    settings = bases.recorded_settings(record["base"].get("config", {}))
-    if num_labels is not None:
-        settings["num_labels"] = num_labels
-    # Weights of other shapes than the checkpoint's are saved with the posterior.
-    return cls.from_pretrained(name, ignore_mismatched_sizes=True, **settings)
 
 
-def _read(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any], Tokenizer | None]:
-    """Tensors, record and tokenizer of a saved posterior."""
+def _read(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Record, Tokenizer | None]:
+    """Read the tensors, the record and the tokenizer of a saved posterior."""
     tensors, record = storage.load_files(folder)
     # Without one, a tokenizer's files can be those of an earlier posterior in this folder.
     if not record["tokenizer"]:
         return tensors, record, None
     name = record.get("tokenizer_folder", saving.TOKENIZER)
+    if not os.path.lexists(Path(folder) / name) and "tokenizer_folder" not in record:
+        return tensors, record, None  # of an earlier version, and taken away
     path = Path(folder) / name
-    if path.name != name or ("tokenizer_folder" in record and not path.is_dir()):
-        raise ValueError(f"{folder} holds a damaged posterior: its tokenizer, {name}, is missing. Save it again.")
-    if not path.is_dir():  # of an earlier version, and taken away
-        return tensors, record, None
-    with saving.reading_folder(path):
-        return tensors, record, _load_tokenizer(path)
+    with reading(folder, name):
+        _check_tokenizer(path)
+        with saving.reading_folder(path):
+            return tensors, record, _load_tokenizer(path)
 
 
 def _load_tokenizer(path: Path) -> Tokenizer:
+    """Load the tokenizer saved with a posterior; a ValueError if it is damaged."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except BaseException as error:
+        # A panic of the Rust library is not an Exception, so that nothing catches it by chance.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"tokenizer.json: {error}") from None
+    inputs = tokenizer.model_input_names
+    if not isinstance(inputs, list | tuple) or "input_ids" not in inputs[:1]:
+        raise ValueError(f"its model_input_names are {inputs!r:.100}, and have to begin with 'input_ids'")
+    return tokenizer
+
+
+def _check_tokenizer(path: Path) -> None:
+    """Raise a ValueError unless a tokenizer's folder holds plain files, which name no code and no other file."""
+    from transformers import PreTrainedTokenizerBase
+    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+    if path.is_symlink() or not path.is_dir():
+        raise ValueError("there is no such folder of its own")
+    for entry in path.iterdir():
+        if entry.name == "additional_chat_templates" and entry.is_dir() and not entry.is_symlink():
+            inner = [*entry.iterdir()]
+        else:
+            inner = [entry]
+        for file in inner:
+            with _naming(file.name):
+                plain_file(file)
+    if os.path.lexists(path / "config.json"):  # it would choose another class, or code
+        raise ValueError("config.json belongs to a model: leave it out")
+    with _naming("tokenizer_config.json"):
+        plain_file(path / "tokenizer_config.json")
+        config = parse((path / "tokenizer_config.json").read_bytes())
+        check(config, dict[str, Any])
+        name = config.get("tokenizer_class")
+        check(name, str, "tokenizer_class")
+        cls = tokenizer_class_from_name(name) if name.isidentifier() else None
+        if not (isinstance(cls, type) and issubclass(cls, PreTrainedTokenizerBase)) or name in READ_OTHER_FILES:
+            raise ValueError(f"tokenizer_class is {name!r:.100}, which cannot be loaded from a posterior")
+        _refuse_paths(config)
+
+
+@contextlib.contextmanager
+def _naming(file: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _refuse_paths(settings: Any) -> None:
+    """Raise a ValueError if a tokenizer's settings, at any depth, name code or another file."""
+    parts = settings.values() if isinstance(settings, dict) else settings if isinstance(settings, list) else ()
+    for part in parts:
+        _refuse_paths(part)
+    for name, value in settings.items() if isinstance(settings, dict) else ():
+        if value and (name in ("auto_map", "init_inputs") or name.endswith(OF_FILES)):
+            raise ValueError(f"{name!r:.100} names code or a file outside: leave it out")

@@ -1,24 +1,56 @@
 """Posteriors on disk: one safetensors file and one JSON file; never pickle."""
 
+import dataclasses
+import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from bayeslora import bases, saving
-from bayeslora.adapters import AdaptedNetwork
+from bayeslora.adapters import AdaptedNetwork, Stacks
+from bayeslora.adapters.targets import linear_layers
 from bayeslora.methods import Method
 from bayeslora.program import Program
+from bayeslora.record import (
+    FORMAT,
+    LARGEST,
+    MANIFEST,
+    NetworkRecord,
+    Record,
+    plain_file,
+    read_record,
+    reading,
+)
 from bayeslora.tasks import Likelihood
 
-MANIFEST = "bayeslora.json"
-FORMAT = 1
+TENSORS_NAME = re.compile(r"posterior-([0-9a-f]{16})\.safetensors")
+
+LARGEST_HEADER = 2**20
+"""Bytes of the header of a tensors' file: room for ten thousand tensors."""
+
+LARGEST_LOG = 80.0
+"""No parameter named `log_*` is larger: its exponential is infinite in single precision from 88 on."""
+
+WHOLE = (torch.float32, torch.float64)
+DTYPES: dict[str, tuple[torch.dtype, ...]] = {
+    "guide": WHOLE,
+    "likelihood": WHOLE,
+    "fingerprint": WHOLE,
+    "base_fingerprint": WHOLE,
+    "new": (*WHOLE, torch.float16, torch.bfloat16),
+    "history": WHOLE,
+    "head": (*WHOLE, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool),
+}
+"""What the name of a tensor begins with, to what its numbers may be."""
 
 # Weights sampled from each adapted layer to recognise the base model. Compared with a tolerance, so that a posterior
 # trained on single-precision weights loads onto the same weights in half precision.
@@ -39,25 +71,59 @@ def save_files(
     )
 
 
-def load_files(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors and the record that `save_files` wrote.
+def load_files(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Record]:
+    """Read the tensors and the record that `save_files` wrote, or somebody else: both are checked.
 
     Raises:
         FileNotFoundError: If there is no posterior in the folder.
         ValueError: If it is damaged, or has a format that this version does not know.
     """
-    manifest = Path(folder) / MANIFEST
-    if not manifest.is_file():
-        raise FileNotFoundError(f"{folder} holds no posterior: there is no {MANIFEST} in it.")
-    try:
-        record = json.loads(manifest.read_text())
-        if record["format"] != FORMAT:
-            raise ValueError(
-                f"{folder} has format {record['format']}; this version of bayeslora reads format {FORMAT}. Upgrade it."
-            )
-        return load_file(Path(folder) / record["tensors"]), record
-    except (json.JSONDecodeError, KeyError, TypeError, SafetensorError, FileNotFoundError) as error:
-        raise ValueError(f"{folder} holds a damaged posterior: {error}. Save it again.") from error
+    record = read_record(folder)
+    with reading(folder, MANIFEST):
+        named = TENSORS_NAME.fullmatch(record["tensors"])
+        if named is None:
+            raise ValueError(f"tensors is {record['tensors']!r:.100}: give posterior-<16 digits>.safetensors")
+    path = Path(folder) / record["tensors"]
+    with reading(folder, path.name):
+        size = plain_file(path)
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+            if header > min(size, LARGEST_HEADER):
+                raise ValueError("its header is larger than it, or than any of ours")
+            file.seek(0)
+            if hashlib.file_digest(file, "sha256").hexdigest()[:16] != named[1]:
+                raise ValueError("its content is not the one it is named after: it was changed or cut short")
+        tensors = load_file(path)
+        check_tensors(tensors, record)
+    return tensors, record
+
+
+def check_tensors(tensors: Mapping[str, Tensor], record: Record) -> None:
+    """Raise a ValueError unless tensors are those of a posterior, and their numbers are believable.
+
+    A history may hold NaN, where there was nothing to record; so may the fingerprint, where weights are quantised.
+    """
+    columns = {f"history/{name}" for name in record["history"]}
+    for name, value in tensors.items():
+        part, _, own = name.partition("/")
+        if part not in DTYPES:
+            raise ValueError(f"{name!r:.100} is not a tensor of a posterior")
+        if part == "history" and name not in columns:
+            raise ValueError(f"{name!r:.100} is not in the record's history")
+        if value.dtype not in DTYPES[part]:
+            raise ValueError(f"{name!r:.100} is of type {value.dtype}")
+        if part in ("history", "fingerprint", "base_fingerprint") or value.numel() == 0 or value.dtype == torch.bool:
+            continue
+        low, high = (float(bound) for bound in value.aminmax())  # NaN if there is one
+        most = LARGEST_LOG if own.rpartition(".")[2].startswith("log_") else LARGEST
+        if not (low >= -LARGEST and high <= most):
+            raise ValueError(f"{name!r:.100} holds numbers that are not finite, or beyond belief: from {low} to {high}")
+    if missing := sorted(({"fingerprint"} | columns) - tensors.keys()):
+        raise ValueError(f"there is no tensor {missing[0]!r:.100}")
+    if len(lengths := {tensors[name].shape for name in columns}) > 1 or any(len(shape) != 1 for shape in lengths):
+        raise ValueError("the columns of the history are not of one length")
+    if "history/step" in columns and not bool(tensors["history/step"].isfinite().all()):
+        raise ValueError("'history/step' holds numbers that are not finite")
 
 
 def is_finished(folder: str | os.PathLike[str]) -> bool:
@@ -87,19 +153,38 @@ def load_state(program: Program, tensors: Mapping[str, Tensor]) -> None:
     """Load learned state into a program.
 
     Raises:
-        ValueError: If the head does not fit the network's.
+        ValueError: If the tensors are not those of this program.
     """
-    guide, head, likelihood = (
-        {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-        for prefix in ("guide/", "head/", "likelihood/")
-    )
-    bases.put_new(program.network, tensors)
-    program.guide.load_state_dict(guide)
-    program.network.load_head(head)
-    program.likelihood.load_state_dict(likelihood)
+    check_shapes(tensors, "guide/", program.guide.state_dict())
+    check_shapes(tensors, "head/", program.network.head_state(), HEADS_DIFFER)
+    check_shapes(tensors, "likelihood/", program.likelihood.state_dict())
+    program.guide.load_state_dict(_part(tensors, "guide/"))
+    program.network.load_head(_part(tensors, "head/"))
+    program.likelihood.load_state_dict(_part(tensors, "likelihood/"))
 
 
-def history(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> dict[str, list[float]]:
+HEADS_DIFFER = "load the model with the same class and num_labels as for the fit"
+
+
+def check_shapes(tensors: Mapping[str, Tensor], prefix: str, own: Mapping[str, Tensor], advice: str = "") -> None:
+    """Raise a ValueError that names the first tensor that differs, unless saved tensors have the shapes they need."""
+    saved, has = ({n: tuple(t.shape) for n, t in part.items()} for part in (_part(tensors, prefix), own))
+    for name in {**has, **saved}:
+        if saved.get(name) != has.get(name):
+            if name not in has:
+                what = "is not one of this model's, or of this method's"
+            elif name not in saved:
+                what = f"of shape {has[name]} is missing"
+            else:
+                what = f"is of shape {saved[name]}, and has to be of {has[name]}"
+            raise ValueError(f"the tensor '{prefix}{name[:100]}' {what}" + (f": {advice}" if advice else ""))
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def history(tensors: Mapping[str, Tensor], record: Record) -> dict[str, list[float]]:
     """Return the columns of the history in their order, which a file of tensors does not keep."""
     return {name: tensors[f"history/{name}"].tolist() for name in record["history"]}
 
@@ -152,11 +237,75 @@ def fingerprint(network: AdaptedNetwork) -> Tensor:
 def check_base(network: AdaptedNetwork, saved: Tensor) -> None:
     """Raise a ValueError unless the network has the base weights that a posterior was trained on."""
     own = fingerprint(network)
+    if own.shape != saved.shape:
+        raise ValueError(f"its fingerprint is {tuple(saved.shape)}, and has to be {tuple(own.shape)}.")
     both = own.isfinite() & saved.isfinite()
     tolerance = 0.01 * saved.abs() + 1e-4
     differs = (((own - saved).abs() > tolerance) & both).any(1)
     if bool(differs.any()):
         raise ValueError(
-            f"The posterior belongs to another base model: the weights of {int(differs.sum())} of {len(differs)} "
-            "adapted layers differ. Load the checkpoint that it was trained on."
+            f"the weights of {int(differs.sum())} of {len(differs)} adapted layers differ. Load the checkpoint that it "
+            "was trained on."
         )
+
+
+def check_targets(model: nn.Module, record: NetworkRecord) -> None:
+    """Raise a ValueError unless a record names layers of this model, in full: neither suffixes nor patterns."""
+    modules, known = dict(model.named_modules()), linear_layers(model)
+    for name in record.get("head", ()):
+        if not name or name not in modules:
+            raise ValueError(
+                f"it has no part {name!r:.200} for a task head. Load the checkpoint that it was trained on."
+            )
+    for name in record["targets"]:
+        if name not in known:
+            raise ValueError(f"it has no linear layer {name!r:.200}. Load the checkpoint that it was trained on.")
+
+
+def check_guide(
+    network: AdaptedNetwork, method: Method, tensors: Mapping[str, Tensor], size: int, trusted: bool
+) -> None:
+    """Raise a ValueError unless saved tensors are those of the method's guide, before it takes any memory.
+
+    The guide is made on the meta device, where tensors have a shape and nothing else.
+
+    Args:
+        network: The adapted network.
+        method: The method.
+        tensors: What was saved.
+        size: How many numbers were, to which the guide's making is limited.
+        trusted: Whether the method is the user's: then it may be one that cannot be made there, which is left alone.
+    """
+    stacks = [
+        dataclasses.replace(stack, measured={name: value.to("meta") for name, value in stack.measured.items()})
+        for stack in network.stacks.values()
+    ]
+    try:
+        with torch.device("meta"), _Limited(size), pyro.validation_enabled(False), torch.no_grad():
+            state = method.guide(Stacks(stacks)).state_dict()
+    except TooLargeError:
+        raise ValueError(f"the record of {method.name!r} asks for far more numbers than are there") from None
+    except Exception:
+        if trusted:
+            return
+        raise
+    check_shapes(tensors, "guide/", state)
+
+
+class TooLargeError(Exception):
+    """A guide would be far larger than what was saved of it."""
+
+
+class _Limited(TorchFunctionMode):
+    """Stops what makes far more tensors, or numbers in them, than were saved: a loop over a billion members."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.left = 200 * size + 5_000_000
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        self.left -= 100 + (result.numel() if isinstance(result, Tensor) else 0)
+        if self.left < 0:
+            raise TooLargeError
+        return result

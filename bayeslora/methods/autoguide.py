@@ -66,7 +66,7 @@ class AutoGuide(PerStackMethod):
         super().__post_init__()
         if isinstance(self.prior_program, str):
             raise ValueError(f"prior_program={self.prior_program!r} is the name of a function: {PASS_AGAIN}")
-        if isinstance(self.autoguide, str) and not hasattr(pyro.infer.autoguide, self.autoguide):
+        if isinstance(self.autoguide, str) and not _is_pyros(self.autoguide):
             names = ", ".join(name for name in pyro.infer.autoguide.__all__ if name.endswith("Normal"))
             raise ValueError(f"autoguide={self.autoguide!r} is not one of Pyro's ({names}, …): {PASS_AGAIN}")
 
@@ -122,7 +122,11 @@ class StackAutoGuide(nn.Module):
     def start(self, factors: FactorTuple) -> None:
         """Start from trained factors: they become the medians of the sites with their names."""
         like = next(self.parameters(), torch.zeros(()))
-        values = {self.stack.site(name): value.detach().cpu() for name, value in factors._asdict().items()}
+        values = {
+            # On the meta device there is nothing to bring over.
+            self.stack.site(name): value.detach() if value.is_meta else value.detach().cpu()
+            for name, value in factors._asdict().items()
+        }
         with pyro.settings.context(module_local_params=True):
             auto = self.method.make(self.stack, values)
             auto()  # creates its parameters on the first call
@@ -131,6 +135,12 @@ class StackAutoGuide(nn.Module):
             except NotImplementedError:  # Pyro's way to say that a guide has no median
                 raise ValueError(f"{type(auto).__name__} has no median, which the centre needs: use another.") from None
         self.auto = auto.to(like.device, like.dtype)
+
+
+def _is_pyros(name: str) -> bool:
+    """Whether a name is that of one of Pyro's automatic guides, and of nothing else there."""
+    cls = getattr(pyro.infer.autoguide, name, None)
+    return isinstance(cls, type) and issubclass(cls, pyro.infer.autoguide.AutoGuide)
 
 
 def _name(function: Callable[..., Any]) -> str:

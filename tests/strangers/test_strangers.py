@@ -1,0 +1,253 @@
+"""What a stranger's posterior gets: an error that says what is wrong, or predictions, and nothing else."""
+
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+
+import bayeslora
+from tests.fixtures.make import CASES, FOLDER
+from tests.strangers.mutants import MUTATIONS, canary, sign, tensors_file
+
+SECONDS = 10
+"""Within which loading ends."""
+
+BASE_MEMORY = 64 * 2**20
+"""Bytes that loading takes whatever the size of the posterior: the network's copy, modules imported on the way."""
+
+OTHER = ("other", "not finite")
+MAY_DIFFER = {
+    **dict.fromkeys(("value", "values", "number", "missing_entry", "record_bytes"), OTHER),
+    **dict.fromkeys(("signed_bytes", "tensors", "header"), OTHER),
+    **dict.fromkeys(("names", "greedy"), (*OTHER, "cannot predict")),
+    "tokenizers_settings": ("cannot predict",),
+    "tokenizers_files": ("cannot predict",),
+}
+"""Mutations that may leave a posterior which is sound, and another one: of another kind of label, with other numbers,
+or with a tokenizer that does not pad. Nobody can tell that it was changed."""
+
+
+class Worker:
+    """The process that loads, started again where it hangs or dies."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+
+    def load(self, folder: Path, case: str, seconds: float = SECONDS) -> dict[str, Any]:
+        """What loading a posterior came to."""
+        if self.process is None:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.strangers.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                cwd=Path(__file__).parents[2],
+                env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            )
+            assert self.load(FOLDER / case, case, 120)["outcome"] == "same"
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        task = {"folder": str(folder), "case": case, "pristine": str(FOLDER / case)}
+        self.process.stdin.write(json.dumps(task) + "\n")
+        self.process.stdin.flush()
+        ready, _, _ = select.select([self.process.stdout], [], [], seconds)
+        line = self.process.stdout.readline() if ready else ""
+        if not line:
+            self.end()
+            return {"outcome": "hangs" if not ready else "ends the process"}
+        return json.loads(line)
+
+    def end(self) -> None:
+        """End the process."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    worker = Worker()
+    yield worker
+    worker.end()
+
+
+def faults(result: dict[str, Any], folder: Path, size: int, mutation: str) -> list[str]:
+    """What is wrong with what loading came to, in words."""
+    found = []
+    if result["outcome"] == "error":
+        message = result["message"]
+        if result["type"] not in ("ValueError", "FileNotFoundError"):
+            found.append("an error of another kind")
+        if str(folder) not in message or "\n" in message or not message.endswith(".") or len(message) > 1500:
+            found.append("a message that is not ours")
+    elif result["outcome"] not in ("same", *MAY_DIFFER.get(mutation, ())):
+        found.append(result["outcome"])
+    inside = os.path.realpath(folder)
+    found += [f"opened {path}" for path in result.get("opened", []) if not path.startswith(inside)]
+    found += result.get("done", [])
+    if canary(folder).exists():
+        found.append("ran code")
+    if result.get("memory", 0) > 4 * size + BASE_MEMORY:
+        found.append(f"took {result['memory'] >> 20} MiB for {size >> 10} KiB")
+    return found
+
+
+def check(worker: Worker, case: str, mutation: str, random: Random) -> str:
+    """Load a mutant, and return what came of it."""
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "posterior"
+        shutil.copytree(FOLDER / case, folder)
+        MUTATIONS[mutation](random, folder)
+        size = sum(path.lstat().st_size for path in folder.iterdir())
+        result = worker.load(folder, case)
+        found = faults(result, folder, size, mutation)
+    assert not found, f"{found}: {result}"
+    return result["outcome"]
+
+
+FUZZ = {
+    "deadline": None,
+    "database": None,
+    "derandomize": True,
+    "phases": (Phase.generate,),
+    "suppress_health_check": [*HealthCheck],
+}
+MUTANTS = given(
+    case=st.sampled_from(sorted(CASES)),
+    mutation=st.sampled_from(sorted(MUTATIONS)),
+    seed=st.integers(0, 2**32),
+)
+
+
+@settings(max_examples=150, **FUZZ)
+@MUTANTS
+def test_a_mutant_is_refused_or_predicts(worker: Worker, case: str, mutation: str, seed: int) -> None:
+    check(worker, case, mutation, Random(seed))
+
+
+@pytest.mark.slow
+@settings(max_examples=2400, **FUZZ)
+@MUTANTS
+def test_many_mutants_are_refused_or_predict(worker: Worker, case: str, mutation: str, seed: int) -> None:
+    check(worker, case, mutation, Random(seed))
+
+
+def test_the_worker_sees_what_it_should(tmp_path: Path) -> None:
+    script = """
+import pickle, subprocess, sys
+from pathlib import Path
+from tests.strangers.worker import Watch
+watch = Watch()
+open(sys.argv[1]).close()
+watch.on = True
+open(sys.argv[1]).close()
+pickle.loads(pickle.dumps(Path("a")))
+subprocess.run(["true"])
+exec(compile("a = 1", sys.argv[1], "exec"))
+try:
+    input()
+except EOFError:
+    pass
+watch.on = False
+print(watch.opened.count(sys.argv[1]), *sorted({done.split()[0] for done in watch.done}))
+"""
+    file = tmp_path / "file"
+    file.touch()
+    out = subprocess.run(
+        [sys.executable, "-c", script, str(file.resolve())],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.DEVNULL,
+    ).stdout
+    assert {*out.split()} >= {"1", "builtins.input", "exec", "pickle.find_class", "subprocess.Popen"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": float("nan")}, "bayeslora.json: it holds NaN, which is not a number"),
+        ({"temperature": float("inf")}, "bayeslora.json: temperature is inf: give a finite number, at most 1e+30"),
+        ({"temperature": 0.0}, "bayeslora.json: temperature is 0.0: give a positive number"),
+        (
+            {"num_particles": 10**9},
+            "bayeslora.json: num_particles is 1000000000: give a whole number of at least 1",
+        ),
+        ({"class_names": ["a", "b"]}, "bayeslora.json: class_names has 2 names, and there are not as many classes"),
+        ({"history": ["step", "step"]}, "bayeslora.json: history: a column stands twice"),
+        ({"history": ["step"]}, "is not in the record's history"),
+        ({"tensors": "../posterior-0123456789abcdef.safetensors"}, "give posterior-<16 digits>.safetensors"),
+        ({"network": None}, "bayeslora.json: network is None: give an object"),
+        ({"tokenizer": True, "tokenizer_folder": "../tokenizer"}, "give tokenizer-<16 digits>"),
+        ({"tokenizer": True, "tokenizer_folder": "tokenizer-0123456789abcdef"}, "there is no such folder of its own"),
+    ],
+)
+def test_messages_name_the_file_the_entry_and_what_fits(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    folder = tmp_path / "posterior"
+    shutil.copytree(FOLDER / "lora", folder)
+    record = json.loads((folder / "bayeslora.json").read_text())
+    (folder / "bayeslora.json").write_text(json.dumps(record | change))
+    with pytest.raises(ValueError, match=rf"{re.escape(message)}.*Save it again") as error:
+        bayeslora.load(folder, CASES["lora"].network())
+    assert str(error.value).startswith(f"{folder} holds a damaged posterior: ")
+
+
+def test_a_field_of_a_method_may_be_infinite(tmp_path: Path) -> None:
+    x = torch.randn(16, 6, dtype=torch.float64)
+    network = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)).double()
+    posterior = bayeslora.fit(network, (x, (x[:, 0] > 0).long()), df=float("inf"), rank=2, epochs=1, progress=False)
+    posterior.save(tmp_path)
+    assert "Infinity" in (tmp_path / "bayeslora.json").read_text()
+    assert np.array_equal(bayeslora.load(tmp_path, network).predict(x, 3).draws, posterior.predict(x, 3).draws)
+
+
+def test_numbers_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "posterior"
+    shutil.copytree(FOLDER / "blob", folder)
+    state = load(tensors_file(folder).read_bytes())
+    name = next(name for name, value in state.items() if name.startswith("guide/") and value.dim() == 3)
+    state[name][0, 0, 0] = torch.nan
+    sign(folder, save(state))
+    with pytest.raises(ValueError, match=rf"'{re.escape(name)}' holds numbers that are not finite, or beyond belief"):
+        bayeslora.load(folder, CASES["blob"].network())
+
+
+@pytest.mark.parametrize("aim", ["blobs", "secret", "blobs that are a link"])
+def test_links_of_the_hubs_cache_lead_to_its_blobs_alone(aim: str, tmp_path: Path) -> None:
+    folder, blobs = tmp_path / "models--a--b" / "snapshots" / "0123", tmp_path / "models--a--b" / "blobs"
+    outside = tmp_path / "outside"
+    shutil.copytree(FOLDER / "lora", folder)
+    outside.mkdir()
+    if aim == "blobs that are a link":
+        blobs.symlink_to(outside)
+    else:
+        blobs.mkdir()
+    for file in list(folder.iterdir()):
+        target = (outside if aim == "secret" else blobs) / f"hash-{file.name}"
+        file.rename(target)
+        file.symlink_to(target)
+    network = CASES["lora"].network()
+    if aim == "blobs":
+        assert bayeslora.load(folder, network).draw(1)
+    else:
+        with pytest.raises(ValueError, match=r"bayeslora\.json: it is a link, and not a file of its own"):
+            bayeslora.load(folder, network)
