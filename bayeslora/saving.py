@@ -71,11 +71,11 @@ def read_unchanged(manifest: Path, read: Callable[[], T]) -> T:
         read: Reads it, and what it names; raises an exception where that is gone.
     """
     for _ in range(ATTEMPTS):
-        before = _content(manifest)
+        before = _version(manifest)
         try:
             return read()
         except Exception:
-            if before is None or _content(manifest) == before:
+            if before is None or _version(manifest) == before:
                 raise
     raise ValueError(f"{manifest.parent} was saved anew {ATTEMPTS} times while it was read: wait until that ends.")
 
@@ -155,11 +155,13 @@ def _digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _content(path: Path) -> bytes | None:
+def _version(path: Path) -> tuple[int, int] | None:
+    """What differs between a file and one put in its place, which may say the same; None if there is none."""
     try:
-        return path.read_bytes()
+        status = path.stat()
     except OSError:
         return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _read(manifest: Path) -> dict[str, Any]:
