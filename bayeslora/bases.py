@@ -244,8 +244,8 @@ def load_base(
             )
     try:
         # Weights of other shapes than the checkpoint's are saved with the posterior.
-        config = configured(cls, source, record["base"].get("config", {}), outputs, settings)
-        model = cls.from_pretrained(source, config=config, ignore_mismatched_sizes=True, **settings)
+        settings |= asked_for(cls, source, record["base"].get("config", {}), outputs, settings)
+        model = cls.from_pretrained(source, ignore_mismatched_sizes=True, **settings)
     except Exception as error:
         raise ValueError(
             f"The base model {str(name or saved)!r:.200} of the posterior in {folder} cannot be loaded "
@@ -273,6 +273,15 @@ def _on_this_machine(name: str) -> Path | None:
         if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
             return path
     return None
+
+
+def asked_for(
+    cls: Any, source: str | Path, recorded: Mapping[str, Any], num_labels: int | None, how: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what `from_pretrained` is asked for: the recorded configuration, if there is one, or the outputs."""
+    if any(_may_be_set(key) for key in recorded):
+        return {"config": configured(cls, source, recorded, num_labels, how)}
+    return {} if num_labels is None else {"num_labels": num_labels}
 
 
 def configured(cls: Any, source: str | Path, recorded: Mapping[str, Any], num_labels: int | None, how: Any) -> Any:

@@ -1,11 +1,12 @@
 """Posteriors on disk: one safetensors file and one JSON file; never pickle."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,15 @@ def fingerprint(network: AdaptedNetwork) -> Tensor:
             values = weight[index.to(weight.device)].float().cpu()
             rows.append(values if weight.is_floating_point() else torch.full_like(values, torch.nan))
     return torch.stack(rows)
+
+
+@contextlib.contextmanager
+def of_this_base() -> Iterator[None]:
+    """Let what is wrong with a base model be said of the posterior."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"the posterior belongs to another base model: {error}") from None
 
 
 def check_base(network: AdaptedNetwork, saved: Tensor) -> None:

@@ -199,7 +199,8 @@ class ProgramTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         tensors, record = storage.load_files(resume_from_checkpoint)
         try:
-            storage.check_base(self.program.network, tensors.pop("fingerprint"))
+            with storage.of_this_base():
+                storage.check_base(self.program.network, tensors.pop("fingerprint"))
             storage.load_state(self.program, tensors)
         except (RuntimeError, ValueError) as error:
             what = " ".join(str(error).split())

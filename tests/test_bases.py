@@ -148,11 +148,19 @@ def test_a_configuration_of_ones_own_is_kept(
     assert "not that of the fit: hidden_act is 'gelu' and was 'relu'" in caplog.text
 
 
-def test_code_is_never_named_in_a_configuration() -> None:
+def test_a_record_sets_fields_of_the_configuration_and_nothing_else(tmp_path: Path) -> None:
+    model = tiny_bert()
+    model.save_pretrained(tmp_path)
     record = {
         "auto_map": {"AutoModel": "evil.py"},
         "_name_or_path": "x",
         "quantization_config": {},
+        "trust_remote_code": True,
+        "revision": "evil",
         "hidden_act": "relu",
     }
-    assert bases.recorded_settings(record) == {"hidden_act": "relu"}
+    config = bases.configured(type(model), tmp_path, record, 2, {})
+    assert (config.hidden_act, config.num_labels) == ("relu", 2)
+    assert not any(hasattr(config, name) for name in ("auto_map", "quantization_config", "trust_remote_code"))
+    with pytest.raises(ValueError, match="asks for a model that is far larger than the checkpoint"):
+        bases.configured(type(model), tmp_path, {"vocab_size": 10**8}, 2, {})

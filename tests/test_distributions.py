@@ -210,7 +210,7 @@ def test_mask_of_rate_zero_draws_no_random_numbers() -> None:
 
 
 def test_mask_needs_a_rate_below_one() -> None:
-    with pytest.raises(ValueError, match=r"p=1\.0: a probability of at least 0 and less than 1"):
+    with pytest.raises(ValueError, match=r"p=1\.0: give a probability of at least 0 and less than 1"):
         Mask(3, 1.0)
 
 

@@ -3,10 +3,11 @@
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bayeslora import METHODS
+from bayeslora import LIKELIHOODS, METHODS
 
 ROOT = Path(__file__).parents[1]
 FROM_THE_HUB = ("sentence-transformers/all-MiniLM-L6-v2", "distilbert/distilbert-base-uncased")
@@ -30,11 +31,13 @@ def test_code_on_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.M
     source = code(page)
     for name in FROM_THE_HUB:
         source = source.replace(name, str(get_model_path()))
-    known = dict(METHODS)
+    tables: list[dict[str, Any]] = [METHODS, LIKELIHOODS]
+    known = [dict(table) for table in tables]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default")
             exec(compile(source, str(page), "exec"), {"__name__": "page"})
     finally:
-        METHODS.clear()
-        METHODS.update(known)
+        for table, entries in zip(tables, known, strict=True):
+            table.clear()
+            table.update(entries)

@@ -217,7 +217,7 @@ def test_a_reader_of_a_damaged_posterior_does_not_wait_for_another(
 ) -> None:
     posteriors[OLD].save(tmp_path)
     shutil.rmtree(next(tmp_path.glob("tokenizer-*")))
-    with pytest.raises(ValueError, match=r"its tokenizer, tokenizer-[0-9a-f]{16}, is missing\. Save it again"):
+    with pytest.raises(ValueError, match=r"tokenizer-[0-9a-f]{16}: there is no such folder of its own\. Save it again"):
         bayeslora.load(tmp_path, network())
 
 
@@ -225,7 +225,7 @@ def test_a_record_names_files_of_its_own_folder(posteriors: dict[str, Posterior]
     posteriors[OLD].save(tmp_path)
     manifest = tmp_path / storage.MANIFEST
     manifest.write_text(manifest.read_text().replace('"tokenizer-', '"../tokenizer-'))
-    with pytest.raises(ValueError, match=r"its tokenizer, \.\./tokenizer-\w+, is missing"):
+    with pytest.raises(ValueError, match=r"tokenizer_folder is '\.\./tokenizer-\w+': give tokenizer-<16 digits>"):
         bayeslora.load(tmp_path, network())
 
 

@@ -71,6 +71,7 @@ def test_a_base_on_the_hub_is_fetched_on_request(posterior: Posterior, tmp_path:
     loaded = bayeslora.load(tmp_path, download=True)
     assert torch.equal(loaded.draw(1)["32x32.A"], posterior.draw(1)["32x32.A"])
     settings = {"trust_remote_code": False, "num_labels": 3, "use_safetensors": True, "local_files_only": False}
+    settings["ignore_mismatched_sizes"] = True
     assert asked == [("somebody/model", settings)]
 
 
@@ -95,7 +96,8 @@ def test_a_base_that_the_user_names_is_read_without_code(
 ) -> None:
     saved(posterior, tmp_path, "somebody/model")
     bayeslora.load(tmp_path, "my/model")
-    assert asked == [("my/model", {"trust_remote_code": False, "num_labels": 3})]
+    settings = {"trust_remote_code": False, "num_labels": 3, "ignore_mismatched_sizes": True}
+    assert asked == [("my/model", settings)]
 
 
 @pytest.mark.parametrize("holds", ["nothing", "pickles"])
@@ -142,7 +144,8 @@ def test_a_fit_by_name_runs_no_code_of_the_models(monkeypatch: pytest.MonkeyPatc
     def loading(found: Any) -> Any:
         return lambda name, **settings: asked.append(settings["trust_remote_code"]) or found
 
-    monkeypatch.setattr(transformers.AutoModelForSequenceClassification, "from_pretrained", loading(tiny_bert()))
+    found = tiny_bert(), {"missing_keys": [], "mismatched_keys": []}
+    monkeypatch.setattr(transformers.AutoModelForSequenceClassification, "from_pretrained", loading(found))
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", loading(tiny_tokenizer()))
     load_model("somebody/model", None, Classification, ["text"], ["a", "b", "c"], None)
     assert asked == [False, False]
