@@ -18,7 +18,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from bayeslora import checkpoints, guides, saving, storage
+from bayeslora import bases, checkpoints, guides, saving, storage
 from bayeslora.data import OwnOrders, Source, to_device
 from bayeslora.divergence import DivergedError as DivergedError
 from bayeslora.divergence import LastGood
@@ -200,6 +200,7 @@ class ProgramTrainer(Trainer):
         tensors, record = storage.load_files(resume_from_checkpoint)
         try:
             with storage.of_this_base():
+                bases.put_new(self.program.network, tensors)
                 storage.check_base(self.program.network, tensors.pop("fingerprint"))
             storage.load_state(self.program, tensors)
         except (RuntimeError, ValueError) as error:
