@@ -202,6 +202,7 @@ def fit(
         program.eval()
         batches = [Batches(source, batch_size, program.device) if source else () for source in (train, held_out)]
         program.guide = chosen.refine(program, program.guide, *batches)
+        program.network.unbind()
     if (output_dir or args) and training.should_save:
         posterior.save(training.output_dir)
     return posterior

@@ -38,6 +38,9 @@ PASSES_PER_STEP = 2.5
 
 FEWEST_TUNING, TUNING_BATCH = 50, 16
 
+RECORDED = 50
+"""Steps whose losses stay on the device, before they are moved into the history together."""
+
 
 class ProgramTrainer(Trainer):
     """A Trainer for a program: its loss is the negative ELBO, its checkpoints are posteriors (adapters and head only).
@@ -231,6 +234,8 @@ class Recorder(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         self.pending.append((state.global_step, state.epoch, torch.stack(self.parts).mean(0)))
         self.parts = []
+        if len(self.pending) >= RECORDED:
+            self.flush()
 
     def on_evaluate(
         self,

@@ -70,6 +70,8 @@ def train(
         if keep:
             _keep(trainer, error)
         raise
+    finally:
+        trainer.program.network.unbind()  # the last step's factors hold its whole graph
     if checkpoint is not None and checkpoints.step(checkpoint) == trainer.state.global_step:
         # There was no step to go on with, before which the Trainer restores it; what follows may draw.
         trainer._load_rng_state(str(checkpoint))

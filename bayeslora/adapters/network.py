@@ -227,6 +227,7 @@ class AdaptedNetwork(nn.Module):
         for layers in self._layers.values():
             for layer in layers:
                 layer.slot.factors = layer.slot.rows = None
+                layer.slot.sequences, layer.slot.apart = 1, False
 
     def folds(self, factors: FactorsByStack, inputs: Batch) -> bool:
         """Return whether draws that run as rows of one batch give what they give one by one: measured once.

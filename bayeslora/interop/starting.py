@@ -120,9 +120,11 @@ class Adapters:
 
 def distance(network: AdaptedNetwork, factors: FactorsByStack, other: nn.Module, inputs: Batch) -> float:
     """Return the largest difference of a network's logits at given factors from another's; 0 if it is rounding."""
-    with torch.no_grad(), evaluating(network), evaluating(other):
-        own, expected = network(factors, inputs), logits_of(other(**inputs))
-    network.unbind()
+    try:
+        with torch.no_grad(), evaluating(network), evaluating(other):
+            own, expected = network(factors, inputs), logits_of(other(**inputs))
+    finally:
+        network.unbind()
     dtypes = [value.dtype for value in (*network.model.parameters(), own, expected) if value.is_floating_point()]
     tolerance = max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.5
     own, expected = own.double(), expected.double()
