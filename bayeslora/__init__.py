@@ -2,6 +2,7 @@
 
 from bayeslora import distributions, methods, metrics, tasks, theory
 from bayeslora.budget import rank_for_budget
+from bayeslora.contracts import ArgumentError
 from bayeslora.fit import fit
 from bayeslora.loading import load
 from bayeslora.methods import METHODS, Method, MonteCLoRA, PerStackMethod
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LIKELIHOODS",
     "METHODS",
+    "ArgumentError",
     "LanguagePrediction",
     "Likelihood",
     "Method",

@@ -6,15 +6,17 @@ from typing import Any
 from torch import nn
 
 from bayeslora.adapters import AdaptedNetwork
+from bayeslora.contracts import Count, checked
 from bayeslora.isolation import exclusive, seeded
-from bayeslora.methods import Method, make_method
+from bayeslora.methods import Method, MethodName, fields_for_fit, make_method
 from bayeslora.types import Targets
 
 
+@checked(fields=fields_for_fit)
 def rank_for_budget(
     model: nn.Module,
-    method: str | Method,
-    budget: int,
+    method: Method | MethodName,
+    budget: Count,
     *,
     targets: Targets = "all-linear",
     **hyperparameters: Any,

@@ -1,6 +1,5 @@
 """The command line: `bayeslora demo | fit | predict | evaluate`."""
 
-import dataclasses
 import json
 import math
 import signal
@@ -15,7 +14,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bayeslora.methods import METHODS, unknown_fields
+from bayeslora import contracts
+from bayeslora.methods import METHODS, named, own_fields
 from bayeslora.tasks import LIKELIHOODS
 from bayeslora.types import Data
 
@@ -44,7 +44,8 @@ def demo(
 
     _quiet()
     start = time.perf_counter()
-    with console.status("Fitting LoRA and MonteCLoRA to 300 words, predicting 1,000 (under 3 minutes on 2 cores)…"):
+    doing = "Fitting LoRA and MonteCLoRA to 300 words, predicting 1,000 (under 3 minutes on 2 cores)…"
+    with _errors(), console.status(doing):
         result = main_job.run(seed)
         main_job.write(result, output)
     table = result.table()
@@ -100,28 +101,26 @@ def fit(
 
     _quiet()
     with _errors():
-        fields = method_fields(method, context.args)
+        settings: dict[str, Any] = {
+            "likelihood": likelihood,
+            "targets": targets,
+            "exclude": exclude,
+            "head": None if head is None else tuple(filter(None, head.split(","))),
+            "rank": rank,
+            "alpha": alpha,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "num_particles": num_particles,
+            "seed": seed,
+            "output_dir": output,
+            "resume": "anyway" if resume_anyway else resume,
+            **method_fields(method, context.args),
+        }
+        contracts.check_arguments(bayeslora.fit, model=model, data=data, method=method, **settings)  # before it reads
         rows = read(data)
-        posterior = bayeslora.fit(
-            model,
-            rows,
-            method,
-            likelihood=likelihood,
-            validation=split(read(validation), "train") if validation else None,
-            targets=targets,
-            exclude=exclude,
-            head=None if head is None else tuple(filter(None, head.split(","))),
-            rank=rank,
-            alpha=alpha,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            num_particles=num_particles,
-            seed=seed,
-            output_dir=output,
-            resume="anyway" if resume_anyway else resume,
-            **fields,
-        )
+        held_out = split(read(validation), "train") if validation else None
+        posterior = bayeslora.fit(model, rows, method, validation=held_out, **settings)
     history = posterior.history
     end = "".join(
         f" Step {last['step']:.0f}: loss {last['loss']:.4f}, NLL {last['nll']:.4f} nats."
@@ -142,14 +141,17 @@ def predict(
     """Predict with a saved posterior: a row per example, with probabilities and uncertainty in nats."""
     from bayeslora.data import read
     from bayeslora.loading import load
+    from bayeslora.posterior import Posterior
 
     _quiet()
     with _errors():
+        contracts.check_arguments(Posterior.predict, None, data, num_draws=num_draws, seed=seed)
         table = load(posterior, model).predict(_test_split(read(data)), num_draws, seed=seed).to_pandas()
+        if output is not None:
+            table.to_csv(output, index=False)
     if output is None:
         _print(table.head(20), f"First of {len(table)} predictions", "predicted")
     else:
-        table.to_csv(output, index=False)
         console.print(f"{len(table)} predictions in {output}.")
 
 
@@ -158,9 +160,11 @@ def evaluate(posterior: Folder, data: DataName, num_draws: Draws = 32, seed: See
     """Print the metrics of a saved posterior on labelled data, as JSON."""
     from bayeslora.data import read
     from bayeslora.loading import load
+    from bayeslora.posterior import Posterior
 
     _quiet()
     with _errors():
+        contracts.check_arguments(Posterior.evaluate, None, data, num_draws=num_draws, seed=seed)
         scores = load(posterior, model).evaluate(_test_split(read(data)), num_draws, seed=seed)
     typer.echo(as_json(scores))
 
@@ -172,15 +176,12 @@ def as_json(scores: Mapping[str, float]) -> str:
 
 def method_fields(method: str, flags: list[str]) -> dict[str, Any]:
     """Read fields of a method from command-line flags, `--noise-ratio 2` or `--noise-ratio=2`, with values in JSON."""
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is not known. Methods: {', '.join(METHODS)}.")
+    cls = named(method)
     words = [word for flag in flags for word in (flag.split("=", 1) if flag.startswith("--") else [flag])]
     if len(words) % 2 or not all(name.startswith("--") for name in words[::2]):
         raise ValueError(f"Cannot read {' '.join(flags)!r}: give pairs, --field value.")
     fields = {name[2:].replace("-", "_"): _value(value) for name, value in zip(words[::2], words[1::2], strict=True)}
-    known = {field.name for field in dataclasses.fields(METHODS[method])}  # type: ignore[arg-type]
-    if unknown := sorted(set(fields) - known):
-        raise TypeError(unknown_fields(METHODS[method], unknown))
+    contracts.refuse_unknown(fields, own_fields(cls))
     return fields
 
 
@@ -221,11 +222,10 @@ class _errors:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         from bayeslora.divergence import DivergedError
-        from bayeslora.saving import NotSavedError
 
         if isinstance(error, (ValueError, TypeError, FileNotFoundError)):
             status = 2
-        elif isinstance(error, (DivergedError, NotSavedError)):
+        elif isinstance(error, (DivergedError, OSError)):
             status = 1
         elif isinstance(error, KeyboardInterrupt):
             status = 128 + signal.SIGINT

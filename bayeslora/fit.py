@@ -1,24 +1,24 @@
 """`fit`, which builds the program and hands it to the `transformers` Trainer."""
 
 import logging
-import operator
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from bayeslora import bases, choice, interop, storage
 from bayeslora.adapters import AdaptedNetwork
+from bayeslora.contracts import Count, Scale
 from bayeslora.data import Source, read, split, to_device
 from bayeslora.divergence import check_weights
-from bayeslora.isolation import give_way, isolated, seeded
+from bayeslora.isolation import give_way, public, seeded
 from bayeslora.loading import Init, load, load_model, with_padding
-from bayeslora.methods import Method, make_method
+from bayeslora.methods import Method, MethodName, fields_for_fit, make_method
 from bayeslora.networks import unwrapped
 from bayeslora.posterior import Posterior
 from bayeslora.preparation import (
@@ -33,10 +33,23 @@ from bayeslora.preparation import (
 )
 from bayeslora.program import Program
 from bayeslora.tasks import choosing
-from bayeslora.types import Data, History, Targets, Tokenizer
+from bayeslora.types import (
+    Arguments,
+    BatchSize,
+    Callback,
+    Data,
+    Epochs,
+    Folder,
+    History,
+    ModelName,
+    NumParticles,
+    Seed,
+    Targets,
+    Tokenizer,
+)
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback, TrainingArguments
+    from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -44,32 +57,32 @@ FEWEST_TO_SPLIT = 50
 """Training examples from which on a tenth is held out, if a method needs held-out data and none is given."""
 
 
-@isolated()
+@public(fields=fields_for_fit)
 def fit(
-    model: nn.Module | str,
+    model: nn.Module | ModelName,
     data: Data,
-    method: str | Method = "monteclora",
+    method: Method | MethodName = "monteclora",
     *,
-    validation: Data = None,
+    validation: Data | None = None,
     tokenizer: Tokenizer | None = None,
     likelihood: choosing.Given = None,
     init: Init = None,
-    rank: int | Mapping[str, int] | None = None,
-    alpha: float | Mapping[str, float] = 16,
+    rank: Count | Mapping[str, Count] | None = None,
+    alpha: Scale | Mapping[str, Scale] = 16,
     targets: Targets = "all-linear",
     exclude: Targets | None = None,
     head: str | Sequence[str] | None = None,
-    epochs: float = 3,
-    batch_size: int = 16,
-    learning_rate: float = 3e-4,
-    num_particles: int | None = None,
-    seed: int = 0,
-    output_dir: str | os.PathLike[str] | None = None,
-    resume: bool | str = False,
-    args: "TrainingArguments | None" = None,
-    callbacks: "Sequence[TrainerCallback]" = (),
+    epochs: Epochs = 3,
+    batch_size: BatchSize = 16,
+    learning_rate: Scale = 3e-4,
+    num_particles: NumParticles | None = None,
+    seed: Seed = 0,
+    output_dir: Folder | None = None,
+    resume: bool | Literal["anyway"] = False,
+    args: Arguments | None = None,
+    callbacks: Sequence[Callback] = (),
     progress: bool = True,
-    num_examples: int | None = None,
+    num_examples: Count | None = None,
     **hyperparameters: Any,
 ) -> Posterior:
     """Fine-tune a network with Bayesian adapters, and return the posterior over them.
@@ -121,8 +134,10 @@ def fit(
         hyperparameters: Fields of the method.
 
     Raises:
-        TypeError: If the method has no such field, or the type of data or model is not known.
-        ValueError: If an argument, the labels or the inputs do not fit; the message says what does.
+        ArgumentError: If an argument does not fit, is not known, or the method has no such field: a ValueError and a
+            TypeError, whose message says what fits.
+        TypeError: If the data has none of these forms.
+        ValueError: If the labels or the inputs do not fit; the message says what does.
         DivergedError: If the loss becomes NaN or infinite, or runs away; it has the posterior at the last good state.
             That is saved in `output_dir`, as is that of a fit which is interrupted.
     """
@@ -130,7 +145,7 @@ def fit(
     data = read(os.fspath(data)) if isinstance(data, str | os.PathLike) else data
     train_data, held_out = split(data, "train"), validation if validation is not None else split(data, "validation")
     check_arguments(args)
-    seed = operator.index(seed) if args is None else args.seed
+    seed = seed if args is None else args.seed
     with seeded(seed), choice.narrating(progress if args is None else not args.disable_tqdm):
         lacked = None
         if isinstance(model, str | os.PathLike):
@@ -167,7 +182,7 @@ def fit(
         bases.note_new(network, lacked)
         if not adapters:
             shift_outputs(network, likelihood, model, train, batch_size)
-        num_particles = chosen.num_particles if num_particles is None else operator.index(num_particles)
+        num_particles = chosen.num_particles if num_particles is None else num_particles
         program = Program(network, chosen, likelihood, num_particles)
         with seeded(0):  # a loader that shuffles takes its seed from the global state
             example = train.first_batch()

@@ -12,8 +12,8 @@ import operator
 import os
 import random
 import threading
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyro
@@ -21,6 +21,10 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _ENUM_ALLOCATOR, _PYRO_STACK
 from torch import Tensor
+
+from bayeslora.contracts import Fields, checked
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 VALIDATION = ("validate_distributions_pyro", "validate_distributions_torch", "validate_infer", "validate_poutine")
 """Pyro's settings that say what is checked."""
@@ -96,6 +100,15 @@ def isolated() -> Iterator[None]:
     """
     with exclusive(), torch.inference_mode(False):
         yield
+
+
+def public(fields: Callable[[Mapping[str, Any]], Fields | None] | None = None) -> Callable[[F], F]:
+    """Return the decorator of a public call: its arguments are checked (`contracts.checked`), then it runs isolated."""
+
+    def decorate(function: F) -> F:
+        return checked(fields)(isolated()(function))
+
+    return decorate
 
 
 @contextlib.contextmanager

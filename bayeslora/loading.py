@@ -7,13 +7,14 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, get_type_hints
+from typing import Annotated, Any, TypeAlias, get_type_hints
 
 from torch import Tensor, nn
 
 from bayeslora import bases, interop, saving, storage
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.isolation import isolated, seeded
+from bayeslora.contracts import Kind, is_path
+from bayeslora.isolation import public, seeded
 from bayeslora.methods import METHODS, Method, make_method
 from bayeslora.networks import is_a, unwrapped
 from bayeslora.posterior import Posterior
@@ -32,14 +33,13 @@ from bayeslora.record import (
     reading,
 )
 from bayeslora.tasks import LIKELIHOODS, Likelihood
-from bayeslora.types import LabelColumn, Tokenizer
+from bayeslora.types import Folder, LabelColumn, ModelName, Tokenizer
 
 logger = logging.getLogger(__name__)
 
-if TYPE_CHECKING:
-    Init: TypeAlias = Posterior | nn.Module | str | os.PathLike[str] | None
-else:
-    Init: TypeAlias = Any  # `fit` refuses what does not fit, in words
+_PathOfAdapters: TypeAlias = Annotated[str | os.PathLike[str], Kind("the folder of either", is_path)]
+
+Init: TypeAlias = Posterior | nn.Module | _PathOfAdapters | None
 """Trained adapters to start from: a posterior, a PEFT model, or a folder of either."""
 
 MOST_CLASSES = 2**20
@@ -107,10 +107,10 @@ def load_model(
     return model, tokenizer, lacked
 
 
-@isolated()
+@public()
 def load(
-    folder: str | os.PathLike[str],
-    model: nn.Module | str | None = None,
+    folder: Folder,
+    model: nn.Module | ModelName | None = None,
     *,
     likelihood: Callable[[Tensor, Tensor | None], Any] | type[Likelihood] | None = None,
     method: Method | None = None,
@@ -133,6 +133,7 @@ def load(
         download: Whether the model named at the fit may be fetched from the hub.
 
     Raises:
+        ArgumentError: If an argument does not fit.
         FileNotFoundError: If there is no posterior in the folder.
         ValueError: If it is damaged, belongs to another base model, has a method that is not registered or is not the
             one given, or was fitted with a likelihood or function of your own that is not given; or if its base model
@@ -149,7 +150,8 @@ def load(
     if isinstance(model, nn.Module) and interop.is_peft_model(model):
         model = interop.base_of_peft(model)  # whose layers go by the same names, and have adapters of their own
     if not isinstance(model, nn.Module):
-        model = bases.load_base(folder, model, record, labels, tensors, download)
+        name = None if model is None else os.fspath(model)
+        model = bases.load_base(folder, name, record, labels, tensors, download)
     else:
         bases.check_settings(model, record["base"].get("config", {}))
     model, tokenizer = with_padding(model, tokenizer)

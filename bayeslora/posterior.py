@@ -1,7 +1,6 @@
 """The posterior that a fit returns."""
 
 import copy
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +11,15 @@ from torch import Tensor, nn
 
 from bayeslora import bases, diagnostics, generation, interop, metrics, storage
 from bayeslora.adapters import AdaptedNetwork
+from bayeslora.contracts import checked
 from bayeslora.data import Source, to_device
 from bayeslora.generation import Generation
-from bayeslora.isolation import isolated, seeded
+from bayeslora.isolation import isolated, public, seeded
 from bayeslora.methods import Method
 from bayeslora.prediction import centre_sites, draw, run
 from bayeslora.program import Program
 from bayeslora.tasks.prediction import BasePrediction
-from bayeslora.types import Data, Tokenizer
+from bayeslora.types import Approximation, BatchSize, Data, Folder, NumDraws, Prompts, Seed, Tokenizer
 
 if TYPE_CHECKING:
     import arviz as az
@@ -91,8 +91,8 @@ class Posterior:
         table = pd.DataFrame(self._history)
         return table.astype({"step": int}) if "step" in table else table
 
-    @isolated()
-    def draw(self, num_draws: int = 32, *, seed: int | None = 0) -> dict[str, Tensor]:
+    @public()
+    def draw(self, num_draws: NumDraws = 32, *, seed: Seed | None = 0) -> dict[str, Tensor]:
         """Draw every site, `[draw, layer, …]`, by site name.
 
         Args:
@@ -101,16 +101,16 @@ class Posterior:
         """
         return draw(self.program, num_draws, seed)
 
-    @isolated()
+    @public()
     def predict(
         self,
         data: Data,
-        num_draws: int = 32,
+        num_draws: NumDraws = 32,
         *,
         center: bool = False,
-        approximation: str | None = None,
-        seed: int | None = 0,
-        batch_size: int = 64,
+        approximation: Approximation | None = None,
+        seed: Seed | None = 0,
+        batch_size: BatchSize = 64,
     ) -> BasePrediction:
         """Predict the labels of new examples: an equal mixture over draws of the weights.
 
@@ -135,15 +135,15 @@ class Posterior:
         sites = centre_sites(self.program) if center else self.draw(num_draws, seed=seed)
         return self._prediction(self._outputs(data, sites, seed, batch_size, approximation, with_labels=False))
 
-    @isolated()
+    @public()
     def evaluate(
         self,
         data: Data,
-        num_draws: int = 32,
+        num_draws: NumDraws = 32,
         *,
-        approximation: str | None = None,
-        seed: int | None = 0,
-        batch_size: int = 64,
+        approximation: Approximation | None = None,
+        seed: Seed | None = 0,
+        batch_size: BatchSize = 64,
     ) -> dict[str, float]:
         """Compute metrics on labelled data, of the draws' average and, prefixed `center_`, of the centre.
 
@@ -160,15 +160,15 @@ class Posterior:
         centre_scores = self._prediction(outputs).scores(labels)
         return scores | {f"center_{name}": value for name, value in centre_scores.items()}
 
-    @isolated()
+    @public(fields=generation.settings_of)
     def generate(
         self,
-        inputs: Any,
-        num_draws: int = 8,
+        inputs: Prompts,
+        num_draws: NumDraws = 8,
         *,
         average: bool = False,
         center: bool = False,
-        seed: int | None = 0,
+        seed: Seed | None = 0,
         **generation_settings: Any,
     ) -> Generation:
         """Continue prompts with a language model, with the uncertainty about every token.
@@ -198,15 +198,15 @@ class Posterior:
             sites = centre_sites(self.program) if center else self.draw(num_draws, seed=None)
             return generation.generate(self.program, sites, prompts, average, self.tokenizer, generation_settings)
 
-    @isolated()
+    @public()
     def calibrate(
         self,
         validation: Data,
-        num_draws: int = 32,
+        num_draws: NumDraws = 32,
         *,
-        approximation: str | None = None,
-        seed: int | None = 0,
-        batch_size: int = 64,
+        approximation: Approximation | None = None,
+        seed: Seed | None = 0,
+        batch_size: BatchSize = 64,
     ) -> "Posterior":
         """Return a new posterior whose logits are divided by the temperature that fits held-out data best.
 
@@ -241,14 +241,14 @@ class Posterior:
         calibrated.example, calibrated.state = self.example, self.state
         return calibrated
 
-    @isolated()
+    @public()
     def to_arviz(
         self,
-        data: Data = None,
-        num_draws: int = 100,
+        data: Data | None = None,
+        num_draws: NumDraws = 100,
         *,
-        seed: int | None = 0,
-        batch_size: int = 64,
+        seed: Seed | None = 0,
+        batch_size: BatchSize = 64,
         raw: bool = False,
         per_token: bool = False,
     ) -> "az.InferenceData":
@@ -275,6 +275,7 @@ class Posterior:
         observed = diagnostics.Observed.of(prediction, labels, seed, per_token)
         return diagnostics.to_arviz(self.program, sites, observed, raw)
 
+    @checked()
     def summary(self) -> dict[str, float]:
         """Count the learned numbers and those of the base model.
 
@@ -288,7 +289,7 @@ class Posterior:
         base = sum(parameter.numel() for parameter in self.network.parameters())
         return {**learned, "base": base, "share": sum(learned.values()) / base}
 
-    @isolated()
+    @public()
     def merge(self) -> nn.Module:
         """Fold the centre's adapters into the weights of a plain model, for one prediction at the base model's cost.
 
@@ -297,10 +298,8 @@ class Posterior:
         """
         return interop.merge(self.network, self.program.factors_at(self.program.centre()), self._example())
 
-    @isolated()
-    def export_peft(
-        self, folder: str | os.PathLike[str], num_draws: int | None = None, *, seed: int | None = 0
-    ) -> list[Path]:
+    @public()
+    def export_peft(self, folder: Folder, num_draws: NumDraws | None = None, *, seed: Seed | None = 0) -> list[Path]:
         """Write adapters and task head as ordinary PEFT LoRA adapters; DoRA's as PEFT's DoRA.
 
         Beside them go the tokenizer, if there is one, and a card. Where PEFT is installed, it reads the first adapter
@@ -323,8 +322,8 @@ class Posterior:
         settings: dict[str, Any] = {"about": about, "tokenizer": self.tokenizer, "batch": self._example()}
         return interop.export_draws(self.program, sites, Path(folder), num_draws is not None, **settings)
 
-    @isolated()
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    @public()
+    def save(self, folder: Folder) -> None:
         """Write adapters, head, method and history: safetensors and JSON, and the tokenizer's own files.
 
         All of it takes effect together, by one rename: whoever loads from the folder, during the save or after the
@@ -342,6 +341,7 @@ class Posterior:
     def _example(self) -> Mapping[str, Any] | None:
         return None if self.example is None else to_device(self.example, self.program.device)
 
+    @checked()
     def record(self) -> dict[str, Any]:
         """Return what is saved with the learned state, ready for JSON."""
         model = self.network.model
@@ -369,8 +369,6 @@ class Posterior:
     ) -> Any:
         """Run the network at draws of the sites, and return its outputs."""
         approximation = approximation or self.method.approximation
-        if approximation not in ("draws", "linear"):
-            raise ValueError(f"approximation={approximation!r}: give 'draws' or 'linear'.")
         if approximation == "linear" and (self.method.num_draws(self.guide) or 1) > 1:
             raise ValueError(
                 f"The members of {self.method.name!r} lie around no common centre to linearise the network at: predict "

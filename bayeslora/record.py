@@ -28,15 +28,13 @@ from typing import (
     is_typeddict,
 )
 
-from bayeslora.methods.fields import Count, Within, fits, in_words
+from bayeslora.contracts import LARGEST_INTEGER, Count, Within, fits, in_words
 
 MANIFEST = "bayeslora.json"
 FORMAT = 1
 
 LARGEST = 1e30
 """No number of a record or a tensor is larger: its square would overflow in single precision long before."""
-
-LARGEST_INTEGER = 2**63 - 1
 
 MOST_BYTES = 2**25
 """Of a record. One of 50,000 adapted layers takes a quarter of that."""

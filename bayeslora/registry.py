@@ -1,15 +1,20 @@
 """Registration of your own methods and kinds of labels."""
 
 import inspect
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
-from bayeslora.methods import METHODS, Method
+from bayeslora.contracts import ArgumentError, Kind, checked
+from bayeslora.methods import METHODS, Method, guarded
 from bayeslora.tasks import LIKELIHOODS, Likelihood
 
 T = TypeVar("T", bound=type)
 
+Registered: TypeAlias = Annotated[T, Kind("a class derived from Method or Likelihood", lambda value: True)]
+"""Anything: `register` says what a class lacks."""
 
-def register(cls: T) -> T:
+
+@checked()
+def register(cls: Registered[T]) -> T:
     """Add a method or a likelihood of your own to `METHODS` or `LIKELIHOODS`; usable as a class decorator.
 
     Its `name` is its key: `fit(method=name)` or `fit(likelihood=name)` find it, and so does `load`.
@@ -22,16 +27,16 @@ def register(cls: T) -> T:
     if inspect.isclass(cls) and not inspect.isabstract(cls):
         table = METHODS if issubclass(cls, Method) else LIKELIHOODS if issubclass(cls, Likelihood) else None
     if table is None:
-        raise TypeError(
-            f"{cls!r} is not a method or a likelihood: derive from Method or PerStackMethod and write its prior and "
-            "guide; or from Likelihood, and write its distribution."
+        raise ArgumentError(
+            f"cls={cls!r} is not a method or a likelihood: derive from Method or PerStackMethod and write its prior "
+            "and guide; or from Likelihood, and write its distribution."
         )
     name = vars(cls).get("name")
     if not isinstance(name, str):
         where = "METHODS" if table is METHODS else "LIKELIHOODS"
-        raise TypeError(f"{cls.__name__} needs a class attribute `name` of its own, its key in {where}.")
+        raise ArgumentError(f"{cls.__name__} needs a class attribute `name` of its own, its key in {where}.")
     taken = table.get(name)
     if taken is not None and taken is not cls:
-        raise ValueError(f"The name {name!r} belongs to {taken.__name__}: choose another.")
-    table[name] = cls
+        raise ArgumentError(f"The name {name!r} belongs to {taken.__name__}: choose another.")
+    table[name] = guarded(cls) if table is METHODS else cls
     return cls

@@ -4,15 +4,65 @@ Axes keep one order: `draw` first, then `layer` (factors) or `batch` (data), fea
 for no draw dimension or one.
 """
 
+import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from numbers import Number
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 
-Data: TypeAlias = Any
+from bayeslora.contracts import Count, Kind, Within, derives_from, is_path, name_instances
+
+
+def _may_hold_rows(value: Any) -> bool:
+    if isinstance(value, str | os.PathLike):
+        return is_path(value)
+    if isinstance(value, bool | bytes | Number | type | nn.Module | set | frozenset):
+        return False
+    return hasattr(value, "__iter__") or hasattr(value, "__getitem__")
+
+
+Data: TypeAlias = Annotated[
+    Any,
+    Kind(
+        "a datasets.Dataset or DatasetDict, a pandas DataFrame, a torch Dataset or DataLoader, (inputs, labels) as "
+        "arrays, a mapping of arrays, or a list of texts",
+        _may_hold_rows,
+    ),
+]
 """Examples in any form that `fit` reads: tables, datasets, loaders, streams, arrays, texts; `Source` lists them."""
+
+Prompts: TypeAlias = Annotated[
+    Any,
+    Kind(
+        "a text or a list of texts, an array or list of token ids for each prompt, or a mapping of the model's inputs",
+        lambda value: isinstance(value, str | Sequence | Mapping) or hasattr(value, "__array__"),
+    ),
+]
+"""What `generate` continues."""
+
+Folder: TypeAlias = Annotated[str | os.PathLike[str], Kind("the path of a folder", is_path)]
+
+ModelName: TypeAlias = Annotated[str | os.PathLike[str], Kind("the path or hub name of a model", is_path)]
+
+Seed: TypeAlias = Annotated[int, Within(at_least=0, at_most=2**32 - 1)]
+"""What NumPy takes, whose range is the smallest: the same seed is for all random states."""
+
+NumDraws: TypeAlias = Annotated[int, Within(at_least=1, at_most=1_000_000)]
+"""Draws of the weights, which are in memory together."""
+
+NumParticles: TypeAlias = Annotated[int, Within(at_least=1, at_most=10_000)]
+"""Draws of the weights in a training step, which run as one batch."""
+
+BatchSize: TypeAlias = Count
+
+Epochs: TypeAlias = Annotated[float, Within(at_least=0, below=math.inf)]
+
+Approximation: TypeAlias = Literal["draws", "linear"]
+"""How predictions are made: by running the network on draws, or by its first-order expansion."""
 
 Batch: TypeAlias = Mapping[str, Any]
 """Keyword arguments of the network's forward, with `labels` beside them."""
@@ -28,6 +78,17 @@ LabelValues: TypeAlias = ArrayLike
 
 Targets: TypeAlias = str | Sequence[str]
 """Which layers to adapt: `"all-linear"`, `"attention"`, a suffix, a list of suffixes, or a regular expression."""
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback, TrainingArguments
+
+    Arguments: TypeAlias = TrainingArguments
+    Callback: TypeAlias = TrainerCallback | type[TrainerCallback]
+else:  # whoever has one has imported its class, which takes seconds
+    _arguments = Kind("transformers' TrainingArguments", derives_from("transformers.TrainingArguments"))
+    _callback = Kind("a TrainerCallback of transformers", derives_from("transformers.TrainerCallback"))
+    Arguments: TypeAlias = Annotated[Any, _arguments]
+    Callback: TypeAlias = Annotated[Any, _callback]
 
 Logits = Float[Tensor, "*draw batch class"]
 TokenLogits = Float[Tensor, "*draw batch token class"]
@@ -75,6 +136,9 @@ class Tokenizer(Protocol):
 
     def save_pretrained(self, save_directory: Any, *others: Any, **settings: Any) -> Any:
         """Write the tokenizer's own files into a folder."""
+
+
+name_instances(Tokenizer, "a tokenizer, such as AutoTokenizer.from_pretrained loads")
 
 
 @runtime_checkable

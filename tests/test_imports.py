@@ -12,6 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "bayeslora"
 
 ORDER = (
+    ("contracts",),
     ("types", "isolation", "saving"),
     ("networks",),
     ("adapters", "distributions", "tasks"),
@@ -33,7 +34,7 @@ ORDER = (
 """A part imports from those before it, and from itself; parts of one row do not import each other."""
 
 LEAVES = ("metrics", "plots", "theory")
-"""These rest on `types` alone, and any part may use them."""
+"""These rest on `types` and `contracts` alone, and any part may use them."""
 
 HEAVY = ("transformers", "datasets", "arviz", "pandas", "matplotlib", "sklearn", "scipy", "peft")
 
@@ -74,7 +75,7 @@ def allowed(importer: str, imported: str) -> bool:
     if importer == imported:
         return True
     if importer in LEAVES:
-        return imported == "types"
+        return imported in ("contracts", "types")
     return imported in LEAVES or rank(imported) < rank(importer)
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bayeslora.networks import forward_parameters
+from bayeslora.networks import forward_parameters, vocabulary
 from bayeslora.types import Tokenizer
 
 
@@ -36,14 +36,25 @@ def encode(inputs: Any, model: nn.Module, tokenizer: Tokenizer | None = None) ->
     if len(inputs) == 0:
         raise ValueError("There are no prompts.")
     if not isinstance(inputs, Mapping):
-        is_text = isinstance(inputs[0], str)
-        inputs = _tokenized(list(inputs), tokenizer, left) if is_text else _padded(inputs, left)
+        are_texts = [isinstance(prompt, str) for prompt in inputs]
+        if any(are_texts) and not all(are_texts):
+            row = are_texts.index(False)
+            raise ValueError(f"Prompt {row} is a {type(inputs[row]).__name__}, and others are texts: give texts alone.")
+        inputs = _tokenized(list(inputs), tokenizer, left) if all(are_texts) else _padded(inputs, left)
     parameters = forward_parameters(model)
-    encoded = {name: torch.as_tensor(value) for name, value in inputs.items() if name in parameters}
+    encoded = {name: _tensor(name, value) for name, value in inputs.items() if name in parameters}
     if "input_ids" not in encoded or "decoder_input_ids" in encoded:
         raise ValueError(
             f"The prompts have {', '.join(inputs)}: give 'input_ids', and what else the model reads, but not what it "
             "is to write."
+        )
+    ids, size = encoded["input_ids"], vocabulary(model)
+    if ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point():
+        raise ValueError(f"'input_ids' is {tuple(ids.shape)}, {ids.dtype}: give whole numbers, [prompt, token].")
+    if size is not None and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+        raise ValueError(
+            f"Token ids of the prompts range from {int(ids.min())} to {int(ids.max())}, and the model has {size} "
+            f"tokens, 0 to {size - 1}: use the model's own tokenizer."
         )
     encoded.setdefault("attention_mask", torch.ones_like(encoded["input_ids"]))
     if left and not bool(encoded["attention_mask"][:, -1].all()):
@@ -62,7 +73,7 @@ def _tokenized(texts: list[str], tokenizer: Tokenizer | None, left: bool) -> Map
 
 def _padded(prompts: Sequence[Any], left: bool) -> Mapping[str, Any]:
     """Pad token ids of any lengths; the value of padding does not matter, because it is masked."""
-    rows = [torch.as_tensor(prompt) for prompt in prompts]
+    rows = [_tensor(f"prompt {index}", prompt) for index, prompt in enumerate(prompts)]
     if any(row.dim() != 1 or len(row) == 0 or row.is_floating_point() for row in rows):
         raise ValueError("A prompt is not a row of token ids: give a list of whole numbers for each prompt, or texts.")
     longest = max(map(len, rows))
@@ -71,6 +82,15 @@ def _padded(prompts: Sequence[Any], left: bool) -> Mapping[str, Any]:
         "input_ids": torch.stack([F.pad(row, gap) for row, gap in zip(rows, gaps, strict=True)]),
         "attention_mask": torch.stack([F.pad(torch.ones_like(row), g) for row, g in zip(rows, gaps, strict=True)]),
     }
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ValueError(
+            f"{name} is a {type(value).__name__} that is not an array of numbers: give a list of token ids, or texts."
+        ) from None
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.layer import NotFoldedError
+from bayeslora.contracts import ArgumentError
 from bayeslora.data import to_device
 from bayeslora.generation.prompts import is_encoder_decoder
+from bayeslora.generation.settings import refusing
 from bayeslora.generation.text import Generation, Text
 from bayeslora.metrics import FloatArray
 from bayeslora.networks import forward_parameters
@@ -50,11 +52,13 @@ def generate(
             sampling.
     """
     network = program.network
-    config, others = _settings(network.model, dict(settings or {}), average)
+    settings = settings or {}
+    with refusing(settings):
+        config, others = _settings(network.model, dict(settings), average)
     prompts = to_device(prompts, program.device)
     num_draws = len(next(iter(sites.values())))
     try:
-        with evaluating(program), torch.inference_mode():
+        with evaluating(program), torch.inference_mode(), refusing(settings):
             factors = program.factors_at(sites)
             if average:
                 parts = [_average(network, factors, num_draws, prompts, config, others)]
@@ -84,14 +88,14 @@ def _settings(model: nn.Module, settings: dict[str, Any], average: bool) -> tupl
     if average:
         config.disable_compile = True  # what `Mixture` records at each step cannot be part of a graph
     if (config.num_return_sequences or 1) > 1:
-        raise ValueError(
+        raise ArgumentError(
             f"num_return_sequences={config.num_return_sequences}: a draw writes one text for each prompt. Ask for more "
             "draws, or repeat the prompts."
         )
     mode = config.get_generation_mode(others.get("assistant_model"))
     plain = mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE) and not config.prefill_chunk_size
     if average and not plain:
-        raise ValueError(
+        raise ArgumentError(
             f"The average of draws writes one token after another, but the settings ask for {mode.value}, or a prompt "
             "in chunks: leave them out for greedy search, set do_sample=True, or let every draw write, average=False."
         )
@@ -170,7 +174,7 @@ def _average(
         try:
             written = _continue(model, prompts, config, others)
         except NotFoldedError:
-            raise ValueError(
+            raise ArgumentError(
                 f"{type(model).__name__} does not keep the batch first in every adapted layer, or runs without a "
                 "cache, so that draws cannot write together: leave use_cache on, or let every draw write, "
                 "average=False."

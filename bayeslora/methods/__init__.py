@@ -1,14 +1,17 @@
 """Methods, one file each."""
 
-import inspect
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeAlias
+
+from bayeslora.contracts import ArgumentError, Fields, Kind, refuse_unknown, suggestions
 
 # A method is one line here, in the order in which they are listed.
 # isort: off
 from bayeslora.methods.base import Method as Method
 from bayeslora.methods.base import PerStackMethod as PerStackMethod
 from bayeslora.methods.base import Tuning as Tuning
-from bayeslora.methods.base import unknown_fields as unknown_fields
+from bayeslora.methods.base import guarded as guarded
+from bayeslora.methods.base import own_fields as own_fields
 from bayeslora.methods.point import PointEstimate as PointEstimate
 from bayeslora.methods.point import LoRA as LoRA
 from bayeslora.methods.point import FullFineTuning as FullFineTuning
@@ -30,27 +33,45 @@ from bayeslora.methods.laplace import Laplace as Laplace
 from bayeslora.methods.autoguide import AutoGuide as AutoGuide
 # isort: on
 
+MethodName: TypeAlias = Annotated[
+    str, Kind("the name of one in bayeslora.METHODS", lambda value: True)
+]  # `named` lists them
+
 METHODS: dict[str, type[Method]] = {
-    cls.name: cls
+    cls.name: guarded(cls)
     for cls in tuple(globals().values())
     if isinstance(cls, type) and issubclass(cls, Method) and "name" in vars(cls)
 }
 """Name to method: what `fit(method=…)` takes."""
 
 
-def make_method(method: str | Method, **fields: Any) -> Method:
+def make_method(method: Method | str, **fields: Any) -> Method:
     """Make a method from its name or an instance, with some of its fields set.
 
     Raises:
-        ValueError: If no method has that name; the message lists those that exist.
-        TypeError: If the method has no such field; the message lists its fields.
+        ArgumentError: If no method has that name; the message lists those that exist. If the method has no such field,
+            or a value does not fit it; the message lists its fields, or says what fits.
     """
     if isinstance(method, Method):
         return method.replace(**fields) if fields else method
-    if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"method={method!r} is not known. Methods: {', '.join(METHODS)}; or an instance of one.")
-    cls = METHODS[method]
-    unknown = [name for name in fields if name not in inspect.signature(cls).parameters]
-    if unknown:
-        raise TypeError(unknown_fields(cls, unknown))
+    cls = named(method)
+    refuse_unknown(fields, own_fields(cls))
     return cls(**fields)
+
+
+def named(method: str) -> type[Method]:
+    """Return the method of a name.
+
+    Raises:
+        ArgumentError: If there is none; the message lists those that exist.
+    """
+    if method in METHODS:
+        return METHODS[method]
+    meant = suggestions([method], list(METHODS))
+    raise ArgumentError(f"method={method!r} is not known. Methods: {', '.join(METHODS)}; or an instance of one.{meant}")
+
+
+def fields_for_fit(arguments: Mapping[str, Any]) -> Fields:
+    """Return the fields of the method that a call names: its further keywords."""
+    method = arguments.get("method", "monteclora")
+    return own_fields(type(method) if isinstance(method, Method) else named(method))

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from bayeslora import guides
+from bayeslora import contracts, guides
 from bayeslora.adapters import Family, LowRank, Stack, Stacks
 from bayeslora.fitted import FittedProgram
 from bayeslora.methods import fields
@@ -129,13 +129,11 @@ class Method(abc.ABC):
             ValueError: If the condition does not hold.
         """
         if not holds:
-            raise ValueError(f"{field}={getattr(self, field)!r}: {what}.")
+            raise contracts.ArgumentError(f"{field}={getattr(self, field)!r}: {what}.")
 
     def replace(self, **values: Any) -> "Method":
         """Return the same method with some of its fields changed."""
-        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(self)})  # type: ignore[arg-type]
-        if unknown:
-            raise TypeError(unknown_fields(type(self), unknown))
+        contracts.refuse_unknown(values, own_fields(type(self)))
         return dataclasses.replace(self, **values)  # type: ignore[type-var]
 
 
@@ -157,8 +155,13 @@ class PerStackMethod(Method):
         return guides.PerStack({name: self.stack_guide(stack) for name, stack in stacks.items()})
 
 
-def unknown_fields(cls: type[Method], unknown: Iterable[str]) -> str:
-    """Return the message about fields that a method does not have."""
-    known = ", ".join(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
-    has = f"its fields are: {known}" if known else "it has no fields"
-    return f"{cls.__name__} has no field {', '.join(map(repr, unknown))}; {has}."
+def own_fields(cls: type[Method]) -> contracts.Fields:
+    """Return the fields of a method, and what each may hold."""
+    return contracts.Fields(fields.declarations(cls), cls.__name__)
+
+
+def guarded(cls: type[Method]) -> type[Method]:
+    """Let a method's constructor refuse fields that it does not have in the words of `fit`; return the method."""
+    if dataclasses.is_dataclass(cls) and "__init__" in vars(cls) and not hasattr(cls.__init__, "__contract__"):
+        setattr(cls, "__init__", contracts.checked(noun="field")(cls.__init__))  # noqa: B010 (mypy)
+    return cls

@@ -2,17 +2,23 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import numpy as np
 from torch import Tensor, nn
 
+from bayeslora.contracts import ArgumentError, Kind, suggestions
 from bayeslora.networks import vocabulary
 from bayeslora.tasks import LIKELIHOODS, Classification, Likelihood, Observation
 from bayeslora.tasks.token_classification import is_per_token
 from bayeslora.types import LabelColumn, LabelValues, Tokenizer
 
-Given = Likelihood | str | Callable[..., Any] | None
+if TYPE_CHECKING:
+    Given: TypeAlias = Likelihood | str | Callable[..., Any] | None
+else:
+    _name = Kind("its name in bayeslora.LIKELIHOODS", lambda value: isinstance(value, str))
+    _function = Kind("a function of logits and labels", lambda value: callable(value) and not isinstance(value, type))
+    Given: TypeAlias = Likelihood | Annotated[Any, _name] | Annotated[Any, _function] | None
 """What `fit(likelihood=…)` takes."""
 
 
@@ -27,8 +33,9 @@ def asked(given: Given) -> type[Likelihood] | None:
     if not isinstance(given, str):
         return Observation
     if given not in LIKELIHOODS:
-        raise ValueError(
+        raise ArgumentError(
             f"likelihood={given!r} is not known. Likelihoods: {', '.join(LIKELIHOODS)}; or an instance, or a callable."
+            f"{suggestions([given], list(LIKELIHOODS))}"
         )
     return LIKELIHOODS[given]
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from torch import nn
 
+from bayeslora.contracts import fits
 from bayeslora.methods import METHODS, AdaLoRA, BLoB, LoRA, LoRADropout, Method, MonteCLoRA, PerStackMethod
-from bayeslora.methods.fields import Count, DropRate, PartOfRun, Positive, Within, declarations, describe, fits
+from bayeslora.methods.fields import Count, DropRate, PartOfRun, Positive, Within, declarations, describe
 
 
 class Sketch(PerStackMethod):
@@ -96,7 +97,10 @@ def test_every_field_of_every_method_says_what_it_takes(name: str) -> None:
         (Literal[1, "one"], [1, "one"], [True, 1.0, "two"], "1 or 'one'"),
         (Annotated[float | None, Within(at_least=2)], [2, 3.5], [1], "a number of at least 2"),
         (bool | None, [True, None], [1, "True"], "True or False, or None"),
-        (Callable[..., Any] | None, [len, None, "anything"], [], "a function, or None"),
+        (Callable[..., Any] | None, [len, None], ["anything"], "a function, or None"),
+        (list[int] | None, [[1, 2], (), None], ["12", [1.5], 3], "a list, each a whole number, or None"),
+        (dict[str, Count], [{}, {"a": 1}], [[1], {"a": 0}], "a mapping from text to a whole number of at least 1"),
+        (nn.Module | str, [nn.Identity(), "name"], [nn.Identity, 3], "a torch.nn.Module, or text"),
     ],
 )
 def test_ranges(declaration: Any, inside: list[Any], outside: list[Any], words: str) -> None:
@@ -114,7 +118,7 @@ def test_a_method_of_ones_own_that_declares_nothing_takes_anything() -> None:
         call: Callable[..., Any] | str = len
 
     assert Mine().start is None
-    assert make(Mine, widths="any", other="thing", call=5).other == "thing"
+    assert make(Mine, widths=(1, 2), other="thing", call=print).other == "thing"
     with pytest.raises(ValueError, match=r"start='x': give a number"):
         make(Mine, start="x")
 

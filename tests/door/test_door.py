@@ -1,0 +1,263 @@
+"""Arguments are checked at the door: each has a contract, and a message says what was given and what fits."""
+
+import inspect
+import math
+import random
+import re
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainingArguments
+
+import bayeslora
+from bayeslora import MonteCLoRA, contracts
+from bayeslora.contracts import ArgumentError, Count, Scale, checked, declared
+from bayeslora.isolation import seeded
+from tests.door.signatures import public
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2))
+
+
+def rows() -> tuple[np.ndarray, np.ndarray]:
+    x = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
+    return x, (x[:, 0] > 0).astype(int)
+
+
+def fit(*others: Any, **settings: Any) -> bayeslora.Posterior:
+    settings = {"rank": 2, "epochs": 0, "progress": False} | settings
+    return bayeslora.fit(*(others or (network(), rows(), "lora")), **settings)
+
+
+@pytest.fixture(scope="module")
+def posterior() -> bayeslora.Posterior:
+    return fit()
+
+
+@pytest.mark.parametrize("name", public())
+def test_every_argument_of_every_public_call_has_a_contract(name: str) -> None:
+    function = public()[name]
+    assert hasattr(function, "__contract__"), f"decorate {name} with @public() or @checked()"
+    contract = function.__contract__  # type: ignore[attr-defined]
+    several = inspect.Parameter.VAR_KEYWORD
+    for argument, parameter in list(inspect.signature(function).parameters.items()):
+        if argument == "self":
+            continue
+        if parameter.kind is several:
+            assert contract.fields is not None, f"{name}: say what {argument} may be"
+        else:
+            assert contracts.is_understood(contract.declared[argument]), f"{name}: {argument} declares nothing"
+
+
+BAD: dict[str, list[tuple[Any, str]]] = {
+    "epochs": [
+        (-1, "a finite number of at least 0"),
+        (math.nan, ""),
+        (math.inf, ""),
+        ("3", ""),
+        (True, ""),
+        (None, ""),
+    ],
+    "learning_rate": [(0, "a positive finite number"), (-1e-3, ""), (10**400, ""), ([1], "")],
+    "alpha": [(0, "a positive finite number, or a mapping from text to a positive finite number"), ({"0": 0}, "")],
+    "rank": [(0, "a whole number of at least 1"), (1.5, ""), ({"0": 1.5}, ""), (2**70, "below 9223372036854775808")],
+    "num_particles": [(1.5, "a whole number of at least 1 and at most 10000"), (0, ""), (np.float64(2), "")],
+    "batch_size": [(True, "a whole number of at least 1"), (np.bool_(True), ""), (0, ""), (torch.tensor([2]), "")],
+    "seed": [(2**70, "a whole number of at least 0 and at most 4294967295"), (-1, ""), (2**32, ""), (1.0, "")],
+    "targets": [(3, "text or a list, each text"), ([3], "")],
+    "head": [(3, "")],
+    "exclude": [([None], "")],
+    "likelihood": [(3, "a Likelihood, its name in bayeslora.LIKELIHOODS, a function of logits and labels, or None")],
+    "tokenizer": [("bert", "a tokenizer, such as AutoTokenizer.from_pretrained loads, or None")],
+    "output_dir": [(3, "the path of a folder, or None"), ("a\0b", ""), ("", ""), ("\ud800", "")],
+    "resume": [("yes", "True or False, or 'anyway'"), (1, "")],
+    "progress": [(1, "True or False"), ("no", "")],
+    "callbacks": [(print, "a list, each a TrainerCallback of transformers"), (["early"], "")],
+    "args": [({"lr": 1}, "transformers' TrainingArguments, or None")],
+    "init": [(3, "a Posterior, a torch.nn.Module, the folder of either, or None")],
+    "num_examples": [(0, "a whole number of at least 1, or None")],
+    "validation": [(3, "a datasets.Dataset or DatasetDict, a pandas DataFrame"), (nn.Identity(), "")],
+    "model": [(3, "a torch.nn.Module, or the path or hub name of a model"), (nn.Linear, "Give an instance, Linear(…)")],
+    "data": [(None, "a datasets.Dataset or DatasetDict"), (3, ""), (b"x", ""), (object(), ""), (list, "")],
+    "method": [(3, "a Method, or the name of one in bayeslora.METHODS"), (MonteCLoRA, "an instance, MonteCLoRA(…)")],
+}
+
+
+@pytest.mark.parametrize(("argument", "value", "fitting"), [(a, *case) for a, cases in BAD.items() for case in cases])
+def test_what_does_not_fit_is_refused_by_name_with_what_does(argument: str, value: Any, fitting: str) -> None:
+    arguments: dict[str, Any] = {"model": network(), "data": rows(), "method": "lora"}
+    with pytest.raises(ArgumentError, match=rf"^{argument}(=| is ).*: give .*{re.escape(fitting)}"):
+        bayeslora.fit(**arguments | {argument: value})
+
+
+def test_every_argument_of_fit_is_tried() -> None:
+    assert BAD.keys() == declared(bayeslora.fit).keys() - {"hyperparameters"}
+
+
+@pytest.mark.parametrize(
+    ("keyword", "meant"),
+    [
+        ("r", "What others call 'r' is 'rank' here."),
+        ("lora_alpha", "'alpha'"),
+        ("target_modules", "'targets'"),
+        ("exclude_modules", "'exclude'"),
+        ("modules_to_save", "'head'"),
+        ("lr", "'learning_rate'"),
+        ("num_train_epochs", "'epochs'"),
+        ("per_device_train_batch_size", "'batch_size'"),
+        ("eval_dataset", "'validation'"),
+        ("processing_class", "'tokenizer'"),
+        ("random_state", "'seed'"),
+        ("resume_from_checkpoint", "'resume'"),
+        ("weight_decay", "args=TrainingArguments(weight_decay=…)"),
+        ("use_dora", "method='dora'"),
+        ("learning_rte", "Did you mean 'learning_rate' instead of 'learning_rte'?"),
+        ("component", "Did you mean 'components' instead of 'component'?"),
+        ("Noise-Ratio", "'noise_ratio'"),
+    ],
+)
+def test_names_of_others_and_misspelt_ones_get_ours(keyword: str, meant: str) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(meant)):
+        fit(network(), rows(), "monteclora", **{keyword: 1})
+
+
+def test_names_that_mean_nothing_get_the_list_alone() -> None:
+    with pytest.raises(ArgumentError, match=r"LoRA has no field 'qqq'; its fields are: prior_scale\.$"):
+        fit(qqq=1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: bayeslora.fit(), "fit needs 'model' and 'data': give a torch.nn.Module"),
+        (lambda p: bayeslora.fit(network()), "fit needs 'data': give a datasets.Dataset"),
+        (lambda p: bayeslora.fit(network(), rows(), "lora", 8), "fit takes 3 arguments by place, and more were given"),
+        (lambda p: bayeslora.fit(network(), rows(), data=rows()), "fit is given 'data' twice"),
+        (lambda p: bayeslora.fit(rows(), network()), "model is a tuple: give a torch.nn.Module"),
+        (lambda p: bayeslora.load(3), "folder=3: give the path of a folder"),
+        (lambda p: bayeslora.load("a", base_model=1), "What others call 'base_model' is 'model' here."),
+        (lambda p: bayeslora.load("a", download="no"), "download='no': give True or False."),
+        (lambda p: p.predict(None), "data=None: give a datasets.Dataset"),
+        (lambda p: p.predict(rows()[0], num_samples=3), "What others call 'num_samples' is 'num_draws' here."),
+        (lambda p: p.predict(rows()[0], num_draw=3), "Did you mean 'num_draws' instead of 'num_draw'?"),
+        (lambda p: p.predict(rows()[0], approximation="lin"), "approximation='lin': give 'draws', 'linear' or None."),
+        (lambda p: p.predict(rows()[0], center="yes"), "center='yes': give True or False."),
+        (lambda p: p.evaluate(rows(), batch_size=0), "batch_size=0: give a whole number of at least 1."),
+        (lambda p: p.calibrate(rows(), 2.5), "num_draws=2.5: give a whole number of at least 1"),
+        (lambda p: p.to_arviz(rows(), raw=1), "raw=1: give True or False."),
+        (lambda p: p.save(None), "folder=None: give the path of a folder."),
+        (lambda p: p.export_peft(7), "folder=7: give the path of a folder."),
+        (lambda p: p.merge(1), "Posterior.merge takes 0 arguments by place"),
+        (lambda p: p.draw(seed="a"), "seed='a': give a whole number of at least 0"),
+        (
+            lambda p: bayeslora.rank_for_budget(network(), "lora", 10.5),
+            "budget=10.5: give a whole number of at least 1",
+        ),
+        (lambda p: bayeslora.MonteCLoRA(component=3), "Did you mean 'components' instead of 'component'?"),
+        (lambda p: fit(network(), rows(), "montclora"), "Did you mean 'monteclora' instead of 'montclora'?"),
+        (lambda p: fit(likelihood="classificaton"), "Did you mean 'classification' instead of 'classificaton'?"),
+    ],
+)
+def test_other_calls_say_so_too(posterior: bayeslora.Posterior, call: Any, message: str) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        call(posterior)
+
+
+def test_training_arguments_in_the_wrong_place_are_shown_theirs(tmp_path: Path) -> None:
+    args = TrainingArguments(str(tmp_path), report_to=[])
+    with pytest.raises(ArgumentError, match=r"method is a TrainingArguments: .* It is what 'args' takes: .*args=…"):
+        bayeslora.fit(network(), rows(), args)  # type: ignore[arg-type]
+
+
+def test_an_argument_error_is_caught_as_either() -> None:
+    for kind in (ValueError, TypeError):
+        with pytest.raises(kind, match="epochs=-1"):
+            fit(epochs=-1)
+
+
+def test_numbers_of_numpy_and_torch_are_taken_and_recorded_as_pythons(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "rank": {"0": np.int64(2), "2": torch.tensor(1)},
+        "alpha": np.float32(3),
+        "epochs": torch.tensor(1.0),
+        "learning_rate": Fraction(1, 100),
+        "batch_size": np.uint8(4),
+        "num_particles": np.array(2),
+        "seed": np.int32(1),
+        "progress": np.bool_(False),
+        "targets": np.array(["0", "2"]),
+        "head": (),
+        "prior_scale": np.float64(0.5),
+    }
+    as_python = {"rank": {"0": 2, "2": 1}, "alpha": 3.0, "epochs": 1, "learning_rate": 0.01, "batch_size": 4}
+    as_python |= {"num_particles": 2, "seed": 1, "targets": ["0", "2"], "prior_scale": 0.5}
+    ours, plain = fit(network(), rows(), "lora", **settings), fit(network(), rows(), "lora", head=(), **as_python)
+    ours.save(tmp_path)
+    loaded = bayeslora.load(tmp_path, network())
+    assert loaded.record() == plain.record()
+    x = rows()[0]
+    np.testing.assert_array_equal(
+        loaded.predict(x, np.int64(3), batch_size=torch.tensor(5)).probs, plain.predict(x, 3, batch_size=5).probs
+    )
+
+
+def test_callbacks_are_taken_as_instances_and_as_classes() -> None:
+    class Mine(TrainerCallback):
+        pass
+
+    for callbacks in ([Mine()], (Mine,)):
+        fit(callbacks=callbacks)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [2**70, 2**64, -(2**70)])
+def test_a_seed_that_torch_refuses_leaves_no_random_state_changed(seed: Any) -> None:
+    def states() -> list[Any]:
+        return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]  # noqa: NPY002
+
+    refused = seeded.__wrapped__(seed)  # type: ignore[attr-defined]  # without the tests' type check, which draws
+    before = states()
+    with pytest.raises((ValueError, TypeError)):
+        next(refused)
+    assert states() == before
+
+
+def test_checking_a_call_takes_less_than_a_millisecond(posterior: bayeslora.Posterior) -> None:
+    calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
+        (
+            bayeslora.fit,
+            (network(), rows(), "monteclora"),
+            {"rank": {"0": 4}, "components": 3},
+        ),
+        (bayeslora.Posterior.predict, (posterior, rows()[0], 32), {"seed": 1, "batch_size": 8}),
+        (bayeslora.load, ("folder", network()), {}),
+    ]
+    for function, args, settings in calls:
+        contracts.check_arguments(function, *args, **settings)
+        seconds = []
+        for _ in range(20):
+            start = time.perf_counter()
+            contracts.check_arguments(function, *args, **settings)
+            seconds.append(time.perf_counter() - start)
+        assert min(seconds) < 1e-3
+
+
+def test_a_function_with_a_contract_of_its_own() -> None:
+    @checked()
+    def area(width: Scale, height: Scale = 1.0, *more: Count, unit: Literal["m", "cm"] = "m") -> tuple[Any, ...]:
+        return (width, height, more, unit)
+
+    assert area(np.float32(2), 3, np.int64(4), unit="cm") == (2.0, 3, (4,), "cm")
+    with pytest.raises(ArgumentError, match=r"^more=0: give a whole number of at least 1\.$"):
+        area(1, 2, 3, 0)
+    with pytest.raises(ArgumentError, match=r"^unit='km': give 'm' or 'cm'\.$"):
+        area(1, unit="km")
+    with pytest.raises(ArgumentError, match=r"^area has no argument 'units'; .* mean 'unit' instead of 'units'\?$"):
+        area(1, units="m")
