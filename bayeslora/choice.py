@@ -3,7 +3,7 @@
 import logging
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from torch import nn
 from bayeslora.adapters import AdaptedNetwork, Family, choose_targets, inspection
 from bayeslora.adapters.folding import moved
 from bayeslora.adapters.stack import DEFAULT_RANK
-from bayeslora.adapters.targets import nearest
+from bayeslora.adapters.targets import nearest, output_embedding
 from bayeslora.adapters.weights import is_within
 from bayeslora.program import Program
 from bayeslora.types import Batch
@@ -51,6 +51,7 @@ def choose(
     layers: Mapping[str, Any],
     head: str | Sequence[str] | None = None,
     trained: Sequence[str] | None = None,
+    lacked: Collection[str] = (),
 ) -> Choice:
     """The task head, and of the layers asked for those that can be adapted.
 
@@ -61,6 +62,8 @@ def choose(
         layers: Arguments of `AdaptedNetwork`.
         head: The head that was asked for, if any.
         trained: Parameters of the head of trained adapters to start from; None without such adapters.
+        lacked: Parameters that the model's checkpoint lacked. Modules that have no others, such as a pooler, are
+            trained with a head that is not named, as they are random.
 
     Raises:
         ValueError: If there is no such head, no such layer, or an adapter cannot stand for layers that are named.
@@ -69,6 +72,8 @@ def choose(
     heads = inspection.heads(model, seen) if head is None else _existing(model, head)
     if trained is not None and head is None:
         heads = _heads_of_start(heads, trained, targets)
+    elif head is None:
+        heads += _new_parts(model, seen, heads, lacked)
     names = choose_targets(model, targets, family, settings.pop("exclude", None), heads)
     left_out = {name: seen.unfit[name] for name in names if name in seen.unfit}
     if left_out:
@@ -96,6 +101,33 @@ def _existing(model: nn.Module, head: str | Sequence[str]) -> tuple[str, ...]:
                 f"them are {last}. Give one name or several, or () for no head."
             )
     return names
+
+
+def _new_parts(
+    model: nn.Module, seen: inspection.Inspection, heads: tuple[str, ...], lacked: Collection[str]
+) -> tuple[str, ...]:
+    """Names of the modules, the largest, that the checkpoint lacked as a whole and the examples have reached.
+
+    Embeddings of tokens are left out: those of another size were resized, and keep what was learned.
+    """
+    if not lacked:
+        return ()
+    embeddings = (output_embedding(model), _input_embedding(model))
+    left = [*heads, *seen.uncalled, *(name for name, module in model.named_modules() if module in embeddings)]
+    found: list[str] = []
+    for name, module in model.named_modules():
+        own = {f"{name}.{parameter}" for parameter, _ in module.named_parameters()}
+        apart = not is_within(name, (*left, *found)) and not any(is_within(other, (name,)) for other in left)
+        if name and own and apart and own <= set(lacked):
+            found.append(name)
+    return tuple(found)
+
+
+def _input_embedding(model: nn.Module) -> nn.Module | None:
+    try:
+        return model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):  # of models for images, for instance
+        return None
 
 
 def _heads_of_start(heads: tuple[str, ...], trained: Sequence[str], targets: Sequence[str]) -> tuple[str, ...]:

@@ -114,7 +114,8 @@ def fit(
             Layers that cannot be adapted are left out with a warning, or refused if they are named.
         exclude: Layers to leave out of these: a suffix, a list of suffixes, or a regular expression.
         head: Names of the modules that form the task head, which is trained itself; `()` for none. By default, it is
-            what stands outside a pre-trained body, and the layer that makes the logits; the log says which.
+            what stands outside a pre-trained body, the layer that makes the logits, and what the model's checkpoint
+            lacked, such as a pooler; the log says which.
         epochs: Passes over the data. With 0, or if a method has nothing to train (`post_hoc`), the starting point is
             refined, if the method does that, and returned without training.
         batch_size: Examples per step and device.
@@ -175,7 +176,7 @@ def fit(
         asked = {"targets": targets, "exclude": exclude, "rank": rank, "alpha": alpha, "start_rank": chosen.start_rank}
         layers: dict[str, Any] = adapters.network_settings() if adapters else asked
         trained = None if adapters is None else () if adapters.reference else tuple(adapters.head)
-        found = choice.choose(model, chosen.family, seen, layers, head, trained)
+        found = choice.choose(model, chosen.family, seen, layers, head, trained, lacked)
         network = AdaptedNetwork(
             model, chosen.family, num_examples=len(train), head_family=chosen.head_family, **found.settings
         )

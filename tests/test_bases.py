@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def assert_same(one: bayeslora.Posterior, other: bayeslora.Posterior) -> None:
 def test_weights_that_the_checkpoint_lacks_are_saved(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    posterior = fitted(*named(checkpoint))
+    posterior = fitted(*named(checkpoint), head="classifier")
     assert posterior.network.new == ["bert.pooler.dense.bias", "bert.pooler.dense.weight"]
     assert "2 frozen parameters are not in the model's checkpoint, such as 'bert.pooler.dense.bias'" in caplog.text
     posterior.save(tmp_path / "saved")
@@ -74,16 +75,73 @@ def test_a_model_from_a_folder_is_compared_with_it(checkpoint: Path, tmp_path: P
     model = hf.AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=3)
     model.resize_token_embeddings(70)
     posterior = fitted(model)
-    assert posterior.network.new == [
-        "bert.embeddings.word_embeddings.weight",
-        "bert.pooler.dense.bias",
-        "bert.pooler.dense.weight",
-    ]
+    assert posterior.network.new == ["bert.embeddings.word_embeddings.weight"]
+    assert set(posterior.network.head_names) == {"classifier", "bert.pooler"}
     posterior.save(tmp_path / "saved")
     assert_same(bayeslora.load(tmp_path / "saved"), posterior)
     small = hf.AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=3)
     with pytest.raises(ValueError, match=r"'bert.embeddings.word_embeddings.weight' is \(70, 32\), and the model has"):
         bayeslora.load(tmp_path / "saved", model=small)
+
+
+@pytest.mark.parametrize("method", ["lora", "laplace"])
+def test_modules_that_the_checkpoint_lacks_are_trained_with_the_head(
+    checkpoint: Path, tmp_path: Path, method: str
+) -> None:
+    model = hf.AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=3)
+    before = model.bert.pooler.dense.weight.clone()
+    posterior = bayeslora.fit(model, DATA, method, rank=2, epochs=2, learning_rate=0.01, progress=False)
+    assert posterior.network.head_names == ("classifier", "bert.pooler")
+    assert posterior.network.output_name == "classifier"
+    torch.testing.assert_close(model.bert.pooler.dense.weight, before, rtol=0, atol=0)
+    merged = posterior.merge()
+    assert not torch.equal(merged.bert.pooler.dense.weight, before)
+    np.testing.assert_allclose(
+        merged(**DATA[0]).logits.detach().softmax(-1),
+        posterior.predict(DATA, center=True, approximation="draws").probs,
+        rtol=1e-5,
+    )
+    posterior.save(tmp_path / "saved")
+    assert_same(bayeslora.load(tmp_path / "saved"), posterior)
+    # A fit that starts there has the same pooler, and so has PEFT's own model.
+    again = bayeslora.fit(model, DATA, "lora", init=posterior, epochs=0, progress=False)
+    np.testing.assert_allclose(
+        again.predict(DATA, center=True).probs, posterior.predict(DATA, center=True).probs, rtol=1e-5
+    )
+    posterior.export_peft(tmp_path / "peft")
+    peft = pytest.importorskip("peft")
+    read = peft.PeftModel.from_pretrained(tiny_bert(), tmp_path / "peft").eval()
+    torch.testing.assert_close(
+        read.base_model.model.bert.pooler.modules_to_save["default"].dense.weight, merged.bert.pooler.dense.weight
+    )
+
+
+def test_a_layer_that_the_checkpoint_lacks_is_trained_and_not_adapted(tmp_path: Path) -> None:
+    tiny_bert().save_pretrained(tmp_path)
+    model = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path, num_hidden_layers=3)
+    posterior = fitted(model)
+    assert posterior.network.head_names == ("classifier", "bert.encoder.layer.2")
+    assert not any("layer.2" in name for stack in posterior.network.stacks.values() for name in stack.layer_names)
+    assert fitted(model, head="classifier").network.head_names == ("classifier",)
+
+
+def test_a_resumed_fit_has_the_weights_that_its_checkpoint_lacked(checkpoint: Path, tmp_path: Path) -> None:
+    def fit(seed: int, **settings: Any) -> bayeslora.Posterior:
+        torch.manual_seed(seed)  # of the pooler
+        model = hf.AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=3)
+        settings = {"rank": 2, "epochs": 2, "head": "classifier", "progress": False} | settings
+        return bayeslora.fit(model, DATA, "lora", output_dir=tmp_path / "out", **settings)
+
+    whole = fit(0)
+    shutil.rmtree(tmp_path / "out" / "checkpoint-2")
+    resumed = fit(1, resume=True)
+    for name in whole.network.new:
+        own, its = (dict(each.network.model.named_parameters())[name] for each in (resumed, whole))
+        torch.testing.assert_close(own, its, rtol=0, atol=0)
+    for name, value in whole.guide.state_dict().items():
+        torch.testing.assert_close(resumed.guide.state_dict()[name], value, rtol=0, atol=0)
+    assert_same(resumed, whole)
+    assert_same(bayeslora.load(tmp_path / "out"), whole)
 
 
 def test_a_whole_checkpoint_lacks_nothing(tmp_path: Path) -> None:
