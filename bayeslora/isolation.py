@@ -99,7 +99,11 @@ def isolated() -> Iterator[None]:
     It is also a decorator. Calls within calls, such as those of a callback during a fit, are part of the outer turn.
     """
     with exclusive(), torch.inference_mode(False):
-        yield
+        state = random.getstate()  # some libraries draw from it when they are imported, which may be now
+        try:
+            yield
+        finally:
+            random.setstate(state)
 
 
 def public(fields: Callable[[Mapping[str, Any]], Fields | None] | None = None) -> Callable[[F], F]:

@@ -39,7 +39,7 @@ Prompts: TypeAlias = Annotated[
     Any,
     Kind(
         "a text or a list of texts, an array or list of token ids for each prompt, or a mapping of the model's inputs",
-        lambda value: isinstance(value, str | Sequence | Mapping) or hasattr(value, "__array__"),
+        lambda value: isinstance(value, str | Sequence | Mapping) or getattr(value, "ndim", 0) > 0,
     ),
 ]
 """What `generate` continues."""

@@ -135,14 +135,14 @@ class Contract:
         return bound
 
     def _fitting(self, name: str, value: Any, declaration: Any) -> Any:
-        return check_value(name, value, declaration, lambda: self._elsewhere(name, value))
+        return check_value(name, value, declaration, lambda: self._elsewhere(name, value, declaration))
 
-    def _elsewhere(self, name: str, value: Any) -> str:
+    def _elsewhere(self, name: str, value: Any, declaration: Any) -> str:
         """Say which other argument takes a value, if it is of a kind that few do."""
         if value is None or isinstance(value, (*SCALARS, list, tuple, dict)):
             return ""
         if isinstance(value, type):
-            return f" Give an instance, {value.__name__}(…)." if takes_instances(self.declared[name], value) else ""
+            return f" Give an instance, {value.__name__}(…)." if takes_instances(declaration, value) else ""
         # So many things can hold data that nothing follows from that.
         kinds = {n: kind for n, kind in self.declared.items() if n not in (name, "data") and is_understood(kind)}
         others = [n for n, kind in kinds.items() if fits(value, kind)]

@@ -34,37 +34,41 @@ def encode(inputs: Any, model: nn.Module, tokenizer: Tokenizer | None = None) ->
     left = not is_encoder_decoder(model)
     inputs = [inputs] if isinstance(inputs, str) else inputs
     if len(inputs) == 0:
-        raise ValueError("There are no prompts.")
+        raise ValueError("There are no prompts: inputs is empty.")
     if not isinstance(inputs, Mapping):
+        inputs = list(inputs)
         are_texts = [isinstance(prompt, str) for prompt in inputs]
         if any(are_texts) and not all(are_texts):
             row = are_texts.index(False)
-            raise ValueError(f"Prompt {row} is a {type(inputs[row]).__name__}, and others are texts: give texts alone.")
-        inputs = _tokenized(list(inputs), tokenizer, left) if all(are_texts) else _padded(inputs, left)
+            kind = type(inputs[row]).__name__
+            raise ValueError(f"inputs: prompt {row} is a {kind}, and others are texts: give texts alone.")
+        inputs = _tokenized(inputs, tokenizer, left) if all(are_texts) else _padded(inputs, left)
     parameters = forward_parameters(model)
     encoded = {name: _tensor(name, value) for name, value in inputs.items() if name in parameters}
     if "input_ids" not in encoded or "decoder_input_ids" in encoded:
         raise ValueError(
-            f"The prompts have {', '.join(inputs)}: give 'input_ids', and what else the model reads, but not what it "
-            "is to write."
+            f"inputs has {', '.join(map(str, inputs))}: give 'input_ids', and what else the model reads, but not what "
+            "it is to write."
         )
     ids, size = encoded["input_ids"], vocabulary(model)
     if ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point():
-        raise ValueError(f"'input_ids' is {tuple(ids.shape)}, {ids.dtype}: give whole numbers, [prompt, token].")
+        raise ValueError(
+            f"inputs: 'input_ids' is {tuple(ids.shape)}, {ids.dtype}: give whole numbers, [prompt, token]."
+        )
     if size is not None and not 0 <= int(ids.min()) <= int(ids.max()) < size:
         raise ValueError(
-            f"Token ids of the prompts range from {int(ids.min())} to {int(ids.max())}, and the model has {size} "
+            f"inputs: token ids range from {int(ids.min())} to {int(ids.max())}, and the model has {size} "
             f"tokens, 0 to {size - 1}: use the model's own tokenizer."
         )
     encoded.setdefault("attention_mask", torch.ones_like(encoded["input_ids"]))
     if left and not bool(encoded["attention_mask"][:, -1].all()):
-        raise ValueError("Prompts end in padding, which the model would continue: pad them on the left.")
+        raise ValueError("inputs: prompts end in padding, which the model would continue: pad them on the left.")
     return encoded
 
 
 def _tokenized(texts: list[str], tokenizer: Tokenizer | None, left: bool) -> Mapping[str, Any]:
     if tokenizer is None:
-        raise ValueError("The prompts are text, and the posterior has no tokenizer: fit with tokenizer=…, or give ids.")
+        raise ValueError("inputs is text, and the posterior has no tokenizer: fit with tokenizer=…, or give ids.")
     if left:
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.padding_side = "left"
@@ -75,7 +79,9 @@ def _padded(prompts: Sequence[Any], left: bool) -> Mapping[str, Any]:
     """Pad token ids of any lengths; the value of padding does not matter, because it is masked."""
     rows = [_tensor(f"prompt {index}", prompt) for index, prompt in enumerate(prompts)]
     if any(row.dim() != 1 or len(row) == 0 or row.is_floating_point() for row in rows):
-        raise ValueError("A prompt is not a row of token ids: give a list of whole numbers for each prompt, or texts.")
+        raise ValueError(
+            "inputs: a prompt is not a row of token ids: give a list of whole numbers for each prompt, or texts."
+        )
     longest = max(map(len, rows))
     gaps = [(longest - len(row), 0) if left else (0, longest - len(row)) for row in rows]
     return {
@@ -89,7 +95,8 @@ def _tensor(name: str, value: Any) -> Tensor:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise ValueError(
-            f"{name} is a {type(value).__name__} that is not an array of numbers: give a list of token ids, or texts."
+            f"inputs: {name} is a {type(value).__name__} that is not an array of numbers: give a list of token ids, or "
+            "texts."
         ) from None
 
 
