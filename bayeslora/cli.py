@@ -83,9 +83,13 @@ def fit(
         int | None, typer.Option(help="Rank of the adapters; by default 8, or less in narrower layers.")
     ] = None,
     alpha: Annotated[float, typer.Option(help="LoRA's alpha.")] = 16,
-    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 3,
+    epochs: Annotated[
+        float | None, typer.Option(help="Passes over the data; by default 3 to 20, to make 200 steps.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 16,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-4,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate; by default from the network's width.")
+    ] = None,
     num_particles: Annotated[
         int | None, typer.Option(help="Draws of the weights per step; by default the method's.")
     ] = None,

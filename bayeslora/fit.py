@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from bayeslora import bases, choice, interop, storage
+from bayeslora import bases, choice, interop, recipe, storage, verdict
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.contracts import Count, Scale
 from bayeslora.data import Source, read, split, to_device
@@ -72,9 +72,9 @@ def fit(
     targets: Targets = "all-linear",
     exclude: Targets | None = None,
     head: str | Sequence[str] | None = None,
-    epochs: Epochs = 3,
+    epochs: Epochs | None = None,
     batch_size: BatchSize = 16,
-    learning_rate: Scale = 3e-4,
+    learning_rate: Scale | None = None,
     num_particles: NumParticles | None = None,
     seed: Seed = 0,
     output_dir: Folder | None = None,
@@ -116,10 +116,12 @@ def fit(
         head: Names of the modules that form the task head, which is trained itself; `()` for none. By default, it is
             what stands outside a pre-trained body, the layer that makes the logits, and what the model's checkpoint
             lacked, such as a pooler; the log says which.
-        epochs: Passes over the data. With 0, or if a method has nothing to train (`post_hoc`), the starting point is
-            refined, if the method does that, and returned without training.
+        epochs: Passes over the data; by default 3, or as many as make 200 steps, but no more than 20. With 0, or if a
+            method has nothing to train (`post_hoc`), the starting point is refined, if the method does that, and
+            returned without training.
         batch_size: Examples per step and device.
-        learning_rate: Peak rate of AdamW, decaying linearly to 0.
+        learning_rate: Peak rate of AdamW, decaying linearly to 0; by default $2 \\cdot 10^{-3} (384 / d)^{0.78}$ for a
+            network of width d, times a factor of the method's (`recipe`).
         num_particles: Draws of the weights per step, run as one batch; None for 1, or an ensemble's members.
         seed: Seed of the adapters' start, the data's order and all noise.
         output_dir: Where to save the posterior and the Trainer's checkpoints, if anywhere.
@@ -197,13 +199,17 @@ def fit(
         history: History = {}
         posterior = Posterior(program, history, 1.0, tokenizer, class_names(model, train_data))
         posterior.example = {name: value for name, value in example.items() if name != "labels"}
+        if args is None:
+            epochs = recipe.epochs(len(train), batch_size) if epochs is None else epochs
+            learning_rate = recipe.learning_rate(network, chosen) if learning_rate is None else learning_rate
+            logger.info("Epochs: %g, at a peak rate of %g.", epochs, learning_rate)
         with tempfile.TemporaryDirectory() as scratch:
             training = args or _training_arguments(
                 output_dir or scratch,
-                num_train_epochs=float(epochs),
+                num_train_epochs=float(epochs or 0),
                 per_device_train_batch_size=int(batch_size),
                 per_device_eval_batch_size=int(batch_size),
-                learning_rate=float(learning_rate),
+                learning_rate=float(learning_rate or 0),
                 seed=seed,
                 disable_tqdm=not progress,
                 save_strategy="epoch" if output_dir else "no",
@@ -215,6 +221,7 @@ def fit(
 
                 keep = bool(output_dir or args)
                 train_in_place(posterior, history, train, held_out, tuning_data, training, callbacks, resume, keep)
+                verdict.has_learned(history, likelihood, train.labels)
         program.eval()
         batches = [Batches(source, batch_size, program.device) if source else () for source in (train, held_out)]
         program.guide = chosen.refine(program, program.guide, *batches)

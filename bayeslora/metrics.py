@@ -94,6 +94,12 @@ def majority_rate(labels: ArrayLike) -> float:
     return float(np.unique(np.asarray(labels), return_counts=True)[1].max() / np.asarray(labels).size)
 
 
+def frequency_nll(labels: ArrayLike) -> float:
+    """Return the NLL per label, in nats, of predicting each class with its frequency: the frequencies' entropy."""
+    counts = np.unique(np.asarray(labels), return_counts=True)[1]
+    return float(entropy(counts[None] / counts.sum()).sum())
+
+
 def auroc(scores_inside: ArrayLike, scores_outside: ArrayLike) -> float:
     """Return the probability that an outside example scores higher than an inside one: area under the ROC curve."""
     from sklearn.metrics import roc_auc_score

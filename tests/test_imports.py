@@ -19,7 +19,7 @@ ORDER = (
     ("fitted",),
     ("priors", "guides", "curvature", "elbo", "tuning", "precision"),
     ("data", "methods"),
-    ("program", "budget", "record", "registry", "preparation"),
+    ("program", "budget", "record", "registry", "preparation", "recipe", "verdict"),
     ("bases",),
     ("prediction", "storage", "choice"),
     ("diagnostics", "generation", "interop"),

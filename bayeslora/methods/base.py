@@ -42,6 +42,7 @@ class Method(abc.ABC):
         own_batches: Whether the particles are the `num_particles` members of an ensemble, each of which trains on its
             own batches.
         guide_learning_rate: Learning rate of the guide's spreads (`guides.spreads`); None for the common rate.
+        rate_factor: What the default learning rate of `fit` is multiplied by, that of LoRA in a network of this width.
         post_hoc: Whether adapters and task head stay as they were passed to `fit(init=…)`.
         approximation: How a posterior predicts by default: `"draws"`, running the network on draws, or `"linear"`.
     """
@@ -52,6 +53,7 @@ class Method(abc.ABC):
     num_particles: ClassVar[int] = 1
     own_batches: ClassVar[bool] = False
     guide_learning_rate: float | None = None
+    rate_factor: ClassVar[float] = 1.0
     post_hoc: bool = False
     approximation: ClassVar[str] = "draws"
 

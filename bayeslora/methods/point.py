@@ -79,6 +79,7 @@ class FullFineTuning(PointEstimate):
 
     name = "full"
     family = families.Full()
+    rate_factor = 0.1
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,13 @@ class Likelihood(nn.Module, abc.ABC):
     def check_labels(self, labels: LabelValues) -> None:
         """Raise a ValueError that says what is wrong with the labels, if anything is wrong."""
 
+    def baseline(self, labels: LabelValues) -> float | None:
+        """Return the NLL of the best prediction that is the same for all examples, in nats per example.
+
+        None if this kind of label has none that can be told from the labels alone.
+        """
+        return None
+
     # Where it fits.
 
     @classmethod

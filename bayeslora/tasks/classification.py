@@ -116,6 +116,9 @@ class Categorical(Likelihood):
     def check_labels(self, labels: LabelValues) -> None:
         check_classes(labels, self.num_classes, "classification")
 
+    def baseline(self, labels: LabelValues) -> float | None:
+        return metrics.frequency_nll(np.asarray(labels))
+
     def predict(self, outputs: Outputs, temperature: float = 1.0, class_names: Names = None) -> BasePrediction:
         logits = outputs.logits
         return Prediction(metrics.softmax(logits, temperature), class_names, metrics.log_softmax(logits, temperature))

@@ -132,6 +132,9 @@ class MultiLabel(Likelihood):
                 f"{self.num_classes} numbers, 0 or 1, for each."
             )
 
+    def baseline(self, labels: LabelValues) -> float | None:
+        return sum(metrics.frequency_nll(column) for column in np.asarray(labels).T)
+
     def config(self) -> dict[str, Any]:
         return {"num_classes": self.num_classes}
 

@@ -134,6 +134,9 @@ class Ordinal(Likelihood):
     def check_labels(self, labels: LabelValues) -> None:
         check_classes(labels, self.num_classes, "ordinal regression")
 
+    def baseline(self, labels: LabelValues) -> float | None:
+        return metrics.frequency_nll(np.asarray(labels))
+
     def config(self) -> dict[str, Any]:
         return {"num_classes": self.num_classes}
 

@@ -209,6 +209,11 @@ class Regression(RealValued):
     def distribution(self, logits: RealLogits) -> dist.Distribution:
         return dist.Normal(logits, self.log_scale.exp())
 
+    def baseline(self, labels: LabelValues) -> float | None:
+        spread = float(np.std(np.asarray(labels, dtype=np.float64)))
+        scale = spread if self.log_scale.requires_grad else self.scale
+        return math.log(scale) + ((spread / scale) ** 2 + math.log(2 * math.pi)) / 2 if scale > 0 else None
+
     @classmethod
     def suggested_by(cls, columns: Sequence[str], label: Any) -> bool:
         return label is not None and np.ndim(label) == 0 and np.asarray(label).dtype.kind == "f"

@@ -149,6 +149,11 @@ class TokenClassification(PerToken):
     def num_labels(self) -> int | None:
         return self.num_classes
 
+    def baseline(self, labels: LabelValues) -> float | None:
+        tokens = np.concatenate([np.ravel(row) for row in labels])
+        tokens = tokens[tokens != IGNORED]
+        return metrics.frequency_nll(tokens) * len(tokens) / len(labels)
+
     @classmethod
     def suggested_by(cls, columns: Sequence[str], label: Any) -> bool:
         return np.ndim(label) == 1 and np.asarray(label).dtype.kind != "f"

@@ -1,0 +1,40 @@
+r"""How long a fit trains, and at which rate, where it is not told: from the number of examples and the network's width.
+
+A rate of LoRA that is good for one width is too high for a wider network: the best one falls as a power of the width,
+with nearly the same exponent in families of language models
+([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/), "LoRA Without Regret"). Few examples are seen more
+often: below some number of steps, adapters, whose `B` starts at 0, have not left their start.
+"""
+
+import logging
+import statistics
+
+from bayeslora.adapters import AdaptedNetwork
+from bayeslora.methods import Method
+
+RATE, RATE_WIDTH, RATE_POWER = 2e-3, 384, 0.78
+"""Peak learning rate of LoRA at a width, and how it falls with the width."""
+
+WIDTHS = (64, 16_384)
+"""Narrower and wider networks have the rate of these widths: the law was not measured there."""
+
+FEWEST_STEPS = 200
+"""Steps that a fit makes at least, if that takes no more than the most epochs."""
+
+FEWEST_EPOCHS, MOST_EPOCHS = 3.0, 20.0
+
+
+def learning_rate(network: AdaptedNetwork, method: Method) -> float:
+    r"""Return the peak learning rate, $2 \cdot 10^{-3} (384 / d)^{0.78}$ times the method's own factor.
+
+    d is the width of the network: the median of the numbers of features that go into its adapted layers.
+    """
+    widths = [stack.d_in for stack in network.stacks.values() for _ in range(stack.num_layers) if not stack.in_head]
+    width = min(max(statistics.median(widths or [RATE_WIDTH]), WIDTHS[0]), WIDTHS[1])
+    rate = RATE * (RATE_WIDTH / width) ** RATE_POWER * method.rate_factor
+    return float(f"{rate:.2g}")
+
+
+def epochs(num_examples: int, batch_size: int) -> float:
+    """Return the passes over the data: 3, or as many as make 200 steps, but no more than 20."""
+    return float(round(min(max(FEWEST_STEPS * batch_size / num_examples, FEWEST_EPOCHS), MOST_EPOCHS)))
