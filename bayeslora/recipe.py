@@ -6,7 +6,6 @@ with nearly the same exponent in families of language models
 often: below some number of steps, adapters, whose `B` starts at 0, have not left their start.
 """
 
-import logging
 import statistics
 
 from bayeslora.adapters import AdaptedNetwork

@@ -17,8 +17,8 @@ FEWEST_STEPS = 8
 def has_learned(history: History, likelihood: Likelihood, labels: LabelValues | None) -> bool | None:
     """Return whether the training NLL is below that of the labels' frequencies by more than its standard error.
 
-    The training NLL is the mean over the steps of the last epoch, and over 8 at least, with the noise of training. If it
-    is not below, a warning says so, and what to change.
+    The training NLL is the mean over the steps of the last epoch, and over 8 at least, with the noise of training. If
+    it is not below, a warning says so, and what to change.
 
     Args:
         history: Columns by step: `epoch` and `nll`.
@@ -29,7 +29,7 @@ def has_learned(history: History, likelihood: Likelihood, labels: LabelValues | 
         None if it cannot be said: there were too few steps, or this kind of label has no such baseline.
     """
     nll, epoch = np.asarray(history.get("nll", ())), np.asarray(history.get("epoch", ()))
-    baseline = None if labels is None or len(labels) == 0 else likelihood.baseline(labels)
+    baseline = None if labels is None or len(np.asarray(labels, dtype=object)) == 0 else likelihood.baseline(labels)
     if baseline is None or len(nll) < FEWEST_STEPS:
         return None
     first = int(np.searchsorted(epoch, epoch[-1] - 1, side="right"))

@@ -150,9 +150,10 @@ class TokenClassification(PerToken):
         return self.num_classes
 
     def baseline(self, labels: LabelValues) -> float | None:
-        tokens = np.concatenate([np.ravel(row) for row in labels])
+        rows: Any = labels
+        tokens = np.concatenate([np.ravel(row) for row in rows])
         tokens = tokens[tokens != IGNORED]
-        return metrics.frequency_nll(tokens) * len(tokens) / len(labels)
+        return metrics.frequency_nll(tokens) * len(tokens) / len(rows)
 
     @classmethod
     def suggested_by(cls, columns: Sequence[str], label: Any) -> bool:
