@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import json
 import logging
 import os
@@ -59,12 +60,22 @@ def frozen(network: AdaptedNetwork) -> dict[str, Tensor]:
 
 def fingerprint(network: AdaptedNetwork) -> Tensor:
     """Return a few numbers of every frozen parameter, `[parameter, value]`, in the order of the names."""
+    return _sampled(frozen(network))
+
+
+def _sampled(parameters: Mapping[str, Tensor]) -> Tensor:
     rows = []
-    for _, value in sorted(frozen(network).items()):
+    for _, value in sorted(parameters.items()):
         flat = value.detach().flatten()
-        index = torch.linspace(0, max(len(flat) - 1, 0), VALUES, dtype=torch.float64).long()
+        index = _places(len(flat))
         rows.append(flat[index.to(flat.device)].float().cpu() if len(flat) else torch.zeros(VALUES))
     return torch.stack(rows) if rows else torch.zeros(0, VALUES)
+
+
+@functools.lru_cache(1024)
+def _places(size: int) -> Tensor:
+    """Places of the numbers that are sampled from so many; a network has few sizes."""
+    return torch.linspace(0, max(size - 1, 0), VALUES, dtype=torch.float64).long()
 
 
 def check(network: AdaptedNetwork, saved: Tensor | None) -> None:
@@ -76,7 +87,8 @@ def check(network: AdaptedNetwork, saved: Tensor | None) -> None:
     """
     if saved is None:
         return
-    own, names = fingerprint(network), sorted(frozen(network))
+    parameters = frozen(network)
+    own, names = _sampled(parameters), sorted(parameters)
     if own.shape != saved.shape:
         raise ValueError(
             f"that has {len(saved)} frozen parameters, this one has "

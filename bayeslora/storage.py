@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,31 @@ def load_files(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Recor
             header = int.from_bytes(file.read(8), "little")
             if header > min(size, LARGEST_HEADER):
                 raise ValueError("its header is larger than it, or than any of ours")
-            file.seek(0)
-            if hashlib.file_digest(file, "sha256").hexdigest()[:16] != named[1]:
-                raise ValueError("its content is not the one it is named after: it was changed or cut short")
-        tensors = load_file(path)
-        check_tensors(tensors, record)
+        with _hashed_beside(path, named[1]):
+            tensors = load_file(path)
+            check_tensors(tensors, record)
     return tensors, record
+
+
+@contextlib.contextmanager
+def _hashed_beside(path: Path, expected: str) -> Iterator[None]:
+    """Read a file while a thread hashes it, which takes as long; what is wrong with its hash is said first.
+
+    Raises:
+        ValueError: If its content does not have the hash expected.
+    """
+
+    def digest() -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(digest)
+        try:
+            yield
+        finally:
+            if found.result() != expected:
+                raise ValueError("its content is not the one it is named after: it was changed or cut short")
 
 
 def check_tensors(tensors: Mapping[str, Tensor], record: Record) -> None:

@@ -102,8 +102,9 @@ class AdaptedNetwork(nn.Module):
             if isinstance(module, nn.TransformerEncoderLayer):
                 # Its fused kernel for inference reads the layers' weights and never calls them.
                 module.activation_relu_or_gelu = 0
+        dtype = self.dtype
         for stack in self.stacks.values():
-            scaling = torch.tensor(stack.scaling, dtype=self.dtype)
+            scaling = torch.tensor(stack.scaling, dtype=dtype)
             self.register_buffer(f"scaling_{stack.name}", scaling, persistent=False)
 
     def train(self, mode: bool = True) -> "AdaptedNetwork":
