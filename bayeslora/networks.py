@@ -208,3 +208,33 @@ def _evaluated(model: nn.Module, inputs: Batch) -> Tensor:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def made_up_inputs(model: nn.Module) -> Batch | None:
+    """Return two rows of random tokens or pixels, from a generator of their own; None if a model does not take them.
+
+    They stand for data where there are none: two networks that compute the same agree on them, too.
+    """
+    config: Any = getattr(model, "config", None)
+    generator, name = torch.Generator().manual_seed(0), getattr(model, "main_input_name", "")
+    vocabulary, size = getattr(config, "vocab_size", None), getattr(config, "image_size", None)
+    inputs: Batch
+    if name == "input_ids" and isinstance(vocabulary, int):
+        ids = torch.randint(vocabulary, (2, 8), generator=generator)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    elif name == "pixel_values" and isinstance(size, int):
+        inputs = {name: torch.randn(2, getattr(config, "num_channels", 3), size, size, generator=generator)}
+    else:
+        return None
+    parameter, modes = next(model.parameters()), [(module, module.training) for module in model.modules()]
+    dtypes = {name: parameter.dtype if value.is_floating_point() else value.dtype for name, value in inputs.items()}
+    inputs = {name: value.to(parameter.device, dtypes[name]) for name, value in inputs.items()}
+    try:
+        with torch.no_grad():
+            logits_of(model.eval()(**inputs))
+    except Exception:  # whatever keeps a network from running on them
+        return None
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return inputs

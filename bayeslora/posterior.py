@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bayeslora import bases, diagnostics, generation, interop, metrics, storage
+from bayeslora import bases, diagnostics, generation, interop, metrics, networks, storage
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.contracts import checked
 from bayeslora.data import Source, to_device
@@ -39,7 +39,8 @@ class Posterior:
     Attributes:
         program: Model, guide and ELBO as one module.
         state: What broke the fit off, and where, if it was not finished; None if it was.
-        example: Inputs of two examples of the fit, on which merged and exported models are compared; None after `load`.
+        example: Inputs of two examples of the fit, on which merged and exported models are compared; None after `load`,
+            as data are not saved: then they are compared on random tokens or pixels, where the model takes them.
     """
 
     def __init__(
@@ -294,7 +295,7 @@ class Posterior:
         """Fold the centre's adapters into the weights of a plain model, for one prediction at the base model's cost.
 
         Raises:
-            ValueError: If base layers are quantised, or the model differs from the centre on the fit's first examples.
+            ValueError: If base layers are quantised, or the model differs from the centre on `example`.
         """
         return interop.merge(self.network, self.program.factors_at(self.program.centre()), self._example())
 
@@ -339,7 +340,8 @@ class Posterior:
         storage.save_files(folder, tensors, self.record(), self.tokenizer)
 
     def _example(self) -> Mapping[str, Any] | None:
-        return None if self.example is None else to_device(self.example, self.program.device)
+        example = networks.made_up_inputs(self.network.model) if self.example is None else self.example
+        return example and to_device(example, self.program.device)
 
     @checked()
     def record(self) -> dict[str, Any]:

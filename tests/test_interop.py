@@ -22,6 +22,7 @@ from bayeslora.adapters import SVD, AdaptedNetwork
 from bayeslora.interop import merging, peft_in, peft_out
 from bayeslora.methods import PointEstimate
 from tests.helpers import tiny_bert, tiny_gpt2, tiny_llama, tokens
+from tests.tasks.cases import named as case
 
 SETTINGS = {"epochs": 1, "learning_rate": 5e-3, "progress": False}
 EXACT = {"rtol": 1e-5, "atol": 1e-5}
@@ -1001,8 +1002,18 @@ def test_a_draw_of_masks_on_inputs_is_not_exported(tmp_path: Path) -> None:
 # Merge
 
 
-def test_a_merge_that_is_not_the_centre_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    posterior = bayeslora.fit(tiny_bert(), tokens(), "lora", rank=2, **SETTINGS | {"learning_rate": 0.1})
+@pytest.mark.parametrize("make", [tiny_bert, tiny_gpt2, case("ViT").make])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_merge_that_is_not_the_centre_is_refused(
+    make: Any, loaded: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = case("ViT").data if make is case("ViT").make else tokens()
+    posterior = bayeslora.fit(make(), data, "lora", rank=2, **SETTINGS | {"learning_rate": 0.1})
+    if loaded:  # without the fit's data
+        posterior.save(tmp_path)
+        posterior = bayeslora.load(tmp_path, make())
+        assert posterior.example is None
+        posterior.merge()
     monkeypatch.setattr(merging, "_add_to_weight", lambda *_: None)
     with pytest.raises(ValueError, match=r"merged model's logits differ by .* on a batch"):
         posterior.merge()
