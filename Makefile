@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 # Freed blocks stay with the process: on glibc, page faults of large tensors otherwise stall steps up to tenfold.
 STEADY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456
 
-.PHONY: help demo test test-all architectures check docs bench study format clean
+.PHONY: help demo test test-all test-machines architectures check docs bench study format clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -16,6 +16,15 @@ test: $(VENV)/.dev  ## Install everything and run the tests.
 
 test-all: $(VENV)/.dev  ## Run the slow tests too: every architecture in the table (minutes).
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m ""
+
+# Three instruction sets, three shifts of every seed; one thread and two among them.
+test-machines: $(VENV)/.dev  ## Run the tests as other processors and with other seeds would (nine times as long).
+	for capability in default avx2 native; do for seed in 0 1 2; do \
+		echo "capability $$capability, base seed $$seed"; \
+		HF_HUB_OFFLINE=1 BAYESLORA_TEST_SEED=$$seed OMP_NUM_THREADS=$$((seed % 2 + 1)) \
+		ATEN_CPU_CAPABILITY=$$(test $$capability = native || echo $$capability) \
+		$(BIN)/python -m pytest -n 2 || exit 1; \
+	done; done
 
 architectures: $(VENV)/.dev  ## Check every architecture in the table; docs/architectures.md is rewritten (minutes).
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.architectures.survey --to build/architectures.json

@@ -34,12 +34,12 @@ def peft_model(model: nn.Module, network: AdaptedNetwork, factors: dict[str, Fac
     [(tiny_bert, {}), (tiny_llama, {}), (tiny_gpt2, {"fan_in_fan_out": True})],
 )
 def test_logits_and_gradients_equal_those_of_peft(make: Any, settings: dict[str, Any]) -> None:
-    model = make()
+    model = make().double()
     network = AdaptedNetwork(model, targets="all-linear", rank=RANK, alpha=ALPHA).eval()
     factors = {
         name: Factors(
-            (0.3 * torch.randn(len(stack), *stack.A_shape)).requires_grad_(),
-            (0.3 * torch.randn(len(stack), *stack.B_shape)).requires_grad_(),
+            (0.3 * torch.randn(len(stack), *stack.A_shape, dtype=torch.float64)).requires_grad_(),
+            (0.3 * torch.randn(len(stack), *stack.B_shape, dtype=torch.float64)).requires_grad_(),
         )
         for name, stack in network.stacks.items()
     }
@@ -54,11 +54,11 @@ def test_logits_and_gradients_equal_those_of_peft(make: Any, settings: dict[str,
     nn.functional.cross_entropy(expected, labels).backward()
 
     assert not torch.allclose(expected, base, atol=1e-3)  # the adapters do something
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits, expected, atol=1e-10, rtol=1e-8)
     for name, stack in network.stacks.items():
         for index, layer in enumerate(stack.layer_names):
             lora = reference.base_model.model.get_submodule(layer)
             for own, theirs in zip(factors[name], (lora.lora_A, lora.lora_B), strict=True):
                 gradient = theirs["default"].weight.grad
                 assert gradient.abs().max() > 0
-                torch.testing.assert_close(own.grad[index], gradient, atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(own.grad[index], gradient, atol=1e-10, rtol=1e-8)
