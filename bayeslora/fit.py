@@ -23,7 +23,7 @@ from bayeslora.networks import unwrapped
 from bayeslora.posterior import Posterior
 from bayeslora.preparation import (
     check_arguments,
-    check_labels,
+    check_rows,
     class_names,
     columns_of,
     label_names,
@@ -171,7 +171,7 @@ def fit(
         likelihood, seen, first = likelihood_for(likelihood, model, train, chosen)
         train, held_out = train.about(likelihood), held_out and held_out.about(likelihood)
         for source in (train, held_out):
-            check_labels(source, likelihood)
+            check_rows(source)
         tuning_data = held_out
         if chosen.tuning() and held_out is None:
             train, tuning_data = _hold_out(train, chosen)

@@ -379,6 +379,8 @@ class Posterior:
         size = len(next(iter(sites.values())))
         with seeded(seed):  # a loader that shuffles takes its seed from the global state
             source = Source(data, self.network.model, self.tokenizer, likelihood=self.program.likelihood)
+            if with_labels:
+                source.check_labels()
             batches, linear = source.batches_by_length(batch_size), approximation == "linear"
             return run(self.program, sites, batches, size, with_labels, linear, source.context)
 
@@ -391,9 +393,7 @@ class Posterior:
         approximation: str | None = "draws",
     ) -> tuple[Any, np.ndarray]:
         outputs = self._outputs(data, sites, seed, batch_size, approximation)
-        if outputs.labels is None:
-            raise ValueError("The data has no labels: give a 'labels' or 'label' column, or (inputs, labels).")
-        self.program.likelihood.check_labels(outputs.labels)
+        assert outputs.labels is not None  # they have been checked
         return outputs, outputs.labels
 
     def _prediction(self, outputs: Any) -> BasePrediction:

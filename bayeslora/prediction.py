@@ -13,6 +13,7 @@ from torch import Tensor
 from bayeslora.adapters.rows import has_rows
 from bayeslora.data import to_device
 from bayeslora.isolation import seeded
+from bayeslora.limits import naming_inputs
 from bayeslora.program import Program, evaluating
 from bayeslora.types import Batch, FactorsByStack, Sites
 
@@ -87,7 +88,9 @@ def chunks(
         part = {
             name: type(value)(*(factor[start : start + chunk] for factor in value)) for name, value in factors.items()
         }
-        yield logits(part, batch)
+        with naming_inputs(inputs):
+            part_logits = logits(part, batch)
+        yield part_logits
 
 
 def _check_linear(program: Program, factors: FactorsByStack, inputs: Batch, linear: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset
 
 from bayeslora.adapters import AdaptedNetwork, inspection
 from bayeslora.data import LABELS, Source, to_device
+from bayeslora.isolation import seeded
 from bayeslora.methods import Method
 from bayeslora.networks import base_logits, check_decoder_inputs
 from bayeslora.tasks import Likelihood, choosing
@@ -23,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 NUM_TO_SHIFT = 64
 """Examples by which the start of the outputs is set: the mean of 64 labels is within an eighth of their spread."""
+
+LOOK_AHEAD = 0.25
+"""Seconds for which rows are read that have to be computed, before training."""
 
 FAR = 10
 """Distance of outputs from labels, in the likelihood's unit, that is hard to learn without a bias."""
@@ -38,6 +42,7 @@ def likelihood_for(
     Returns:
         The likelihood, what the network's pass over the examples showed, and the examples.
     """
+    train.check_labels_given()
     batch = train.about(choosing.asked(given) or choosing.labelled_by_inputs(model)).first_batch()
     if "labels" not in batch:
         raise ValueError(
@@ -115,16 +120,16 @@ def check_arguments(args: "TrainingArguments | None") -> None:
         )
 
 
-def check_labels(source: Source | None, likelihood: Likelihood) -> None:
-    """Raise a ValueError unless data, if there is any, has labels that fit the likelihood."""
+def check_rows(source: Source | None) -> None:
+    """Raise a ValueError unless data, if there is any, has labels that fit, and inputs that the network can read.
+
+    Rows that have to be computed one by one are read for a moment; the rest is checked as it comes.
+    """
     if source is None:
         return
-    labels = source.labels
-    if labels is None:
-        labels = source.first_batch().get("labels")
-    if labels is None:
-        raise ValueError(f"{source.name} has no labels: give a 'labels' or 'label' column, or (inputs, labels).")
-    likelihood.check_labels(labels)
+    source.check_labels()
+    with seeded(0):  # rows may be read with random changes
+        source.look_ahead(LOOK_AHEAD)
 
 
 def columns_of(data: Data) -> Sequence[str]:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "bayeslora"
 ORDER = (
     ("contracts",),
     ("types", "isolation", "saving"),
-    ("networks",),
+    ("networks", "limits"),
     ("adapters", "distributions", "tasks"),
     ("fitted",),
     ("priors", "guides", "curvature", "elbo", "tuning", "precision"),

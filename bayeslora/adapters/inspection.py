@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bayeslora.adapters.folding import still
 from bayeslora.adapters.targets import head_names, linear_layers, output_embedding
 from bayeslora.adapters.weights import features, is_within, oriented
+from bayeslora.limits import naming_inputs
 from bayeslora.networks import logits_of
 from bayeslora.types import Batch
 
@@ -74,7 +75,8 @@ def inspect(model: nn.Module, batch: Batch) -> Inspection:
         read = reads.found
     except Exception:  # some operators cannot be watched; what the network itself raises, it raises again
         look, read = _Look(model, layers), set()
-        output = look.run(inputs)
+        with naming_inputs(inputs):
+            output = look.run(inputs)
     logits = logits_of(output)
     uncalled = [name for name in layers if name not in look.called]
     unfit = look.odd | {name: READ if name in uncalled else BESIDE for name in read if name not in look.odd}

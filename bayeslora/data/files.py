@@ -17,7 +17,7 @@ LABELS = ("labels", "label", "label_ids")
 
 def split(data: Data, name: str) -> Data:
     """Return a split of a `datasets.DatasetDict`, None if it has none of that name; any other data is all `train`."""
-    if isinstance(data, Mapping) and all(hasattr(value, "column_names") for value in data.values()):
+    if isinstance(data, Mapping) and data and all(hasattr(value, "column_names") for value in data.values()):
         if name == "train" and name not in data:
             raise ValueError(f"The data has no 'train' split, only {', '.join(data)}.")
         return data.get(name)

@@ -2,14 +2,50 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, Subset, get_worker_info
 
 logger = logging.getLogger(__name__)
+
+
+class Numbered(dict[str, Any]):
+    """A row that knows its number in the data, by which messages call it."""
+
+    number: int = 0
+
+
+def converted(convert: Callable[[Any], dict[str, Any]], row: Any, number: int) -> Numbered:
+    """Return a row as a mapping; an error about it says its number."""
+    try:
+        result = Numbered(convert(row))
+    except (TypeError, ValueError) as error:
+        if type(error) not in (TypeError, ValueError):
+            raise
+        raise type(error)(f"{error} It is row {number}.") from error
+    result.number = number
+    return result
+
+
+def numbers_of(rows: Sequence[Any]) -> list[int] | None:
+    """Return the numbers of rows, if they are known."""
+    numbers = [row.number for row in rows if isinstance(row, Numbered)]
+    return numbers if numbers and len(numbers) == len(rows) else None
+
+
+class Part(Subset[Any]):
+    """Some rows of a dataset, which keep their numbers."""
+
+
+def number_of(rows: Any, index: int) -> int:
+    """Return the number that a row had in the data, before parts of it were taken."""
+    while isinstance(rows, Part):
+        rows, index = rows.dataset, rows.indices[index]
+    return index
 
 
 class Examples(Dataset[dict[str, Any]]):
@@ -23,7 +59,7 @@ class Examples(Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.convert(self.rows[index])
+        return converted(self.convert, self.rows[index], number_of(self.rows, index))
 
 
 class Arrays(Dataset[dict[str, Any]]):
@@ -46,14 +82,25 @@ class Stream(IterableDataset[dict[str, Any]]):
         rows: Anything that can be iterated over repeatedly; its `set_epoch`, if it has one, is called before each pass.
         convert: Row to mapping.
         num_examples: Rows per pass, after which it ends; None for all.
+        name: What to call it in messages.
 
     Raises:
         ValueError: If `num_examples` is less than 1.
+        TypeError: If it can be read only once.
     """
 
-    def __init__(self, rows: Any, convert: Callable[[Any], dict[str, Any]], num_examples: int | None = None):
+    def __init__(
+        self, rows: Any, convert: Callable[[Any], dict[str, Any]], num_examples: int | None = None, name: str = "data"
+    ):
         if num_examples is not None and num_examples < 1:
             raise ValueError(f"num_examples={num_examples}: give a whole number of at least 1.")
+        if _is_one_shot(rows):
+            raise TypeError(
+                f"{name} is a stream that can be read only once, and several passes are needed: let its __iter__ "
+                "return a new iterator each time, or give a list of its rows."
+            )
+        self.name = name
+        self.has_given = False
         self.stream = rows
         self.convert = convert
         self.num_examples = num_examples
@@ -67,7 +114,13 @@ class Stream(IterableDataset[dict[str, Any]]):
         count = 0
         for row in itertools.islice(self.stream, self.num_examples):
             count += 1
-            yield self.convert(row)
+            self.has_given = True
+            yield converted(self.convert, row, count - 1)
+        if not count and self.has_given:
+            raise ValueError(
+                f"{self.name} is a stream that gave rows once, and gives none any more: it has to be one that can be "
+                "read again from the start, whose __iter__ begins anew."
+            )
         # Each worker of a loader reads only a part.
         if self.num_examples is not None and count < self.num_examples and get_worker_info() is None:
             logger.warning("The stream ended after %d of %d examples.", count, self.num_examples)
@@ -76,6 +129,26 @@ class Stream(IterableDataset[dict[str, Any]]):
         """Tell the stream which pass comes next: a shuffled stream of `datasets` has a different order in each."""
         if hasattr(self.stream, "set_epoch"):
             self.stream.set_epoch(epoch)
+
+
+def _is_one_shot(rows: Any) -> bool:
+    """Return whether a stream of the user's own goes on where it was left, instead of beginning anew."""
+    if type(rows).__module__.partition(".")[0] in ("datasets", "torch"):
+        return False
+    first, second = iter(rows), iter(rows)
+    if first is not second:
+        return False
+    nothing = object()
+    given = next(first, nothing)
+    return given is not nothing and not _same(given, next(iter(rows), nothing))
+
+
+def _same(value: Any, other: Any) -> bool:
+    if isinstance(value, Mapping):
+        return isinstance(other, Mapping) and _same([*value.items()], [*other.items()])
+    if isinstance(value, (list, tuple)):
+        return type(value) is type(other) and len(value) == len(other) and all(map(_same, value, other))
+    return np.array_equal(np.asarray(value), np.asarray(other))
 
 
 class OwnOrders(Dataset[tuple[dict[str, Any], ...]]):

@@ -1,18 +1,22 @@
 """Turn the data that users have into rows: mappings from the names of a network's inputs to values, with `labels`."""
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
+from bayeslora.data.checks import numbers
 from bayeslora.data.files import LABELS, tabular
 from bayeslora.data.forms import Arrays, Examples
+from bayeslora.limits import limits
 from bayeslora.networks import decoder_inputs, forward_parameters, takes_any_name
 from bayeslora.tasks import LIKELIHOODS
+from bayeslora.tasks.checking import REPAIR, check_texts, is_missing
 from bayeslora.types import Batch, Data, LabelValues, Row, Tokenizer
 
 if TYPE_CHECKING:
@@ -36,7 +40,8 @@ class Reader:
 
     def __init__(self, model: nn.Module, tokenizer: Tokenizer | None = None, name: str = "data"):
         self.model = model
-        self.tokenizer = tokenizer
+        self.limits = limits(model)
+        self.tokenizer = tokenizer if tokenizer is None else cutting(tokenizer, self.limits.trained)
         self.name = name
         are_labels = {name for columns in label_columns() for name in columns}
         self.parameters = [parameter for parameter in forward_parameters(model) if parameter not in are_labels]
@@ -52,24 +57,41 @@ class Reader:
 
     def dataset(self, data: Data) -> Any:
         """Return the rows of data in any form but a `DataLoader` or a stream."""
+        check_form(data, self.name)
         data = tabular(data)
         if hasattr(data, "column_names") and hasattr(data, "map"):
             return self.table(data)
         if isinstance(data, Dataset):
+            arrays = self._stored(data)
+            if arrays is not None:
+                return arrays
             return Examples(data, self.row)
         if isinstance(data, tuple) and len(data) == 2:
             return self.arrays(*data)
         if isinstance(data, (np.ndarray, Tensor, Mapping, list)):
             return self.arrays(data, None)
         raise TypeError(
-            f"{self.name} is a {type(data).__name__}. Give a datasets.Dataset or DatasetDict, a pandas DataFrame, a "
+            f"{self.name} is {_kind(data)}. Give a datasets.Dataset or DatasetDict, a pandas DataFrame, a "
             "torch Dataset or DataLoader, or (inputs, labels) as arrays, a mapping of arrays, or a list of texts with "
             "a tokenizer."
         )
 
+    def _stored(self, data: "Dataset[Any]") -> Arrays | None:
+        """Return the rows of a dataset that only puts two tensors side by side, or of a part of one; None of others."""
+        if type(data) is Subset and (whole := self._stored(data.dataset)) is not None:
+            return Arrays({name: column[list(data.indices)] for name, column in whole.columns.items()})
+        if type(data) is not TensorDataset or len(data.tensors) != 2 or not self.parameters:
+            return None
+        return Arrays(
+            {name: self.tensor(v) for name, v in zip((self.parameters[0], "labels"), data.tensors, strict=True)}
+        )
+
     def arrays(self, inputs: Any, labels: LabelValues | None) -> Dataset[dict[str, Any]]:
         """Return the rows of arrays, or of a list of texts."""
-        if isinstance(inputs, (list, tuple)) and inputs and isinstance(inputs[0], str):
+        if isinstance(inputs, (list, tuple)) and any(isinstance(text, str) for text in inputs):
+            check_texts(self.name, "the text", inputs)
+            if labels is not None and len(labels) != len(inputs):  # type: ignore[arg-type]
+                raise ValueError(f"{self.name}: there are {len(inputs)} texts, and {len(labels)} labels.")  # type: ignore[arg-type]
             rows = self.tokenize(list(inputs))
             if labels is not None:
                 values = self.label_values(labels)
@@ -81,14 +103,15 @@ class Reader:
         if labels is not None:
             columns["labels"] = labels
         tensors = {
-            name: self.tensor(np.asarray(value) if isinstance(value, list) else value)
+            name: self.tensor(value if isinstance(value, Tensor) else numbers(self.name, name, value))
             for name, value in columns.items()
         }
+        for name, value in tensors.items():
+            if not value.dim():
+                raise ValueError(f"{self.name}: {name!r} is one number: give an array with an entry for each example.")
         lengths = {name: len(value) for name, value in tensors.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"{self.name}: arrays differ in length, {lengths}.")
-        for name, value in tensors.items():
-            check_finite(self.name, name, value)
         return Arrays(tensors)
 
     def table(self, table: "datasets.Dataset") -> "datasets.Dataset | Examples":
@@ -102,12 +125,7 @@ class Reader:
                     return Examples(rows, self.inputs)
             table = self._tokenized(table)
         unknown = [name for name in table.column_names if name not in (*self.parameters, "labels")]
-        table = table.remove_columns(unknown)
-        for name in table.column_names:
-            if name != "labels" and _is_float(table.features[name]):
-                finite = [bool(np.isfinite(np.asarray(value, dtype=float)).all()) for value in table[name]]
-                _raise_unless(self.name, name, np.asarray(finite))
-        return table
+        return table.remove_columns(unknown)
 
     def _with_label_column(self, table: "datasets.Dataset") -> "datasets.Dataset":
         """Return the table with its labels in the column `labels`."""
@@ -136,6 +154,9 @@ class Reader:
                 f"{self.name} has {len(texts)} text columns, {', '.join(texts)}: keep the one or two to classify, "
                 "data.select_columns([…, 'labels'])."
             )
+        for name in texts:
+            if table.data.column(name).null_count:
+                check_texts(self.name, repr(name), table[name])
         encode = partial(_encoded, tokenizer=self.needed_tokenizer(), columns=texts)
         return table.map(encode, batched=True, remove_columns=texts)
 
@@ -163,11 +184,15 @@ class Reader:
         if isinstance(row.get("labels"), str) and self.decoder_inputs is not None:
             row["labels"] = self.label_values([row["labels"]])[0]
         if not any(name in self.parameters for name in row):
+            for name, value in row.items():
+                if is_missing(value):
+                    raise ValueError(f"{self.name}: {name!r} is missing. {REPAIR}.")
             texts = {name: value for name, value in row.items() if isinstance(value, str) and name != "labels"}
             if not 1 <= len(texts) <= 2:
                 raise ValueError(
                     f"{self.name}: a row has {', '.join(row)}; the network takes {', '.join(self.parameters)}. Rename "
-                    "the columns, or keep one or two text columns to be tokenised."
+                    "the columns, or keep one or two text columns to be tokenised; there are "
+                    f"{', '.join(texts) or 'none'}."
                 )
             encoded = self.needed_tokenizer()(*([text] for text in texts.values()), truncation=True)
             row |= {name: values[0] for name, values in encoded.items()}
@@ -245,24 +270,34 @@ def _is_text(feature: Any) -> bool:
     return getattr(feature, "dtype", "") in ("string", "large_string")
 
 
-def _is_float(feature: Any) -> bool:
-    """Return whether a column of a `datasets.Dataset` holds floating-point numbers, or lists of them."""
-    while hasattr(feature, "feature"):
-        feature = feature.feature
-    return str(getattr(feature, "dtype", "")).startswith("float")
+def _kind(data: Any) -> str:
+    if data is None:
+        return "None"
+    if isinstance(data, tuple):
+        return f"a tuple of {len(data)}"
+    name = type(data).__name__
+    return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"
 
 
-def check_finite(data: str, name: str, value: Tensor) -> None:
-    """Raise a ValueError if numbers are NaN or infinite."""
-    if value.is_floating_point() and value.dim() and value.numel():
-        _raise_unless(data, name, value.isfinite().reshape(len(value), -1).all(1).cpu().numpy())
+def cutting(tokenizer: Tokenizer, longest: int | None) -> Tokenizer:
+    """Return a tokenizer that cuts texts to what a network reads, if it would let longer ones pass."""
+    if longest is None or not tokenizer.model_max_length > longest:
+        return tokenizer
+    tokenizer = copy.copy(tokenizer)  # with the same words
+    tokenizer.model_max_length = longest
+    return tokenizer
 
 
-def _raise_unless(data: str, name: str, finite: np.ndarray) -> None:
-    """Raise a ValueError that names the first row which is not finite."""
-    if not finite.all():
-        rows = np.flatnonzero(~finite)
-        raise ValueError(
-            f"{data}: {name!r} is NaN or infinite in {len(rows)} row(s), the first is row {rows[0]}. Remove such "
-            "rows, or fill them in."
-        )
+def check_form(data: Data, name: str) -> None:
+    """Raise a TypeError if data, or a part of it, can be read only once."""
+    parts = {"": data}
+    if isinstance(data, tuple):
+        parts |= {f", entry {index},": part for index, part in enumerate(data)}
+    elif isinstance(data, Mapping):
+        parts |= {f", column {column!r},": part for column, part in data.items()}
+    for where, part in parts.items():
+        if isinstance(part, Iterator):
+            raise TypeError(
+                f"{name}{where} is a {type(part).__name__}, which can be read only once, and several passes are "
+                "needed: give a list, list(…)."
+            )

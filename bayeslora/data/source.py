@@ -1,6 +1,7 @@
 """Data in any form, as a dataset of rows and as batches."""
 
 import copy
+import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -8,12 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from bayeslora.data.forms import Arrays, Examples, Stream
-from bayeslora.data.reading import Reader, check_finite
-from bayeslora.tasks import Likelihood
+from bayeslora.data import checks
+from bayeslora.data.forms import Arrays, Examples, Part, Stream, numbers_of
+from bayeslora.data.reading import Reader
+from bayeslora.limits import limits, watch
+from bayeslora.tasks import Likelihood, checking
 from bayeslora.types import IGNORED, Batch, Data, Row, Tokenizer
+
+AHEAD = 64
+"""Rows that are read together where they are looked at before they are needed."""
 
 
 class Source:
@@ -52,14 +58,15 @@ class Source:
         self.tokenizer = tokenizer
         self.likelihood = likelihood
         self.reader = Reader(model, tokenizer, name)
+        self.checks_batches = self.checks_labels = False
         self._given_loader = self._checked(data) if isinstance(data, DataLoader) else None
         if isinstance(data, IterableDataset):  # streams of `datasets` are, too
-            self.dataset: Any = Stream(data, self.reader.streamed, num_examples)
+            self.dataset: Any = Stream(data, self.reader.streamed, num_examples, name)
         else:
-            self.dataset = None if self._given_loader else self.reader.dataset(data)
+            self.dataset = None if self._given_loader is not None else self.reader.dataset(data)
             if len(self) == 0:
                 raise ValueError(f"{name} has no examples.")
-        self._check_first()
+        self._check()
 
     def about(self, likelihood: Likelihood | type[Likelihood] | None) -> "Source":
         """Return the same data, with the labels that a likelihood asks for."""
@@ -87,7 +94,7 @@ class Source:
         return DataLoader(
             given.dataset,
             batch_sampler=given.batch_sampler,
-            collate_fn=lambda rows: self._finished(self.reader.row(given.collate_fn(rows))),
+            collate_fn=lambda rows: self._checked_batch(self._finished(self.reader.row(given.collate_fn(rows)))),
             num_workers=given.num_workers,
             worker_init_fn=given.worker_init_fn,
             generator=given.generator,
@@ -103,7 +110,7 @@ class Source:
 
     def __len__(self) -> int:
         """Return the number of examples."""
-        return len(self._given_loader.dataset if self._given_loader else self.dataset)  # type: ignore[arg-type]
+        return len(self.dataset if self._given_loader is None else self._given_loader.dataset)  # type: ignore[arg-type]
 
     def take(self, indices: Sequence[int]) -> "Source":
         """Return the part of the data with the given rows.
@@ -119,7 +126,7 @@ class Source:
             part.dataset = Arrays({name: column[indices] for name, column in self.dataset.columns.items()})
         elif isinstance(self.dataset, Examples):
             rows = self.dataset.rows
-            chosen = [rows[i] for i in indices] if isinstance(rows, list) else Subset(rows, indices)
+            chosen = [rows[i] for i in indices] if isinstance(rows, list) else Part(rows, indices)
             part.dataset = Examples(chosen, self.dataset.convert)
         else:
             part.dataset = self.dataset.select(indices)
@@ -128,14 +135,19 @@ class Source:
     @property
     def labels(self) -> np.ndarray | None:
         """All labels, if they are available without computing every row."""
+        rows = self._label_rows()
+        return None if rows is None else _array(rows)
+
+    def _label_rows(self) -> Any:
+        """All labels, an entry for each row, if they are available."""
         if isinstance(self.dataset, Arrays):
             column = self.dataset.columns.get("labels")
             return None if column is None else column.cpu().numpy()
         rows = getattr(self.dataset, "rows", None)
         if isinstance(rows, list) and "labels" in rows[0]:
-            return _array([row["labels"] for row in rows])
+            return [row["labels"] for row in rows]
         if self.dataset is not None and hasattr(self.dataset, "column_names"):
-            return _array(list(self.dataset["labels"])) if "labels" in self.dataset.column_names else None
+            return list(self.dataset["labels"]) if "labels" in self.dataset.column_names else None
         return None
 
     def batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
@@ -179,23 +191,35 @@ class Source:
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Make a batch of rows; with a tokenizer, sequences of tokens are padded, and their labels with −100."""
+        if self.checks_batches:
+            checks.check_rows(self.name, rows)
         inputs = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
-        labels = [self.reader.tensor(row["labels"]) for row in rows if "labels" in row]
+        if any(row.get("labels", 0) is None for row in rows):
+            checking.check_present(self.name, [row["labels"] for row in rows], numbers_of(rows))
+        labels = self._tensors("labels", [row for row in rows if "labels" in row])
         if self.tokenizer is not None and "input_ids" in rows[0]:
             batch = self._padded(inputs)
         else:
             batch = {}
             for name in inputs[0]:
-                values = [self.reader.tensor(row[name]) for row in inputs]
-                if len({value.shape for value in values}) > 1:
-                    raise ValueError(
-                        f"{self.name}: rows of {name!r} have different lengths, and padding them needs the tokenizer: "
-                        "pass tokenizer=…."
-                    )
-                batch[name] = torch.stack(values)
+                values = self._tensors(name, rows)
+                batch[name] = torch.stack(checks.of_one_shape(self.name, name, values, rows))
         if labels:
-            batch["labels"] = self._stacked_labels(labels, batch)
-        return self._finished(batch)
+            batch["labels"] = self._stacked_labels(labels, batch, rows)
+        return self._checked_batch(self._finished(batch), rows)
+
+    def _tensors(self, name: str, rows: Sequence[Row]) -> list[Tensor]:
+        """Return the values of some rows as tensors."""
+        tensors = []
+        for place, row in enumerate(rows):
+            try:
+                tensors.append(self.reader.tensor(row[name]))
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ValueError(
+                    f"{self.name}: {name!r} is {row[name]!r:.60} in {checks.called(row, place)}, of type "
+                    f"{type(row[name]).__name__}, where numbers are needed."
+                ) from error
+        return tensors
 
     def _padded(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Pad sequences of tokens, one or several per example, by the tokenizer."""
@@ -208,12 +232,16 @@ class Source:
         flat = [dict(zip(row, values, strict=True)) for row in rows for values in zip(*row.values(), strict=True)]
         return {name: value.view(len(rows), -1, value.shape[-1]) for name, value in pad(flat).items()}
 
-    def _stacked_labels(self, labels: list[Tensor], batch: Batch) -> Tensor:
+    def _stacked_labels(self, labels: list[Tensor], batch: Batch, rows: Sequence[Row]) -> Tensor:
         """Stack the labels of all rows; labels of tokens are padded as the tokens are."""
         tokens = batch.get("input_ids")
         padded = tokens is not None and tokens.dim() == 2 and self.tokenizer is not None
-        if labels[0].dim() != 1 or labels[0].is_floating_point() or not (padded or len({*map(len, labels)}) > 1):
-            return torch.stack(labels)
+        if (
+            any(label.dim() != 1 for label in labels)
+            or labels[0].is_floating_point()
+            or not (padded or len({*map(len, labels)}) > 1)
+        ):
+            return torch.stack(checks.of_one_shape(self.name, "labels", labels, rows))
         length = max(map(len, labels))
         mask = batch.get("attention_mask")
         same = mask is not None and self.reader.decoder_inputs is None and mask.sum(1).tolist() == [*map(len, labels)]
@@ -251,10 +279,74 @@ class Source:
             raise TypeError(f"{self.name} is a DataLoader with batch_size=None: give it a batch size.")
         return loader
 
-    def _check_first(self) -> None:
-        for name, value in self.first_batch().items():
-            if isinstance(value, Tensor) and name != "labels":
-                check_finite(self.name, name, value)
+    def _check(self) -> None:
+        """Raise a ValueError if the network cannot read the inputs, as far as they are stored; others as they come."""
+        self.checks_batches = not checks.check_stored(self.name, self.dataset, self.reader.limits)
+        batch = self.first_batch()
+        watch(self.reader.model, batch)
+        if (found := limits(self.reader.model)) != self.reader.limits:
+            self.reader.limits = found
+            if not checks.check_stored(self.name, self.dataset, found):
+                self._checked_batch(batch)
+
+    def check_labels_given(self) -> None:
+        """Raise a ValueError if some of the labels that are available are missing."""
+        rows = self._label_rows()
+        if rows is not None:
+            checking.check_present(self.name, rows)
+
+    def check_labels(self) -> None:
+        """Check all labels that are available without computing every row, and all others as they come.
+
+        Raises:
+            ValueError: If there are none, if some are missing, or if they do not fit the likelihood.
+        """
+        self.checks_labels = True
+        rows = self._label_rows()
+        if rows is None:
+            if self.first_batch().get("labels") is None:
+                raise ValueError(f"{self.name} has no labels: give a 'labels' or 'label' column, or (inputs, labels).")
+            return
+        self._check_labels(rows)
+
+    def _check_labels(self, rows: Any, numbers: Sequence[int] | None = None) -> None:
+        assert isinstance(self.likelihood, Likelihood)
+        checking.check_present(self.name, rows, numbers)
+        check = self.likelihood.check_labels
+        where = self.name if numbers is not None or not self.checks_batches else "a batch"
+        checking.check_rows(lambda part: check(_array(part)), rows, numbers, where)
+
+    def look_ahead(self, seconds: float) -> None:
+        """Read rows that are not stored, and so check them, for a while, or all of them.
+
+        The state of a loader's generator is kept; other random states are for the caller to keep.
+        """
+        loader = self._given_loader
+        if not self.checks_batches or (loader is not None and loader.num_workers):
+            return
+        source = self
+        if loader is not None and loader.collate_fn is default_collate:  # whose rows have numbers
+            source = copy.copy(self)
+            source._given_loader, source.dataset = None, Examples(loader.dataset, self.reader.row)
+            source.__dict__.pop("loader", None)
+        generator = None if source is not self or loader is None else loader.generator
+        state = None if generator is None else generator.get_state()
+        end = time.monotonic() + seconds
+        for _ in source.batches(AHEAD):
+            if time.monotonic() > end:
+                break
+        if generator is not None and state is not None:
+            generator.set_state(state)
+
+    def _checked_batch(self, batch: dict[str, Any], rows: Sequence[Row] = ()) -> dict[str, Any]:
+        """Return a batch, or raise a ValueError if it is the first look at its rows, and they cannot be used."""
+        if self.checks_batches:
+            numbers = numbers_of(rows)
+            of = "" if numbers else ", a batch"
+            checks.check_batch(self.name, batch, self.reader.limits, numbers, of)
+            if self.checks_labels and "labels" in batch:
+                self._check_labels(batch["labels"], numbers)
+        return batch
 
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
@@ -262,11 +354,14 @@ def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
-def _array(labels: list[Any]) -> np.ndarray:
+def _array(labels: Any) -> np.ndarray:
     """Return the labels of all examples as an array; labels of tokens are concatenated if examples differ in length."""
-    if labels and np.ndim(labels[0]) > 0 and len({*map(len, labels)}) > 1:
+    if isinstance(labels, list) and all(map(np.ndim, labels)) and len({*map(len, labels)}) > 1:
         return np.concatenate([np.asarray(row) for row in labels])
-    return np.asarray(labels)
+    try:
+        return np.asarray(labels)
+    except ValueError:
+        return checks.numbers("data", "labels", labels)
 
 
 def _length(ids: Sequence[Any]) -> int:

@@ -280,6 +280,10 @@ def check_classes(labels: LabelValues, num_classes: int, task: str, ignored: int
     if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
         raise ValueError(
             f"Labels range from {int(labels.min())} to {int(labels.max())}, and the network has "
-            f"{num_classes} classes, 0 to {num_classes - 1}: renumber the labels, or load the model with "
-            f"num_labels={int(labels.max()) + 1}."
+            f"{num_classes} classes, 0 to {num_classes - 1}: "
+            + (
+                f"renumber the labels, or load the model with num_labels={int(labels.max()) + 1}."
+                if int(labels.max()) >= num_classes
+                else "renumber the labels, or remove rows whose label is not known."
+            )
         )
