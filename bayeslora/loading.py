@@ -17,6 +17,7 @@ from bayeslora.contracts import Kind, is_path
 from bayeslora.isolation import public, seeded
 from bayeslora.methods import METHODS, Method, make_method
 from bayeslora.networks import is_a, unwrapped
+from bayeslora.paths import of_a_model
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 from bayeslora.record import (
@@ -74,6 +75,7 @@ def with_padding(model: nn.Module, tokenizer: Tokenizer | None) -> tuple[nn.Modu
     return model, tokenizer
 
 
+@of_a_model
 def load_model(
     name: str | os.PathLike[str],
     tokenizer: Tokenizer | None,

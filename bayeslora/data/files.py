@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bayeslora.paths import check_place
 from bayeslora.types import Data
 
 if TYPE_CHECKING:
@@ -48,17 +49,33 @@ def read(name: str) -> "DatasetDict":
     """Read a `datasets.DatasetDict` from a CSV, JSON or Parquet file, a folder of them, or the hub.
 
     Raises:
-        ValueError: If a file has another ending.
+        ValueError: If it is not there, is empty, has another ending, or cannot be read.
     """
     from datasets import load_dataset
 
+    check_place(name, "data", ", or a name on the hub")
     path = Path(name)
-    if not path.is_file():
-        try:
-            return load_dataset(name)
-        except (ConnectionError, FileNotFoundError) as error:
-            raise ValueError(f"{name!r} is not a file or folder, and the hub does not have it: {error}") from None
     kinds = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-    if path.suffix not in kinds:
-        raise ValueError(f"{name} ends in {path.suffix!r}; give a file that ends in {', '.join(kinds)}.")
-    return load_dataset(kinds[path.suffix], data_files=name)
+    if path.is_file():
+        if path.suffix not in kinds:
+            raise ValueError(f"{name} ends in {path.suffix!r}; give a file that ends in {', '.join(kinds)}.")
+        if not path.stat().st_size:
+            raise ValueError(f"{name} is empty: give a file with a row for each example.")
+    elif path.is_dir() and not any(path.iterdir()):
+        raise ValueError(f"{name} is an empty folder: give one with data files, or a file.")
+    try:
+        return load_dataset(kinds[path.suffix], data_files=name) if path.is_file() else load_dataset(name)
+    except Exception as error:
+        raise ValueError(_failed(name, path, error)) from error
+
+
+def _failed(name: str, path: Path, error: Exception) -> str:
+    """Return what to say of data that could not be read."""
+    reason = " ".join(str(error.__cause__ or error).split())
+    if "corresponds to no data" in reason:
+        return f"{name} has no rows: give a file with a row for each example."
+    if path.is_file():
+        return f"{name} cannot be read as {path.suffix[1:]}: {reason[:300] or 'it has no rows'}."
+    if path.is_dir():
+        return f"{name} is a folder whose files cannot be read as data: {reason:.300}."
+    return f"{name!r} is not a file or folder, and the hub does not have it: {reason:.300}."

@@ -1,0 +1,76 @@
+"""Files and folders that are not there, or hold nothing, are named in one sentence."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bayeslora
+from tests.helpers import tiny_bert
+from tests.test_data import tiny_tokenizer
+
+GOOD = "text,label\ngood film,1\nbad,0\n"
+
+
+def fit(model: Any, data: Any) -> bayeslora.Posterior:
+    return bayeslora.fit(model, data, "lora", tokenizer=tiny_tokenizer(), epochs=0, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no.csv", r"data='.*no\.csv': there is no such file or folder"),
+        ("god.csv", r"no such file or folder; there is '.*good\.csv'"),
+        ("nowhere/data.csv", r"no such file or folder, because there is no folder '.*nowhere'"),
+        ("nowhere/further/data", r"because there is no folder '.*nowhere'"),
+        ("link.csv", "only a link to one that is not there"),
+        ("empty.csv", r"empty\.csv is empty"),
+        ("empty.json", r"empty\.json is empty"),
+        ("head.csv", r"head\.csv has no rows"),
+        ("folder", "is an empty folder"),
+        ("data.pdf", r"ends in '\.pdf'; give a file that ends in \.csv"),
+        ("half.jsonl", r"half\.jsonl cannot be read as jsonl: "),
+        ("rubbish.parquet", r"rubbish\.parquet cannot be read as parquet: "),
+        ("quote.csv", r"quote\.csv cannot be read as csv: .*row"),
+    ],
+)
+def test_data_that_are_not_there(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "good.csv").write_text(GOOD)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.csv").symlink_to(tmp_path / "gone.csv")
+    contents = {"empty.csv": "", "empty.json": "", "head.csv": "text,label\n", "data.pdf": "x", "rubbish.parquet": "x"}
+    contents |= {"half.jsonl": '{"text": "good", "label": 0}\n{"text":', "quote.csv": 'text,label\ngood,0\n"bad,1\n'}
+    for file, content in contents.items():
+        (tmp_path / file).write_text(content)
+    for data in (str(tmp_path / name), tmp_path / name):
+        with pytest.raises(ValueError, match=message):
+            fit(tiny_bert(2), data)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_name_that_is_empty(name: str) -> None:
+    with pytest.raises(ValueError, match=r"data='.*give"):
+        fit(tiny_bert(2), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./nowhere", r"model='\./nowhere': there is no such file or folder"),
+        ("/nowhere/model", r"no such file or folder, because there is no folder '/nowhere'"),
+        ("{}", r"has no config\.json, only data\.csv: give a folder that save_pretrained wrote"),
+        ("{}/data.csv", "is a file: give the folder"),
+        ("{}/other", r"model='.*other': there is no such file or folder"),
+        ("nobody/nothing", "is not a folder here, and cannot be fetched from the hub"),
+    ],
+)
+def test_models_that_are_not_there(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text(GOOD)
+    with pytest.raises(ValueError, match=message) as error:
+        fit(name.format(tmp_path), str(tmp_path / "data.csv"))
+    assert "Repo id" not in str(error.value)
+
+
+def test_a_saved_posterior_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        bayeslora.load(tmp_path / "nowhere", tiny_bert(2))
