@@ -8,32 +8,49 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+
+from bayeslora.contracts import Count, Scale, checked
+from bayeslora.contracts.arrays import (
+    Draws,
+    Finite,
+    Logits,
+    Numbers,
+    Probabilities,
+    check_broadcast,
+    check_labels,
+    check_lengths,
+)
 
 FloatArray = NDArray[np.floating]
+
 
 NUM_BINS = 15
 """Bins of the calibration error and the reliability diagram: equal width, on [0, 1]."""
 
 
-def accuracy(probs: ArrayLike, labels: ArrayLike) -> float:
+@checked(also=check_labels)
+def accuracy(probs: Probabilities, labels: Finite) -> float:
     """Return the share of examples whose most probable class is their label."""
     return float((np.asarray(probs).argmax(-1) == np.asarray(labels)).mean())
 
 
-def nll(probs: ArrayLike, labels: ArrayLike) -> float:
+@checked(also=check_labels)
+def nll(probs: Probabilities, labels: Finite) -> float:
     """Return the negative log-likelihood per example, −mean ln p(label)."""
     return float(nll_per_example(probs, labels).mean())
 
 
-def nll_per_example(probs: ArrayLike, labels: ArrayLike) -> FloatArray:
+@checked(also=check_labels)
+def nll_per_example(probs: Probabilities, labels: Finite) -> FloatArray:
     """Return −ln p(label), `[example]`; a probability of exactly 0 counts as the smallest positive number."""
     probs = np.asarray(probs, dtype=np.float64)
     chosen = np.take_along_axis(probs, np.asarray(labels)[:, None], axis=-1)[:, 0]
     return -np.log(np.maximum(chosen, np.finfo(np.float64).tiny))
 
 
-def brier(probs: ArrayLike, labels: ArrayLike) -> float:
+@checked(also=check_labels)
+def brier(probs: Probabilities, labels: Finite) -> float:
     """Return the Brier score, mean Σ_c (p_c − 1[c = label])²: between 0 and 2, with the sum over *all* classes."""
     from sklearn.metrics import brier_score_loss
 
@@ -41,7 +58,8 @@ def brier(probs: ArrayLike, labels: ArrayLike) -> float:
     return float(brier_score_loss(labels, probs, labels=np.arange(probs.shape[-1]), scale_by_half=False))
 
 
-def reliability(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> dict[str, FloatArray]:
+@checked(also=check_labels)
+def reliability(probs: Probabilities, labels: Finite, num_bins: Count = NUM_BINS) -> dict[str, FloatArray]:
     """Compare confidence with accuracy, in equal-width bins of the top-class probability on [0, 1].
 
     Returns:
@@ -63,7 +81,8 @@ def reliability(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -
         }
 
 
-def ece(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> float:
+@checked(also=check_labels)
+def ece(probs: Probabilities, labels: Finite, num_bins: Count = NUM_BINS) -> float:
     """Return the expected calibration error, Σ_bins (count / n) |accuracy − confidence| of the top class.
 
     References:
@@ -74,14 +93,16 @@ def ece(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> float:
     return float((bins["count"] * gap).sum() / bins["count"].sum())
 
 
-def entropy(probs: ArrayLike) -> FloatArray:
+@checked()
+def entropy(probs: Numbers) -> FloatArray:
     """Return the entropy −Σ_c p_c ln p_c over the last axis."""
     from scipy.special import entr
 
     return entr(np.asarray(probs, dtype=np.float64)).sum(-1)
 
 
-def relative_entropy(probs: ArrayLike, reference: ArrayLike) -> FloatArray:
+@checked(also=check_broadcast)
+def relative_entropy(probs: Numbers, reference: Numbers) -> FloatArray:
     """Return the KL divergence Σ_c p_c ln(p_c / q_c) over the last axis; p and q broadcast."""
     from scipy.special import rel_entr
 
@@ -89,18 +110,21 @@ def relative_entropy(probs: ArrayLike, reference: ArrayLike) -> FloatArray:
     return np.maximum(terms.sum(-1), 0)  # rounding can make it negative
 
 
-def majority_rate(labels: ArrayLike) -> float:
+@checked()
+def majority_rate(labels: Finite) -> float:
     """Return the share of the most frequent label, the accuracy of always predicting it."""
     return float(np.unique(np.asarray(labels), return_counts=True)[1].max() / np.asarray(labels).size)
 
 
-def frequency_nll(labels: ArrayLike) -> float:
+@checked()
+def frequency_nll(labels: Finite) -> float:
     """Return the NLL per label, in nats, of predicting each class with its frequency: the frequencies' entropy."""
     counts = np.unique(np.asarray(labels), return_counts=True)[1]
     return float(entropy(counts[None] / counts.sum()).sum())
 
 
-def auroc(scores_inside: ArrayLike, scores_outside: ArrayLike) -> float:
+@checked()
+def auroc(scores_inside: Finite, scores_outside: Finite) -> float:
     """Return the probability that an outside example scores higher than an inside one: area under the ROC curve."""
     from sklearn.metrics import roc_auc_score
 
@@ -109,7 +133,8 @@ def auroc(scores_inside: ArrayLike, scores_outside: ArrayLike) -> float:
     return float(roc_auc_score(truth, np.concatenate([inside, outside])))
 
 
-def auroc_errors(uncertainty: ArrayLike, wrong: ArrayLike) -> float:
+@checked(also=check_lengths)
+def auroc_errors(uncertainty: Finite, wrong: Finite) -> float:
     """Return the probability that a wrong prediction is more uncertain than a right one.
 
     It is NaN if all predictions are right, or all wrong.
@@ -122,7 +147,8 @@ def auroc_errors(uncertainty: ArrayLike, wrong: ArrayLike) -> float:
     return math.nan if wrong.all() or not wrong.any() else auroc(uncertainty[~wrong], uncertainty[wrong])
 
 
-def risk_coverage(uncertainty: ArrayLike, wrong: ArrayLike) -> dict[str, FloatArray]:
+@checked(also=check_lengths)
+def risk_coverage(uncertainty: Finite, wrong: Finite) -> dict[str, FloatArray]:
     """Return the error rate of the i least uncertain examples, for every i.
 
     The order of equally uncertain examples is arbitrary: the risk is its expectation over their orders.
@@ -143,7 +169,8 @@ def risk_coverage(uncertainty: ArrayLike, wrong: ArrayLike) -> dict[str, FloatAr
     return {"coverage": answered / len(group), "risk": np.cumsum(rate[np.sort(group)]) / answered}
 
 
-def aurc(uncertainty: ArrayLike, wrong: ArrayLike) -> float:
+@checked(also=check_lengths)
+def aurc(uncertainty: Finite, wrong: Finite) -> float:
     """Return the area under the risk–coverage curve, the risk averaged over all coverages.
 
     Arguments are those of `risk_coverage`. The area is between 0 and 1, lower is better; with an uninformative
@@ -155,7 +182,8 @@ def aurc(uncertainty: ArrayLike, wrong: ArrayLike) -> float:
     return float(risk_coverage(uncertainty, wrong)["risk"].mean())
 
 
-def classification_scores(probs: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+@checked(also=check_labels)
+def classification_scores(probs: Probabilities, labels: Finite) -> dict[str, float]:
     """Return accuracy, NLL, ECE (15 bins) and Brier score."""
     return {
         "accuracy": accuracy(probs, labels),
@@ -165,7 +193,8 @@ def classification_scores(probs: ArrayLike, labels: ArrayLike) -> dict[str, floa
     }
 
 
-def class_scores(probs: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+@checked(also=check_labels)
+def class_scores(probs: Probabilities, labels: Finite) -> dict[str, float]:
     """Return macro F1, Matthews correlation, adaptive and classwise ECE, and how well entropy predicts errors.
 
     Macro F1 is over the classes that occur, predicted or true. Entropy is judged by the AUROC of errors (NaN if all are
@@ -186,7 +215,8 @@ def class_scores(probs: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     }
 
 
-def adaptive_ece(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> float:
+@checked(also=check_labels)
+def adaptive_ece(probs: Probabilities, labels: Finite, num_bins: Count = NUM_BINS) -> float:
     """Return the calibration error of the top class in bins of equal count instead of equal width.
 
     References:
@@ -196,7 +226,8 @@ def adaptive_ece(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) 
     return _gap_of_equal_counts(probs.max(-1), probs.argmax(-1) == np.asarray(labels), num_bins)
 
 
-def classwise_ece(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> float:
+@checked(also=check_labels)
+def classwise_ece(probs: Probabilities, labels: Finite, num_bins: Count = NUM_BINS) -> float:
     """Return the calibration error of each class's probability, in equal-width bins on [0, 1], averaged over classes.
 
     References:
@@ -217,41 +248,48 @@ def _gap_of_equal_counts(confidence: FloatArray, correct: np.ndarray, num_bins: 
     return float(sum(abs(part.sum()) for part in bins) / len(order))
 
 
-def sigmoid(logits: ArrayLike) -> FloatArray:
+@checked()
+def sigmoid(logits: Numbers) -> FloatArray:
     """Return 1 / (1 + exp(−logits))."""
     from scipy.special import expit
 
     return expit(np.asarray(logits, dtype=np.float64))
 
 
-def softmax(logits: ArrayLike, temperature: float = 1.0) -> FloatArray:
+@checked()
+def softmax(logits: Numbers, temperature: Scale = 1.0) -> FloatArray:
     """Return the probabilities of logits at a temperature; the last axis sums to one."""
     from scipy.special import softmax as scipy_softmax
 
     return scipy_softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=-1)
 
 
-def log_softmax(logits: ArrayLike, temperature: float = 1.0) -> FloatArray:
+@checked()
+def log_softmax(logits: Numbers, temperature: Scale = 1.0) -> FloatArray:
     """Return the logarithms of `softmax`, which stay finite where a probability is too small for a number."""
     from scipy.special import log_softmax as scipy_log_softmax
 
     return scipy_log_softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=-1)
 
 
-def log_sigmoid(logits: ArrayLike) -> FloatArray:
+@checked()
+def log_sigmoid(logits: Numbers) -> FloatArray:
     """Return the logarithms of `sigmoid`."""
     from scipy.special import log_expit
 
     return log_expit(np.asarray(logits, dtype=np.float64))
 
 
-def chosen(values: FloatArray, labels: ArrayLike) -> FloatArray:
+@checked(also=check_labels)
+def chosen(values: Draws, labels: Finite) -> FloatArray:
     """Return the entry of each row that belongs to its label, `[…, example, class]` to `[…, example]`."""
+    values = np.asarray(values)
     labels = np.asarray(labels).reshape(*[1] * (values.ndim - 2), -1, 1)
     return np.take_along_axis(values, labels, axis=-1)[..., 0]
 
 
-def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
+@checked(also=check_labels)
+def fit_temperature(logits: Logits, labels: Finite) -> float:
     r"""Find the temperature T that minimises the NLL of the mean over draws of $\mathrm{softmax}(f_s / T)$.
 
     Args:
@@ -267,6 +305,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     return best_temperature(lambda temperature: mixture_nll(chosen(log_softmax(logits, temperature), labels)))
 
 
+@checked()
 def best_temperature(loss: Callable[[float], float]) -> float:
     """Find the temperature between 0.05 and 20 at which a loss is lowest."""
     from scipy.optimize import minimize_scalar
@@ -278,7 +317,8 @@ def best_temperature(loss: Callable[[float], float]) -> float:
     return float(np.exp(minimize_scalar(lambda value: loss(float(np.exp(value))), bounds=bounds, method="bounded").x))
 
 
-def mixture_nll(log_likelihood: ArrayLike) -> float:
+@checked()
+def mixture_nll(log_likelihood: Draws) -> float:
     r"""Return the NLL per example of an equal mixture over draws, $-\mathrm{mean}_n \ln \frac1S \sum_s p_s(y_n)$.
 
     Args:
@@ -290,7 +330,8 @@ def mixture_nll(log_likelihood: ArrayLike) -> float:
     return float(np.log(len(values)) - logsumexp(values, axis=0).mean())
 
 
-def regression_scores(mean: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+@checked(also=check_lengths)
+def regression_scores(mean: Numbers, labels: Numbers) -> dict[str, float]:
     """Return root mean square and mean absolute error in units of the labels; Pearson and Spearman correlation.
 
     A correlation is NaN if all predictions or all labels are equal.

@@ -1,9 +1,11 @@
 """Figures, in matplotlib."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import numpy as np
+
+from bayeslora.contracts import Kind, checked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -12,7 +14,32 @@ if TYPE_CHECKING:
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
-def reliability(curves: Mapping[str, Mapping[str, np.ndarray]]) -> "Figure":
+def _curves(*parts: str) -> Callable[[Any], bool]:
+    """Return a test whether a value maps names to curves, each a mapping with these arrays of numbers."""
+
+    def holds(value: Any) -> bool:
+        if not isinstance(value, Mapping) or not value or not all(isinstance(each, Mapping) for each in value.values()):
+            return False
+        arrays = [each.get(part) for each in value.values() for part in parts]
+        return all(isinstance(each, np.ndarray) and each.ndim == 1 and each.dtype.kind in "iuf" for each in arrays)
+
+    return holds
+
+
+if TYPE_CHECKING:
+    Bins: TypeAlias = Mapping[str, Mapping[str, np.ndarray]]
+    Risks: TypeAlias = Mapping[str, Mapping[str, np.ndarray]]
+else:
+    _bins = Kind(
+        "a mapping from names to what metrics.reliability returns", _curves("edges", "count", "confidence", "accuracy")
+    )
+    _risks = Kind("a mapping from names to what metrics.risk_coverage returns", _curves("coverage", "risk"))
+    Bins: TypeAlias = Annotated[Any, _bins]
+    Risks: TypeAlias = Annotated[Any, _risks]
+
+
+@checked()
+def reliability(curves: Bins) -> "Figure":
     """Plot accuracy against confidence, and how often each confidence occurs.
 
     Args:
@@ -42,7 +69,8 @@ def reliability(curves: Mapping[str, Mapping[str, np.ndarray]]) -> "Figure":
     return figure
 
 
-def risk_coverage(curves: Mapping[str, Mapping[str, np.ndarray]]) -> "Figure":
+@checked()
+def risk_coverage(curves: Risks) -> "Figure":
     """Plot the error rate of the answered examples against their share, the least uncertain first.
 
     Args:

@@ -9,24 +9,31 @@ References:
 """
 
 import math
+from typing import Annotated
+
+from bayeslora.contracts import Count, Finite, Within, checked
+
+Probability = Annotated[float, Within(at_least=0, at_most=1, noun="probability")]
+Size = Annotated[float, Within(at_least=0, below=math.inf)]
+Risk = Annotated[float, Within(above=0, at_most=1, noun="probability")]
 
 
-def drop_rate(p: float) -> float:
+@checked()
+def drop_rate(p: Probability) -> float:
     """Return the probability $2p - p^2$ that an entry of ΔW is zero: its column of `A` or row of `B` is dropped.
 
     Args:
         p: Dropout rate of the columns of `A` and of the rows of `B`, on [0, 1].
 
     Raises:
-        ValueError: If p is not a probability.
+        ArgumentError: If p is not a probability.
     """
-    if not 0 <= p <= 1:
-        raise ValueError(f"p={p!r}: give a probability, from 0 to 1.")
     return 2 * p - p**2
 
 
+@checked()
 def hypothesis_stability(
-    p: float, regularization: float, lipschitz: float, num_examples: int, curvature: float
+    p: Probability, regularization: Size, lipschitz: Size, num_examples: Count, curvature: Size
 ) -> float:
     r"""Bound the pointwise hypothesis stability, $\beta \le 2 \eta^2 / (\kappa n)$, of LoRA with dropout (Prop. 4.2).
 
@@ -45,22 +52,21 @@ def hypothesis_stability(
         The bound, in the unit of the loss; infinite if there is neither curvature nor a regulariser at the minimum.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ArgumentError: If an argument is out of its range.
     """
-    _check(regularization=regularization, lipschitz=lipschitz, curvature=curvature)
-    _check_positive(num_examples=num_examples)
     return _ratio(2 * lipschitz**2, curvature + 2 * regularization * drop_rate(p)) / num_examples
 
 
+@checked()
 def generalization_bound(
-    empirical_risk: float,
-    p: float,
-    regularization: float,
-    lipschitz: float,
-    loss_bound: float,
-    num_examples: int,
-    curvature: float,
-    delta: float = 0.05,
+    empirical_risk: Finite,
+    p: Probability,
+    regularization: Size,
+    lipschitz: Size,
+    loss_bound: Size,
+    num_examples: Count,
+    curvature: Size,
+    delta: Risk = 0.05,
 ) -> float:
     r"""Bound the risk with probability 1 − δ over the training data (Theorem 4.4),
 
@@ -82,12 +88,8 @@ def generalization_bound(
         The bound, in the unit of the loss; infinite if there is neither curvature nor a regulariser at the minimum.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ArgumentError: If an argument is out of its range.
     """
-    _check(loss_bound=loss_bound)
-    _check_positive(delta=delta)
-    if delta > 1:
-        raise ValueError(f"delta={delta!r}: give a probability above 0, at most 1.")
     # 24 C η² / κ is 12 C n β.
     stability = hypothesis_stability(p, regularization, lipschitz, num_examples, curvature)
     spread = loss_bound**2 + (12 * loss_bound * num_examples * stability if loss_bound else 0)
@@ -98,15 +100,3 @@ def _ratio(numerator: float, denominator: float) -> float:
     if denominator == 0:
         return math.inf if numerator else 0.0
     return numerator / denominator
-
-
-def _check(**values: float) -> None:
-    for name, value in values.items():
-        if not value >= 0:
-            raise ValueError(f"{name}={value!r}: give a number of at least 0.")
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name}={value!r}: give a positive number.")

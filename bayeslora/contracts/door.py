@@ -49,7 +49,10 @@ class Fields(NamedTuple):
 
 
 def checked(
-    fields: Callable[[Mapping[str, Any]], Fields | None] | None = None, noun: str = "argument"
+    fields: Callable[[Mapping[str, Any]], Fields | None] | None = None,
+    noun: str = "argument",
+    also: Callable[[Mapping[str, Any]], None] | None = None,
+    like: Callable[..., Any] | None = None,
 ) -> Callable[[F], F]:
     """Return a decorator that checks a call's arguments against the annotations of the signature.
 
@@ -59,13 +62,15 @@ def checked(
     Args:
         fields: For a function with further keywords: returns what they may be, given the other arguments.
         noun: What messages call an argument.
+        also: Raises an `ArgumentError` where arguments do not fit each other.
+        like: A function whose annotations count instead: that of an interface.
 
     Raises:
         ArgumentError: By the function, if an argument does not fit, is missing, or is not known.
     """
 
     def decorate(function: F) -> F:
-        contract = Contract(function, fields, noun)
+        contract = Contract(function, fields, noun, also, like)
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -85,14 +90,23 @@ class Contract:
         function: The function.
         fields: What further keywords may be.
         noun: What messages call an argument.
+        also: Checks arguments together.
+        like: A function whose annotations count instead.
     """
 
     def __init__(
-        self, function: Callable[..., Any], fields: Callable[..., Fields | None] | None = None, noun: str = "argument"
+        self,
+        function: Callable[..., Any],
+        fields: Callable[..., Fields | None] | None = None,
+        noun: str = "argument",
+        also: Callable[..., None] | None = None,
+        like: Callable[..., Any] | None = None,
     ):
         self.function = function
         self.fields = fields
         self.noun = noun
+        self.also = also
+        self.like = like or function
 
     @functools.cached_property
     def signature(self) -> inspect.Signature:
@@ -102,8 +116,8 @@ class Contract:
     @functools.cached_property
     def declared(self) -> dict[str, Any]:
         """The annotation of each argument, `self` left out; `Any` if it refers to a name that cannot be found."""
-        names = getattr(inspect.unwrap(self.function), "__globals__", {})
-        parameters = list(self.signature.parameters.values())
+        names = getattr(inspect.unwrap(self.like), "__globals__", {})
+        parameters = list(inspect.signature(self.like).parameters.values())
         if "." in self.function.__qualname__.rpartition("<locals>.")[2]:
             parameters = parameters[1:]
         return {
@@ -132,6 +146,8 @@ class Contract:
             name, values = further
             refuse_unknown(values, fields, [known for known in parameters if known != name])
             bound.arguments[name] = {n: self._fitting(n, v, fields.names[n]) for n, v in values.items()}
+        if self.also is not None:
+            self.also(bound.arguments)
         return bound
 
     def _fitting(self, name: str, value: Any, declaration: Any) -> Any:

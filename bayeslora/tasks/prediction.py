@@ -5,17 +5,26 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import numpy as np
 import torch
 
 from bayeslora import metrics
+from bayeslora.contracts import Kind, checked
 from bayeslora.isolation import seeded
 from bayeslora.metrics import FloatArray
+from bayeslora.types import Seed
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+if TYPE_CHECKING:
+    LabelArray: TypeAlias = np.ndarray
+else:
+    _labels = Kind("an array of labels, np.asarray(…)", lambda v: isinstance(v, np.ndarray) and v.dtype.kind in "biuf")
+    LabelArray: TypeAlias = Annotated[Any, _labels]
 
 
 class BasePrediction(abc.ABC):
@@ -28,6 +37,13 @@ class BasePrediction(abc.ABC):
     """
 
     draws: Any
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Check the arguments of every kind of prediction against what they are declared here."""
+        super().__init_subclass__(**settings)
+        for name in ("log_likelihood", "row_log_likelihood", "sample", "scores", "to_pandas"):
+            if name in vars(cls):
+                setattr(cls, name, checked(like=getattr(BasePrediction, name))(vars(cls)[name]))
 
     @property
     @abc.abstractmethod
@@ -50,19 +66,19 @@ class BasePrediction(abc.ABC):
         return self.aleatoric + self.epistemic
 
     @abc.abstractmethod
-    def log_likelihood(self, labels: np.ndarray) -> FloatArray:
+    def log_likelihood(self, labels: LabelArray) -> FloatArray:
         """Return the log-likelihood ln p(labels) under every draw in nats, `[draw, example]`."""
 
-    def row_log_likelihood(self, labels: np.ndarray) -> FloatArray:
+    def row_log_likelihood(self, labels: LabelArray) -> FloatArray:
         """Return the log-likelihood of each row in nats, `[draw, row]`: of each token, if rows are tokens."""
         return self.log_likelihood(labels)
 
     @abc.abstractmethod
-    def sample(self, seed: int | None = 0) -> np.ndarray:
+    def sample(self, seed: Seed | None = 0) -> np.ndarray:
         """Draw one label per draw of the weights and row from the predictive distribution, `[draw, row, …]`."""
 
     @abc.abstractmethod
-    def scores(self, labels: np.ndarray) -> dict[str, float]:
+    def scores(self, labels: LabelArray) -> dict[str, float]:
         """Return the metrics of the task; `nll` is in nats per example."""
 
     @abc.abstractmethod

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import pyro.distributions as dist
@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from bayeslora import metrics
+from bayeslora.contracts import Within, checked
 from bayeslora.metrics import FloatArray
 from bayeslora.networks import is_a
 from bayeslora.tasks import questions
@@ -27,6 +28,10 @@ from bayeslora.types import Batch, LabelValues, Tokenizer, TokenLogits
 if TYPE_CHECKING:
     import pandas as pd
     from datasets import Dataset
+
+
+Index = Annotated[int, Within(at_least=0)]
+"""The number of an example."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,14 @@ class SpanPrediction(BasePrediction):
         """Averaged over draws, `[example, position, 2]`."""
         return self.draws.mean(0)
 
-    def joint(self, example: int) -> Float[np.ndarray, "position position"]:
+    @checked()
+    def joint(self, example: Index) -> Float[np.ndarray, "position position"]:
         """Return the probability of every pair of first and last token of an example."""
         draws = self.draws[:, example]
         return draws[..., 0].T @ draws[..., 1] / len(draws)
 
-    def allowed(self, example: int) -> Any:
+    @checked()
+    def allowed(self, example: Index) -> Any:
         """Return which positions an answer may end at, `[position]`; True for all."""
         return True
 
@@ -132,7 +139,8 @@ class AnswerPrediction(SpanPrediction):
 
     questions: Questions = field(kw_only=True)
 
-    def allowed(self, example: int) -> np.ndarray:
+    @checked()
+    def allowed(self, example: Index) -> np.ndarray:
         """Return which positions an answer may end at, `[position]`: the tokens of the context."""
         in_context = self.questions.offsets[example][:, 0] >= 0
         return np.pad(in_context, (0, self.draws.shape[2] - len(in_context)))

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pyro.distributions as dist
@@ -13,16 +13,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayeslora import metrics
+from bayeslora.contracts import Within, checked
 from bayeslora.metrics import FloatArray
 from bayeslora.networks import is_a
 from bayeslora.tasks.base import Likelihood, precise
 from bayeslora.tasks.collecting import Outputs
 from bayeslora.tasks.noise import Noise, mixture_crps, mixture_information, mixture_quantile
-from bayeslora.tasks.prediction import BasePrediction, Names, uncertainty
+from bayeslora.tasks.prediction import BasePrediction, LabelArray, Names, uncertainty
 from bayeslora.types import Batch, LabelColumn, LabelValues, RealLogits, Tokenizer
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+Probability = Annotated[float, Within(above=0, below=1, noun="probability")]
 
 
 @dataclass(frozen=True)
@@ -82,17 +86,18 @@ class RegressionPrediction(BasePrediction):
         r"""Mutual information of label and weights in nats, `[example]`, by quadrature over the noise."""
         return mixture_information(self.draws, self.scale, self.noise)
 
-    def quantile(self, q: float) -> FloatArray:
+    @checked()
+    def quantile(self, q: Probability) -> FloatArray:
         """Return the q-quantile of the mixture, `[example]`, by bisection of its distribution function."""
         return mixture_quantile(self.draws, self.scale, q, self.noise)
 
-    def interval(self, level: float = 0.9) -> Float[np.ndarray, "example 2"]:
+    @checked()
+    def interval(self, level: Probability = 0.9) -> Float[np.ndarray, "example 2"]:
         """Return the lower and upper end of the central interval that holds a given share of the probability."""
-        if not 0 < level < 1:
-            raise ValueError(f"level={level!r}: give a probability between 0 and 1.")
         return np.stack([self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)], axis=-1)
 
-    def crps(self, labels: np.ndarray) -> FloatArray:
+    @checked()
+    def crps(self, labels: LabelArray) -> FloatArray:
         """Return the continuous ranked probability score in units of the labels, `[example]`."""
         return mixture_crps(self.draws, labels, self.scale, self.noise)
 

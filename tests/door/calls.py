@@ -60,7 +60,7 @@ FURTHER = {
 }
 """Further keywords of functions that are worth a try."""
 
-LONG = {"epochs": 2, "num_draws": 50, "num_particles": 50, "max_new_tokens": 20, "num_beams": 4}
+LONG = {"epochs": 2, "num_draws": 50, "num_particles": 50, "max_new_tokens": 20, "num_beams": 4, "num_bins": 1000}
 """Above this, values that fit only take long, or much memory."""
 
 ABOUT = {"data": ("label", "row"), "validation": ("label",), "init": ("adapter",)}
@@ -79,6 +79,33 @@ def network() -> nn.Module:
 def rows() -> tuple[np.ndarray, np.ndarray]:
     x = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
     return x, (x[:, 0] > 0).astype(int)
+
+
+def arrays(name: str) -> dict[str, Any]:
+    """Good arguments of functions of numbers."""
+    probs = np.array([[0.2, 0.8], [0.7, 0.3], [0.5, 0.5]])
+    good = {"probs": probs, "labels": np.array([1, 0, 1]), "logits": np.log(probs), "reference": probs}
+    good |= {"uncertainty": probs[:, 0], "wrong": np.array([0, 1, 1]), "mean": probs[:, 0], "values": np.log(probs)}
+    good |= {"scores_inside": probs[:, 0], "scores_outside": probs[:, 1], "log_likelihood": np.log(probs)}
+    good |= {"loss": lambda temperature: (temperature - 1) ** 2, "p": 0.5, "regularization": 1.0, "lipschitz": 1.0}
+    good |= {"num_examples": 10, "curvature": 1.0, "empirical_risk": 0.5, "loss_bound": 1.0}
+    good |= {"curves": {"a": bayeslora.metrics.reliability(probs, [1, 0, 1])}}
+    if name == "plots.risk_coverage":
+        good["curves"] = {"a": bayeslora.metrics.risk_coverage([0.1, 0.2], [0, 1])}
+    if name == "metrics.fit_temperature":
+        good["logits"] = np.log(probs)[None]
+    return {key: good[key] for key in inspect.signature(public()[name]).parameters if key in good}
+
+
+def predictions() -> dict[str, Any]:
+    """A prediction of each kind, of three examples and two draws, as far as they are made in a line."""
+    probs = np.array([[[0.2, 0.8], [0.7, 0.3], [0.5, 0.5]]] * 2)
+    real = torch.distributions.Normal(torch.zeros(3), torch.ones(3))
+    return {
+        "Prediction": bayeslora.Prediction(probs),
+        "MultiLabelPrediction": bayeslora.MultiLabelPrediction(probs),
+        "ObservationPrediction": bayeslora.ObservationPrediction([real, real]),
+    }
 
 
 READERS = ("data", "validation")
@@ -100,6 +127,8 @@ class Subjects:
         ids = torch.randint(2, 60, (4, 5), generator=torch.Generator().manual_seed(0))
         self.writer = bayeslora.fit(tiny("GPT2", "LMHeadModel")(), {"input_ids": ids}, "monteclora", **plain)
 
+        self.predictions = predictions()
+
     def arguments(self, name: str) -> dict[str, Any]:
         """Good arguments of a function."""
         data: dict[str, Any] = {"model": self.model, "data": self.data}
@@ -110,6 +139,12 @@ class Subjects:
             return {"folder": self.saved, "model": self.model}
         if name == "Posterior.generate":
             return {"inputs": [[5, 6], [7]], "num_draws": 2, "max_new_tokens": 2}
+        if "Prediction." in name:
+            known = inspect.signature(public()[name]).parameters
+            kind = np.array([[0, 1], [1, 1], [0, 0]]) if name.startswith("Multi") else np.array([0.0, 1.0, 0.0])
+            return {"labels": kind if name[0] in "MO" else np.array([0, 1, 1])} if "labels" in known else {}
+        if name.partition(".")[0] in ("metrics", "theory", "plots"):
+            return arrays(name)
         good = {**data, "method": "lora", "cls": bayeslora.MonteCLoRA, "budget": 100, "validation": self.data}
         good |= {"folder": Path("out"), "num_draws": 2}
         return {key: good[key] for key in inspect.signature(public()[name]).parameters if key in good}
@@ -121,7 +156,9 @@ class Subjects:
         if name.startswith("Posterior."):
             subject = self.writer if name.endswith("generate") else self.posterior
             return getattr(subject, name.partition(".")[2])
-        return getattr(bayeslora, name)
+        if "Prediction." in name:
+            return getattr(self.predictions[name.partition(".")[0]], name.partition(".")[2])
+        return public()[name]
 
     def state(self) -> dict[str, Any]:
         """What a call must leave as it was."""
@@ -255,8 +292,10 @@ def main(number: int, start: int = 0) -> dict[str, Any]:
     logging.disable(logging.ERROR)
     warnings.simplefilter("ignore")
     faulthandler.dump_traceback_later(SLOWEST * 60, exit=True)
-    names, tally = sorted(public()), Tally()
+    made = predictions()
+    names, tally = [n for n in sorted(public()) if "Prediction." not in n or n.partition(".")[0] in made], Tally()
     # Most of what can be called badly is in a few functions.
+    names.remove("metrics.best_temperature")  # what it raises, a function of the caller's raises
     names += ["fit"] * 12 + [name for name in names if name.startswith("Posterior.")] * 3 + ["load"] * 4
     names += ["bayeslora"] * 8
     every = settings(

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import bayeslora
+import bayeslora.plots
 from bayeslora import METHODS, Posterior
+from bayeslora.tasks.prediction import BasePrediction
 
 PREDICTIONS = tuple(
     cls for name, cls in vars(bayeslora).items() if name.endswith("Prediction") and inspect.isclass(cls)
@@ -16,8 +18,16 @@ def public() -> dict[str, Callable[..., Any]]:
     """Name to function or method; properties, which take no arguments, are left out."""
     named = {name: getattr(bayeslora, name) for name in bayeslora.__all__}
     found = {name: value for name, value in named.items() if inspect.isfunction(value)}
-    for cls in (Posterior,):
+    for cls in (Posterior, *PREDICTIONS):
         methods = inspect.getmembers(cls, inspect.isfunction)
-        found |= {f"{cls.__name__}.{name}": value for name, value in methods if name[0] != "_"}
+        # What a prediction does not write itself, its interface does.
+        own = {
+            name: value for name, value in methods if name[0] != "_" and value is not getattr(BasePrediction, name, 0)
+        }
+        found |= {f"{cls.__name__}.{name}": value for name, value in own.items()}
+    for module in (bayeslora.metrics, bayeslora.theory, bayeslora.plots):
+        short = module.__name__.partition(".")[2]
+        own = {name: value for name, value in vars(module).items() if name[0] != "_" and inspect.isfunction(value)}
+        found |= {f"{short}.{name}": value for name, value in own.items() if value.__module__ == module.__name__}
     found |= {f"METHODS[{name!r}]": cls.__init__ for name, cls in METHODS.items()}
     return found

@@ -64,7 +64,6 @@ BAD: dict[str, list[tuple[Any, str]]] = {
         (math.inf, ""),
         ("3", ""),
         (True, ""),
-        (None, ""),
     ],
     "learning_rate": [(0, "a positive finite number"), (-1e-3, ""), (10**400, ""), ([1], "")],
     "alpha": [(0, "a positive finite number, or a mapping from text to a positive finite number"), ({"0": 0}, "")],

@@ -1,0 +1,74 @@
+"""Arrays as arguments: what they hold, and how their shapes fit each other."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from bayeslora.contracts.door import ArgumentError
+from bayeslora.contracts.kinds import Kind
+
+
+def _array(least_dims: int = 1, most_dims: int | None = None, finite: bool = False) -> Callable[[Any], bool]:
+    """Return a test whether a value is an array of numbers; a finite one also has to have some."""
+
+    def holds(value: Any) -> bool:
+        try:
+            array = np.asarray(value)
+        except Exception:  # of numpy, or of whatever the value is
+            return False
+        if array.dtype.kind not in "biuf" or not least_dims <= array.ndim <= (most_dims or array.ndim):
+            return False
+        return not finite or (array.size > 0 and bool(np.isfinite(array).all()))
+
+    return holds
+
+
+def _are_probabilities(value: Any) -> bool:
+    # Rounding in single precision may go beyond 1.
+    return _array(2, 2, finite=True)(value) and bool(0 <= np.min(value) <= np.max(value) <= 1.001)
+
+
+if TYPE_CHECKING:
+    Numbers: TypeAlias = ArrayLike
+    Finite: TypeAlias = ArrayLike
+    Logits: TypeAlias = ArrayLike
+    Probabilities: TypeAlias = ArrayLike
+    Draws: TypeAlias = ArrayLike
+else:
+    Numbers: TypeAlias = Annotated[Any, Kind("an array of numbers", _array())]
+    Finite: TypeAlias = Annotated[Any, Kind("an array of finite numbers", _array(finite=True))]
+    Logits: TypeAlias = Annotated[Any, Kind("an array of finite numbers, [draw, example, class]", _array(3, 3, True))]
+    Probabilities: TypeAlias = Annotated[Any, Kind("probabilities, [example, class]", _are_probabilities)]
+    Draws: TypeAlias = Annotated[Any, Kind("an array of numbers, with two or more dimensions", _array(2))]
+
+
+def check_labels(arguments: Mapping[str, Any]) -> None:
+    """Refuse labels that are not one class for each example of probabilities or logits."""
+    name = next(name for name in ("probs", "logits", "values") if name in arguments)
+    labels, shape = np.asarray(arguments["labels"]), np.shape(arguments[name])
+    if labels.shape != shape[-2:-1]:
+        raise ArgumentError(f"labels has shape {labels.shape}, and {name} {shape}: give a label for each example.")
+    if labels.dtype.kind == "f" or labels.min() < 0 or labels.max() >= shape[-1]:
+        raise ArgumentError(
+            f"labels range from {labels.min()} to {labels.max()}: give whole numbers from 0 to {shape[-1] - 1}."
+        )
+
+
+def check_broadcast(arguments: Mapping[str, Any]) -> None:
+    """Refuse arrays whose shapes do not broadcast."""
+    (name, first), (other, second) = arguments.items()
+    try:
+        np.broadcast_shapes(np.shape(first), np.shape(second))
+    except ValueError:
+        raise ArgumentError(f"{name} has shape {np.shape(first)}, and {other} {np.shape(second)}.") from None
+
+
+def check_lengths(arguments: Mapping[str, Any]) -> None:
+    """Refuse arrays of different shapes."""
+    (name, first), (other, second) = list(arguments.items())[:2]
+    if np.ndim(first) != 1 or np.shape(first) != np.shape(second):
+        raise ArgumentError(
+            f"{name} has shape {np.shape(first)}, and {other} {np.shape(second)}: give a number for each example."
+        )
