@@ -68,15 +68,18 @@ def of_a_model(read: Callable[P, T]) -> Callable[P, T]:
         folder = Path(name)
         if folder.is_file():
             raise ValueError(f"model={str(name)!r} is a file: give the folder that the model was saved in.")
-        if folder.is_dir() and not any((folder / each).is_file() for each in ("config.json", "adapter_config.json")):
-            there = ", ".join(sorted(os.listdir(folder))[:5]) or "nothing"
-            raise ValueError(
-                f"model={str(name)!r} has no config.json, only {there}: give a folder that save_pretrained wrote."
-            )
         try:
             return read(*args, **kwargs)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
+            known = any((folder / each).is_file() for each in ("config.json", "adapter_config.json"))
+            if isinstance(error, ValueError) and (known or "Unrecognized model" not in reason):
+                raise  # it is about something else
+            if folder.is_dir() and not known:
+                there = ", ".join(sorted(os.listdir(folder))[:5]) or "nothing"
+                raise ValueError(
+                    f"model={str(name)!r} has no config.json, only {there}: give a folder that save_pretrained wrote."
+                ) from error
             if folder.is_dir():
                 raise ValueError(f"model={str(name)!r} cannot be loaded: {reason:.300}") from error
             raise ValueError(
