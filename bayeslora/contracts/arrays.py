@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     Probabilities: TypeAlias = ArrayLike
     Draws: TypeAlias = ArrayLike
 else:
-    Numbers: TypeAlias = Annotated[Any, Kind("an array of numbers", _array())]
+    _some = _array()
+    _numbers = Kind("an array of numbers", lambda value: _some(value) and np.shape(value)[-1] > 0)
+    Numbers: TypeAlias = Annotated[Any, _numbers]
     Finite: TypeAlias = Annotated[Any, Kind("an array of finite numbers", _array(finite=True))]
     Logits: TypeAlias = Annotated[Any, Kind("an array of finite numbers, [draw, example, class]", _array(3, 3, True))]
     Probabilities: TypeAlias = Annotated[Any, Kind("probabilities, [example, class]", _are_probabilities)]

@@ -63,7 +63,7 @@ FURTHER = {
 LONG = {"epochs": 2, "num_draws": 50, "num_particles": 50, "max_new_tokens": 20, "num_beams": 4, "num_bins": 1000}
 """Above this, values that fit only take long, or much memory."""
 
-ABOUT = {"data": ("label", "row"), "validation": ("label",), "init": ("adapter",)}
+ABOUT = {"data": ("label", "row"), "validation": ("label", "data"), "init": ("adapter",)}
 """What else a message about an argument speaks of."""
 
 
@@ -107,9 +107,6 @@ def predictions() -> dict[str, Any]:
         "ObservationPrediction": bayeslora.ObservationPrediction([real, real]),
     }
 
-
-READERS = ("data", "validation")
-"""What is in data is tried where data are read."""
 
 WORDS = ("0", "-1", "1.5", "nan", "inf", "1e400", "9" * 30, "", "x", "true", "null", "[1]", "--", "\U0001f600", "a=b")
 """Values of flags."""
@@ -274,8 +271,7 @@ def spoilt(data: st.DataObject, name: str, arguments: dict[str, Any]) -> dict[st
             argument, value = data.draw(st.sampled_from(tried)), data.draw(VALUES)()
             with contextlib.suppress(Exception):
                 value = -1 if float(value) > LONG.get(argument, float("inf")) else value
-            if argument not in READERS or not hasattr(value, "__len__"):
-                arguments[argument] = blamed[argument] = value
+            arguments[argument] = blamed[argument] = value
         elif kind == "name":
             argument = data.draw(NAMES)
             if argument not in known:
