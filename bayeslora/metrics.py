@@ -5,7 +5,7 @@ Log-losses and entropies are in nats.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,6 +131,40 @@ def auroc(scores_inside: Finite, scores_outside: Finite) -> float:
     inside, outside = np.asarray(scores_inside), np.asarray(scores_outside)
     truth = np.concatenate([np.zeros(len(inside)), np.ones(len(outside))])
     return float(roc_auc_score(truth, np.concatenate([inside, outside])))
+
+
+@checked()
+def fpr95(scores_inside: Finite, scores_outside: Finite) -> float:
+    """Return the share of outside examples that pass for inside ones where 95 % of the inside ones do.
+
+    A higher score means less familiar. The threshold is the lowest that at least 95 % of the inside scores do not
+    exceed; a score equal to it passes. Between 0 and 1, lower is better; an uninformative score has 0.95.
+
+    References:
+        Liang et al. (2018), [ODIN](https://arxiv.org/abs/1706.02690), whose "positive" is an inside example.
+    """
+    inside, outside = np.sort(np.asarray(scores_inside)), np.asarray(scores_outside)
+    threshold = inside[-(-95 * len(inside) // 100) - 1]
+    return float((outside <= threshold).mean())
+
+
+@checked()
+def unfamiliarity(inside: Mapping[str, Finite], outside: Mapping[str, Finite]) -> dict[str, dict[str, float]]:
+    """Return how well each score distinguishes unfamiliar inputs: its `auroc` and `fpr95`, by the score's name.
+
+    Args:
+        inside: Name to scores of inputs like those of the fit, `[example]`; higher means less familiar.
+        outside: The same names to scores of unfamiliar inputs, `[example]`.
+
+    Raises:
+        ValueError: If the names differ.
+    """
+    if inside.keys() != outside.keys():
+        raise ValueError(f"inside has the scores {', '.join(inside)}, outside {', '.join(outside)}: give the same.")
+    return {
+        name: {"auroc": auroc(inside[name], outside[name]), "fpr95": fpr95(inside[name], outside[name])}
+        for name in inside
+    }
 
 
 @checked(also=check_lengths)

@@ -1,17 +1,34 @@
 """Figures, in matplotlib."""
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import numpy as np
 
-from bayeslora.contracts import Kind, checked
+from bayeslora.contracts import Count, Kind, checked
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Colours that remain distinct in print and to colour-blind readers (Okabe and Ito).
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LINES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D")
+
+LEAST = 30
+"""Examples in a point of the reliability diagram: its 95 % interval is then at most ±0.17 wide."""
+
+INSIDE_LEGEND = 6
+"""Curves whose names have room inside a figure; those of more stand below it."""
+
+
+def _styles() -> Iterator[dict[str, Any]]:
+    """Yield the style of one curve after another, without end: colours first, then other lines and markers."""
+    for line, marker in itertools.cycle(zip(LINES, MARKERS, strict=True)):
+        for colour in COLOURS:
+            yield {"color": colour, "linestyle": line, "marker": marker}
 
 
 def _curves(*parts: str) -> Callable[[Any], bool]:
@@ -39,34 +56,86 @@ else:
 
 
 @checked()
-def reliability(curves: Bins) -> "Figure":
+def reliability(curves: Bins, least: Count = LEAST) -> "Figure":
     """Plot accuracy against confidence, and how often each confidence occurs.
+
+    Neighbouring bins are merged until each holds enough examples to say something. Bars are Wilson's 95 % intervals of
+    the accuracy; a curve whose bars touch the diagonal may be calibrated.
 
     Args:
         curves: Name to the bins of `metrics.reliability`: `edges`, `count`, `confidence` and `accuracy`.
+        least: Examples in a point; 1 to leave out empty bins alone.
+
+    References:
+        Wilson (1927), Probable Inference, the Law of Succession, and Statistical Inference.
     """
     from matplotlib.figure import Figure
+    from scipy.stats import binomtest
 
     # Made without pyplot, which would keep the figure and choose a display.
     figure = Figure(figsize=(5.2, 5.6), layout="constrained")
     diagram, histogram = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
     diagram.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="calibrated")
     low = 1.0
-    for colour, (name, bins) in zip(COLOURS, curves.items(), strict=False):
-        filled = bins["count"] > 0
-        error = np.sqrt(bins["accuracy"] * (1 - bins["accuracy"]) / np.maximum(bins["count"], 1))[filled]
+    for style, (name, bins) in zip(_styles(), curves.items(), strict=False):  # styles do not end
+        points = _merged(bins, least)
+        right = np.rint(points["accuracy"] * points["count"]).astype(int)
+        ranges = [
+            binomtest(int(k), int(n)).proportion_ci(method="wilson")
+            for k, n in zip(right, points["count"], strict=True)
+        ]
+        bars = [
+            [accuracy - ci.low for accuracy, ci in zip(points["accuracy"], ranges, strict=True)],
+            [ci.high - accuracy for accuracy, ci in zip(points["accuracy"], ranges, strict=True)],
+        ]
         diagram.errorbar(
-            bins["confidence"][filled], bins["accuracy"][filled], error, color=colour, marker="o", ms=4, label=name
+            points["confidence"],
+            points["accuracy"],
+            np.maximum(bars, 0),  # at accuracies of 0 and 1 an end is at the point, up to rounding
+            **style,
+            ms=4,
+            elinewidth=1,
+            capsize=2,
+            label=name,
         )
         share = bins["count"] / bins["count"].sum()
-        histogram.stairs(share, bins["edges"], color=colour, linewidth=1.5)
-        low = min(low, bins["edges"][:-1][filled].min())
+        histogram.stairs(share, bins["edges"], color=style["color"], linestyle=style["linestyle"], linewidth=1.5)
+        low = min(low, bins["edges"][:-1][bins["count"] > 0].min())
     diagram.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(low, 1))
-    diagram.legend(frameon=False, loc="lower right")
+    _name_curves(figure, diagram, len(curves), "lower right")
     histogram.set(xlabel="confidence", ylabel="share")
     for axes in (diagram, histogram):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _merged(bins: Mapping[str, np.ndarray], least: int) -> dict[str, np.ndarray]:
+    """Merge neighbouring bins of `metrics.reliability`, from the lowest on, until each holds a number of examples.
+
+    What is left at the top joins the last bin that is full.
+
+    Args:
+        bins: What `metrics.reliability` returned.
+        least: Examples that a bin has to hold; if there are fewer in all, there is one bin.
+
+    Returns:
+        As `metrics.reliability`, with as many bins as remain: none of them is empty if there are examples.
+    """
+    count = np.asarray(bins["count"])
+    ends, held = [], 0.0
+    for index, number in enumerate(count):
+        held += number
+        if held >= max(least, 1):
+            ends.append(index + 1)
+            held = 0.0
+    ends = [*ends[:-1], len(count)]
+    starts = [0, *ends[:-1]]
+    total = np.add.reduceat(count, starts)
+    means = {
+        name: np.add.reduceat(np.nan_to_num(bins[name]) * count, starts) / np.where(total > 0, total, np.nan)
+        for name in ("confidence", "accuracy")
+    }
+    return {"edges": np.asarray(bins["edges"])[[0, *ends]], "count": total, **means}
 
 
 @checked()
@@ -80,11 +149,21 @@ def risk_coverage(curves: Risks) -> "Figure":
 
     figure = Figure(figsize=(5.2, 4.2), layout="constrained")
     axes = figure.subplots()
-    for colour, (name, curve) in zip(COLOURS, curves.items(), strict=False):
+    for style, (name, curve) in zip(_styles(), curves.items(), strict=False):
         label = f"{name} (area {np.mean(curve['risk']):.3f})"
-        axes.plot(curve["coverage"], curve["risk"], color=colour, linewidth=1.5, label=label)
+        axes.plot(curve["coverage"], curve["risk"], **style | {"marker": ""}, linewidth=1.5, label=label)
     axes.set(xlabel="coverage", ylabel="risk", xlim=(0, 1))
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, loc="upper left")
+    _name_curves(figure, axes, len(curves), "upper left")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _name_curves(figure: "Figure", axes: "Axes", number: int, corner: Any) -> None:
+    """Name the curves in a corner, or, where they are many, below the axes, on paper that is taller for it."""
+    if number <= INSIDE_LEGEND:
+        axes.legend(frameon=False, loc=corner)
+        return
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.22 * (number // 2 + 1))
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)

@@ -42,14 +42,14 @@ def run_seed(seed: int) -> None:
     }
     STORE.mkdir(parents=True, exist_ok=True)
     (STORE / f"seed-{seed}.json").write_text(json.dumps(record) + "\n")
-    if seed == 0:
-        curves = {
-            row.name: metrics.reliability(row.test.probs, record["labels"])
-            for row in result.rows
-            if row.name in (LORA, DRAWS)
-        }
-        (ROOT / "docs" / "images").mkdir(exist_ok=True)
-        plots.reliability(curves).savefig(ROOT / "docs" / "images" / "reliability.png", dpi=110)
+
+
+def draw_reliability(record: dict) -> None:
+    """Draw the README's figure from a stored seed."""
+    rows, labels = record["rows"], record["labels"]
+    curves = {name: metrics.reliability(probabilities(rows[name]["test"]), labels) for name in (LORA, DRAWS)}
+    (ROOT / "docs" / "images").mkdir(exist_ok=True)
+    plots.reliability(curves).savefig(ROOT / "docs" / "images" / "reliability.png", dpi=110)
 
 
 def probabilities(positive: list[float]) -> np.ndarray:
@@ -173,6 +173,7 @@ def main() -> None:
     records = [json.loads((STORE / f"seed-{seed}.json").read_text()) for seed in seeds]
     print(intervals(records).to_string(index=False))
     write_docs(records)
+    draw_reliability(records[0])
 
 
 if __name__ == "__main__":

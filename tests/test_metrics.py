@@ -145,3 +145,30 @@ def test_multilabel_scores_by_hand() -> None:
 
 def test_nll_of_a_mixture_averages_probabilities_not_their_logarithms() -> None:
     assert metrics.mixture_nll(np.log([[0.2, 0.5], [0.4, 0.1]])) == pytest.approx(-np.log(0.3))
+
+
+def test_fpr95_is_the_share_of_outside_scores_below_the_inside_ones() -> None:
+    inside = np.arange(100.0)
+    assert metrics.fpr95(inside, inside + 1000) == 0
+    assert metrics.fpr95(inside, inside - 1000) == 1
+    assert metrics.fpr95(inside, inside) == 0.95  # uninformative
+    assert metrics.fpr95(inside, [94.0, 94.5]) == 0.5  # 94 is the 95th of a hundred, and passes
+    assert metrics.fpr95([1.0], [1.0, 2.0]) == 0.5
+
+
+def test_fpr95_is_one_minus_the_true_positive_rate_of_sklearns_curve() -> None:
+    from sklearn.metrics import roc_curve
+
+    rng = np.random.default_rng(0)
+    inside, outside = rng.normal(size=137), rng.normal(1.0, size=91)
+    truth = np.concatenate([np.ones(137), np.zeros(91)])  # "positive" is inside
+    fpr, tpr, _ = roc_curve(truth, -np.concatenate([inside, outside]), drop_intermediate=False)
+    assert metrics.fpr95(inside, outside) == pytest.approx(fpr[tpr >= 0.95][0])
+
+
+def test_unfamiliarity_judges_every_score_by_its_name() -> None:
+    inside, outside = {"a": [0.0, 1.0], "b": [1.0, 1.0]}, {"b": [1.0, 1.0], "a": [2.0, 3.0]}
+    found = metrics.unfamiliarity(inside, outside)
+    assert found == {"a": {"auroc": 1.0, "fpr95": 0.0}, "b": {"auroc": 0.5, "fpr95": 1.0}}
+    with pytest.raises(ValueError, match="inside has the scores a, b, outside a"):
+        metrics.unfamiliarity(inside, {"a": [2.0]})

@@ -89,6 +89,7 @@ def arrays(name: str) -> dict[str, Any]:
     good |= {"scores_inside": probs[:, 0], "scores_outside": probs[:, 1], "log_likelihood": np.log(probs)}
     good |= {"loss": lambda temperature: (temperature - 1) ** 2, "p": 0.5, "regularization": 1.0, "lipschitz": 1.0}
     good |= {"num_examples": 10, "curvature": 1.0, "empirical_risk": 0.5, "loss_bound": 1.0}
+    good |= {"inside": {"entropy": [0.1, 0.2]}, "outside": {"entropy": [0.2, 0.3]}, "least": 2}
     good |= {"curves": {"a": bayeslora.metrics.reliability(probs, [1, 0, 1])}}
     if name == "plots.risk_coverage":
         good["curves"] = {"a": bayeslora.metrics.risk_coverage([0.1, 0.2], [0, 1])}
