@@ -134,13 +134,13 @@ def test_the_average_writes_with_the_draws_averaged_probabilities(name: str, num
 
 def test_draws_and_prompts_may_be_as_many_as_tokens() -> None:
     fitted = posterior("Llama", **LOUD)
-    together = fitted.generate(PROMPTS[:2], num_draws=2, average=True, max_new_tokens=4)
-    apart = fitted.generate(PROMPTS[:1], num_draws=2, average=True, max_new_tokens=4)
+    together = fitted.generate(PROMPTS[:2], num_draws=2, average=True, min_new_tokens=4, max_new_tokens=4)
+    apart = fitted.generate(PROMPTS[:1], num_draws=2, average=True, min_new_tokens=4, max_new_tokens=4)
     assert together.tokens.shape == (1, 2, 4)
     np.testing.assert_allclose(together.token_log_probs[:, :, :1], apart.token_log_probs, rtol=0, atol=1e-9)
     # Without a cache, the tokens of a text become as many as the rows while it is written.
     cached, whole = (
-        fitted.generate([PROMPTS[1]], num_draws=4, average=True, max_new_tokens=4, use_cache=use)
+        fitted.generate([PROMPTS[1]], num_draws=4, average=True, min_new_tokens=4, max_new_tokens=4, use_cache=use)
         for use in (True, False)
     )
     np.testing.assert_array_equal(whole.tokens, cached.tokens)
