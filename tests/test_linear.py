@@ -187,7 +187,7 @@ def test_noise_beside_the_factors_has_no_first_order() -> None:
 
 
 def test_unknown_approximations_say_what_there_is(posterior: Posterior) -> None:
-    with pytest.raises(ValueError, match="approximation='quadratic': give 'draws' or 'linear'"):
+    with pytest.raises(ValueError, match="approximation='quadratic': give 'draws', 'linear' or None"):
         posterior.predict(TEST, approximation="quadratic")
 
 
