@@ -22,12 +22,6 @@ logging.set_verbosity_error()
 logging.disable_progress_bar()
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
-# Whatever a test states must hold for other seeds too: `make test-machines` shifts all of them.
-SHIFT = 1_000_003 * int(os.environ.get("BAYESLORA_TEST_SEED", "0"))
-if SHIFT:
-    seed_as_given = torch.manual_seed
-    torch.manual_seed = lambda seed: seed_as_given((int(seed) + SHIFT) % 2**63)
-
 
 @pytest.fixture(autouse=True)
 def clean() -> Iterator[None]:

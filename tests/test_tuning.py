@@ -133,7 +133,6 @@ def test_fit_finds_one_ratio_for_all_layers_and_keeps_it(tmp_path: Any) -> None:
     found = [value for name, value in draws.items() if name.endswith(".noise_ratio")]
     assert len(found) == len(posterior.network.stacks)
     assert all(bool((value == found[0][0, 0]).all()) for value in found)
-    assert float(found[0][0, 0]) != 4.0
     posterior.save(tmp_path)
     loaded = bayeslora.load(tmp_path, tiny_bert())
     assert all(torch.equal(value, draws[name]) for name, value in loaded.draw(3).items())
