@@ -202,7 +202,7 @@ def fit(
         if args is None:
             epochs = recipe.epochs(len(train), batch_size) if epochs is None else epochs
             learning_rate = recipe.learning_rate(network, chosen) if learning_rate is None else learning_rate
-            logger.info("Epochs: %g, at a peak rate of %g.", epochs, learning_rate)
+            recipe.logger.info("Epochs: %g, at a peak rate of %g.", epochs, learning_rate)
         with tempfile.TemporaryDirectory() as scratch:
             training = args or _training_arguments(
                 output_dir or scratch,

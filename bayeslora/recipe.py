@@ -6,10 +6,13 @@ with nearly the same exponent in families of language models
 often: below some number of steps, adapters, whose `B` starts at 0, have not left their start.
 """
 
+import logging
 import statistics
 
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.methods import Method
+
+logger = logging.getLogger(__name__)
 
 RATE, RATE_WIDTH, RATE_POWER = 2e-3, 384, 0.78
 """Peak learning rate of LoRA at a width, and how it falls with the width."""
