@@ -27,7 +27,14 @@ console = Console()
 
 Draws = Annotated[int, typer.Option(help="Draws of the weights.")]
 Seed = Annotated[int, typer.Option(help="Seed of all randomness.")]
-DataName = Annotated[str, typer.Argument(help="A CSV, JSON or Parquet file, a folder of them, or a hub name.")]
+DataName = Annotated[
+    str, typer.Argument(help="A file (CSV, TSV, JSON, JSON lines, Parquet, Excel), a folder of them, or a hub name.")
+]
+Text = Annotated[
+    list[str] | None, typer.Option(help="Column of the texts, twice for pairs of texts; by default found.")
+]
+Label = Annotated[str | None, typer.Option(help="Column of the labels; by default found.")]
+Id = Annotated[str | None, typer.Option(help="Column that names the rows, and is not read.")]
 Folder = Annotated[Path, typer.Argument(help="A saved posterior.")]
 Base = Annotated[str | None, typer.Option("--model", help="The base model, if it is not the one named at the fit.")]
 
@@ -62,12 +69,15 @@ def demo(
 def fit(
     context: typer.Context,
     model: Annotated[str, typer.Option(help="Path or hub name of the model.")],
-    data: Annotated[str, typer.Option(help="A CSV, JSON or Parquet file, a folder of them, or a hub name.")],
+    data: Annotated[str, typer.Option(help="A file, such as CSV or JSON, a folder of them, or a hub name.")],
     output: Annotated[Path, typer.Option(help="Where to save the posterior.")],
     method: Annotated[str, typer.Option(help="One of: " + ", ".join(METHODS))] = "monteclora",
     likelihood: Annotated[
         str | None, typer.Option(help="What the labels are; by default inferred: " + ", ".join(LIKELIHOODS))
     ] = None,
+    text: Text = None,
+    label: Label = None,
+    id: Id = None,
     validation: Annotated[str | None, typer.Option(help="Held-out data; by default the data's own split.")] = None,
     targets: Annotated[
         str, typer.Option(help="all-linear, attention, a suffix or a regular expression.")
@@ -106,6 +116,7 @@ def fit(
     _quiet()
     with _errors():
         settings: dict[str, Any] = {
+            **_columns(text, label, id),
             "likelihood": likelihood,
             "targets": targets,
             "exclude": exclude,
@@ -141,16 +152,26 @@ def predict(
     num_draws: Draws = 32,
     seed: Seed = 0,
     model: Base = None,
+    text: Text = None,
+    label: Label = None,
+    id: Id = None,
 ) -> None:
     """Predict with a saved posterior: a row per example, with probabilities and uncertainty in nats."""
+    from bayeslora.choice import narrating
     from bayeslora.data import read
     from bayeslora.loading import load
     from bayeslora.posterior import Posterior
 
     _quiet()
     with _errors():
-        contracts.check_arguments(Posterior.predict, None, data, num_draws=num_draws, seed=seed)
-        table = load(posterior, model).predict(_test_split(read(data)), num_draws, seed=seed).to_pandas()
+        columns = _columns(text, label, id)
+        contracts.check_arguments(Posterior.predict, None, data, num_draws=num_draws, seed=seed, **columns)
+        loaded, rows = load(posterior, model), _test_split(read(data))
+        with narrating(True):
+            table = loaded.predict(rows, num_draws, seed=seed, **columns).to_pandas()
+        names = id or loaded.columns.id
+        if names in getattr(rows, "column_names", ()) and len(rows) == len(table):
+            table.insert(0, names, list(rows[names]))
         if output is not None:
             table.to_csv(output, index=False)
     if output is None:
@@ -160,16 +181,29 @@ def predict(
 
 
 @app.command()
-def evaluate(posterior: Folder, data: DataName, num_draws: Draws = 32, seed: Seed = 0, model: Base = None) -> None:
+def evaluate(
+    posterior: Folder,
+    data: DataName,
+    num_draws: Draws = 32,
+    seed: Seed = 0,
+    model: Base = None,
+    text: Text = None,
+    label: Label = None,
+    id: Id = None,
+) -> None:
     """Print the metrics of a saved posterior on labelled data, as JSON."""
+    from bayeslora.choice import narrating
     from bayeslora.data import read
     from bayeslora.loading import load
     from bayeslora.posterior import Posterior
 
     _quiet()
     with _errors():
-        contracts.check_arguments(Posterior.evaluate, None, data, num_draws=num_draws, seed=seed)
-        scores = load(posterior, model).evaluate(_test_split(read(data)), num_draws, seed=seed)
+        columns = _columns(text, label, id)
+        contracts.check_arguments(Posterior.evaluate, None, data, num_draws=num_draws, seed=seed, **columns)
+        loaded, rows = load(posterior, model), _test_split(read(data))
+        with narrating(True):
+            scores = loaded.evaluate(rows, num_draws, seed=seed, **columns)
     typer.echo(as_json(scores))
 
 
@@ -202,6 +236,11 @@ def _value(word: str) -> Any:
         return word
 
 
+def _columns(text: list[str] | None, label: str | None, id: str | None) -> dict[str, Any]:
+    """Return the columns that are named as keywords of `fit`, `predict` and `evaluate`."""
+    return {"text": text or None, "label": label, "id": id}
+
+
 def _test_split(data: Mapping[str, Data]) -> Data:
     """Return the split to predict: `test`, else `validation`, else `train`."""
     return next(data[name] for name in ("test", "validation", "train") if name in data)
@@ -227,7 +266,7 @@ class _errors:
     ) -> None:
         from bayeslora.divergence import DivergedError
 
-        if isinstance(error, (ValueError, TypeError, FileNotFoundError)):
+        if isinstance(error, (ValueError, TypeError, FileNotFoundError, ImportError)):
             status = 2
         elif isinstance(error, (DivergedError, OSError)):
             status = 1

@@ -4,6 +4,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,22 +15,20 @@ from torch import nn
 from bayeslora import bases, choice, interop, recipe, storage, verdict
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.contracts import Count, Scale
-from bayeslora.data import Source, read, split, to_device
+from bayeslora.data import Columns, Reading, Source, plain, read, split, to_device
 from bayeslora.divergence import check_weights
 from bayeslora.isolation import give_way, public, seeded
 from bayeslora.loading import Init, load, load_model, with_padding
 from bayeslora.methods import Method, MethodName, fields_for_fit, make_method
-from bayeslora.networks import unwrapped
+from bayeslora.networks import output_names, unwrapped, with_output_names
 from bayeslora.posterior import Posterior
 from bayeslora.preparation import (
     check_arguments,
     check_rows,
-    class_names,
-    columns_of,
-    label_names,
-    label_values,
     likelihood_for,
+    number_labels,
     shift_outputs,
+    summary,
 )
 from bayeslora.program import Program
 from bayeslora.tasks import choosing
@@ -65,6 +64,9 @@ def fit(
     *,
     validation: Data | None = None,
     tokenizer: Tokenizer | None = None,
+    text: str | Sequence[str] | None = None,
+    label: str | None = None,
+    id: str | None = None,
     likelihood: choosing.Given = None,
     init: Init = None,
     rank: Count | Mapping[str, Count] | None = None,
@@ -102,6 +104,9 @@ def fit(
         validation: Held-out data, in any of these forms: its NLL at the centre is recorded after each epoch. Methods
             that need some (`noise_ratio="auto"`) hold out a tenth of `data` where none is given.
         tokenizer: For text; loaded with the model if that is given by name.
+        text: The column of the texts, or two, for pairs; by default found ([Data](data.md) has the rule).
+        label: The column of the labels; by default found.
+        id: A column that names the rows, which is not an input.
         likelihood: Labels given logits: a name in `bayeslora.LIKELIHOODS`, an instance, or a callable that makes a Pyro
             observation (see `tasks.Observation`); by default inferred from the network and the labels, and stated
             in the log.
@@ -151,10 +156,14 @@ def fit(
     seed = seed if args is None else args.seed
     with seeded(seed), choice.narrating(progress if args is None else not args.disable_tqdm):
         lacked = None
+        asked_for = Columns.asked(text, label, id)
+        train_data = plain(train_data, asked_for)
+        own = None if isinstance(model, str | os.PathLike) or not isinstance(model, nn.Module) else unwrapped(model)
+        kind = choosing.expected(likelihood, own, train_data.names, train_data.labels)
         if isinstance(model, str | os.PathLike):
-            columns, labels = columns_of(train_data), label_values(train_data)
-            kind = choosing.asked(likelihood) or choosing.suggested(columns, labels)
-            model, tokenizer, lacked = load_model(model, tokenizer, kind, columns, label_names(train_data), labels)
+            assert kind is not None
+            columns_read = train_data.names
+            model, tokenizer, lacked = load_model(model, tokenizer, kind, columns_read, None, train_data.labels)
         _check_model(model)
         model = unwrapped(model)
         check_weights(model)
@@ -165,9 +174,14 @@ def fit(
         if chosen.post_hoc and adapters is None:
             raise ValueError("post_hoc=True keeps trained adapters as they are: pass them, fit(…, init=…).")
         model, tokenizer = with_padding(model, tokenizer)
-        train = Source(train_data, model, tokenizer, "data", num_examples)
+        train = Source(train_data, model, tokenizer, "data", num_examples, reading=Reading(asked_for))
         _check_num_examples(train, num_examples, chosen)
-        held_out = None if held_out is None else Source(held_out, model, tokenizer, "validation")
+        classes = number_labels(train, model, kind)
+        model = with_output_names(model, classes.names if classes else None)
+        columns = replace(train.columns, by_index=classes is None or classes.by_index)
+        if held_out is not None:
+            how = Reading(asked_for, columns, classes=classes)
+            held_out = Source(held_out, model, tokenizer, "validation", likelihood=kind, reading=how)
         likelihood, seen, first = likelihood_for(likelihood, model, train, chosen)
         train, held_out = train.about(likelihood), held_out and held_out.about(likelihood)
         for source in (train, held_out):
@@ -197,7 +211,9 @@ def fit(
         choice.check(program, found, first)
         logger.info("%s", choice.describe(program, found, first))
         history: History = {}
-        posterior = Posterior(program, history, 1.0, tokenizer, class_names(model, train_data))
+        logger.info("%s", summary(train, classes, likelihood))
+        names = classes.names if classes else output_names(model)
+        posterior = Posterior(program, history, 1.0, tokenizer, names, columns)
         posterior.example = {name: value for name, value in example.items() if name != "labels"}
         if args is None:
             epochs = recipe.epochs(len(train), batch_size) if epochs is None else epochs

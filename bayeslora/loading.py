@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from bayeslora import bases, interop, saving, storage
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.contracts import Kind, is_path
+from bayeslora.data import Columns
 from bayeslora.isolation import public, seeded
 from bayeslora.methods import METHODS, Method, make_method
-from bayeslora.networks import is_a, unwrapped
+from bayeslora.networks import is_a, output_names, unwrapped, with_output_names
 from bayeslora.paths import of_a_model
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 from bayeslora.record import (
     MANIFEST,
     Code,
+    ColumnsRecord,
     LikelihoodRecord,
     MethodRecord,
     NetworkRecord,
@@ -34,7 +36,9 @@ from bayeslora.record import (
     reading,
 )
 from bayeslora.tasks import LIKELIHOODS, Likelihood
-from bayeslora.types import Folder, LabelColumn, ModelName, Tokenizer
+from bayeslora.tasks.classes import shown
+from bayeslora.tasks.labels import RawLabels
+from bayeslora.types import Folder, ModelName, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +86,7 @@ def load_model(
     kind: type[Likelihood],
     columns: Sequence[str],
     class_names: Sequence[str] | None,
-    labels: LabelColumn | None,
+    labels: RawLabels | None,
 ) -> tuple[nn.Module, Tokenizer | None, set[str]]:
     """Load a model with the outputs that a kind of label needs, and its tokenizer, from a folder or the hub.
 
@@ -91,8 +95,8 @@ def load_model(
         tokenizer: The tokenizer to use instead of the model's own.
         kind: The kind of label.
         columns: Columns of the data, if it has any.
-        class_names: Names of the classes, if the data has them.
-        labels: All labels, if they are available.
+        class_names: Names of the classes, if they are known without labels.
+        labels: The labels of the training data, if they are available.
 
     Returns:
         The model, its tokenizer, and the names of the parameters that its checkpoint lacks.
@@ -100,13 +104,34 @@ def load_model(
     import transformers
 
     model_class = getattr(transformers, kind.model_class(columns))
-    settings = kind.model_settings(str(name), class_names, labels)
+    own = _output_names(name)
+    classes = None if labels is None else kind.classes(labels, own, None)
+    names = classes.names if classes else class_names or (own if labels is None else None)
+    values = None if labels is None or len(labels) == 0 else kind.encode(labels, classes)
+    settings = kind.model_settings(str(name), names, values)
     settings["trust_remote_code"] = False
-    model, info = model_class.from_pretrained(name, output_loading_info=True, **settings)
-    lacked = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    # A checkpoint with a head for other classes gets a new one.
+    model, info = model_class.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, **settings)
+    other = [key for key, *_ in info["mismatched_keys"]]
+    if other:
+        logger.warning(
+            "%s has other shapes in the checkpoint of %s (%s): it starts anew, because the data ask for it.",
+            *(", ".join(map(repr, other)), name, "its outputs are " + shown(own) if own else "it has other outputs"),
+        )
+    lacked = {*info["missing_keys"], *other}
     if tokenizer is None and "pixel_values" not in columns:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     return model, tokenizer, lacked
+
+
+def _output_names(name: str | os.PathLike[str]) -> tuple[str, ...] | None:
+    """Return the names that a checkpoint has for its outputs, if it has any."""
+    from transformers import AutoConfig
+
+    try:
+        return output_names(AutoConfig.from_pretrained(name, trust_remote_code=False))
+    except (OSError, ValueError):  # the model's own class says what is wrong
+        return None
 
 
 @public()
@@ -157,6 +182,7 @@ def load(
     else:
         bases.check_settings(model, record["base"].get("config", {}))
     model, tokenizer = with_padding(model, tokenizer)
+    model = with_output_names(model, names)
     try:
         storage.check_targets(model, record["network"])
         layers: Any = {
@@ -177,11 +203,21 @@ def load(
     with reading(folder, record["tensors"]):
         storage.load_state(program, tensors)
     history = storage.history(tensors, record)
-    posterior = Posterior(program.eval(), history, record["temperature"], tokenizer, tuple(names) if names else None)
+    columns = _columns(record.get("columns"))
+    class_names = tuple(names) if names else None
+    posterior = Posterior(program.eval(), history, record["temperature"], tokenizer, class_names, columns)
     posterior.state = record.get("state")
     if posterior.state is not None:
         logger.warning("The posterior in %s is of a fit that was not finished: %s.", folder, posterior.state)
     return posterior
+
+
+def _columns(record: ColumnsRecord | None) -> Columns | None:
+    """Return the columns that a posterior's fit read; None from versions that did not save them."""
+    if record is None:
+        return None
+    lists = {name: tuple(record[name]) for name in ("text", "features")}
+    return Columns(**lists, label=record["label"], id=record["id"], by_index=record["by_index"])
 
 
 def _method(folder: str | os.PathLike[str], record: MethodRecord, given: Method | None) -> Method:

@@ -1,8 +1,9 @@
 """What a network is, takes and returns: its kind, its inputs, its logits."""
 
+import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -165,6 +166,28 @@ def takes_any_name(model: nn.Module) -> bool:
     """Whether a network's `forward` takes inputs of any name, `**inputs`."""
     parameters = inspect.signature(model.forward).parameters.values()
     return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def output_names(model: Any) -> tuple[str, ...] | None:
+    """Return the names that a model, or its configuration, has for its outputs; None if they are only numbered."""
+    id2label = getattr(getattr(model, "config", model), "id2label", None) or {}
+    names = tuple(str(id2label[index]) for index in sorted(id2label))
+    return None if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
+
+
+def with_output_names(model: nn.Module, names: Sequence[str] | None) -> nn.Module:
+    """Return a model whose configuration names its outputs, if it has as many; the given one is not changed."""
+    config: Any = getattr(model, "config", None)
+    if names is None or not hasattr(config, "id2label") or getattr(config, "num_labels", None) != len(names):
+        return model
+    if output_names(model) == tuple(names):
+        return model
+    model = copy.copy(model)  # another module around the same parts
+    config = copy.deepcopy(config)
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: index for index, name in enumerate(names)}
+    model.config = config
+    return model
 
 
 def logits_of(output: Any) -> Tensor:

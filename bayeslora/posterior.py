@@ -1,6 +1,7 @@
 """The posterior that a fit returns."""
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +13,15 @@ from torch import Tensor, nn
 from bayeslora import bases, diagnostics, generation, interop, metrics, networks, storage
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.contracts import checked
-from bayeslora.data import Source, to_device
+from bayeslora.data import NOTHING, Columns, Reading, Source, to_device
 from bayeslora.generation import Generation
 from bayeslora.isolation import isolated, public, seeded
 from bayeslora.methods import Method
 from bayeslora.prediction import centre_sites, draw, run
 from bayeslora.program import Program
+from bayeslora.tasks.classes import Classes
 from bayeslora.tasks.prediction import BasePrediction
-from bayeslora.types import Approximation, BatchSize, Data, Folder, NumDraws, Prompts, Seed, Tokenizer
+from bayeslora.types import Approximation, BatchSize, Data, Folder, NumDraws, Prompts, Seed, Sites, Tokenizer
 
 if TYPE_CHECKING:
     import arviz as az
@@ -35,6 +37,7 @@ class Posterior:
         temperature: Divides every logit; see `calibrate`.
         tokenizer: For data that is text.
         class_names: Names of the classes, or None.
+        columns: The columns of the training data that were read; None if that is not known.
 
     Attributes:
         program: Model, guide and ELBO as one module.
@@ -50,11 +53,13 @@ class Posterior:
         temperature: float = 1.0,
         tokenizer: Tokenizer | None = None,
         class_names: tuple[str, ...] | None = None,
+        columns: Columns | None = None,
     ):
         self.program = program
         self.temperature = temperature
         self.tokenizer = tokenizer
         self.class_names = class_names
+        self.columns = columns or NOTHING
         self.state: str | None = None
         self.example: Mapping[str, Any] | None = None
         self._history = {} if history is None else history
@@ -112,6 +117,9 @@ class Posterior:
         approximation: Approximation | None = None,
         seed: Seed | None = 0,
         batch_size: BatchSize = 64,
+        text: str | Sequence[str] | None = None,
+        label: str | None = None,
+        id: str | None = None,
     ) -> BasePrediction:
         """Predict the labels of new examples: an equal mixture over draws of the weights.
 
@@ -119,7 +127,7 @@ class Posterior:
         numbers.
 
         Args:
-            data: As in `fit`; labels are ignored.
+            data: As in `fit`; columns are found by the names that they had there, and labels are not looked at.
             num_draws: Draws of the weights.
             center: Whether to predict once, with every site at its guide's mean, at LoRA's cost.
             approximation: `"draws"` runs the network on each draw. `"linear"` runs it once, and backwards once for each
@@ -128,13 +136,17 @@ class Posterior:
                 network itself, run on a few draws, disagrees. None for the method's default.
             seed: Seed of the draws.
             batch_size: Examples per batch.
+            text: The column of the texts, or two, if called otherwise than in the fit.
+            label: The column of the labels, if called otherwise.
+            id: A column that names the rows.
 
         Raises:
             TypeError: If the data has none of the forms that `fit` takes.
             ValueError: If it is empty, or its inputs are not what the network takes.
         """
         sites = centre_sites(self.program) if center else self.draw(num_draws, seed=seed)
-        return self._prediction(self._outputs(data, sites, seed, batch_size, approximation, with_labels=False))
+        source = self._source(data, Columns.asked(text, label, id), with_labels=False)
+        return self._prediction(self._run(source, sites, seed, batch_size, approximation))
 
     @public()
     def evaluate(
@@ -145,20 +157,25 @@ class Posterior:
         approximation: Approximation | None = None,
         seed: Seed | None = 0,
         batch_size: BatchSize = 64,
+        text: str | Sequence[str] | None = None,
+        label: str | None = None,
+        id: str | None = None,
     ) -> dict[str, float]:
         """Compute metrics on labelled data, of the draws' average and, prefixed `center_`, of the centre.
 
         The centre is the prediction with every site at its guide's mean. The metrics depend on the likelihood (see the
-        page on tasks); `nll` is always in nats per example. Arguments are those of `predict`.
+        page on tasks); `nll` is always in nats per example. Arguments are those of `predict`. Labels are matched by
+        name: the data may have other classes first, or lack some.
 
         Raises:
-            ValueError: If the data has no labels, or labels for which the network has no class.
+            ValueError: If the data has no labels, or a label that the fit did not know.
         """
         centre, sites = centre_sites(self.program), self.draw(num_draws, seed=seed)
-        outputs, labels = self._labelled(data, sites, seed, batch_size, approximation)
-        scores = self._prediction(outputs).scores(labels)
-        outputs, labels = self._labelled(data, centre, seed, batch_size)
-        centre_scores = self._prediction(outputs).scores(labels)
+        source = self._source(data, Columns.asked(text, label, id))
+        found, labels = self._labelled(source, sites, seed, batch_size, approximation)
+        scores = self._prediction(found).scores(labels)
+        found, labels = self._labelled(source, centre, seed, batch_size)
+        centre_scores = self._prediction(found).scores(labels)
         return scores | {f"center_{name}": value for name, value in centre_scores.items()}
 
     @public(fields=generation.settings_of)
@@ -231,14 +248,14 @@ class Posterior:
         if not likelihood.has_temperature:
             raise ValueError(f"The likelihood {likelihood.name!r} has no temperature: there is nothing to calibrate.")
         sites = self.draw(num_draws, seed=seed)
-        outputs, labels = self._labelled(validation, sites, seed, batch_size, approximation)
+        found, labels = self._labelled(self._source(validation), sites, seed, batch_size, approximation)
 
         def loss(temperature: float) -> float:
-            prediction = likelihood.predict(outputs, temperature)
+            prediction = likelihood.predict(found, temperature)
             return metrics.mixture_nll(prediction.log_likelihood(labels))
 
         temperature = metrics.best_temperature(loss)
-        calibrated = Posterior(self.program, self._history, temperature, self.tokenizer, self.class_names)
+        calibrated = Posterior(self.program, self._history, temperature, self.tokenizer, self.class_names, self.columns)
         calibrated.example, calibrated.state = self.example, self.state
         return calibrated
 
@@ -271,8 +288,8 @@ class Posterior:
         sites = self.draw(num_draws, seed=seed)
         if data is None:
             return diagnostics.to_arviz(self.program, sites, raw=raw)
-        outputs, labels = self._labelled(data, sites, seed, batch_size)
-        prediction = self._prediction(outputs)
+        found, labels = self._labelled(self._source(data), sites, seed, batch_size)
+        prediction = self._prediction(found)
         observed = diagnostics.Observed.of(prediction, labels, seed, per_token)
         return diagnostics.to_arviz(self.program, sites, observed, raw)
 
@@ -355,46 +372,29 @@ class Posterior:
             "num_particles": self.program.elbo.num_particles,
             "temperature": self.temperature,
             "class_names": self.class_names,
+            "columns": dataclasses.asdict(self.columns),
             "tokenizer": self.tokenizer is not None,
             "history": list(self._history),
             **({} if self.state is None else {"state": self.state}),
         }
 
-    def _outputs(
-        self,
-        data: Data,
-        sites: Mapping[str, Tensor],
-        seed: int | None,
-        batch_size: int,
-        approximation: str | None,
-        with_labels: bool = True,
-    ) -> Any:
-        """Run the network at draws of the sites, and return its outputs."""
-        approximation = approximation or self.method.approximation
-        if approximation == "linear" and (self.method.num_draws(self.guide) or 1) > 1:
-            raise ValueError(
-                f"The members of {self.method.name!r} lie around no common centre to linearise the network at: predict "
-                "with approximation='draws'."
-            )
-        size = len(next(iter(sites.values())))
-        with seeded(seed):  # a loader that shuffles takes its seed from the global state
-            source = Source(data, self.network.model, self.tokenizer, likelihood=self.program.likelihood)
-            if with_labels:
-                source.check_labels()
-            batches, linear = source.batches_by_length(batch_size), approximation == "linear"
-            return run(self.program, sites, batches, size, with_labels, linear, source.context)
+    def _source(self, data: Data, asked: Columns = NOTHING, with_labels: bool = True) -> Source:
+        likelihood = self.program.likelihood
+        classes = self.class_names and Classes(self.class_names, self.columns.by_index)
+        how = Reading(asked, self.columns, with_labels or likelihood.reads_labels, classes or None)
+        with seeded(0):  # a loader that shuffles
+            return Source(data, self.network.model, self.tokenizer, likelihood=likelihood, reading=how)
+
+    def _run(self, source: Source, sites: Sites, seed: int | None, size: int, approximation: str | None) -> Any:
+        return run(self.program, source, sites, seed, size, approximation or self.method.approximation)
 
     def _labelled(
-        self,
-        data: Data,
-        sites: Mapping[str, Tensor],
-        seed: int | None,
-        batch_size: int,
-        approximation: str | None = "draws",
+        self, source: Source, sites: Sites, seed: int | None, size: int, approximation: str | None = "draws"
     ) -> tuple[Any, np.ndarray]:
-        outputs = self._outputs(data, sites, seed, batch_size, approximation)
-        assert outputs.labels is not None  # they have been checked
-        return outputs, outputs.labels
+        source.check_labels()
+        found = self._run(source, sites, seed, size, approximation)
+        assert found.labels is not None  # they have been checked
+        return found, found.labels
 
     def _prediction(self, outputs: Any) -> BasePrediction:
         return self.program.likelihood.predict(outputs, self.temperature, self.class_names)

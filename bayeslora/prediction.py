@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.adapters.rows import has_rows
-from bayeslora.data import to_device
+from bayeslora.data import Source, to_device
 from bayeslora.isolation import seeded
 from bayeslora.limits import naming_inputs
 from bayeslora.program import Program, evaluating
@@ -37,7 +37,32 @@ def draw(program: Program, num_draws: int, seed: int | None) -> dict[str, Tensor
         return {name: value.detach() for name, value in program.draw(finite or operator.index(num_draws)).items()}
 
 
-def run(
+def run(program: Program, source: Source, sites: Sites, seed: int | None, batch_size: int, approximation: str) -> Any:
+    """Run the network on data at draws of the sites, and return its outputs as the likelihood's `predict` takes them.
+
+    Args:
+        program: The program.
+        source: The data.
+        sites: Draws, `[draw, layer, …]`.
+        seed: Seed of a loader that shuffles.
+        batch_size: Examples per batch.
+        approximation: `"draws"` or `"linear"`.
+
+    Raises:
+        ValueError: If the method has no centre to linearise the network at.
+    """
+    if approximation == "linear" and (program.method.num_draws(program.guide) or 1) > 1:
+        raise ValueError(
+            f"The members of {program.method.name!r} lie around no common centre to linearise the network at: predict "
+            "with approximation='draws'."
+        )
+    size, linear = len(next(iter(sites.values()))), approximation == "linear"
+    with seeded(seed):  # a loader that shuffles takes its seed from the global state
+        batches = source.batches_by_length(batch_size)
+        return run_batches(program, sites, batches, size, source.with_labels, linear, source.context)
+
+
+def run_batches(
     program: Program,
     sites: Sites,
     batches: Iterable[tuple[np.ndarray, Batch]],

@@ -1,21 +1,21 @@
 """Choose the likelihood, check the labels against it, and set where the outputs start, all before training."""
 
 import logging
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pyro
 import torch
 from torch import nn
-from torch.utils.data import IterableDataset
 
 from bayeslora.adapters import AdaptedNetwork, inspection
-from bayeslora.data import LABELS, Source, to_device
+from bayeslora.data import Source, said, to_device
 from bayeslora.isolation import seeded
 from bayeslora.methods import Method
-from bayeslora.networks import base_logits, check_decoder_inputs
-from bayeslora.tasks import Likelihood, choosing
-from bayeslora.types import Batch, Data, LabelColumn
+from bayeslora.networks import base_logits, check_decoder_inputs, output_names
+from bayeslora.tasks import Classification, Likelihood, choosing
+from bayeslora.tasks.classes import Classes
+from bayeslora.tasks.labels import RawLabels
+from bayeslora.types import Batch
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -46,13 +46,17 @@ def likelihood_for(
     batch = train.about(choosing.asked(given) or choosing.labelled_by_inputs(model)).first_batch()
     if "labels" not in batch:
         raise ValueError(
-            f"The data has no labels, only {', '.join(batch)}: give a 'labels' or 'label' column, or (inputs, labels)."
+            f"The data has no labels, only {', '.join(batch)}: give a 'labels' or 'label' column, or (inputs, labels), "
+            "or name the column, label=…."
         )
     batch = to_device(batch, next(model.parameters()).device)
     check_decoder_inputs(model, batch)
     seen = inspection.inspect(model, batch)
     logits = seen.logits
     labels = torch.as_tensor(batch["labels"])
+    raw = train.raw
+    if given is None and raw is not None and raw.are_whole_floats and logits.dim() == 2 and logits.shape[-1] > 1:
+        raise choosing.not_told(raw)
     likelihood = choosing.make(given, model, logits, labels, train.labels, train.tokenizer)
     likelihood.check_labels(labels.cpu())
     with torch.no_grad(), pyro.validation_enabled(False):
@@ -132,33 +136,39 @@ def check_rows(source: Source | None) -> None:
         source.look_ahead(LOOK_AHEAD)
 
 
-def columns_of(data: Data) -> Sequence[str]:
-    """Return the names of the data's columns, if it has any."""
-    return getattr(data, "column_names", None) or (list(data) if isinstance(data, Mapping) else ())
+def number_labels(train: Source, model: nn.Module, kind: type[Likelihood] | None) -> Classes | None:
+    """Number the labels of the training data, and return their classes; None if they are numbers without names.
+
+    Args:
+        train: The training data.
+        model: The network.
+        kind: The kind of the labels, as far as it can be told.
+
+    Raises:
+        ValueError: If a label is missing, or the classes cannot be told.
+    """
+    kind = kind or Classification
+    with seeded(0):  # rows may be read with random changes
+        labels = train.all_labels()
+    if labels is None:
+        labels = RawLabels([], data=train.name)
+    count = getattr(getattr(model, "config", None), "num_labels", None)
+    if count is None and labels.are_whole and not _from_zero(labels):
+        with seeded(0):
+            batch = to_device(train.first_batch(), next(model.parameters()).device)
+        count = base_logits(model, batch).shape[-1]
+    classes = kind.classes(labels, output_names(model), count)
+    train.label(kind, classes)
+    return classes
 
 
-def label_values(data: Data) -> LabelColumn | None:
-    """Return all labels of data that has not been read yet; None if they are not in a column or an array."""
-    if isinstance(data, tuple) and len(data) == 2:
-        return data[1]
-    if isinstance(data, IterableDataset):
-        return None
-    names = [name for name in LABELS if name in getattr(data, "column_names", ())]
-    return data[names[0]] if names else None
+def _from_zero(labels: RawLabels) -> bool:
+    """Whether labels are all of the whole numbers from 0 to the largest."""
+    return {*labels.plain.tolist()} == {*range(len({*labels.plain.tolist()}))}
 
 
-def label_names(data: Data) -> list[str] | None:
-    """Return the class names of a `datasets.Dataset` if its labels have them."""
-    features = getattr(data, "features", None) or {}
-    return next((list(features[n].names) for n in LABELS if n in features and hasattr(features[n], "names")), None)
-
-
-def class_names(model: nn.Module, data: Data) -> tuple[str, ...] | None:
-    """Return the names of the classes, from the data or else the model's configuration; None if neither has any."""
-    names = label_names(data)
-    if names is None:
-        id2label = getattr(getattr(model, "config", None), "id2label", None) or {}
-        names = [id2label[index] for index in sorted(id2label)]
-        if all(name == f"LABEL_{index}" for index, name in enumerate(names)):
-            return None
-    return tuple(names)
+def summary(train: Source, classes: Classes | None, likelihood: Likelihood) -> str:
+    """Return a line that says which columns were read as what."""
+    count = getattr(likelihood, "num_classes", None)
+    what = f"{count} classes" if count else likelihood.name
+    return said(train.reader.columns, what)

@@ -72,6 +72,16 @@ BaseRecord = TypedDict("BaseRecord", {"class": str, "name": str | None, "config"
 """The base model: its class, the path or hub name that it was loaded by, and what was set in its configuration."""
 
 
+class ColumnsRecord(TypedDict):
+    """The columns that a fit read, and whether whole numbers are classes by their place (see `data.Columns`)."""
+
+    text: list[str]
+    label: str | None
+    id: str | None
+    features: list[str]
+    by_index: bool
+
+
 class Record(TypedDict):
     """What a saved posterior holds beside its tensors. A field that is not listed here is not read."""
 
@@ -84,6 +94,7 @@ class Record(TypedDict):
     num_particles: Annotated[int, Within(at_least=1, at_most=10_000)]
     temperature: Annotated[float, Within(above=0)]
     class_names: list[str] | None
+    columns: NotRequired[ColumnsRecord]
     tokenizer: bool
     tokenizer_folder: NotRequired[str]
     history: list[str]

@@ -1,7 +1,25 @@
 """Turn the data that users have into batches: mappings from the names of the network's inputs to tensors."""
 
-from bayeslora.data.files import LABELS, read, split, tabular
+from bayeslora.data.columns import LABELS, NOTHING, Columns, Reading, said
+from bayeslora.data.files import read, split
 from bayeslora.data.forms import Arrays, Examples, OwnOrders, Stream
+from bayeslora.data.plain import Plain, plain
 from bayeslora.data.source import Source, to_device
 
-__all__ = ["LABELS", "Arrays", "Examples", "OwnOrders", "Source", "Stream", "read", "split", "tabular", "to_device"]
+__all__ = [
+    "LABELS",
+    "NOTHING",
+    "Arrays",
+    "Columns",
+    "Examples",
+    "OwnOrders",
+    "Plain",
+    "Reading",
+    "Source",
+    "Stream",
+    "plain",
+    "read",
+    "said",
+    "split",
+    "to_device",
+]

@@ -171,3 +171,18 @@ class OwnOrders(Dataset[tuple[dict[str, Any], ...]]):
 
     def __getitem__(self, index: int) -> tuple[dict[str, Any], ...]:
         return tuple(self.rows[order[index]] for order in self.orders)
+
+
+def order_by_length(rows: Any) -> np.ndarray | None:
+    """Return the order of rows by their number of tokens, or that of the longest of their sequences.
+
+    None if that takes long: rows have to be in a list, or in a `datasets.Dataset`, which has them in a file.
+    """
+    listed = isinstance(rows, list) and "input_ids" in rows[0]
+    if not listed and "input_ids" not in getattr(rows, "column_names", ()):
+        return None
+    return np.argsort([_length(row["input_ids"]) for row in rows], kind="stable")
+
+
+def _length(ids: Sequence[Any]) -> int:
+    return max(map(len, ids)) if len(ids) and np.ndim(ids[0]) else len(ids)

@@ -1,7 +1,7 @@
 """Turn the data that users have into rows: mappings from the names of a network's inputs to values, with `labels`."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from bayeslora.data.checks import numbers
-from bayeslora.data.files import LABELS, tabular
+from bayeslora.data.columns import LABELS, NOT_INPUTS, NOTHING, Columns, Found, is_text
 from bayeslora.data.forms import Arrays, Examples
+from bayeslora.data.plain import Plain, plain
 from bayeslora.limits import limits
 from bayeslora.networks import decoder_inputs, forward_parameters, takes_any_name
-from bayeslora.tasks import LIKELIHOODS
+from bayeslora.tasks import LIKELIHOODS, Likelihood
 from bayeslora.tasks.checking import REPAIR, check_texts, is_missing
+from bayeslora.tasks.labels import RawLabels
 from bayeslora.types import Batch, Data, LabelValues, Row, Tokenizer
 
 if TYPE_CHECKING:
@@ -30,19 +32,36 @@ class Reader:
         model: The network, whose `forward` says which inputs there are.
         tokenizer: For text.
         name: What to call the data in messages.
+        asked: The columns that the user names.
+        known: The columns of the fit.
+        with_labels: Whether labels are read.
 
     Attributes:
         parameters: Names of the network's inputs.
         decoder_inputs: Turns labels into the inputs of a decoder, for a network that also reads its labels, shifted;
             None for any other.
         context: What else the task noted about a published table when it read the rows.
+        columns: The columns that were read.
+        labels: The labels as the data has them, if they can be told without computing every row.
+        encode: Turns the label of a row that is computed when it is needed into the network's; None to leave it.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer | None = None, name: str = "data"):
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer | None = None,
+        name: str = "data",
+        asked: Columns = NOTHING,
+        known: Columns = NOTHING,
+        with_labels: bool = True,
+    ):
         self.model = model
         self.limits = limits(model)
         self.tokenizer = tokenizer if tokenizer is None else cutting(tokenizer, self.limits.trained)
         self.name = name
+        self.asked = asked
+        self.known = known
+        self.with_labels = with_labels
         are_labels = {name for columns in label_columns() for name in columns}
         self.parameters = [parameter for parameter in forward_parameters(model) if parameter not in are_labels]
         if not self.parameters and not takes_any_name(model):
@@ -52,24 +71,37 @@ class Reader:
             )
         self.decoder_inputs = decoder_inputs(model)
         self.context: Any = None
+        self.columns = Found()
+        self.labels: RawLabels | None = None
+        self.encode: Callable[[Any], Any] | None = None
         is_double = any(parameter.dtype == torch.float64 for parameter in model.parameters())
         self.dtype = torch.float64 if is_double else torch.get_default_dtype()
 
-    def dataset(self, data: Data) -> Any:
-        """Return the rows of data in any form but a `DataLoader` or a stream."""
-        check_form(data, self.name)
-        data = tabular(data)
+    def plain(self, data: Data) -> Plain:
+        """Return data in one of a few forms, and note its columns and labels."""
+        found = plain(data, self.asked, self.known, self.name, self.with_labels)
+        self.columns = found.columns
+        self.labels = found.labels if self.with_labels else None
+        return found
+
+    def dataset(self, found: Plain) -> Any:
+        """Return the rows of data in any form but a `DataLoader` or a stream, without labels where `labels` has them.
+
+        The labels of a table stay in its column `labels`.
+        """
+        data = found.inputs
         if hasattr(data, "column_names") and hasattr(data, "map"):
             return self.table(data)
-        if isinstance(data, Dataset):
-            arrays = self._stored(data)
-            if arrays is not None:
-                return arrays
+        if isinstance(data, Dataset) and (arrays := self._stored(data)) is not None:
+            return arrays
+        if isinstance(data, Dataset) or (isinstance(data, list) and data and isinstance(data[0], Mapping)):
             return Examples(data, self.row)
-        if isinstance(data, tuple) and len(data) == 2:
-            return self.arrays(*data)
+        if found.are_texts:
+            for texts in zip(*data, strict=True) if isinstance(data[0], tuple) else (data,):
+                check_texts(self.name, "the text", texts)
+            return Examples(self.tokenize(data), dict)
         if isinstance(data, (np.ndarray, Tensor, Mapping, list)):
-            return self.arrays(data, None)
+            return self.arrays(data)
         raise TypeError(
             f"{self.name} is {_kind(data)}. Give a datasets.Dataset or DatasetDict, a pandas DataFrame, a "
             "torch Dataset or DataLoader, or (inputs, labels) as arrays, a mapping of arrays, or a list of texts with "
@@ -79,71 +111,81 @@ class Reader:
     def _stored(self, data: "Dataset[Any]") -> Arrays | None:
         """Return the rows of a dataset that only puts two tensors side by side, or of a part of one; None of others."""
         if type(data) is Subset and (whole := self._stored(data.dataset)) is not None:
+            if self.labels is not None:
+                self.labels = RawLabels(self.labels.values[list(data.indices)], data=self.name)
             return Arrays({name: column[list(data.indices)] for name, column in whole.columns.items()})
         if type(data) is not TensorDataset or len(data.tensors) != 2 or not self.parameters:
             return None
-        return Arrays(
-            {name: self.tensor(v) for name, v in zip((self.parameters[0], "labels"), data.tensors, strict=True)}
-        )
+        if self.with_labels:
+            self.labels = RawLabels(data.tensors[1], data=self.name)
+        return Arrays({self.parameters[0]: self.tensor(data.tensors[0])})
 
-    def arrays(self, inputs: Any, labels: LabelValues | None) -> Dataset[dict[str, Any]]:
-        """Return the rows of arrays, or of a list of texts."""
-        if isinstance(inputs, (list, tuple)) and any(isinstance(text, str) for text in inputs):
-            check_texts(self.name, "the text", inputs)
-            if labels is not None and len(labels) != len(inputs):  # type: ignore[arg-type]
-                raise ValueError(f"{self.name}: there are {len(inputs)} texts, and {len(labels)} labels.")  # type: ignore[arg-type]
-            rows = self.tokenize(list(inputs))
-            if labels is not None:
-                values = self.label_values(labels)
-                rows = [{**row, "labels": label} for row, label in zip(rows, values, strict=True)]
-            return Examples(rows, dict)
+    def arrays(self, inputs: Any) -> Dataset[dict[str, Any]]:
+        """Return the rows of arrays."""
         if not isinstance(inputs, Mapping):
             self._check_named()
         columns = _with_labels(dict(inputs)) if isinstance(inputs, Mapping) else {self.parameters[0]: inputs}
-        if labels is not None:
-            columns["labels"] = labels
-        tensors = {
-            name: self.tensor(value if isinstance(value, Tensor) else numbers(self.name, name, value))
-            for name, value in columns.items()
-        }
-        for name, value in tensors.items():
-            if not value.dim():
-                raise ValueError(f"{self.name}: {name!r} is one number: give an array with an entry for each example.")
+        if not self.with_labels:
+            columns.pop("labels", None)
+        tensors = {name: self.numbers(name, value) for name, value in columns.items()}
         lengths = {name: len(value) for name, value in tensors.items()}
+        lengths |= {} if self.labels is None else {"labels": len(self.labels)}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"{self.name}: arrays differ in length, {lengths}.")
         return Arrays(tensors)
+
+    def numbers(self, name: str, value: Any) -> Tensor:
+        """Return a column of numbers as a tensor; raise a ValueError if it is not one."""
+        tensor = self.tensor(value if isinstance(value, Tensor) else numbers(self.name, name, value))
+        if not tensor.dim():
+            raise ValueError(f"{self.name}: {name!r} is one number: give an array with an entry for each example.")
+        return tensor
 
     def table(self, table: "datasets.Dataset") -> "datasets.Dataset | Examples":
         """Return the rows of a `datasets.Dataset`: the network's inputs, or what a task or tokenizer makes of them."""
         self._check_named()
         table = self._with_label_column(table)
         if len(table) and not any(name in self.parameters for name in table.column_names):
-            for kind in reversed(LIKELIHOODS.values()):
+            for kind in reversed(LIKELIHOODS.values()) if not self.asked.text else ():
                 if kind.reads(table.column_names, self.model):
-                    rows, self.context = kind.read(table, self)
-                    return Examples(rows, self.inputs)
+                    return Examples(self._read_by(kind, table), self.inputs)
             table = self._tokenized(table)
         unknown = [name for name in table.column_names if name not in (*self.parameters, "labels")]
         return table.remove_columns(unknown)
 
+    def _read_by(self, kind: type[Likelihood], table: "datasets.Dataset") -> list[dict[str, Any]]:
+        """Return the rows that a kind of label makes of a published table; their labels are noted apart."""
+        given, name = self.labels, "labels"
+        if not self.with_labels:
+            table = table.remove_columns([name for name in kind.answer_columns if name in table.column_names])
+        elif given is not None and "labels" not in table.column_names:
+            values = given.plain
+            table = table.add_column("labels", values if isinstance(values, list) else values.tolist())
+        rows, self.context = kind.read(table, self)
+        self.labels = None
+        if self.with_labels and rows and "labels" in rows[0]:
+            names = None if given is None else given.names
+            name = name if given is None else given.name
+            self.labels = RawLabels([row.pop("labels") for row in rows], name, names, self.name)
+        return rows
+
     def _with_label_column(self, table: "datasets.Dataset") -> "datasets.Dataset":
-        """Return the table with its labels in the column `labels`."""
-        for label in LABELS[1:]:
-            if label in table.column_names and "labels" not in table.column_names:
-                table = table.rename_column(label, "labels")
+        """Return the table with its labels in the column `labels`, or without them."""
         for columns in label_columns():
             if {*columns} <= {*table.column_names} and "labels" not in table.column_names:
                 table = table.map(_stacked, batched=True, remove_columns=list(columns), fn_kwargs={"columns": columns})
-        if self.decoder_inputs is not None and _is_text(table.features.get("labels")):
+        if not self.with_labels:
+            return table.remove_columns("labels") if "labels" in table.column_names else table
+        if self.decoder_inputs is not None and is_text(table.features.get("labels")):
             # `datasets` hashes a mapped function with everything it holds, so that it must not hold the network.
             encode = partial(_encoded_labels, tokenizer=self.needed_tokenizer())
             table = table.map(encode, batched=True, features=None, remove_columns=["labels"])
+            self.labels = None
         return table
 
     def _tokenized(self, table: "datasets.Dataset") -> "datasets.Dataset":
         """Return the table with its one or two text columns turned into tokens."""
-        texts = [name for name in table.column_names if name != "labels" and _is_text(table.features[name])]
+        texts = list(self.columns.text)
         if not texts:
             raise ValueError(
                 f"{self.name} has columns {', '.join(table.column_names)}; the network takes "
@@ -151,8 +193,8 @@ class Reader:
             )
         if len(texts) > 2:
             raise ValueError(
-                f"{self.name} has {len(texts)} text columns, {', '.join(texts)}: keep the one or two to classify, "
-                "data.select_columns([…, 'labels'])."
+                f"{self.name} has {len(texts)} text columns, {', '.join(texts)}: name the one or two to read, "
+                f"text={texts[0]!r}, or text={texts[:2]}."
             )
         for name in texts:
             if table.data.column(name).null_count:
@@ -162,10 +204,19 @@ class Reader:
 
     def row(self, row: Any) -> dict[str, Any]:
         """Return a row of a torch `Dataset` as a mapping."""
+        row = self._named(row)
+        if not self.with_labels:
+            row.pop("labels", None)
+        elif self.encode is not None and "labels" in row:
+            row["labels"] = self.encode(row["labels"])
+        return row
+
+    def _named(self, row: Any) -> dict[str, Any]:
         if isinstance(row, Mapping):
             row = _with_labels(dict(row))
-            for label in LABELS[1:]:
-                if label in row and "labels" not in row:
+            asked = self.asked.label or self.known.label
+            for label in (*((asked,) if asked else ()), *LABELS[1:]):
+                if label in row and ("labels" not in row or label == self.asked.label):
                     row["labels"] = row.pop(label)
             return row
         self._check_named()
@@ -185,9 +236,9 @@ class Reader:
             row["labels"] = self.label_values([row["labels"]])[0]
         if not any(name in self.parameters for name in row):
             for name, value in row.items():
-                if is_missing(value):
+                if is_missing(value) and (name != "labels" or self.with_labels):
                     raise ValueError(f"{self.name}: {name!r} is missing. {REPAIR}.")
-            texts = {name: value for name, value in row.items() if isinstance(value, str) and name != "labels"}
+            texts = self._texts_of(row)
             if not 1 <= len(texts) <= 2:
                 raise ValueError(
                     f"{self.name}: a row has {', '.join(row)}; the network takes {', '.join(self.parameters)}. Rename "
@@ -197,6 +248,17 @@ class Reader:
             encoded = self.needed_tokenizer()(*([text] for text in texts.values()), truncation=True)
             row |= {name: values[0] for name, values in encoded.items()}
         return self.inputs(row)
+
+    def _texts_of(self, row: Row) -> dict[str, str]:
+        """Return the texts of a row of a stream by their columns, in the order in which the network reads them."""
+        named = self.asked.text or self.known.text
+        if named and {*named} <= {*row}:
+            return {name: row[name] for name in named}
+        return {
+            name: value
+            for name, value in row.items()
+            if isinstance(value, str) and name != "labels" and not NOT_INPUTS.fullmatch(name)
+        }
 
     def inputs(self, row: Row) -> dict[str, Any]:
         """Return a row's labels and those of its entries that the network takes."""
@@ -214,9 +276,10 @@ class Reader:
         value = torch.as_tensor(value)
         return value.to(self.dtype) if value.dtype in (torch.float32, torch.float64) else value
 
-    def tokenize(self, texts: list[str]) -> list[dict[str, Any]]:
-        """Return the network's inputs for each text."""
-        encoded = self.needed_tokenizer()(texts, truncation=True)
+    def tokenize(self, texts: list[Any]) -> list[dict[str, Any]]:
+        """Return the network's inputs for each text, or for each pair of texts."""
+        parts = [texts] if isinstance(texts[0], str) else [list(part) for part in zip(*texts, strict=True)]
+        encoded = self.needed_tokenizer()(*parts, truncation=True)
         return [{name: encoded[name][i] for name in encoded if name in self.parameters} for i in range(len(texts))]
 
     def _check_named(self) -> None:
@@ -266,10 +329,6 @@ def _encoded(rows: Batch, tokenizer: Tokenizer, columns: Sequence[str]) -> Any:
     return tokenizer(*(rows[name] for name in columns), truncation=True)
 
 
-def _is_text(feature: Any) -> bool:
-    return getattr(feature, "dtype", "") in ("string", "large_string")
-
-
 def _kind(data: Any) -> str:
     if data is None:
         return "None"
@@ -286,18 +345,3 @@ def cutting(tokenizer: Tokenizer, longest: int | None) -> Tokenizer:
     tokenizer = copy.copy(tokenizer)  # with the same words
     tokenizer.model_max_length = longest
     return tokenizer
-
-
-def check_form(data: Data, name: str) -> None:
-    """Raise a TypeError if data, or a part of it, can be read only once."""
-    parts = {"": data}
-    if isinstance(data, tuple):
-        parts |= {f", entry {index},": part for index, part in enumerate(data)}
-    elif isinstance(data, Mapping):
-        parts |= {f", column {column!r},": part for column, part in data.items()}
-    for where, part in parts.items():
-        if isinstance(part, Iterator):
-            raise TypeError(
-                f"{name}{where} is a {type(part).__name__}, which can be read only once, and several passes are "
-                "needed: give a list, list(…)."
-            )

@@ -1,9 +1,10 @@
 """Data in any form, as a dataset of rows and as batches."""
 
 import copy
+import logging
 import time
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from bayeslora.data import checks
-from bayeslora.data.forms import Arrays, Examples, Part, Stream, numbers_of
+from bayeslora.data import checks, labelling
+from bayeslora.data.columns import NOTHING, Columns, Reading, said
+from bayeslora.data.forms import Arrays, Examples, Part, Stream, numbers_of, order_by_length
 from bayeslora.data.reading import Reader
 from bayeslora.limits import limits, watch
 from bayeslora.tasks import Likelihood, checking
+from bayeslora.tasks.classes import Classes
+from bayeslora.tasks.labels import RawLabels
 from bayeslora.types import IGNORED, Batch, Data, Row, Tokenizer
+
+logger = logging.getLogger(__name__)
 
 AHEAD = 64
 """Rows that are read together where they are looked at before they are needed."""
@@ -34,6 +40,7 @@ class Source:
         name: What to call the data in messages.
         num_examples: Examples of a stream; None if their number is not needed.
         likelihood: The likelihood of the labels, or its kind, if it is known.
+        reading: How the data are to be read.
 
     Attributes:
         dataset: The rows, or None if a `DataLoader` was given.
@@ -53,20 +60,59 @@ class Source:
         name: str = "data",
         num_examples: int | None = None,
         likelihood: Likelihood | type[Likelihood] | None = None,
+        reading: Reading | None = None,
     ):
         self.name = name
         self.tokenizer = tokenizer
         self.likelihood = likelihood
-        self.reader = Reader(model, tokenizer, name)
+        how = Reading() if reading is None else reading
+        self.reader = Reader(model, tokenizer, name, how.asked, how.known, how.with_labels)
+        found = self.reader.plain(data)
+        data = found.inputs
         self.checks_batches = self.checks_labels = False
         self._given_loader = self._checked(data) if isinstance(data, DataLoader) else None
         if isinstance(data, IterableDataset):  # streams of `datasets` are, too
             self.dataset: Any = Stream(data, self.reader.streamed, num_examples, name)
         else:
-            self.dataset = None if self._given_loader is not None else self.reader.dataset(data)
+            self.dataset = None if self._given_loader is not None else self.reader.dataset(found)
             if len(self) == 0:
                 raise ValueError(f"{name} has no examples.")
+        kind = type(likelihood) if isinstance(likelihood, Likelihood) else likelihood
+        if kind or self.raw is None or not self.raw.are_named or self.reader.decoder_inputs is not None:
+            self.label(kind or Likelihood, how.classes)
+        elif hasattr(self.dataset, "column_names") and "labels" in self.dataset.column_names:
+            self.dataset = self.dataset.remove_columns("labels")
         self._check()
+        logger.log(logging.DEBUG if how.known is NOTHING else logging.INFO, "%s: %s", name, said(self.reader.columns))
+
+    @property
+    def with_labels(self) -> bool:
+        """Whether labels are read."""
+        return self.reader.with_labels
+
+    @property
+    def columns(self) -> Columns:
+        """The columns that were read."""
+        return self.reader.columns.plain
+
+    @property
+    def raw(self) -> RawLabels | None:
+        """The labels as the data has them, if they can be told without computing every row."""
+        return self.reader.labels
+
+    def all_labels(self) -> RawLabels | None:
+        """Return the labels as the data has them; texts are also collected from rows that are computed one by one."""
+        rows = None if self.raw is not None or self.is_stream else self.loader or self.dataset
+        return self.raw if rows is None else labelling.collected(rows, self.loader is not None, self.name)
+
+    def label(self, kind: type[Likelihood], classes: Classes | None) -> None:
+        """Give every example its label as a kind of label, and the fit's classes, know it; a ValueError if none."""
+        raw, reader = self.raw, self.reader
+        if raw is not None and len(raw):
+            self.dataset = labelling.labelled(self.dataset, raw, kind.encode(raw, classes), reader)
+        elif self.with_labels:
+            raw = RawLabels([], data=self.name) if raw is None else raw
+            reader.encode = partial(labelling.encoded_row, raw, kind, classes)
 
     def about(self, likelihood: Likelihood | type[Likelihood] | None) -> "Source":
         """Return the same data, with the labels that a likelihood asks for."""
@@ -136,7 +182,7 @@ class Source:
     def labels(self) -> np.ndarray | None:
         """All labels, if they are available without computing every row."""
         rows = self._label_rows()
-        return None if rows is None else _array(rows)
+        return None if rows is None else labelling.array(rows)
 
     def _label_rows(self) -> Any:
         """All labels, an entry for each row, if they are available."""
@@ -178,9 +224,7 @@ class Source:
 
     def _order_by_length(self) -> np.ndarray | None:
         ids: Any = getattr(self.dataset, "rows", self.dataset)
-        if self.loader is not None or self.tokenizer is None or not _has_tokens(ids):
-            return None
-        return np.argsort([_length(row["input_ids"]) for row in ids], kind="stable")
+        return None if self.loader is not None or self.tokenizer is None else order_by_length(ids)
 
     def first_batch(self, batch_size: int = 2) -> dict[str, Any]:
         """Return a batch of the first few examples."""
@@ -196,7 +240,8 @@ class Source:
         inputs = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
         if any(row.get("labels", 0) is None for row in rows):
             checking.check_present(self.name, [row["labels"] for row in rows], numbers_of(rows))
-        labels = self._tensors("labels", [row for row in rows if "labels" in row])
+        # Texts are numbered as soon as it is known of which classes they are.
+        labels = self._tensors("labels", [row for row in rows if not isinstance(row.get("labels", ""), str)])
         if self.tokenizer is not None and "input_ids" in rows[0]:
             batch = self._padded(inputs)
         else:
@@ -305,7 +350,8 @@ class Source:
         rows = self._label_rows()
         if rows is None:
             if self.first_batch().get("labels") is None:
-                raise ValueError(f"{self.name} has no labels: give a 'labels' or 'label' column, or (inputs, labels).")
+                name = "The data" if self.name == "data" else self.name
+                raise ValueError(f"{name} has no labels: give (inputs, labels), a column 'labels', or label=….")
             return
         self._check_labels(rows)
 
@@ -314,7 +360,7 @@ class Source:
         checking.check_present(self.name, rows, numbers)
         check = self.likelihood.check_labels
         where = self.name if numbers is not None or not self.checks_batches else "a batch"
-        checking.check_rows(lambda part: check(_array(part)), rows, numbers, where)
+        checking.check_rows(lambda part: check(labelling.array(part)), rows, numbers, where)
 
     def look_ahead(self, seconds: float) -> None:
         """Read rows that are not stored, and so check them, for a while, or all of them.
@@ -352,23 +398,3 @@ class Source:
 def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
     """Return the batch with its tensors on a device."""
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-
-
-def _array(labels: Any) -> np.ndarray:
-    """Return the labels of all examples as an array; labels of tokens are concatenated if examples differ in length."""
-    if isinstance(labels, list) and all(map(np.ndim, labels)) and len({*map(len, labels)}) > 1:
-        return np.concatenate([np.asarray(row) for row in labels])
-    try:
-        return np.asarray(labels)
-    except ValueError:
-        return checks.numbers("data", "labels", labels)
-
-
-def _length(ids: Sequence[Any]) -> int:
-    """Return the number of tokens of an example, or of the longest of its sequences."""
-    return max(map(len, ids)) if len(ids) and np.ndim(ids[0]) else len(ids)
-
-
-def _has_tokens(rows: Any) -> bool:
-    """Return whether every row's tokens are quick to read: in a list, or in a `datasets.Dataset`, from its file."""
-    return (isinstance(rows, list) and "input_ids" in rows[0]) or "input_ids" in getattr(rows, "column_names", ())

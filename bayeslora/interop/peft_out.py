@@ -21,7 +21,7 @@ from bayeslora.adapters.weights import is_transposed, is_within, names_of, share
 from bayeslora.interop.peft_fields import PREFIX
 from bayeslora.interop.peft_in import _is_a, _peft_pattern, _read_by_peft
 from bayeslora.interop.starting import distance, from_factors, trained_head
-from bayeslora.networks import is_a
+from bayeslora.networks import is_a, output_names
 from bayeslora.program import Program, evaluating
 from bayeslora.types import Batch, FactorsByStack, Sites, Tokenizer
 
@@ -310,10 +310,11 @@ def _tidy(number: float) -> float:
 def _card(config: Mapping[str, Any], network: AdaptedNetwork, about: About | None) -> str:
     """Return the card of a folder of exported adapters, in Markdown."""
     base, task = config["base_model_name_or_path"], config["task_type"]
-    settings = {}
+    settings: dict[str, Any] = {}
     model_config: Any = getattr(network.model, "config", None)
     if task in ("SEQ_CLS", "TOKEN_CLS"):
-        settings["num_labels"] = model_config.num_labels
+        names = output_names(model_config)
+        settings |= {"id2label": dict(enumerate(names))} if names else {"num_labels": model_config.num_labels}
     if task == "SEQ_CLS" and getattr(model_config, "pad_token_id", None) is not None:
         settings["pad_token_id"] = model_config.pad_token_id  # without which some would classify another token
     arguments = "".join(f", {name}={value}" for name, value in settings.items())

@@ -32,6 +32,7 @@ class AnswerLetters(Categorical):
     name = "answer_letters"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     up_to_constant = True
+    answer_columns = choices.KEYS
 
     def __init__(self, token_ids: Sequence[int]):
         super().__init__()

@@ -19,7 +19,9 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from bayeslora.tasks.classes import Classes
 from bayeslora.tasks.collecting import Collector, Everything, Outputs
+from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.prediction import BasePrediction, Names, ObservationPrediction
 from bayeslora.types import Batch, LabelColumn, LabelValues, Tokenizer
 
@@ -37,6 +39,7 @@ class Reader(Protocol):
     name: str
     model: nn.Module
     parameters: list[str]
+    with_labels: bool
 
     def needed_tokenizer(self) -> Tokenizer:
         """Return the tokenizer; raise a ValueError that says what to do if there is none."""
@@ -63,6 +66,9 @@ class Likelihood(nn.Module, abc.ABC):
         up_to_constant: Whether adding a constant to all logits of an example leaves its distribution unchanged.
         inputs_are_labels: Whether examples without labels are labelled with their tokens.
         label_columns: Columns of published data that together form its labels, stacked along the last dimension.
+        answer_columns: Columns of published tables that `read` takes labels from, besides `labels`.
+        reads_labels: Whether a prediction is about given labels, so that `predict` reads them, too.
+        one_of: The kind of its labels where every example has exactly one of them; None if there is no such kind.
         needs_code: Whether it holds a function of the user's, which is not saved and has to be passed to `load`.
         unit: How large a difference between logits has to be to matter: 1 for log-odds. It multiplies the learning rate
             of the output layer.
@@ -75,6 +81,9 @@ class Likelihood(nn.Module, abc.ABC):
     up_to_constant: ClassVar[bool] = False
     inputs_are_labels: ClassVar[bool] = False
     label_columns: ClassVar[tuple[str, ...]] = ()
+    answer_columns: ClassVar[tuple[str, ...]] = ()
+    reads_labels: ClassVar[bool] = False
+    one_of: ClassVar["type[Likelihood] | None"] = None
     needs_code: ClassVar[bool] = False
     unit: float = 1.0
 
@@ -115,13 +124,40 @@ class Likelihood(nn.Module, abc.ABC):
         """
         return None
 
+    # Labels as people have them.
+
+    @classmethod
+    def classes(cls, labels: RawLabels, names: Sequence[str] | None, count: int | None) -> Classes | None:
+        """Return the classes that the training labels are of; by default None: labels are taken as they are.
+
+        Args:
+            labels: The labels of the training data.
+            names: The names that the model has for its outputs, if it has any.
+            count: The number of its outputs; None if the model can be given as many as it needs.
+        """
+        return None
+
+    @classmethod
+    def encode(cls, labels: RawLabels, classes: Classes | None) -> Any:
+        """Return labels as the network and `check_labels` know them, an entry for each example; by default unchanged.
+
+        Args:
+            labels: Labels of any data.
+            classes: What `classes` returned for those of the training data.
+
+        Raises:
+            ValueError: If a label is missing or of no known class; it names the label and its row.
+        """
+        return labels.values
+
     # Where it fits.
 
     @classmethod
     def suggested_by(cls, columns: Sequence[str], label: Any) -> bool:
         """Return whether data with these columns and this first label suggest it, before there is a model.
 
-        The label is None if the data has none. If no kind says yes, the data are taken for classification.
+        The label is None if the data has none. If no kind says yes, the data are taken for classification. A column
+        `text` stands for texts, whatever it is called, that still have to be turned into tokens.
         """
         return False
 

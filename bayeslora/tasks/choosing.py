@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bayeslora.contracts import ArgumentError, Kind, suggestions
 from bayeslora.networks import vocabulary
 from bayeslora.tasks import LIKELIHOODS, Classification, Likelihood, Observation
+from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.token_classification import is_per_token
 from bayeslora.types import LabelColumn, LabelValues, Tokenizer
 
@@ -38,6 +39,48 @@ def asked(given: Given) -> type[Likelihood] | None:
             f"{suggestions([given], list(LIKELIHOODS))}"
         )
     return LIKELIHOODS[given]
+
+
+WAYS = "likelihood='classification' for classes, 'ordinal' for classes in order, such as stars, or 'regression'"
+"""What whole numbers may be."""
+
+
+def expected(
+    given: Given, model: nn.Module | None, columns: Sequence[str], labels: RawLabels | None
+) -> type[Likelihood] | None:
+    """Return the kind of the labels as far as it can be told before the network is run, for reading them.
+
+    Args:
+        given: What was asked for.
+        model: The network; None if it is to be loaded by name.
+        columns: Names of the data's columns; `text` stands for texts that still have to be turned into tokens.
+        labels: The labels, if they are available.
+
+    Raises:
+        ValueError: If labels are whole numbers written as others, and a model would have to be loaded for one of the
+            things that they may be.
+    """
+    kind = asked(given)
+    if kind is not None:
+        return kind
+    if model is not None and (own := next((kind for kind in LIKELIHOODS.values() if kind.is_of(model)), None)):
+        return own
+    if model is None and labels is not None and labels.are_whole_floats:
+        raise not_told(labels)
+    label = labels[0] if labels is not None and len(labels) else None
+    kind = suggested(columns, [label] if label is not None else None)
+    if kind.one_of is not None and labels is not None and labels.are_one_hot:
+        return kind.one_of
+    return kind
+
+
+def not_told(labels: RawLabels) -> ValueError:
+    """The error about labels that may be classes or real numbers."""
+    shown = ", ".join(f"{value:g}.0" for value in dict.fromkeys(labels.plain[:100].tolist()) if value == value)
+    return ValueError(
+        f"{labels.data}: the labels in {labels.name!r} are whole numbers written as real ones ({shown:.40}): say what "
+        f"they are, {WAYS}."
+    )
 
 
 def suggested(columns: Sequence[str], labels: LabelColumn | None) -> type[Likelihood]:

@@ -14,7 +14,9 @@ from bayeslora import metrics
 from bayeslora.metrics import FloatArray
 from bayeslora.networks import is_a
 from bayeslora.tasks.base import Likelihood, check_classes, class_settings, precise
+from bayeslora.tasks.classes import Classes, numbers_of_one, of_one
 from bayeslora.tasks.collecting import Outputs
+from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.prediction import BasePrediction, Names, names_of, sample_classes, uncertainty
 from bayeslora.types import LabelColumn, LabelValues, Logits, Tokenizer
 
@@ -152,6 +154,14 @@ class Classification(Categorical):
 
     def config(self) -> dict[str, Any]:
         return {"num_classes": self.num_classes}
+
+    @classmethod
+    def classes(cls, labels: RawLabels, names: Sequence[str] | None, count: int | None) -> Classes | None:
+        return of_one(labels.one_place(), names, count)
+
+    @classmethod
+    def encode(cls, labels: RawLabels, classes: Classes | None) -> Any:
+        return numbers_of_one(labels, classes)
 
     @classmethod
     def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:

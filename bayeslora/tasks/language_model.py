@@ -167,6 +167,7 @@ class LanguageModel(PerToken):
     """
 
     has_temperature = False
+    reads_labels = True
 
     def collector(self, with_labels: bool, context: Any = None) -> Summaries:
         return Summaries(self, with_labels, context)

@@ -13,8 +13,12 @@ from torch import Tensor, nn
 
 from bayeslora import metrics
 from bayeslora.metrics import FloatArray
+from bayeslora.tasks import words
 from bayeslora.tasks.base import Likelihood, class_settings, precise
+from bayeslora.tasks.classes import Classes, of_several, rows_of_several
+from bayeslora.tasks.classification import Classification
 from bayeslora.tasks.collecting import Outputs
+from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.prediction import BasePrediction, Names, names_of, uncertainty
 from bayeslora.types import LabelColumn, LabelValues, Logits, Tokenizer
 
@@ -102,6 +106,7 @@ class MultiLabel(Likelihood):
     """
 
     name = "multilabel"
+    one_of = Classification
 
     def __init__(self, num_classes: int):
         super().__init__()
@@ -139,8 +144,16 @@ class MultiLabel(Likelihood):
         return {"num_classes": self.num_classes}
 
     @classmethod
+    def classes(cls, labels: RawLabels, names: Sequence[str] | None, count: int | None) -> Classes | None:
+        return of_several(labels, names, count)
+
+    @classmethod
+    def encode(cls, labels: RawLabels, classes: Classes | None) -> Any:
+        return rows_of_several(labels, classes)
+
+    @classmethod
     def suggested_by(cls, columns: Sequence[str], label: Any) -> bool:
-        return np.ndim(label) == 1 and np.asarray(label).dtype.kind == "f"
+        return np.ndim(label) == 1 and (np.asarray(label).dtype.kind == "f" or words.are_texts(columns))
 
     @classmethod
     def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:

@@ -28,6 +28,7 @@ class MultipleChoice(Categorical):
 
     name = "multiple_choice"
     auto_class: ClassVar[str] = "AutoModelForMultipleChoice"
+    answer_columns = choices.KEYS
 
     def __init__(self, num_choices: int):
         super().__init__()
@@ -56,8 +57,12 @@ class MultipleChoice(Categorical):
         return choices.are_in(columns)
 
     @classmethod
+    def is_of(cls, model: nn.Module) -> bool:
+        return is_a(model, "MULTIPLE_CHOICE")
+
+    @classmethod
     def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:
-        return logits.dim() == 2 and labels.dim() == 1 and is_a(model, "MULTIPLE_CHOICE")
+        return logits.dim() == 2 and labels.dim() == 1 and cls.is_of(model)
 
     @classmethod
     def reads(cls, columns: Sequence[str], model: nn.Module) -> bool:

@@ -16,8 +16,10 @@ from torch.nn.functional import logsigmoid
 from bayeslora import metrics
 from bayeslora.metrics import FloatArray
 from bayeslora.tasks.base import Likelihood, check_classes, precise
+from bayeslora.tasks.classes import Classes, numbers_of_one, of_one
 from bayeslora.tasks.classification import Prediction
 from bayeslora.tasks.collecting import Outputs
+from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.prediction import BasePrediction, Names
 from bayeslora.types import Batch, LabelColumn, LabelValues, RealLogits, Tokenizer
 
@@ -102,6 +104,14 @@ class Ordinal(Likelihood):
         counts = np.bincount(values, minlength=2) + 0.5  # a class without examples gets a place, too
         below = counts.cumsum()[:-1] / counts.sum()
         return cls(len(counts), np.log(below / (1 - below)).tolist())
+
+    @classmethod
+    def classes(cls, labels: RawLabels, names: Sequence[str] | None, count: int | None) -> Classes | None:
+        return of_one(labels.one_place(), None, None, ordered=True)
+
+    @classmethod
+    def encode(cls, labels: RawLabels, classes: Classes | None) -> Any:
+        return numbers_of_one(labels, classes)
 
     @property
     def num_labels(self) -> int | None:

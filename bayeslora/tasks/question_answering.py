@@ -231,6 +231,7 @@ class QuestionAnswering(Likelihood):
     name = "question_answering"
     auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
     label_columns = ("start_positions", "end_positions")
+    answer_columns = ("answers",)
 
     @classmethod
     def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "QuestionAnswering":
@@ -259,6 +260,10 @@ class QuestionAnswering(Likelihood):
     @classmethod
     def suggested_by(cls, columns: Sequence[str], label: Any) -> bool:
         return {*cls.label_columns} <= {*columns} or (questions.are_in(columns) and "answers" in columns)
+
+    @classmethod
+    def is_of(cls, model: nn.Module) -> bool:
+        return is_a(model, "QUESTION_ANSWERING")
 
     @classmethod
     def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:

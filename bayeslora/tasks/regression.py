@@ -17,7 +17,9 @@ from bayeslora.contracts import Within, checked
 from bayeslora.metrics import FloatArray
 from bayeslora.networks import is_a
 from bayeslora.tasks.base import Likelihood, precise
+from bayeslora.tasks.classes import Classes, real
 from bayeslora.tasks.collecting import Outputs
+from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.noise import Noise, mixture_crps, mixture_information, mixture_quantile
 from bayeslora.tasks.prediction import BasePrediction, LabelArray, Names, uncertainty
 from bayeslora.types import Batch, LabelColumn, LabelValues, RealLogits, Tokenizer
@@ -148,6 +150,10 @@ class RealValued(Likelihood):
     def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "RealValued":
         spread = float(np.std(np.asarray(labels, dtype=np.float64)))
         return cls(spread if 0 < spread < math.inf else 1.0)
+
+    @classmethod
+    def encode(cls, labels: RawLabels, classes: Classes | None) -> Any:
+        return real(labels)
 
     @property
     def num_labels(self) -> int | None:

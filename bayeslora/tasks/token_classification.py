@@ -14,14 +14,18 @@ from torch import Tensor, nn
 from bayeslora import metrics
 from bayeslora.metrics import FloatArray
 from bayeslora.networks import answers, continues, is_a, vocabulary
-from bayeslora.tasks.base import Likelihood, check_classes, class_settings, precise
+from bayeslora.tasks import words
+from bayeslora.tasks.base import Likelihood, Reader, check_classes, class_settings, precise
+from bayeslora.tasks.classes import Classes, numbers_of_tokens, of_tokens
 from bayeslora.tasks.classification import ClassProbabilities
 from bayeslora.tasks.collecting import Outputs, Rows
+from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.prediction import BasePrediction, Names
 from bayeslora.types import IGNORED, Batch, LabelColumn, LabelValues, Tokenizer, TokenLogits
 
 if TYPE_CHECKING:
     import pandas as pd
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,37 @@ class TokenClassification(PerToken):
 
     @classmethod
     def suggested_by(cls, columns: Sequence[str], label: Any) -> bool:
-        return np.ndim(label) == 1 and np.asarray(label).dtype.kind != "f"
+        tagged = np.ndim(label) == 1 and np.asarray(label).dtype.kind != "f" and not words.are_texts(columns)
+        return tagged or words.are_in(columns)
+
+    @classmethod
+    def is_of(cls, model: nn.Module) -> bool:
+        return is_a(model, "TOKEN_CLASSIFICATION")
+
+    @classmethod
+    def classes(cls, labels: RawLabels, names: Sequence[str] | None, count: int | None) -> Classes | None:
+        return of_tokens(labels, names, count)
+
+    @classmethod
+    def encode(cls, labels: RawLabels, classes: Classes | None) -> Any:
+        return numbers_of_tokens(labels, classes)
+
+    @classmethod
+    def reads(cls, columns: Sequence[str], model: nn.Module) -> bool:
+        return words.are_in(columns) and cls.is_of(model)
+
+    @classmethod
+    def read(cls, table: "Dataset", reader: Reader) -> tuple[list[dict[str, Any]], None]:
+        # A prediction has a row for each word, and not for every token that the tokenizer makes of it.
+        mark = not reader.with_labels
+        return words.read(table, reader.needed_tokenizer(), reader.parameters, reader.name, mark), None
+
+    def tokens(self, batch: Batch, logits: Tensor, labels: Tensor | None) -> Tensor:
+        """Return the observed tokens; without labels, the first token of each word, or all that are not padding."""
+        marks = batch.get("labels") if labels is None else None
+        if marks is None:
+            return super().tokens(batch, logits, labels)
+        return torch.as_tensor(marks).cpu() != IGNORED
 
     @classmethod
     def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:

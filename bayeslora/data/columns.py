@@ -1,0 +1,252 @@
+"""Which columns of a table are texts, which is the label, and which are neither."""
+
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bayeslora.tasks import LIKELIHOODS
+from bayeslora.tasks.classes import Classes
+from bayeslora.tasks.words import TAGS, WORDS
+
+logger = logging.getLogger(__name__)
+
+LABELS = ("labels", "label", "label_ids")
+"""Columns that hold the labels of any table."""
+
+USUAL = (
+    *(
+        "target",
+        "targets",
+        "class",
+        "classes",
+        "y",
+        "gold",
+        "gold_label",
+        "category",
+        "sentiment",
+        "emotion",
+        "emotions",
+    ),
+    *("topic", "intent", "stars", "star_rating", "rating", "score"),
+)
+"""Columns that hold the labels of a table of texts, where there is none of `LABELS`: the first of these."""
+
+USUAL_OF_NUMBERS = ("target", "class", "y")
+"""Columns that hold the labels of a table of numbers, where there is none of `LABELS`."""
+
+INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features")
+"""Columns by which a table is seen to hold a network's inputs already."""
+
+NOT_INPUTS = re.compile(
+    r"|id|idx|index|uid|uuid|guid|key|row|fold|split|level_\d+|unnamed: ?\d+|__index_level_\d+__|.+[_ ](id|idx|index)"
+    r"|(.+[_ ])?labels?([_ ].+)?",
+    re.IGNORECASE,
+)
+"""Names of rows, and columns that say the label again: they are never taken for inputs unless they are asked for."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of a table by what they are.
+
+    Args:
+        text: The one or two columns of texts, in the order in which the network reads them.
+        label: The column of labels.
+        id: The column that names the rows.
+        features: The columns of numbers, if the whole table is the network's input, in their order.
+        by_index: Whether whole numbers are classes by their place in the order of the fit's; otherwise by their names.
+    """
+
+    text: tuple[str, ...] = ()
+    label: str | None = None
+    id: str | None = None
+    features: tuple[str, ...] = ()
+    by_index: bool = True
+
+    @classmethod
+    def asked(cls, text: str | Sequence[str] | None, label: str | None, id: str | None) -> "Columns":
+        """Return the columns that a user names; a single text may be named by itself."""
+        texts = () if text is None else (text,) if isinstance(text, str) else tuple(text)
+        if len(texts) > 2:
+            raise ValueError(f"text={text!r}: name one column, or two for pairs of texts.")
+        return cls(texts, label, id)
+
+
+NOTHING = Columns()
+"""No columns: none that are asked for, or known."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How data are to be read.
+
+    Args:
+        asked: The columns that the user names.
+        known: The columns of the fit.
+        with_labels: Whether labels are read.
+        classes: The classes of the labels; a likelihood has to be given with them.
+    """
+
+    asked: Columns = NOTHING
+    known: Columns = NOTHING
+    with_labels: bool = True
+    classes: Classes | None = None
+
+
+@dataclass(frozen=True)
+class Found(Columns):
+    """Columns of a table, and those that are none of these.
+
+    Args:
+        ignored: The columns that are not read.
+    """
+
+    ignored: tuple[str, ...] = field(default=())
+
+    @property
+    def plain(self) -> Columns:
+        """The columns, without those that are ignored."""
+        return Columns(self.text, self.label, self.id, self.features, self.by_index)
+
+
+def check_asked(names: Sequence[str], asked: Columns, data: str, needs_label: bool) -> None:
+    """Raise a ValueError if a column that was asked for is not there."""
+    for keyword, column in (*(("text", name) for name in asked.text), ("label", asked.label), ("id", asked.id)):
+        if column is not None and column not in names and (needs_label or keyword != "label"):
+            raise ValueError(f"{keyword}={column!r}: {data} has no such column, only {', '.join(map(str, names))}.")
+
+
+def label_of(names: Sequence[str], asked: Columns, known: Columns, usual: Sequence[str]) -> str | None:
+    """Return the column of labels: the one asked for, that of the fit, or the first with a usual name."""
+    for column in (asked.label, known.label):
+        if column is not None and column in names:
+            return column
+    if asked.label is not None:
+        return None
+    by_name = {str(name).strip().casefold(): name for name in reversed(names)}
+    return next((by_name[name] for name in (*LABELS, *usual) if name in by_name), None)
+
+
+def choose(
+    table: Any,
+    asked: Columns,
+    known: Columns,
+    data: str,
+    needs_label: bool = True,
+    labels: Sequence[Any] | None = None,
+) -> Found:
+    """Find the columns of a `datasets.Dataset`, by a rule that depends on nothing but the table and what is asked for.
+
+    The label is the column asked for; else that of the fit; else the first called as in `LABELS`; else, in a table of
+    texts, as in `USUAL` (of words, as in `TAGS`); else the only one with named classes; else the only other column
+    beside one of texts. The texts are those asked for; else those of the fit; else all columns of texts but the label,
+    `NOT_INPUTS`, and a column that says each label in one word of its own.
+
+    Args:
+        table: The table.
+        asked: The columns that the user names.
+        known: The columns of the fit.
+        data: What to call the data in messages.
+        needs_label: Whether a label that was asked for has to be there.
+        labels: Labels that are given beside the table.
+
+    Raises:
+        ValueError: If a column that was asked for, or a text of the fit, is not there.
+    """
+    names, features = list(table.column_names), table.features or {}
+    check_asked(names, asked, data, needs_label and labels is None)
+    own_answers = any(kind.suggested_by(names, None) for kind in LIKELIHOODS.values()) and not {*WORDS} & {*names}
+    is_input = bool({*INPUTS} & {*names})
+    texts = [name for name in names if is_text(features.get(name)) and not NOT_INPUTS.fullmatch(name)]
+    plain = own_answers or is_input or not (texts or {*WORDS} & {*names})
+    usual = () if plain else (*TAGS, *USUAL) if {*WORDS} & {*names} else USUAL
+    label = None if labels is not None else label_of(names, asked, known, usual)
+    others = [name for name in names if name not in texts and not NOT_INPUTS.fullmatch(name) and name != asked.id]
+    if label is None and labels is None and asked.label is None and not plain:
+        named = [name for name in others if has_classes(features.get(name))]
+        left = named if len(named) == 1 else others if len(texts) == 1 else []
+        label = left[0] if len(left) == 1 else None
+    texts = [name for name in texts if name not in (label, asked.id, known.id)]
+    if asked.text:
+        texts = list(asked.text)
+    elif known.text and {*known.text} <= {*names}:
+        texts = list(known.text)
+    elif own_answers:
+        texts = []
+    elif {*known.text} & {*names}:
+        missing = ", ".join(repr(name) for name in known.text if name not in names)
+        raise ValueError(
+            f"{data} has no column {missing}, which the fit read; its columns are {', '.join(names)}. Name the texts, "
+            "text=…."
+        )
+    elif len(texts) > 1 and (labels is not None or label is not None):
+        values = labels if labels is not None else table.with_format(None)[label]
+        texts = [name for name in texts if not _says(table.with_format(None)[name], values)] or texts
+    if known.text and not asked.text and [*known.text] != texts and not is_input:
+        logger.warning(
+            "%s has no column %s, which the fit read: %s is read in its place. Name another, text=….",
+            *(data, ", ".join(known.text), ", ".join(texts) or "nothing"),
+        )
+    used = {*texts, label, asked.id}
+    return Found(tuple(texts), label, asked.id, ignored=tuple(name for name in names if name not in used))
+
+
+def _says(column: Sequence[Any], labels: Sequence[Any]) -> bool:
+    """Whether a column has one value of its own for every class: it is the label again, in words."""
+    pairs = {(str(value), str(label)) for value, label in zip(column, labels, strict=True)}
+    values, classes = {value for value, _ in pairs}, {label for _, label in pairs}
+    return 2 <= len(values) == len(classes) == len(pairs) and len(labels) >= 2 * len(pairs)
+
+
+def features_of(names: Sequence[Any], label: Any, known: Columns, asked: Columns, data: str) -> list[Any]:
+    """Return the columns of a table of numbers that are the network's input, in the order of the fit.
+
+    Raises:
+        ValueError: If a column of the fit is missing.
+    """
+    if known.features:
+        by_name = {str(name): name for name in names}
+        missing = [name for name in known.features if name not in by_name]
+        if missing:
+            raise ValueError(f"{data} has no column {', '.join(map(repr, missing))}, which the fit read.")
+        return [by_name[name] for name in known.features]
+    skipped = (label, asked.id)
+    return [name for name in names if name not in skipped and not NOT_INPUTS.fullmatch(str(name))]
+
+
+def is_text(feature: Any) -> bool:
+    """Whether a column of a `datasets.Dataset` holds texts."""
+    return getattr(feature, "dtype", "") in ("string", "large_string")
+
+
+def has_classes(feature: Any) -> bool:
+    """Whether a column of a `datasets.Dataset` holds classes, or lists of classes, that have names."""
+    return class_names(feature) is not None
+
+
+def class_names(feature: Any) -> tuple[str, ...] | None:
+    """Return the names of the classes of a column of a `datasets.Dataset`, or of its lists; None if they have none."""
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    if isinstance(feature, list) and feature:
+        feature = feature[0]
+    names = getattr(feature, "names", None)
+    return None if names is None else tuple(map(str, names))
+
+
+def said(found: Found, describe: Callable[[], str] | Mapping[str, str] | str = "") -> str:
+    """Return a line that says what was read: `text: review; label: stars (5 classes); ignored: id`."""
+    parts = []
+    if found.text:
+        parts.append(f"text: {', '.join(found.text)}")
+    if found.features:
+        shown = (
+            found.features if len(found.features) <= 6 else (*found.features[:5], f"… ({len(found.features)} columns)")
+        )
+        parts.append(f"inputs: {', '.join(shown)}")
+    parts.append(f"label: {found.label}{f' ({describe})' if describe else ''}" if found.label else "no label")
+    parts += [f"id: {found.id}"] if found.id else []
+    parts += [f"ignored: {', '.join(found.ignored)}"] if found.ignored else []
+    return "; ".join(parts)

@@ -1,0 +1,330 @@
+"""Data in the forms that people have them, as inputs in one of a few forms, and their labels."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from bayeslora.data.columns import (
+    LABELS,
+    NOTHING,
+    USUAL_OF_NUMBERS,
+    Columns,
+    Found,
+    check_asked,
+    choose,
+    class_names,
+    features_of,
+    label_of,
+)
+from bayeslora.tasks.labels import RawLabels
+from bayeslora.types import Data
+
+NONE_FOUND = Found()
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Inputs of a network, or what they are made of, and labels.
+
+    Args:
+        inputs: A `datasets.Dataset`, whose labels, if it has any, are in the column `labels`; a list of texts, or of
+            pairs of texts; an array, or a mapping of arrays; or what is read row by row: a list of mappings, a torch
+            `Dataset`, a `DataLoader`, a stream.
+        labels: The labels, if they can be told without reading the rows.
+        columns: The columns that were read, if there are any.
+        names: Names of all columns; of texts without one, `text`.
+    """
+
+    inputs: Any
+    labels: RawLabels | None = None
+    columns: Found = NONE_FOUND
+    names: tuple[str, ...] = ()
+
+    @property
+    def are_texts(self) -> bool:
+        """Whether the inputs are texts, or pairs of them, that stand in no table."""
+        return isinstance(self.inputs, list) and any(map(_is_text, self.inputs)) and "text" in self.names
+
+
+def plain(
+    data: Data, asked: Columns = NOTHING, known: Columns = NOTHING, name: str = "data", with_labels: bool = True
+) -> Plain:
+    """Return data in one of the forms that a `Plain` lists, and their labels.
+
+    Args:
+        data: Data in any form.
+        asked: The columns that the user names.
+        known: The columns of the fit.
+        name: What to call the data in messages.
+        with_labels: Whether labels are wanted.
+
+    Raises:
+        ValueError: If a column is not there.
+    """
+    if isinstance(data, Plain):
+        return data
+    if isinstance(data, DataLoader | IterableDataset):
+        return _row_by_row(data, asked, known, name)
+    check_form(data, name)
+    if hasattr(data, "column_names") and hasattr(data, "map"):
+        return _table(data, None, asked, known, name, with_labels)
+    if isinstance(data, Dataset):
+        return Plain(data)
+    if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], str):
+        inputs = plain(data[0], asked, known, name, False) if not _is_frame(data[0]) else None
+        labels = raw(data[1], asked.label or "labels", name)
+        if inputs is None:
+            return _frame(data[0], labels, asked, known, name, with_labels)
+        if hasattr(inputs.inputs, "column_names"):
+            table = inputs.inputs
+            table = table.remove_columns("labels") if "labels" in table.column_names else table
+            return _table(table, labels, asked, known, name, with_labels)
+        return replace(inputs, labels=labels)
+    if _is_frame(data):
+        return _frame(data, None, asked, known, name, with_labels)
+    if isinstance(data, Mapping):
+        return _mapping(dict(data), asked, known, name, with_labels)
+    values = _values(data)
+    if isinstance(values, list) and values:
+        return _list(values, asked, known, name, with_labels)
+    return Plain(values)
+
+
+def raw(labels: Any, column: str, name: str) -> RawLabels:
+    """Return labels with the names of their classes, if they have any.
+
+    Args:
+        labels: A list, an array, a pandas `Series`, a table with a column per class, or a column of `datasets`.
+        column: What to call their column in messages.
+        name: What to call the data in messages.
+    """
+    if isinstance(labels, RawLabels):
+        return labels
+    if _is_frame(labels):
+        if labels.shape[1] == 1:
+            return raw(labels.iloc[:, 0], column, name)
+        return RawLabels(labels.to_numpy(copy=True), column, tuple(map(str, labels.columns)), name)
+    categories = getattr(getattr(labels, "dtype", None), "categories", None)
+    if categories is not None:
+        names = tuple(map(str, categories)) if all(isinstance(each, str) for each in categories) else None
+        return RawLabels(np.asarray(labels, dtype=object).tolist(), _name_of(labels, column), names, name)
+    if hasattr(labels, "to_numpy"):
+        values = labels.to_numpy(copy=True)
+        return RawLabels(values, _name_of(labels, column), None, name)
+    feature = getattr(labels, "features", None)
+    if feature is not None and not isinstance(labels, Mapping):  # a column of `datasets`
+        return RawLabels(labels[:], getattr(labels, "column_name", column), class_names(feature), name)
+    return RawLabels(labels, column, None, name)
+
+
+def _name_of(series: Any, default: str) -> str:
+    own = getattr(series, "name", None)
+    return default if own is None else str(own)
+
+
+def _is_frame(data: Any) -> bool:
+    """Whether data is a table of pandas, or one that can be turned into one as polars' can."""
+    return hasattr(data, "columns") and hasattr(data, "to_numpy") and hasattr(data, "iloc")
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a text, or a pair of texts."""
+    pair = isinstance(value, list | tuple) and len(value) == 2
+    return isinstance(value, str) or (pair and all(isinstance(each, str) for each in value))
+
+
+def _values(data: Any) -> Any:
+    """Return a `Series`, a column of `datasets`, or an array as an array of numbers, or as a list of anything else."""
+    if isinstance(data, Tensor):
+        return data
+    if hasattr(data, "column_name") and hasattr(data, "source"):  # a column of `datasets`
+        data = data[:]
+    if hasattr(data, "to_numpy"):
+        data = data.to_numpy(copy=True)
+    if isinstance(data, np.ndarray | np.generic):
+        data = np.asarray(data)
+        return data if data.dtype.kind in "biufc" else data.tolist()
+    return list(data) if isinstance(data, tuple) else data
+
+
+def _unwrapped(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _list(values: list[Any], asked: Columns, known: Columns, name: str, with_labels: bool) -> Plain:
+    """Return a list of texts, of pairs, of rows as mappings, or of inputs with their labels."""
+    first = _unwrapped(values[0])
+    if any(isinstance(value, str) for value in values):
+        return Plain([str(_unwrapped(value)) if isinstance(value, str) else value for value in values], names=("text",))
+    if isinstance(first, Mapping):
+        if any(isinstance(value, str) for key, value in first.items() if key not in LABELS):
+            import datasets
+
+            columns = {
+                key: [row.get(key) for row in values] for key in dict.fromkeys(key for row in values for key in row)
+            }
+            return _table(_dataset(datasets, columns), None, asked, known, name, with_labels, columns)
+        return Plain(values)
+    if isinstance(first, list | tuple) and 2 <= len(first) <= 3 and all(len(row) == len(first) for row in values):
+        if len(first) == 3 and isinstance(first[0], str) and isinstance(first[1], str):
+            pairs = [(row[0], row[1]) for row in values]
+            return Plain(pairs, raw([row[2] for row in values], "labels", name), names=("text",))
+        if len(first) == 2 and _is_text(first[0]):
+            texts_alone = isinstance(first[0], str) and isinstance(first[1], str)
+            if texts_alone and (len(known.text) == 2 or (not with_labels and not known.text)):
+                return Plain([tuple(row) for row in values], names=("text",))
+            return Plain(
+                [row[0] if isinstance(row[0], str) else tuple(row[0]) for row in values],
+                raw([row[1] for row in values], "labels", name),
+                names=("text",),
+            )
+    return Plain(values)
+
+
+def _mapping(data: dict[str, Any], asked: Columns, known: Columns, name: str, with_labels: bool) -> Plain:
+    """Return a mapping of texts as a table, and one of numbers as arrays."""
+    labels = (*LABELS, asked.label)
+    texts = any(_holds_texts(value) for key, value in data.items() if key not in labels)
+    if texts:
+        import datasets
+
+        columns = {key: list(_values(value)) for key, value in data.items()}
+        return _table(_dataset(datasets, columns), None, asked, known, name, with_labels, data)
+    column = asked.label if asked.label in data else next((key for key in LABELS if key in data), None)
+    arrays = {key: value for key, value in data.items() if key != column}
+    given = None if column is None else raw(data[column], str(column), name)
+    found = Found(label=column, ignored=()) if column else Found()
+    return Plain(arrays, given, found, tuple(data))
+
+
+def _holds_texts(values: Any) -> bool:
+    values = _values(values)
+    if not isinstance(values, list | tuple) or not values:
+        return False
+    first = values[0]
+    return isinstance(first, str) or (
+        isinstance(first, list | tuple | np.ndarray) and any(isinstance(v, str) for v in first)
+    )
+
+
+def _dataset(datasets: Any, columns: Mapping[str, Any]) -> Any:
+    """Make a table; labels of mixed types become texts, because a column of a table has one type."""
+    try:
+        return datasets.Dataset.from_dict(dict(columns))
+    except Exception as error:
+        if not type(error).__name__.startswith("Arrow"):
+            raise
+        mixed = {
+            key: [value if value is None else str(value) for value in values]
+            if len({type(value) for value in values} - {type(None)}) > 1
+            else values
+            for key, values in columns.items()
+        }
+        return datasets.Dataset.from_dict(mixed)
+
+
+def _frame(frame: Any, labels: RawLabels | None, asked: Columns, known: Columns, name: str, with_labels: bool) -> Plain:
+    """Return a table of pandas: one of numbers as an array, any other as a `datasets.Dataset`."""
+    import datasets
+
+    names = [str(column) for column in frame.columns]
+    frame = frame.set_axis(names, axis=1)
+    label = None if labels is not None else label_of(names, asked, known, USUAL_OF_NUMBERS)
+    numeric = [column for column in names if _is_numeric(frame[column])]
+    inputs = features_of(names, label, known if {*known.features} <= {*names} else NOTHING, asked, name)
+    rest = [column for column in inputs if column not in numeric]
+    one_is_left = len(rest) == 1 and len(inputs) > 1 and not known.text and not _is_prose(frame[rest[0]])
+    if label is None and labels is None and asked.label is None and one_is_left:
+        # The one column beside numbers that is none.
+        label, rest = rest[0], []
+        inputs = [column for column in inputs if column != label]
+    if inputs and not rest and not asked.text:
+        check_asked(names, asked, name, with_labels and labels is None)
+        inputs = features_of(names, label, known, asked, name)
+        array = frame[inputs].to_numpy(np.float32, copy=True)
+        given = labels if labels is not None else None if label is None else raw(frame[label], label, name)
+        ignored = tuple(column for column in names if column not in (*inputs, label, asked.id))
+        return Plain(array, given, Found((), label, asked.id, tuple(inputs), ignored=ignored))
+    columns = {column: _values(frame[column]) for column in names}
+    columns = {
+        column: [None if value is None or value is not value or value != value else value for value in values]
+        if isinstance(values, list) and not any(isinstance(value, list | np.ndarray) for value in values)
+        else values
+        for column, values in columns.items()
+    }
+    return _table(_dataset(datasets, columns), labels, asked, known, name, with_labels, frame)
+
+
+def _is_numeric(series: Any) -> bool:
+    return getattr(series.dtype, "kind", "O") in "fiub" and not hasattr(series.dtype, "categories")
+
+
+def _is_prose(series: Any) -> bool:
+    """Whether a column holds texts to be read, which differ from row to row, and not a few words."""
+    values = [value for value in series.tolist() if isinstance(value, str)]
+    return len(values) < len(series) or 2 * len({*values}) > len(values)
+
+
+def _table(
+    table: Any,
+    labels: RawLabels | None,
+    asked: Columns,
+    known: Columns,
+    name: str,
+    with_labels: bool,
+    given: Any = None,
+) -> Plain:
+    """Return a `datasets.Dataset` with its labels in the column `labels`.
+
+    Args:
+        table: The table.
+        labels: Labels that are given beside it.
+        asked: The columns that the user names.
+        known: The columns of the fit.
+        name: What to call the data in messages.
+        with_labels: Whether labels are wanted.
+        given: What the table was made of, if its columns say more.
+    """
+    found = choose(table, asked, known, name, with_labels, None if labels is None else list(labels.plain))
+    label = found.label
+    names = (*table.column_names, *(("text",) if found.text else ()))
+    if label is not None:
+        if label != "labels":
+            table = table.remove_columns("labels") if "labels" in table.column_names else table
+            table = table.rename_column(label, "labels")
+        own = class_names(table.features.get("labels")) if table.features else None
+        if own is None and given is not None and hasattr(given[label], "dtype"):
+            labels = raw(given[label], label, name)
+        else:
+            labels = RawLabels(table.with_format(None)["labels"], label, own, name)
+    return Plain(table, labels, found, names)
+
+
+def _row_by_row(data: Any, asked: Columns, known: Columns, name: str) -> Plain:
+    """Return a loader or a stream, with the names of its classes, if it has any."""
+    features: Any = getattr(data, "features", None) or {}
+    names = tuple(getattr(data, "column_names", None) or ())
+    label = label_of(names, asked, known, ()) if names else None
+    own = class_names(features.get(label)) if label in features else None
+    labels = None if own is None else RawLabels([], str(label), own, name)
+    texts = asked.text or known.text if {*(asked.text or known.text)} <= {*names} else ()
+    return Plain(data, labels, Found(texts, asked.label or label, asked.id), names)
+
+
+def check_form(data: Data, name: str) -> None:
+    """Raise a TypeError if data, or a part of it, can be read only once."""
+    parts = {"": data}
+    if isinstance(data, tuple):
+        parts |= {f", entry {index},": part for index, part in enumerate(data)}
+    elif isinstance(data, Mapping):
+        parts |= {f", column {column!r},": part for column, part in data.items()}
+    for where, part in parts.items():
+        if isinstance(part, Iterator):
+            raise TypeError(
+                f"{name}{where} is a {type(part).__name__}, which can be read only once, and several passes are "
+                "needed: give a list, list(…)."
+            )

@@ -1,0 +1,441 @@
+"""Labels and columns as people have them: every form gives what numbers from 0 give, whatever the order of classes."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+import bayeslora
+from tests.helpers import tiny_bert
+from tests.tasks.cases import model as case_model
+from tests.test_data import Bag, tiny_tokenizer
+
+TEXTS = ["good film", "bad", "very good good film", "bad bad film", "good", "film", "very very bad", "very good"]
+NUMBERS = [2, 0, 2, 0, 1, 1, 0, 2]
+NAMES = ("bad", "fair", "great")
+WORDS = [NAMES[number] for number in NUMBERS]
+
+
+def classes(names: Any, values: Any = None) -> datasets.Dataset:
+    """A table whose labels are numbers of classes with names in the order given."""
+    values = WORDS if values is None else values
+    table = datasets.Dataset.from_dict({"text": TEXTS[: len(values)], "label": [list(names).index(v) for v in values]})
+    return table.cast_column("label", datasets.ClassLabel(names=list(names)))
+
+
+def bag(num_labels: int = 3) -> nn.Module:
+    torch.manual_seed(0)
+    return Bag(num_labels).double()
+
+
+def fit(data: Any, network: Any = None, **settings: Any) -> bayeslora.Posterior:
+    """A posterior at its start: nothing here depends on what is learned."""
+    settings = {"tokenizer": tiny_tokenizer(), "rank": 2, "epochs": 0, "progress": False} | settings
+    return bayeslora.fit(bag() if network is None else network, data, "lora", **settings)
+
+
+def nll(posterior: bayeslora.Posterior, data: Any, **settings: Any) -> float:
+    return posterior.evaluate(data, 2, **settings)["nll"]
+
+
+@pytest.fixture(scope="module")
+def expected() -> float:
+    """The NLL of numbers from 0."""
+    return nll(fit((TEXTS, NUMBERS)), (TEXTS, NUMBERS))
+
+
+FORMS: dict[str, Any] = {
+    "strings": (TEXTS, WORDS),
+    "numpy": (np.asarray(TEXTS), np.asarray(WORDS)),
+    "objects": (np.asarray(TEXTS, dtype=object), np.asarray(WORDS, dtype=object)),
+    "tuple": (tuple(TEXTS), tuple(WORDS)),
+    "series": (pd.Series(TEXTS, index=range(8, 0, -1)), pd.Series(WORDS, index=range(8, 0, -1))),
+    "categories": (TEXTS, pd.Categorical(WORDS, categories=["great", "bad", "fair"])),
+    "frame": pd.DataFrame({"text": TEXTS, "label": WORDS}),
+    "frame of categories": pd.DataFrame({"text": TEXTS, "label": pd.Categorical(WORDS)}),
+    "frame and series": (pd.DataFrame({"text": TEXTS}), pd.Series(WORDS)),
+    "table": datasets.Dataset.from_dict({"text": TEXTS, "label": WORDS}),
+    "classes": classes(NAMES),
+    "classes in another order": classes(("great", "bad", "fair")),
+    "columns": (classes(NAMES)["text"], classes(NAMES)["label"]),
+    "columns of another order": (classes(("great", "bad", "fair"))["text"], classes(("great", "bad", "fair"))["label"]),
+    "pairs": list(zip(TEXTS, WORDS, strict=True)),
+    "records": [{"text": text, "label": label} for text, label in zip(TEXTS, WORDS, strict=True)],
+    "mapping": {"text": TEXTS, "label": WORDS},
+    "mapping of arrays": {"text": np.asarray(TEXTS), "label": np.asarray(WORDS)},
+    "one-hot": (TEXTS, pd.get_dummies(pd.Series(WORDS))),
+    "one-hot in another order": (TEXTS, pd.get_dummies(pd.Series(WORDS))[["great", "bad", "fair"]]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_names_of_classes_in_every_form(form: str, expected: float) -> None:
+    # The network's outputs have no names, so that strings are numbered in the order of the alphabet.
+    posterior = fit(FORMS["strings"])
+    assert posterior.class_names == NAMES
+    assert nll(posterior, FORMS[form]) == pytest.approx(expected, abs=1e-12)
+    declared = {"categories", "classes in another order", "columns of another order", "one-hot in another order"}
+    own = fit(FORMS[form])
+    assert own.class_names == (("great", "bad", "fair") if form in declared else NAMES)
+    if form not in declared:
+        assert nll(own, FORMS[form]) == pytest.approx(expected, abs=1e-12)
+    assert nll(own, FORMS["strings"]) == pytest.approx(nll(own, FORMS[form]), abs=1e-12)
+
+
+NUMBER_FORMS: dict[str, tuple[Any, Any, tuple[str, ...] | None]] = {
+    "from 1": ([n + 1 for n in NUMBERS], None, ("1", "2", "3")),
+    "years": ([n + 1999 for n in NUMBERS], None, ("1999", "2000", "2001")),
+    "signs": ([n - 1 for n in NUMBERS], None, ("-1", "0", "1")),
+    "texts of numbers": ([str(n + 9) for n in NUMBERS], None, ("9", "10", "11")),
+    "floats, asked for": (np.asarray(NUMBERS, float), "classification", None),
+    "stars, asked for": (np.asarray(NUMBERS) + 1.0, "classification", ("1", "2", "3")),
+    "one-hot": (np.eye(3)[NUMBERS], None, None),
+    "one-hot lists": (np.eye(3, dtype=int)[NUMBERS].tolist(), None, None),
+    "tensor": (torch.as_tensor(NUMBERS), None, None),
+    "nullable": (pd.Series(NUMBERS, dtype="Int64"), None, None),
+}
+
+
+@pytest.mark.parametrize("form", NUMBER_FORMS)
+def test_numbers_in_every_form(form: str, expected: float) -> None:
+    labels, likelihood, names = NUMBER_FORMS[form]
+    posterior = fit((TEXTS, labels), likelihood=likelihood)
+    assert posterior.program.likelihood.name == "classification"
+    assert posterior.class_names == names
+    assert nll(posterior, (TEXTS, labels)) == pytest.approx(expected, abs=1e-12)
+    if not isinstance(labels, np.ndarray) or labels.ndim == 1:
+        # Some of the classes are absent.
+        part = [i for i, number in enumerate(NUMBERS) if number != 0]
+        some = ([TEXTS[i] for i in part], [list(labels)[i] for i in part])
+        plain = fit((TEXTS, NUMBERS))
+        assert nll(posterior, some) == pytest.approx(nll(plain, (some[0], [NUMBERS[i] for i in part])), abs=1e-12)
+
+
+def test_truth_values() -> None:
+    truths = [number > 0 for number in NUMBERS]
+    plain = fit((TEXTS, [int(truth) for truth in truths]), bag(2))
+    expected = nll(plain, (TEXTS, [int(truth) for truth in truths]))
+    for labels in (
+        truths,
+        np.asarray(truths),
+        pd.Series(truths),
+        pd.Series(truths, dtype="boolean"),
+        list(map(str, truths)),
+    ):
+        posterior = fit((TEXTS, labels), bag(2))
+        assert posterior.class_names == ("False", "True")
+        for other in (truths, list(map(str, truths))):
+            assert nll(posterior, (TEXTS, other)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_class_that_is_absent_from_a_split_or_stands_elsewhere(expected: float) -> None:
+    posterior = fit(classes(NAMES))
+    assert posterior.class_names == NAMES
+    for names in (("great", "fair", "bad"), ("fair", "bad", "great", "unused")):
+        assert nll(posterior, classes(names)) == pytest.approx(expected, abs=1e-12)
+    rows = [i for i, word in enumerate(WORDS) if word != "bad"]
+    lacking = datasets.Dataset.from_dict({"text": [TEXTS[i] for i in rows], "label": [WORDS[i] for i in rows]})
+    numbers = ([TEXTS[i] for i in rows], [NUMBERS[i] for i in rows])
+    assert nll(posterior, lacking.class_encode_column("label")) == pytest.approx(nll(posterior, numbers), abs=1e-12)
+    # Numbers are places where they were places in the fit.
+    assert nll(posterior, (TEXTS, NUMBERS)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_label_that_the_fit_did_not_know_is_refused_with_its_row() -> None:
+    posterior = fit(FORMS["strings"])
+    with pytest.raises(
+        ValueError, match=r"data, row 2: the label 'awful' in 'labels' is not among the 3 classes.*'bad'"
+    ):
+        posterior.evaluate((TEXTS[:3], ["bad", "fair", "awful"]))
+    with pytest.raises(ValueError, match=r"data, row 0: the label '2' in 'labels' is not among the 3 classes"):
+        posterior.evaluate((TEXTS, NUMBERS))
+    with pytest.raises(ValueError, match=r"the label in 'labels' is missing in 1 row\(s\), the first is row 1"):
+        posterior.evaluate((TEXTS[:3], ["bad", None, "fair"]))
+    with pytest.raises(ValueError, match=r"the label in 'labels' is missing in 1 row\(s\), the first is row 1"):
+        fit((TEXTS, ["bad", None, *WORDS[2:]]))
+    assert nll(posterior, (TEXTS, [f" {word.upper()}" for word in WORDS])) == nll(posterior, FORMS["strings"])
+
+
+def test_whole_numbers_written_as_real_ones_are_asked_about() -> None:
+    stars = [float(number + 1) for number in NUMBERS]
+    message = r"whole numbers written as real ones \(3.0, 1.0, 2.0\): say what they are, likelihood='classification'"
+    for data in ((TEXTS, stars), pd.DataFrame({"text": TEXTS, "stars": stars})):
+        with pytest.raises(ValueError, match=message):
+            fit(data)
+    ordinal = fit((TEXTS, stars), bag(1), likelihood="ordinal")
+    assert ordinal.class_names == ("1", "2", "3")
+    assert nll(ordinal, (TEXTS, [number + 1 for number in NUMBERS])) == nll(ordinal, (TEXTS, stars))
+    halves = fit((TEXTS, [star / 2 for star in stars]), bag(1), likelihood="ordinal")
+    assert halves.class_names == ("0.5", "1", "1.5")
+    assert fit((TEXTS, stars), bag(1), likelihood="regression").program.likelihood.name == "regression"
+    with pytest.raises(ValueError, match=r"the label in 'labels' is missing in 1 row\(s\), the first is row 1"):
+        fit((TEXTS, [1.0, np.nan, *stars[2:]]), likelihood="classification")
+
+
+def test_texts_have_no_order_unless_it_is_declared() -> None:
+    with pytest.raises(ValueError, match="ordered classes need an order"):
+        fit((TEXTS, WORDS), bag(1), likelihood="ordinal")
+    order = pd.Categorical(WORDS, categories=["great", "fair", "bad"], ordered=True)
+    assert fit((TEXTS, order), bag(1), likelihood="ordinal").class_names == ("great", "fair", "bad")
+
+
+def test_a_model_whose_outputs_have_names_keeps_their_order(tmp_path: Path) -> None:
+    names = {0: "GREAT", 1: "FAIR", 2: "BAD"}
+    network = tiny_bert(num_labels=3, id2label=names, label2id={v: k for k, v in names.items()}).double()
+    reversed_numbers = (TEXTS, [2 - number for number in NUMBERS])
+    expected = nll(fit(reversed_numbers, network), reversed_numbers)
+    posterior = fit(FORMS["strings"], network)
+    assert posterior.class_names == ("great", "fair", "bad")
+    assert posterior.network.model.config.id2label == {0: "great", 1: "fair", 2: "bad"}
+    assert posterior.network.model.config.label2id == {"great": 0, "fair": 1, "bad": 2}
+    assert network.config.id2label == names  # the model that was given is as it was
+    for form in ("strings", "classes", "classes in another order"):
+        assert nll(posterior, FORMS[form]) == pytest.approx(expected, abs=1e-12)
+    # Two of its classes are all that the training data have.
+    some = [i for i, word in enumerate(WORDS) if word != "fair"]
+    posterior = fit(([TEXTS[i] for i in some], [WORDS[i] for i in some]), network)
+    assert posterior.class_names == ("great", "FAIR", "bad")
+    network.float().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    by_name = fit(FORMS["strings"], str(tmp_path))
+    assert by_name.class_names == ("great", "fair", "bad")
+    assert torch.equal(by_name.network.model.classifier.weight, network.classifier.weight)
+
+
+def test_names_that_differ_from_the_models_are_said(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    network = tiny_bert(num_labels=3, id2label={0: "x", 1: "y", 2: "z"}, label2id={"x": 0, "y": 1, "z": 2})
+    posterior = fit(FORMS["strings"], network)
+    assert posterior.class_names == NAMES
+    assert "calls its outputs 'x', 'y', 'z', and the data have the classes 'bad', 'fair', 'great'" in caplog.text
+    network.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    two = fit((TEXTS, ["no", "yes"] * 4), str(tmp_path))
+    assert two.network.model.config.id2label == {0: "no", 1: "yes"}
+    assert "starts anew" in caplog.text
+
+
+def test_names_are_kept_wherever_the_model_goes(tmp_path: Path) -> None:
+    network = tiny_bert(num_labels=3).double()
+    data = pd.DataFrame({"review": TEXTS, "stars": [n + 1 for n in NUMBERS], "id": range(8)})
+    posterior = fit(data, network)
+    posterior.save(tmp_path)
+    loaded = bayeslora.load(tmp_path, network)
+    assert loaded.class_names == ("1", "2", "3")
+    assert loaded.columns == posterior.columns
+    assert (loaded.columns.text, loaded.columns.label, loaded.columns.by_index) == (("review",), "stars", False)
+    assert loaded.network.model.config.id2label == {0: "1", 1: "2", 2: "3"}
+    assert posterior.merge().config.id2label == {0: "1", 1: "2", 2: "3"}
+    assert nll(loaded, data) == nll(posterior, data)
+    assert loaded.calibrate(data).columns == posterior.columns
+    assert list(loaded.predict(data, 2).to_pandas().columns)[1:4] == ["p(1)", "p(2)", "p(3)"]
+
+
+class Computed(Dataset[Any]):
+    """A dataset whose rows are computed one by one, with texts as labels."""
+
+    def __init__(self, labels: list[str]) -> None:
+        self.rows = [{**tiny_tokenizer()("good bad"), "label": label} for label in labels]
+        for row, text in zip(self.rows, TEXTS, strict=False):
+            ids = (tiny_tokenizer()(text)["input_ids"] + [0] * 4)[:4]
+            row |= {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor([int(i > 0) for i in ids])}
+            row.pop("token_type_ids", None)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index]
+
+
+def test_rows_that_are_computed_one_by_one_and_streams(expected: float) -> None:
+    rows: Any
+    for rows in (Computed(WORDS), DataLoader(Computed(WORDS), batch_size=3)):
+        posterior = fit(rows)
+        assert posterior.class_names == NAMES
+        assert nll(posterior, rows) == pytest.approx(expected, abs=1e-12)
+        assert nll(posterior, FORMS["strings"]) == pytest.approx(expected, abs=1e-12)
+    stream = classes(("great", "bad", "fair")).to_iterable_dataset()
+    assert nll(fit(FORMS["strings"]), stream) == pytest.approx(expected, abs=1e-12)
+    assert fit(stream, num_examples=8).class_names == ("great", "bad", "fair")
+
+
+def test_predict_does_not_look_at_labels() -> None:
+    posterior = fit(pd.DataFrame({"text": TEXTS, "label": WORDS}))
+    expected = posterior.predict(TEXTS, 2).draws
+    for data in (
+        {"text": TEXTS, "label": ["rubbish"] * 8},
+        {"text": TEXTS, "label": [None] * 8},
+        {"text": TEXTS, "label": [0.5] * 8},
+        {"text": TEXTS},
+        {"text": TEXTS, "id": TEXTS, "label_text": WORDS},
+        {"label": [[1, 2]] * 8, "text": TEXTS},
+    ):
+        for table in (pd.DataFrame(data), datasets.Dataset.from_dict(data), data):
+            np.testing.assert_array_equal(posterior.predict(table, 2).draws, expected)
+    for given in ((TEXTS, ["rubbish"] * 8), (TEXTS, [None] * 8), (TEXTS, np.zeros((8, 5)))):
+        np.testing.assert_array_equal(posterior.predict(given, 2).draws, expected)
+
+
+# Columns
+
+
+@pytest.fixture
+def pairs() -> dict[str, Any]:
+    return {"premise": TEXTS, "hypothesis": TEXTS[::-1], "label": NUMBERS}
+
+
+def test_columns_in_another_order(pairs: dict[str, Any]) -> None:
+    network = tiny_bert(num_labels=3).double()
+    posterior = fit(datasets.Dataset.from_dict(pairs), network)
+    turned = {name: pairs[name] for name in ("label", "hypothesis", "premise")}
+    expected = nll(posterior, datasets.Dataset.from_dict(pairs))
+    for data in (turned, pd.DataFrame(turned), datasets.Dataset.from_dict(turned)):
+        assert nll(posterior, data) == expected
+    assert nll(posterior, turned, text=("hypothesis", "premise")) != expected
+    with pytest.raises(ValueError, match=r"no column 'premise', which the fit read; its columns are hypothesis, label"):
+        posterior.predict({"hypothesis": TEXTS, "label": NUMBERS})
+
+
+def test_a_table_of_numbers_in_another_order() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    frame = pd.DataFrame({"id": range(8), "age": range(8), "height": np.arange(8) ** 0.5, "species": WORDS})
+    posterior = fit(frame, network, tokenizer=None)
+    assert posterior.columns.features == ("age", "height")
+    assert posterior.class_names == NAMES
+    assert nll(posterior, frame[["height", "species", "age"]]) == nll(posterior, frame)
+    np.testing.assert_array_equal(
+        posterior.predict(frame[["height", "age"]], 2).draws, posterior.predict(frame.drop(columns="id"), 2).draws
+    )
+    with pytest.raises(ValueError, match="no column 'age', which the fit read"):
+        posterior.predict(frame[["height", "id"]])
+    both = pd.DataFrame({"x": range(8), "y2": range(8), "label": NUMBERS, "labels": NUMBERS})
+    assert fit(both, network, tokenizer=None).columns.features == ("x", "y2")
+
+
+SAYING_IT_AGAIN = {
+    "label_text": WORDS,
+    "labels": NUMBERS,
+    "gold label": WORDS,
+    "verdict": WORDS,
+    "id": [f"row-{i}" for i in range(8)],
+    "idx": list(range(8)),
+    "Unnamed: 0": list(range(8)),
+    "__index_level_0__": [f"row-{i}" for i in range(8)],
+    "sentence_id": [f"row-{i}" for i in range(8)],
+}
+
+
+@pytest.mark.parametrize("column", SAYING_IT_AGAIN)
+def test_columns_that_are_never_inputs(column: str, expected: float) -> None:
+    table = {column: SAYING_IT_AGAIN[column], "label": NUMBERS, "review": TEXTS}
+    for data in (pd.DataFrame(table), datasets.Dataset.from_dict(table)):
+        posterior = fit(data)
+        assert posterior.columns.text == ("review",)
+        assert nll(posterior, data) == pytest.approx(expected, abs=1e-12)
+
+
+def test_columns_that_are_asked_for(expected: float, caplog: pytest.LogCaptureFixture) -> None:
+    table = {"a": TEXTS[::-1], "b": TEXTS, "c": TEXTS, "mark": WORDS, "label": NUMBERS[::-1], "number": range(8)}
+    data = pd.DataFrame(table)
+    with pytest.raises(ValueError, match="text columns, a, b, c"):
+        fit(data)
+    caplog.set_level("INFO", "bayeslora")
+    posterior = fit(data, text="b", label="mark", id="number")
+    assert "text: b; label: mark (3 classes); id: number; ignored: a, c, label" in caplog.text
+    assert nll(posterior, data) == pytest.approx(expected, abs=1e-12)
+    assert nll(posterior, data, text="c", label="mark") == pytest.approx(expected, abs=1e-12)
+    with pytest.raises(ValueError, match="label='marks': data has no such column, only a, b, c, mark"):
+        fit(data, text="b", label="marks")
+    with pytest.raises(ValueError, match="text='d': data has no such column"):
+        posterior.predict(data, text="d")
+    named = fit({"sentence": TEXTS, "sentiment": WORDS})
+    assert (named.columns.text, named.columns.label) == (("sentence",), "sentiment")
+
+
+# Words with tags, and several labels
+
+
+def test_published_tables_of_words() -> None:
+    words = [text.split() for text in TEXTS]
+    tags = [[{"good": "B-A", "bad": "B-B"}.get(word, "O") for word in each] for each in words]
+    names = ["O", "B-B", "B-A"]
+    numbers = [[names.index(tag) for tag in each] for each in tags]
+    network = case_model("Bert", "ForTokenClassification", num_labels=3)().double()
+    rows = {"id": list("abcdefgh"), "tokens": words, "ner_tags": tags, "pos_tags": numbers}
+    posterior = fit(datasets.Dataset.from_dict(rows), network)
+    assert posterior.program.likelihood.name == "token_classification"
+    assert posterior.class_names == ("B-A", "B-B", "O")
+    feature = datasets.Sequence(datasets.ClassLabel(names=names))
+    classed = datasets.Dataset.from_dict(rows | {"ner_tags": numbers}).cast_column("ner_tags", feature)
+    assert nll(posterior, classed) == pytest.approx(nll(posterior, rows), abs=1e-12)
+    # By hand: tokens of the tokenizer are words here.
+    network = posterior.network.model
+    total = 0.0
+    for each, labels in zip(words, tags, strict=True):
+        ids = torch.tensor([tiny_tokenizer().convert_tokens_to_ids(each)])
+        prediction = posterior.predict([" ".join(each)], 1).probs
+        assert len(prediction) == ids.shape[1]
+        total -= sum(np.log(row[posterior.class_names.index(tag)]) for row, tag in zip(prediction, labels, strict=True))
+    assert nll(posterior, rows) == pytest.approx(total / 8, abs=1e-9)
+    with pytest.raises(ValueError, match="row 0: there are 2 words and 1 tags"):
+        posterior.evaluate(datasets.Dataset.from_dict({"tokens": words, "ner_tags": [["O"], *tags[1:]]}))
+    np.testing.assert_array_equal(posterior.predict({"tokens": words}, 2).draws, posterior.predict(rows, 2).draws)
+
+
+def test_lists_of_several_labels() -> None:
+    several = [["joy"], [], ["joy", "anger"], ["anger"], ["fear"], ["fear", "joy"], [], ["anger"]]
+    names = ("anger", "fear", "joy")
+    rows = np.asarray([[float(name in each) for name in names] for each in several])
+    expected = nll(fit((TEXTS, rows)), (TEXTS, rows))
+    posterior = fit((TEXTS, several))
+    assert posterior.program.likelihood.name == "multilabel"
+    assert posterior.class_names == names
+    feature = datasets.Sequence(datasets.ClassLabel(names=["joy", "anger", "fear"]))
+    numbers = [[["joy", "anger", "fear"].index(name) for name in each] for each in several]
+    classed = datasets.Dataset.from_dict({"text": TEXTS, "labels": numbers, "id": TEXTS}).cast_column("labels", feature)
+    frame = (TEXTS, pd.DataFrame(rows, columns=list(names))[["joy", "anger", "fear"]])
+    for data in ((TEXTS, several), {"text": TEXTS, "labels": several}, classed, frame):
+        assert nll(posterior, data) == pytest.approx(expected, abs=1e-12)
+    assert fit(classed).class_names == ("joy", "anger", "fear")
+    assert nll(fit(classed), (TEXTS, several)) == pytest.approx(nll(fit(classed), classed), abs=1e-12)
+    with pytest.raises(ValueError, match=r"row 1: the label 'envy' in 'labels' is not among the 3 classes"):
+        posterior.evaluate((TEXTS[:2], [["joy"], ["envy"]]))
+    by_number = fit((TEXTS, [[names.index(name) for name in each] for each in several]))
+    assert nll(by_number, (TEXTS, rows)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_outputs_of_scikit_learns_split(expected: float) -> None:
+    from sklearn.model_selection import train_test_split
+
+    frame = pd.DataFrame({"text": TEXTS, "label": WORDS})
+    texts, others, labels, other_labels = train_test_split(frame["text"], frame["label"], test_size=0.4, random_state=1)
+    posterior = fit((texts, labels), validation=(others, other_labels))
+    both = (pd.concat([texts, others]), pd.concat([labels, other_labels]))
+    assert nll(posterior, both) == pytest.approx(expected, abs=1e-12)
+    inputs, _, targets, _ = train_test_split(frame[["text"]], frame[["label"]], test_size=0.2, random_state=1)
+    assert fit((inputs, targets)).columns.text == ("text",)
+
+
+def test_pairs_as_lists() -> None:
+    network = tiny_bert(num_labels=3).double()
+    pairs = list(zip(TEXTS, TEXTS[::-1], strict=True))
+    table = {"a": TEXTS, "b": TEXTS[::-1], "label": WORDS}
+    posterior = fit(table, network)
+    expected = nll(posterior, table)
+    triples = [(a, b, label) for (a, b), label in zip(pairs, WORDS, strict=True)]
+    for data in ((pairs, WORDS), triples, (np.asarray(pairs), np.asarray(WORDS)), [*zip(pairs, WORDS, strict=True)]):
+        assert nll(posterior, data) == pytest.approx(expected, abs=1e-12)
+    np.testing.assert_array_equal(posterior.predict(pairs, 2).draws, posterior.predict(table, 2).draws)
+
+
+def test_numbers_of_a_network_with_more_outputs_stay_places() -> None:
+    assert fit((TEXTS, [4, 0] * 4), bag(5)).class_names is None
+    assert fit((TEXTS, [1, 2] * 4), bag(3)).class_names is None
+    assert fit((TEXTS, [4, 0] * 4), bag(2)).class_names == ("0", "4")
