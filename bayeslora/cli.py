@@ -94,11 +94,11 @@ def fit(
     ] = None,
     alpha: Annotated[float, typer.Option(help="LoRA's alpha.")] = 16,
     epochs: Annotated[
-        float | None, typer.Option(help="Passes over the data; by default 3 to 20, to make 200 steps.")
+        float | None, typer.Option(help="Passes over the data; by default 3 to 8, to make 200 steps.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 16,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Peak learning rate; by default from the network's width.")
+        float | None, typer.Option(help="Peak learning rate; by default from width and n.")
     ] = None,
     num_particles: Annotated[
         int | None, typer.Option(help="Draws of the weights per step; by default the method's.")

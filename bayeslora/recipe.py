@@ -3,7 +3,8 @@ r"""How long a fit trains, and at which rate, where it is not told: from the num
 A rate of LoRA that is good for one width is too high for a wider network: the best one falls as a power of the width,
 with nearly the same exponent in families of language models
 ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/), "LoRA Without Regret"). Few examples are seen more
-often: below some number of steps, adapters, whose `B` starts at 0, have not left their start.
+often, because adapters, whose `B` starts at 0, need some steps to leave their start; but very few are soon learned by
+heart, so that they are seen no more than eight times, at a lower rate.
 """
 
 import logging
@@ -23,20 +24,25 @@ WIDTHS = (64, 16_384)
 FEWEST_STEPS = 200
 """Steps that a fit makes at least, if that takes no more than the most epochs."""
 
-FEWEST_EPOCHS, MOST_EPOCHS = 3.0, 20.0
+FEWEST_EPOCHS, MOST_EPOCHS = 3.0, 8.0
+
+FULL_RATE_FROM = 400
+"""Examples below which the rate is lower."""
 
 
-def learning_rate(network: AdaptedNetwork, method: Method) -> float:
-    r"""Return the peak learning rate, $2 \cdot 10^{-3} (384 / d)^{0.78}$ times the method's own factor.
+def learning_rate(network: AdaptedNetwork, method: Method, num_examples: int) -> float:
+    r"""Return the peak learning rate: $2 \cdot 10^{-3} (384 / d)^{0.78} \min(1, n / 400)^{1/2}$.
 
-    d is the width of the network: the median of the numbers of features that go into its adapted layers.
+    It is multiplied by the method's own factor. d is the width of the network: the median of the numbers of features that go into its adapted layers.
     """
     widths = [stack.d_in for stack in network.stacks.values() for _ in range(stack.num_layers) if not stack.in_head]
     width = min(max(statistics.median(widths or [RATE_WIDTH]), WIDTHS[0]), WIDTHS[1])
-    rate = RATE * (RATE_WIDTH / width) ** RATE_POWER * method.rate_factor
+    rate = (
+        RATE * (RATE_WIDTH / width) ** RATE_POWER * min(1.0, num_examples / FULL_RATE_FROM) ** 0.5 * method.rate_factor
+    )
     return float(f"{rate:.2g}")
 
 
 def epochs(num_examples: int, batch_size: int) -> float:
-    """Return the passes over the data: 3, or as many as make 200 steps, but no more than 20."""
+    """Return the passes over the data: 3, or as many as make 200 steps, but no more than 8."""
     return float(round(min(max(FEWEST_STEPS * batch_size / num_examples, FEWEST_EPOCHS), MOST_EPOCHS)))

@@ -18,20 +18,21 @@ from tests.helpers import tiny_bert, tokens
 
 
 @pytest.mark.parametrize(
-    ("num_examples", "epochs"), [(1, 20), (100, 20), (160, 20), (400, 8), (1_000, 3), (6_400, 3), (1_000_000, 3)]
+    ("num_examples", "epochs"), [(1, 8), (100, 8), (400, 8), (640, 5), (1_000, 3), (6_400, 3), (1_000_000, 3)]
 )
-def test_epochs_make_two_hundred_steps_between_three_and_twenty_epochs(num_examples: int, epochs: float) -> None:
+def test_epochs_make_two_hundred_steps_between_three_and_eight_epochs(num_examples: int, epochs: float) -> None:
     assert recipe.epochs(num_examples, batch_size=16) == epochs
 
 
 def test_the_rate_falls_with_the_width_and_is_the_methods_own() -> None:
-    def rate(width: int, method: str = "lora") -> float:
+    def rate(width: int, method: str = "lora", n: int = 10_000) -> float:
         network = AdaptedNetwork(tiny_bert(hidden_size=width, intermediate_size=width), METHODS[method].family)
-        return recipe.learning_rate(network, METHODS[method]())
+        return recipe.learning_rate(network, METHODS[method](), n)
 
     assert rate(384) == 2e-3
     assert rate(768) == pytest.approx(2e-3 * 0.5**0.78, rel=0.05)  # two digits
     assert rate(8) == rate(64)
+    assert rate(384, n=400) == rate(384) == 2 * rate(384, n=100)
     assert rate(384, "full") == pytest.approx(2e-4)
     assert rate(384, "adalora") == pytest.approx(6e-3)
 
@@ -42,9 +43,9 @@ def test_fit_uses_the_recipe_unless_told(caplog: pytest.LogCaptureFixture) -> No
         told = bayeslora.fit(model, data, "lora", rank=1, targets="query", epochs=1, learning_rate=1e-3, progress=False)
         posterior = bayeslora.fit(model, data, "lora", rank=1, targets="query", batch_size=32, progress=False)
     assert len(told.history) == 2
-    assert len(posterior.history) == 20
+    assert len(posterior.history) == 8
     assert "Epochs: 1, at a peak rate of 0.001." in caplog.text
-    assert "Epochs: 20, at a peak rate of 0.0081." in caplog.text
+    assert "Epochs: 8, at a peak rate of 0.0023." in caplog.text
 
 
 GENERATOR = np.random.default_rng(0)
