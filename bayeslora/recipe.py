@@ -33,14 +33,13 @@ FULL_RATE_FROM = 400
 def learning_rate(network: AdaptedNetwork, method: Method, num_examples: int) -> float:
     r"""Return the peak learning rate: $2 \cdot 10^{-3} (384 / d)^{0.78} \min(1, n / 400)^{1/2}$.
 
-    It is multiplied by the method's own factor. d is the width of the network: the median of the numbers of features that go into its adapted layers.
+    It is multiplied by the method's own factor. d is the width of the network: the median of the numbers of features
+    that go into its adapted layers.
     """
     widths = [stack.d_in for stack in network.stacks.values() for _ in range(stack.num_layers) if not stack.in_head]
     width = min(max(statistics.median(widths or [RATE_WIDTH]), WIDTHS[0]), WIDTHS[1])
-    rate = (
-        RATE * (RATE_WIDTH / width) ** RATE_POWER * min(1.0, num_examples / FULL_RATE_FROM) ** 0.5 * method.rate_factor
-    )
-    return float(f"{rate:.2g}")
+    rate = RATE * (RATE_WIDTH / width) ** RATE_POWER * min(1.0, num_examples / FULL_RATE_FROM) ** 0.5
+    return float(f"{rate * method.rate_factor:.2g}")
 
 
 def epochs(num_examples: int, batch_size: int) -> float:
