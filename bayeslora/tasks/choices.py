@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bayeslora.tasks.checking import REPAIR, check_texts
 from bayeslora.types import Tokenizer
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def read(table: "Dataset", name: str = "data") -> tuple[list[str], list[list[str
         name: What to call the data in messages.
 
     Raises:
-        ValueError: If there is no question, or the right choice is not among the choices.
+        ValueError: If there is no question, a text is missing, or the right choice is not among the choices.
     """
     columns = table.column_names
     parts = [part for part in PROMPTS if part in columns and not (part == "question_stem" and "question" in columns)]
@@ -41,6 +42,8 @@ def read(table: "Dataset", name: str = "data") -> tuple[list[str], list[list[str
         raise ValueError(
             f"{name} has choices but no question: name its column 'question'. Its columns are {', '.join(columns)}."
         )
+    for part in parts:
+        check_texts(name, repr(part), table[part])
     prompts = [" ".join(texts) for texts in zip(*(table[part] for part in parts), strict=True)]
     listed = next((column for column in CHOICES if column in columns), None)
     if listed is not None:
@@ -51,6 +54,9 @@ def read(table: "Dataset", name: str = "data") -> tuple[list[str], list[list[str
         numbered = sorted(column for column in columns if NUMBERED_CHOICE.fullmatch(column))
         choices = [list(texts) for texts in zip(*(table[column] for column in numbered), strict=True)]
         keys = [None] * len(choices)
+    for row, texts in enumerate(choices):
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{name}, row {row}: a choice is missing or not a text in {texts!r:.80}. {REPAIR}.")
     key = next((column for column in KEYS if column in columns), None)
     if "labels" in columns or key is None:
         return prompts, choices, [int(label) for label in table["labels"]] if "labels" in columns else None

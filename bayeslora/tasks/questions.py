@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bayeslora.tasks.checking import check_texts
 from bayeslora.types import Tokenizer
 
 if TYPE_CHECKING:
@@ -55,11 +56,13 @@ def read(table: "Dataset", tokenizer: Tokenizer, name: str = "data") -> tuple[li
         name: What to call the data in messages.
 
     Raises:
-        ValueError: If the tokenizer does not know, a question fills half a window, or an answer is not where the table
-            says.
+        ValueError: If a text is missing, the tokenizer does not know, a question fills half a window, or an answer is
+            not where the table says.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"{name}: finding answers in a text needs a fast tokenizer, which knows where its tokens are.")
+    for column in ("question", "context"):
+        check_texts(name, repr(column), table[column])
     questions, contexts = [text.strip() for text in table["question"]], list(table["context"])
     answers = list(table["answers"]) if "answers" in table.column_names else None
     window = min(tokenizer.model_max_length, MAX_WINDOW)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from bayeslora.tasks.checking import REPAIR, check_present
 from bayeslora.types import IGNORED, Tokenizer
 
 if TYPE_CHECKING:
@@ -42,7 +43,12 @@ def read(
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"{name}: tags of words need a fast tokenizer, which knows which word a token is of.")
-    words = [list(each) for each in table[next(column for column in WORDS if column in table.column_names)]]
+    words = [list(each or ()) for each in table[next(column for column in WORDS if column in table.column_names)]]
+    for index, texts in enumerate(words):
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{name}, row {index}: a word is missing or not a text in {texts!r:.80}. {REPAIR}.")
+    if "labels" in table.column_names:
+        check_present(name, list(table["labels"]))
     tags = [list(each) for each in table["labels"]] if "labels" in table.column_names else None
     if tags is None and mark:
         tags = [[0] * len(each) for each in words]
