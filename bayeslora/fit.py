@@ -211,7 +211,8 @@ def fit(
         choice.check(program, found, first)
         logger.info("%s", choice.describe(program, found, first))
         history: History = {}
-        logger.info("%s", summary(train, classes, likelihood))
+        if read_as := summary(train, classes, likelihood):
+            logger.info("%s", read_as)
         names = classes.names if classes else output_names(model)
         posterior = Posterior(program, history, 1.0, tokenizer, names, columns)
         posterior.example = {name: value for name, value in example.items() if name != "labels"}

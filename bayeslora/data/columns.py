@@ -246,7 +246,10 @@ def said(found: Found, describe: Callable[[], str] | Mapping[str, str] | str = "
             found.features if len(found.features) <= 6 else (*found.features[:5], f"… ({len(found.features)} columns)")
         )
         parts.append(f"inputs: {', '.join(shown)}")
-    parts.append(f"label: {found.label}{f' ({describe})' if describe else ''}" if found.label else "no label")
+    if found.label:
+        parts.append(f"label: {found.label}{f' ({describe})' if describe else ''}")
+    elif parts:
+        parts.append("no label")
     parts += [f"id: {found.id}"] if found.id else []
     parts += [f"ignored: {', '.join(found.ignored)}"] if found.ignored else []
     return "; ".join(parts)

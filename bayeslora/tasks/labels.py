@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from bayeslora.tasks.checking import check_present
+
 
 @dataclass(frozen=True)
 class RawLabels:
@@ -112,6 +114,7 @@ class RawLabels:
 
     def flat(self) -> tuple["RawLabels", list[int], list[int]]:
         """Return the labels of all examples one after another, where each stands, and how many an example has."""
+        check_present("data", self.plain)
         lists = [each.tolist() if isinstance(each, np.ndarray) else list(each) for each in self.plain]
         items = [item for each in lists for item in each]
         return replace(self, values=items), [row for row, each in enumerate(lists) for _ in each], [*map(len, lists)]
