@@ -207,6 +207,8 @@ def load(
     class_names = tuple(names) if names else None
     posterior = Posterior(program.eval(), history, record["temperature"], tokenizer, class_names, columns)
     posterior.state = record.get("state")
+    with reading(folder, record["tensors"]):
+        posterior.held_out = storage.held_out(tensors, record)
     if posterior.state is not None:
         logger.warning("The posterior in %s is of a fit that was not finished: %s.", folder, posterior.state)
     return posterior

@@ -1,7 +1,6 @@
 """The posterior that a fit returns."""
 
 import copy
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,25 +9,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bayeslora import bases, diagnostics, generation, interop, metrics, networks, storage
+from bayeslora import diagnostics, facts, generation, interop, networks, storage
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.contracts import checked
 from bayeslora.data import NOTHING, Columns, Reading, Source, to_device
+from bayeslora.decisions import HeldOut
+from bayeslora.display import Shown
 from bayeslora.generation import Generation
 from bayeslora.isolation import isolated, public, seeded
 from bayeslora.methods import Method
-from bayeslora.prediction import centre_sites, draw, run
+from bayeslora.prediction import best_temperature, centre_sites, distance, draw, how_made, labelled, run
 from bayeslora.program import Program
 from bayeslora.tasks.classes import Classes
 from bayeslora.tasks.prediction import BasePrediction
-from bayeslora.types import Approximation, BatchSize, Data, Folder, NumDraws, Prompts, Seed, Sites, Tokenizer
+from bayeslora.types import Approximation, BatchSize, Data, Folder, NumDraws, Prompts, Seed, Tokenizer
 
 if TYPE_CHECKING:
     import arviz as az
     import pandas as pd
 
 
-class Posterior:
+class Posterior(Shown):
     """A posterior over the adapters of a network.
 
     Args:
@@ -42,8 +43,9 @@ class Posterior:
     Attributes:
         program: Model, guide and ELBO as one module.
         state: What broke the fit off, and where, if it was not finished; None if it was.
-        example: Inputs of two examples of the fit, on which merged and exported models are compared; None after `load`,
-            as data are not saved: then they are compared on random tokens or pixels, where the model takes them.
+        held_out: The rows that predictions decide by; None without `decide`.
+        example: Inputs of two examples of the fit, on which merged and exported models are compared; None after `load`.
+            Then they are compared on random tokens or pixels, where the model takes them.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Posterior:
         self.columns = columns or NOTHING
         self.state: str | None = None
         self.example: Mapping[str, Any] | None = None
+        self.held_out: HeldOut | None = None
         self._history = {} if history is None else history
 
     @isolated()
@@ -69,6 +72,9 @@ class Posterior:
         other = memo[id(self)] = object.__new__(type(self))
         vars(other).update(copy.deepcopy(vars(self), memo))
         return other
+
+    def _shown(self) -> tuple[str, dict[str, str], None]:
+        return type(self).__name__, facts.facts(self), None
 
     @property
     def method(self) -> Method:
@@ -146,7 +152,9 @@ class Posterior:
         """
         sites = centre_sites(self.program) if center else self.draw(num_draws, seed=seed)
         source = self._source(data, Columns.asked(text, label, id), with_labels=False)
-        return self._prediction(self._run(source, sites, seed, batch_size, approximation))
+        found = run(self.program, source, sites, seed, batch_size, approximation or self.method.approximation)
+        made = how_made(self.program, num_draws, center, approximation, seed, self.temperature)
+        return self._prediction(found).decided_by(self.held_out, made)
 
     @public()
     def evaluate(
@@ -172,9 +180,9 @@ class Posterior:
         """
         centre, sites = centre_sites(self.program), self.draw(num_draws, seed=seed)
         source = self._source(data, Columns.asked(text, label, id))
-        found, labels = self._labelled(source, sites, seed, batch_size, approximation)
+        found, labels = labelled(self.program, source, sites, seed, batch_size, approximation)
         scores = self._prediction(found).scores(labels)
-        found, labels = self._labelled(source, centre, seed, batch_size)
+        found, labels = labelled(self.program, source, centre, seed, batch_size, "draws")
         centre_scores = self._prediction(found).scores(labels)
         return scores | {f"center_{name}": value for name, value in centre_scores.items()}
 
@@ -229,14 +237,8 @@ class Posterior:
         """Return a new posterior whose logits are divided by the temperature that fits held-out data best.
 
         The temperature T minimises the NLL of the mean over draws of softmax(logits / T): probabilities remain the
-        average of the draws' probabilities, and entropy the sum of its two parts. This posterior is not changed.
-
-        Args:
-            validation: Labelled data that the fit has not seen.
-            num_draws: Draws of the weights.
-            approximation: As in `predict`.
-            seed: Seed of the draws.
-            batch_size: Examples per batch.
+        average of the draws' probabilities, and entropy the sum of its two parts. This posterior is not changed. The
+        labelled data are rows that the fit has not seen; the other arguments are those of `predict`.
 
         Raises:
             ValueError: If the likelihood has no logits that a temperature could divide.
@@ -247,17 +249,44 @@ class Posterior:
         likelihood = self.program.likelihood
         if not likelihood.has_temperature:
             raise ValueError(f"The likelihood {likelihood.name!r} has no temperature: there is nothing to calibrate.")
-        sites = self.draw(num_draws, seed=seed)
-        found, labels = self._labelled(self._source(validation), sites, seed, batch_size, approximation)
-
-        def loss(temperature: float) -> float:
-            prediction = likelihood.predict(found, temperature)
-            return metrics.mixture_nll(prediction.log_likelihood(labels))
-
-        temperature = metrics.best_temperature(loss)
-        calibrated = Posterior(self.program, self._history, temperature, self.tokenizer, self.class_names, self.columns)
-        calibrated.example, calibrated.state = self.example, self.state
+        sites, source = self.draw(num_draws, seed=seed), self._source(validation)
+        found, labels = labelled(self.program, source, sites, seed, batch_size, approximation)
+        calibrated = copy.copy(self)
+        calibrated.temperature, calibrated.held_out = best_temperature(likelihood, found, labels), None
         return calibrated
+
+    @public()
+    def decide(
+        self,
+        validation: Data,
+        num_draws: NumDraws = 32,
+        *,
+        center: bool = False,
+        approximation: Approximation | None = None,
+        seed: Seed = 0,
+        batch_size: BatchSize = 64,
+    ) -> "Posterior":
+        """Keep what is predicted for held-out rows, so that predictions from now on can `abstain` and give `sets`.
+
+        Predict with the same arguments: what is promised holds for the same draws. `calibrate` first, on other rows.
+        The rows are labelled, the fit has not seen them, and new rows will be like them. Returns this posterior; raises
+        a ValueError if this kind of label knows no such decisions.
+        """
+        sites = centre_sites(self.program) if center else self.draw(num_draws, seed=seed)
+        found, labels = labelled(self.program, self._source(validation), sites, seed, batch_size, approximation)
+        made = how_made(self.program, num_draws, center, approximation, seed, self.temperature)
+        self.held_out = self._prediction(found).decided_by(None, made).as_held_out(labels)
+        return self
+
+    @public()
+    def distance(self, data: Data, familiar: Data, *, batch_size: BatchSize = 64) -> np.ndarray:
+        """Return how far inputs are from familiar ones: Mahalanobis distances of features at the centre, `[example]`.
+
+        Features are the inputs of the network's output layer, which has to be linear. The distance is that to the
+        nearest mean of a class of `familiar`, data such as those of the fit, in standard deviations of features around
+        their class's mean; if that has no classes, to the mean of all. Padding and the labels of `data` do not count.
+        """
+        return distance(self.program, self._source(data, with_labels=False), self._source(familiar), batch_size)
 
     @public()
     def to_arviz(
@@ -288,24 +317,18 @@ class Posterior:
         sites = self.draw(num_draws, seed=seed)
         if data is None:
             return diagnostics.to_arviz(self.program, sites, raw=raw)
-        found, labels = self._labelled(self._source(data), sites, seed, batch_size)
-        prediction = self._prediction(found)
-        observed = diagnostics.Observed.of(prediction, labels, seed, per_token)
+        found, labels = labelled(self.program, self._source(data), sites, seed, batch_size, "draws")
+        observed = diagnostics.Observed.of(self._prediction(found), labels, seed, per_token)
         return diagnostics.to_arviz(self.program, sites, observed, raw)
 
     @checked()
     def summary(self) -> dict[str, float]:
         """Count the learned numbers and those of the base model.
 
-        Returns:
-            `adapters`, parameters of the guide; `head`, those of a task head that is trained as a point; `base`, those
-            of the given model, including its head; `share`, (adapters + head) / base.
+        `adapters` are parameters of the guide; `head`, those of a task head that is trained as a point; `base`, those
+        of the given model, including its head; `share` is (adapters + head) / base.
         """
-        learned = {"adapters": 0, "head": 0}
-        for name, parameter in self.program.trainable():
-            learned["adapters" if name.startswith("guide.") else "head"] += parameter.numel()
-        base = sum(parameter.numel() for parameter in self.network.parameters())
-        return {**learned, "base": base, "share": sum(learned.values()) / base}
+        return facts.learned(self.program)
 
     @public()
     def merge(self) -> nn.Module:
@@ -351,7 +374,7 @@ class Posterior:
             NotSavedError: If a file cannot be written; what was saved there before is as it was.
         """
         tensors = storage.state(self.program) | {"fingerprint": storage.fingerprint(self.network)}
-        tensors |= {
+        tensors |= storage.held_out_state(self.held_out) | {
             f"history/{name}": torch.tensor(column, dtype=torch.float64) for name, column in self._history.items()
         }
         storage.save_files(folder, tensors, self.record(), self.tokenizer)
@@ -363,20 +386,7 @@ class Posterior:
     @checked()
     def record(self) -> dict[str, Any]:
         """Return what is saved with the learned state, ready for JSON."""
-        model = self.network.model
-        return {
-            "method": storage.method_record(self.method),
-            "likelihood": storage.likelihood_record(self.program.likelihood),
-            "network": storage.network_record(self.network),
-            "base": bases.record(model),
-            "num_particles": self.program.elbo.num_particles,
-            "temperature": self.temperature,
-            "class_names": self.class_names,
-            "columns": dataclasses.asdict(self.columns),
-            "tokenizer": self.tokenizer is not None,
-            "history": list(self._history),
-            **({} if self.state is None else {"state": self.state}),
-        }
+        return storage.posterior_record(self)
 
     def _source(self, data: Data, asked: Columns = NOTHING, with_labels: bool = True) -> Source:
         likelihood = self.program.likelihood
@@ -384,17 +394,6 @@ class Posterior:
         how = Reading(asked, self.columns, with_labels or likelihood.reads_labels, classes or None)
         with seeded(0):  # a loader that shuffles
             return Source(data, self.network.model, self.tokenizer, likelihood=likelihood, reading=how)
-
-    def _run(self, source: Source, sites: Sites, seed: int | None, size: int, approximation: str | None) -> Any:
-        return run(self.program, source, sites, seed, size, approximation or self.method.approximation)
-
-    def _labelled(
-        self, source: Source, sites: Sites, seed: int | None, size: int, approximation: str | None = "draws"
-    ) -> tuple[Any, np.ndarray]:
-        source.check_labels()
-        found = self._run(source, sites, seed, size, approximation)
-        assert found.labels is not None  # they have been checked
-        return found, found.labels
 
     def _prediction(self, outputs: Any) -> BasePrediction:
         return self.program.likelihood.predict(outputs, self.temperature, self.class_names)

@@ -10,11 +10,14 @@ import pyro
 import torch
 from torch import Tensor
 
+from bayeslora import metrics
 from bayeslora.adapters.rows import has_rows
 from bayeslora.data import Source, to_device
+from bayeslora.decisions import Familiar
 from bayeslora.isolation import seeded
 from bayeslora.limits import naming_inputs
 from bayeslora.program import Program, evaluating
+from bayeslora.tasks import Likelihood
 from bayeslora.types import Batch, FactorsByStack, Sites
 
 # Rows × positions up to which draws are folded into one pass. Folding is faster only as long as overhead dominates a
@@ -146,3 +149,86 @@ def centre_sites(program: Program) -> dict[str, Tensor]:
     """Return every site at its guide's mean, as one draw, `[1, layer, …]`."""
     with torch.no_grad():
         return {name: value.unsqueeze(0) for name, value in program.centre().items()}
+
+
+def labelled(
+    program: Program, source: Source, sites: Sites, seed: int | None, batch_size: int, approximation: str | None
+) -> tuple[Any, np.ndarray]:
+    """Return the network's outputs at draws of the sites, and the labels, which data has to have."""
+    source.check_labels()
+    found = run(program, source, sites, seed, batch_size, approximation or program.method.approximation)
+    assert found.labels is not None  # they have been checked
+    return found, found.labels
+
+
+def best_temperature(likelihood: Likelihood, found: Any, labels: np.ndarray) -> float:
+    """Return the temperature at which the mean over draws predicts labels best."""
+    return metrics.best_temperature(
+        lambda temperature: metrics.mixture_nll(likelihood.predict(found, temperature).log_likelihood(labels))
+    )
+
+
+def how_made(
+    program: Program, num_draws: int, center: bool, approximation: str | None, seed: int | None, temperature: float
+) -> dict[str, Any]:
+    """Return what decides, beside the posterior, which function of an example a prediction is.
+
+    Arguments without effect are left at one value: at the centre, or where the members are all drawn.
+    """
+    finite = 1 if center else program.method.num_draws(program.guide)
+    made = {"num_draws": finite or num_draws, "center": center, "seed": 0 if finite else seed}
+    linear = "draws" if center else approximation or program.method.approximation
+    return {**made, "approximation": linear, "temperature": temperature}
+
+
+def distance(program: Program, source: Source, familiar: Source, batch_size: int) -> np.ndarray:
+    """Return Mahalanobis distances of features from those of familiar data, `[example]`."""
+    known, labels = features(program, familiar, batch_size)
+    are_classes = labels is not None and labels.ndim == 1 and hasattr(program.likelihood, "num_classes")
+    return Familiar.of(known, labels if are_classes else None).distance(features(program, source, batch_size)[0])
+
+
+def features(program: Program, source: Source, batch_size: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the inputs of the output layer at the centre, `[example, feature]`, and the labels, if data has them.
+
+    Several of an example, of its tokens or choices, are averaged; padding is left out.
+
+    Raises:
+        ValueError: If the network has no linear layer at its end.
+    """
+    name = program.network.output_name
+    if name is None:
+        raise ValueError("The network has no linear output layer, whose inputs would be features.")
+    seen: list[Tensor] = []
+    hook = program.network.model.get_submodule(name).register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0].detach())
+    )
+    found, labels, places = [], [], []
+    try:
+        with evaluating(program), torch.inference_mode():
+            factors = program.factors_at(program.centre())
+            for where, batch in source.batches_by_length(batch_size):
+                seen.clear()
+                inputs = {name: value for name, value in to_device(batch, program.device).items() if name != "labels"}
+                program.network_logits(factors, inputs)
+                found.append(_by_example(seen[-1], len(where), inputs.get("attention_mask")))
+                labels.append(batch.get("labels"))
+                places.append(where)
+    finally:
+        hook.remove()
+        program.network.unbind()
+    order = np.argsort(np.concatenate(places))
+    if any(label is None for label in labels):
+        return np.concatenate(found)[order], None
+    return np.concatenate(found)[order], np.concatenate([np.asarray(label) for label in labels])[order]
+
+
+def _by_example(values: Tensor, size: int, mask: Tensor | None) -> np.ndarray:
+    """Average features over what belongs to an example, `[example, feature]`."""
+    width = values.shape[-1]
+    if mask is not None and mask.shape == values.shape[:-1]:
+        weights = mask.to(values).reshape(size, -1, 1)
+    else:
+        weights = values.new_ones(()).expand(size, values.numel() // (size * width), 1)
+    weighted = (values.reshape(size, -1, width) * weights).sum(1) / weights.sum(1)
+    return weighted.double().cpu().numpy()

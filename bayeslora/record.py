@@ -82,6 +82,17 @@ class ColumnsRecord(TypedDict):
     by_index: bool
 
 
+class HeldOutRecord(TypedDict):
+    """Held-out rows to decide by: the columns of their tensors, and how they were predicted."""
+
+    columns: list[str]
+    num_draws: Count
+    center: bool
+    approximation: Literal["draws", "linear"]
+    seed: Annotated[int, Within(at_least=0, at_most=2**32 - 1)]
+    temperature: Annotated[float, Within(above=0)]
+
+
 class Record(TypedDict):
     """What a saved posterior holds beside its tensors. A field that is not listed here is not read."""
 
@@ -99,6 +110,7 @@ class Record(TypedDict):
     tokenizer_folder: NotRequired[str]
     history: list[str]
     state: NotRequired[str | None]
+    held_out: NotRequired[HeldOutRecord]
 
 
 @contextlib.contextmanager
@@ -200,13 +212,20 @@ def read_record(folder: str | os.PathLike[str]) -> Record:
             named = record.get("tokenizer_folder")
             if named is not None and not re.fullmatch(r"tokenizer-[0-9a-f]{16}", named):
                 raise ValueError(f"tokenizer_folder is {named!r:.100}: give tokenizer-<16 digits>")
-            if len({*record["history"]}) < len(record["history"]):
-                raise ValueError("history: a column stands twice")
+            for name, columns in listed(record).items():
+                if len({*columns}) < len(columns):
+                    raise ValueError(f"{name}: a column stands twice")
     if not readable:
         raise ValueError(
             f"{folder} has format {reprlib.repr(known)}; this version of bayeslora reads format {FORMAT}. Upgrade it."
         )
     return record
+
+
+def listed(record: Record) -> dict[str, list[str]]:
+    """Return the columns of the tables that stand among the tensors, by the first part of the tensors' names."""
+    held_out = record.get("held_out")
+    return {"history": record["history"], "held_out": [] if held_out is None else held_out["columns"]}
 
 
 def _check_network(network: NetworkRecord) -> None:

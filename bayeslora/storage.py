@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from safetensors.torch import load_file, save
@@ -20,14 +21,17 @@ from torch.overrides import TorchFunctionMode
 from bayeslora import bases, saving
 from bayeslora.adapters import AdaptedNetwork, Stacks
 from bayeslora.adapters.targets import linear_layers
+from bayeslora.decisions import HeldOut
 from bayeslora.methods import Method
 from bayeslora.program import Program
 from bayeslora.record import (
     FORMAT,
     LARGEST,
     MANIFEST,
+    HeldOutRecord,
     NetworkRecord,
     Record,
+    listed,
     plain_file,
     read_record,
     reading,
@@ -50,6 +54,7 @@ DTYPES: dict[str, tuple[torch.dtype, ...]] = {
     "base_fingerprint": WHOLE,
     "new": (*WHOLE, torch.float16, torch.bfloat16),
     "history": WHOLE,
+    "held_out": (torch.float64,),
     "head": (*WHOLE, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool),
 }
 """What the name of a tensor begins with, to what its numbers may be."""
@@ -124,13 +129,13 @@ def check_tensors(tensors: Mapping[str, Tensor], record: Record) -> None:
 
     A history may hold NaN, where there was nothing to record; so may the fingerprint, where weights are quantised.
     """
-    columns = {f"history/{name}" for name in record["history"]}
+    tables = {part: [f"{part}/{name}" for name in names] for part, names in listed(record).items()}
     for name, value in tensors.items():
         part, _, own = name.partition("/")
         if part not in DTYPES:
             raise ValueError(f"{name!r:.100} is not a tensor of a posterior")
-        if part == "history" and name not in columns:
-            raise ValueError(f"{name!r:.100} is not in the record's history")
+        if name not in tables.get(part, [name]):
+            raise ValueError(f"{name!r:.100} is not in the record's {part}")
         if value.dtype not in DTYPES[part]:
             raise ValueError(f"{name!r:.100} is of type {value.dtype}")
         if part in ("history", "fingerprint", "base_fingerprint") or value.numel() == 0 or value.dtype == torch.bool:
@@ -139,11 +144,12 @@ def check_tensors(tensors: Mapping[str, Tensor], record: Record) -> None:
         most = LARGEST_LOG if own.rpartition(".")[2].startswith("log_") else LARGEST
         if not (low >= -LARGEST and high <= most):
             raise ValueError(f"{name!r:.100} holds numbers that are not finite, or beyond belief: from {low} to {high}")
-    if missing := sorted(({"fingerprint"} | columns) - tensors.keys()):
+    if missing := sorted({"fingerprint", *(name for names in tables.values() for name in names)} - tensors.keys()):
         raise ValueError(f"there is no tensor {missing[0]!r:.100}")
-    if len(lengths := {tensors[name].shape for name in columns}) > 1 or any(len(shape) != 1 for shape in lengths):
-        raise ValueError("the columns of the history are not of one length")
-    if "history/step" in columns and not bool(tensors["history/step"].isfinite().all()):
+    for part, names in tables.items():
+        if len(shapes := {tensors[name].shape for name in names}) > 1 or any(len(shape) != 1 for shape in shapes):
+            raise ValueError(f"the columns of {part} are not of one length")
+    if "history/step" in tables["history"] and not bool(tensors["history/step"].isfinite().all()):
         raise ValueError("'history/step' holds numbers that are not finite")
 
 
@@ -208,6 +214,56 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def history(tensors: Mapping[str, Tensor], record: Record) -> dict[str, list[float]]:
     """Return the columns of the history in their order, which a file of tensors does not keep."""
     return {name: tensors[f"history/{name}"].tolist() for name in record["history"]}
+
+
+def held_out_state(held_out: HeldOut | None) -> dict[str, Tensor]:
+    """Return the columns of held-out rows as tensors, under `held_out/`."""
+    return {} if held_out is None else {f"held_out/{n}": torch.from_numpy(v) for n, v in held_out.columns.items()}
+
+
+def held_out_record(held_out: HeldOut | None) -> dict[str, Any]:
+    """Return what the record says of held-out rows; nothing where there are none."""
+    return {} if held_out is None else {"held_out": {"columns": list(held_out.columns), **held_out.made}}
+
+
+def held_out(tensors: Mapping[str, Tensor], record: Record) -> HeldOut | None:
+    """Return the held-out rows of a saved posterior; None if there are none.
+
+    Raises:
+        ValueError: If their columns are not those that predictions write.
+    """
+    saved = record.get("held_out")
+    if saved is None:
+        return None
+    columns = {name: tensors[f"held_out/{name}"].numpy() for name in saved["columns"]}
+    for name, values in columns.items():
+        if not re.fullmatch(r"wrong|(uncertainty|conformity)/\w+", name) or len(values) == 0:
+            raise ValueError(f"'held_out/{name:.100}' is not a column of held-out rows, or is empty")
+        if name == "wrong" and not np.isin(values, (0, 1)).all():
+            raise ValueError("'held_out/wrong' holds other numbers than 0 and 1")
+    if not columns:
+        raise ValueError("held_out has no columns")
+    made = {name: value for name, value in saved.items() if name in HeldOutRecord.__annotations__ and name != "columns"}
+    return HeldOut(columns, made)
+
+
+def posterior_record(posterior: Any) -> dict[str, Any]:
+    """Return what is saved of a posterior beside its tensors, ready for JSON."""
+    program = posterior.program
+    return {
+        "method": method_record(program.method),
+        "likelihood": likelihood_record(program.likelihood),
+        "network": network_record(program.network),
+        "base": bases.record(program.network.model),
+        "num_particles": program.elbo.num_particles,
+        "temperature": posterior.temperature,
+        "class_names": posterior.class_names,
+        "columns": dataclasses.asdict(posterior.columns),
+        "tokenizer": posterior.tokenizer is not None,
+        "history": list(posterior._history),
+        **({} if posterior.state is None else {"state": posterior.state}),
+        **held_out_record(posterior.held_out),
+    }
 
 
 def method_record(method: Method) -> dict[str, Any]:

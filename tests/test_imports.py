@@ -21,7 +21,7 @@ ORDER = (
     ("data", "methods"),
     ("program", "budget", "record", "registry", "preparation", "recipe", "verdict"),
     ("bases",),
-    ("prediction", "storage", "choice"),
+    ("prediction", "storage", "choice", "facts"),
     ("diagnostics", "generation", "interop"),
     ("posterior",),
     ("loading", "testing", "checkpoints", "divergence"),
@@ -33,7 +33,7 @@ ORDER = (
 )
 """A part imports from those before it, and from itself; parts of one row do not import each other."""
 
-LEAVES = ("metrics", "plots", "theory")
+LEAVES = ("decisions", "display", "metrics", "plots", "theory")
 """These rest on `types` and `contracts` alone, and any part may use them."""
 
 HEAVY = ("transformers", "datasets", "arviz", "pandas", "matplotlib", "sklearn", "scipy", "peft")

@@ -3,14 +3,18 @@ r"""One of several classes per example."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyro.distributions as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayeslora import metrics
+from bayeslora import decisions, metrics
+from bayeslora.contracts import Finite as Cost
+from bayeslora.contracts import Probability, checked
+from bayeslora.contracts.arrays import Finite
+from bayeslora.display import SHOWN_CLASSES
 from bayeslora.metrics import FloatArray
 from bayeslora.networks import is_a
 from bayeslora.tasks.base import Likelihood, check_classes, class_settings, precise
@@ -62,6 +66,34 @@ class ClassProbabilities(BasePrediction):
         # The mean KL from the draws to their average. In a difference of two entropies, digits would cancel.
         return metrics.relative_entropy(self.draws, self.probs).mean(0)
 
+    @property
+    def epistemic_corrected(self) -> FloatArray:
+        # A mutual information is at most that of a uniform mixture, ln C − aleatoric, whatever a correction says.
+        most = np.log(self.probs.shape[-1]) - self.aleatoric
+        return np.clip(super().epistemic_corrected, 0, np.maximum(most, 0))
+
+    @property
+    def uncertainties(self) -> dict[str, FloatArray]:
+        """Scores that order the rows, `[row]` each: `entropy`, `epistemic`, and 1 − `maximum_probability`."""
+        return super().uncertainties | {"maximum_probability": 1 - self.probs.max(-1)}
+
+    @checked()
+    def cheapest(self, costs: Finite, abstain: Cost | None = None) -> np.ndarray:
+        """Return the action with the least expected cost, `[row]`; −1 where abstaining costs less than any.
+
+        Args:
+            costs: The cost of each action for each class that may be true, `[class, action]`, in any unit.
+            abstain: The cost of not acting, in the same unit; None if that is not possible.
+        """
+        expected = decisions.expected_costs(self.probs, costs)
+        best = expected.argmin(-1)
+        return best if abstain is None else np.where(expected.min(-1) <= abstain, best, -1)
+
+    def _facts(self) -> dict[str, str]:
+        names = ", ".join([*(self.class_names or ())[:SHOWN_CLASSES]])
+        number = self.probs.shape[-1]
+        return {"classes": f"{number}" + (f": {names}" if names else "") + (", …" if number > SHOWN_CLASSES else "")}
+
     def row_log_likelihood(self, labels: np.ndarray) -> FloatArray:
         if self.log_draws is None:
             return np.stack([-metrics.nll_per_example(probs, labels) for probs in self.draws])
@@ -80,7 +112,7 @@ class ClassProbabilities(BasePrediction):
         return pd.DataFrame(columns | uncertainty(self))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction(ClassProbabilities):
     """Class probabilities, `S` draws of them, for `N` examples and `C` classes.
 
@@ -96,6 +128,29 @@ class Prediction(ClassProbabilities):
 
     def log_likelihood(self, labels: np.ndarray) -> FloatArray:
         return self.row_log_likelihood(labels)
+
+    def wrong(self, labels: np.ndarray) -> np.ndarray:
+        return self.predicted != labels
+
+    def conformity(self, labels: np.ndarray) -> dict[str, FloatArray]:
+        return {name: metrics.chosen(each, labels) for name, each in decisions.conformal_scores(self.probs).items()}
+
+    @checked()
+    def sets(self, coverage: Probability = 0.9, *, method: Literal["lac", "aps"] = "lac") -> np.ndarray:
+        """Return the classes that may be right, `[example, class]`, True for those in the set of an example.
+
+        The true class is among them with probability `coverage` at least, on average over the rows of
+        `Posterior.decide` and new ones: whatever the network, for any number of rows.
+
+        Args:
+            coverage: Probability that a set holds the true class.
+            method: `"lac"` for the smallest sets on average; an uncertain row may get an empty one. `"aps"` for sets
+                that grow with uncertainty. See `decisions.conformal_scores`.
+
+        Raises:
+            ValueError: If there are no held-out rows, or they were predicted otherwise.
+        """
+        return decisions.conformal_scores(self.probs)[method] <= self._largest_score(coverage, method)
 
     def scores(self, labels: np.ndarray) -> dict[str, float]:
         """Return accuracy, NLL, ECE and Brier score, and `metrics.class_scores`."""

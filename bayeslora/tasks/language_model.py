@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LanguagePrediction(BasePrediction):
     """How probable each observed token was, and how certain the model was before it.
 

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from bayeslora import metrics
+from bayeslora.contracts import Probability, checked
 from bayeslora.metrics import FloatArray
 from bayeslora.tasks import words
 from bayeslora.tasks.base import Likelihood, class_settings, precise
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MultiLabelPrediction(BasePrediction):
     """Probabilities that each label applies.
 
@@ -69,6 +70,26 @@ class MultiLabelPrediction(BasePrediction):
             return metrics.log_sigmoid(np.where(applies, self.log_odds, -self.log_odds)).sum(-1)
         chosen = np.where(applies, self.draws, 1 - self.draws)
         return np.log(np.maximum(chosen, np.finfo(np.float64).tiny)).sum(-1)
+
+    def wrong(self, labels: np.ndarray) -> np.ndarray:
+        """Return whether any label of an example is wrong, `[example]`."""
+        return (self.predicted != (np.asarray(labels) > 0.5)).any(-1)
+
+    def conformity(self, labels: np.ndarray) -> dict[str, FloatArray]:
+        return {"least": 1 - np.where(np.asarray(labels) > 0.5, self.probs, 1.0).min(-1)}
+
+    @checked()
+    def sets(self, coverage: Probability = 0.9) -> np.ndarray:
+        """Return the labels that may apply, `[example, label]`, True for those in the set of an example.
+
+        All labels that apply are among them with probability `coverage` at least, on average over the rows of
+        `Posterior.decide` and new ones. The score of an example is 1 − the probability of the least probable of its
+        labels, 0 if it has none.
+
+        Raises:
+            ValueError: If there are no held-out rows, or they were predicted otherwise.
+        """
+        return 1 - self.probs <= self._largest_score(coverage, "least")
 
     def sample(self, seed: int | None = 0) -> np.ndarray:
         return (np.random.default_rng(seed).random(self.draws.shape) < self.draws).astype(np.int64)

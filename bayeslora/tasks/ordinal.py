@@ -24,7 +24,7 @@ from bayeslora.tasks.prediction import BasePrediction, Names
 from bayeslora.types import Batch, LabelColumn, LabelValues, RealLogits, Tokenizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OrdinalPrediction(Prediction):
     """Probabilities of ordered classes, `S` draws of them, for `N` examples and `C` classes.
 

@@ -1,17 +1,22 @@
 """What every prediction offers: a mixture over draws of the weights, its uncertainties and its scores."""
 
 import abc
+import copy
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 
-from bayeslora import metrics
-from bayeslora.contracts import Kind, checked
+from bayeslora import decisions, metrics
+from bayeslora.contracts import Kind, Probability, checked
+from bayeslora.decisions import HeldOut
+from bayeslora.display import Shown
 from bayeslora.isolation import seeded
 from bayeslora.metrics import FloatArray
 from bayeslora.types import Seed
@@ -27,21 +32,31 @@ else:
     LabelArray: TypeAlias = Annotated[Any, _labels]
 
 
-class BasePrediction(abc.ABC):
+P = TypeVar("P", bound="BasePrediction")
+
+SHOWN_ROWS = 5
+"""Rows that a prediction shows of itself."""
+
+
+class BasePrediction(Shown, abc.ABC):
     """The predictive distribution of the labels: an equal mixture over draws of the weights, row by row.
 
     A row is an example, or a token of one. Entropies are in nats.
 
     Attributes:
         draws: What each draw predicts, `[draw, row, …]`.
+        held_out: The held-out rows that `abstain` and `sets` decide by; None without `Posterior.decide`.
+        made: How it was made: arguments of `Posterior.predict` that have to be those of `decide`.
     """
 
     draws: Any
+    held_out: HeldOut | None = None
+    made: Mapping[str, Any] = MappingProxyType({})
 
     def __init_subclass__(cls, **settings: Any) -> None:
         """Check the arguments of every kind of prediction against what they are declared here."""
         super().__init_subclass__(**settings)
-        for name in ("log_likelihood", "row_log_likelihood", "sample", "scores", "to_pandas"):
+        for name in ("log_likelihood", "row_log_likelihood", "sample", "scores", "to_pandas", "wrong", "conformity"):
             if name in vars(cls):
                 setattr(cls, name, checked(like=getattr(BasePrediction, name))(vars(cls)[name]))
 
@@ -64,6 +79,114 @@ class BasePrediction(abc.ABC):
     def entropy(self) -> FloatArray:
         """Entropy of the mixture in nats, `[row]`: all uncertainty about the label."""
         return self.aleatoric + self.epistemic
+
+    @property
+    def epistemic_corrected(self) -> FloatArray:
+        r"""The epistemic part in nats, `[row]`, corrected for the number of draws S: `epistemic` · S / (S − 1).
+
+        A mixture of S draws is nearer to them than the one they come from. To second order in the draws' deviations
+        from their mean, the mutual information of class and weights is $\frac12 \sum_c \mathrm{Var}(p_c) / p_c$; the
+        deviations from the mean of S draws have only (1 − 1/S) of the variance, and `epistemic` is too small by that
+        factor on average, by a quarter with 4 draws. One draw says nothing about the weights: it is 0 then, too. If
+        the draws are all members of a finite posterior, such as an ensemble, `epistemic` is exact.
+        """
+        num_draws = len(self.draws)
+        return self.epistemic * (num_draws / (num_draws - 1) if num_draws > 1 else 1.0)
+
+    @property
+    def uncertainties(self) -> dict[str, FloatArray]:
+        """Scores that order the rows, `[row]` each, by name; the higher, the less certain or familiar the row."""
+        return {"entropy": self.entropy, "epistemic": self.epistemic}
+
+    def wrong(self, labels: LabelArray) -> np.ndarray | None:
+        """Return whether each prediction is wrong, `[row]`.
+
+        None if that is not a matter of yes or no, or rows depend on each other, as tokens do: nothing is promised then.
+        """
+        return None
+
+    def conformity(self, labels: LabelArray) -> dict[str, FloatArray]:
+        """Return how badly each label fits, `[row]`, by the name of the score that `sets` can use; none by default."""
+        return {}
+
+    @checked()
+    def as_held_out(self, labels: LabelArray) -> HeldOut:
+        """Return what `abstain` and `sets` of other predictions need to know about this one and its labels.
+
+        Raises:
+            ValueError: If this kind of label knows no such decisions.
+        """
+        wrong = self.wrong(labels)
+        columns = {f"conformity/{name}": score for name, score in self.conformity(labels).items()}
+        if wrong is not None:
+            columns |= {"wrong": wrong, **{f"uncertainty/{name}": u for name, u in self.uncertainties.items()}}
+        if not columns:
+            raise ValueError(
+                f"A {type(self).__name__} knows no decisions with a promise: they take one label, or one set of "
+                "labels, for each of several independent rows."
+            )
+        return HeldOut({name: np.asarray(value, dtype=np.float64) for name, value in columns.items()}, self.made)
+
+    @checked()
+    def decided_by(self: P, held_out: HeldOut | None, made: Mapping[str, Any]) -> P:
+        """Return this prediction with held-out rows, and with how it was made."""
+        other = copy.copy(self)
+        vars(other).update(held_out=held_out, made=MappingProxyType({**made}))
+        return other
+
+    @checked()
+    def abstain(self, risk: Probability = 0.05, *, confidence: Probability = 0.9, by: str = "entropy") -> np.ndarray:
+        """Return which rows not to answer, `[row]`, so that the error rate of the others is at most `risk`.
+
+        The threshold is the largest that the rows of `Posterior.decide` allow. With probability `confidence` over them,
+        the error rate of what is answered is at most `risk`: see `decisions.selective_threshold`, which says under
+        which condition, and warns if so few rows were held out, or so many of them are wrong, that nothing can be
+        answered.
+
+        Args:
+            risk: The error rate that the answered rows may have.
+            confidence: Probability that they keep it.
+            by: What orders the rows: one of `uncertainties`. Choose it before looking at held-out rows.
+
+        Raises:
+            ValueError: If there are no held-out rows, they were predicted otherwise, or this kind has no errors.
+        """
+        held_out = decisions.held_out_like(self.held_out, self.made)
+        if "wrong" not in held_out.columns:
+            raise ValueError(f"A {type(self).__name__} is not right or wrong, so that it has no risk: use sets(…).")
+        threshold = held_out.threshold(risk, confidence, by)
+        if threshold == -math.inf:
+            warnings.warn(
+                f"Nothing can be answered: the {len(held_out)} held-out rows do not show a risk of at most {risk} at "
+                f"any threshold. It takes {decisions.fewest_rows(risk, confidence)} of them at least, without an "
+                "error; hold out more, or allow more risk.",
+                stacklevel=2,
+            )
+        return ~(self.uncertainties[by] < threshold)
+
+    @checked()
+    def sets(self, coverage: Probability = 0.9) -> np.ndarray:
+        """Return the labels that may be right, by split-conformal prediction from the rows of `Posterior.decide`.
+
+        The label of a new row is among them with probability `coverage` at least, on average over held-out rows:
+        whatever the network, for any number of rows; see `decisions.conformal_quantile`.
+
+        Raises:
+            ValueError: If there are no held-out rows, they were predicted otherwise, or this kind has no such sets.
+        """
+        raise ValueError(f"A {type(self).__name__} has no sets.")
+
+    def _largest_score(self, coverage: float, method: str) -> float:
+        """The score up to which a label belongs to the set of its row; a warning if that is all of them."""
+        held_out = decisions.held_out_like(self.held_out, self.made)
+        quantile = held_out.quantile(coverage, method)
+        if quantile == math.inf:
+            warnings.warn(
+                f"All labels are in all sets: for a coverage of {coverage} it takes "
+                f"{math.ceil(round(coverage / (1 - coverage), 9))} held-out rows, and there are {len(held_out)}.",
+                stacklevel=4,
+            )
+        return quantile
 
     @abc.abstractmethod
     def log_likelihood(self, labels: LabelArray) -> FloatArray:
@@ -89,8 +212,24 @@ class BasePrediction(abc.ABC):
         """Return the number of rows."""
         return self.draws.shape[1]
 
+    def _shown(self) -> tuple[str, dict[str, str], Any]:
+        """Title, facts and first rows."""
+        facts = {"rows": str(len(self)), "draws": str(len(self.draws)), **self._facts()}
+        if len(self):
+            mean = {name: float(np.mean(values)) for name, values in uncertainty(self).items()}
+            facts["mean uncertainty"] = (
+                f"{mean['entropy']:.3f} nats = {mean['aleatoric']:.3f} aleatoric + {mean['epistemic']:.3f} epistemic"
+            )
+        if self.held_out is not None:
+            facts["decides by"] = f"{len(self.held_out)} held-out rows"
+        return type(self).__name__, facts, self.to_pandas().head(SHOWN_ROWS) if len(self) else None
 
-@dataclass(frozen=True)
+    def _facts(self) -> dict[str, str]:
+        """What is shown of this kind beside the numbers of rows and draws."""
+        return {}
+
+
+@dataclass(frozen=True, repr=False)
 class ObservationPrediction(BasePrediction):
     """Labels under any distribution, one for each draw. Entropies are Monte Carlo estimates.
 

@@ -34,7 +34,7 @@ Index = Annotated[int, Within(at_least=0)]
 """The number of an example."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SpanPrediction(BasePrediction):
     """First and last token of an answer. Given the weights the two are independent; in the mixture they are not.
 
@@ -123,7 +123,7 @@ class SpanPrediction(BasePrediction):
         return pd.DataFrame(columns | uncertainty(self))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AnswerPrediction(SpanPrediction):
     """Answers in the words of a context. Rows are windows of question and context; most questions have one.
 

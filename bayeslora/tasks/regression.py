@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyro.distributions as dist
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayeslora import metrics
-from bayeslora.contracts import Within, checked
+from bayeslora.contracts import Probability, checked
 from bayeslora.metrics import FloatArray
 from bayeslora.networks import is_a
 from bayeslora.tasks.base import Likelihood, precise
@@ -28,10 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-Probability = Annotated[float, Within(above=0, below=1, noun="probability")]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RegressionPrediction(BasePrediction):
     r"""A real number per example: an equal mixture over draws of $f_s + \sigma \epsilon$.
 
@@ -97,6 +94,26 @@ class RegressionPrediction(BasePrediction):
     def interval(self, level: Probability = 0.9) -> Float[np.ndarray, "example 2"]:
         """Return the lower and upper end of the central interval that holds a given share of the probability."""
         return np.stack([self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)], axis=-1)
+
+    def conformity(self, labels: np.ndarray) -> dict[str, FloatArray]:
+        return {"scaled": np.abs(labels - self.mean) / np.sqrt(self.variance)}
+
+    @checked()
+    def sets(self, coverage: Probability = 0.9) -> Float[np.ndarray, "example 2"]:
+        r"""Return the lower and upper end of an interval for each label, $\mu \pm q \, \mathrm{sd}$.
+
+        q is the conformal quantile of $|y - \mu| / \mathrm{sd}$ over the rows of `Posterior.decide`, with the mean μ
+        and the standard deviation sd of each row's prediction. The label is inside with probability `coverage` at
+        least, on average over those rows and new ones; `interval` is only as right as the model.
+
+        Raises:
+            ValueError: If there are no held-out rows, or they were predicted otherwise.
+
+        References:
+            Lei et al. (2018), [Distribution-Free Predictive Inference](https://arxiv.org/abs/1604.04173).
+        """
+        half = self._largest_score(coverage, "scaled") * np.sqrt(self.variance)
+        return np.stack([self.mean - half, self.mean + half], axis=-1)
 
     @checked()
     def crps(self, labels: LabelArray) -> FloatArray:

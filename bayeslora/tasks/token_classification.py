@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TokenPrediction(ClassProbabilities):
     """Class probabilities of tokens: those of all examples, one after another, without padding.
 

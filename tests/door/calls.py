@@ -90,6 +90,7 @@ def arrays(name: str) -> dict[str, Any]:
     good |= {"loss": lambda temperature: (temperature - 1) ** 2, "p": 0.5, "regularization": 1.0, "lipschitz": 1.0}
     good |= {"num_examples": 10, "curvature": 1.0, "empirical_risk": 0.5, "loss_bound": 1.0}
     good |= {"inside": {"entropy": [0.1, 0.2]}, "outside": {"entropy": [0.2, 0.3]}, "least": 2}
+    good |= {"costs": 1 - np.eye(2)}
     good |= {"curves": {"a": bayeslora.metrics.reliability(probs, [1, 0, 1])}}
     if name == "plots.risk_coverage":
         good["curves"] = {"a": bayeslora.metrics.risk_coverage([0.1, 0.2], [0, 1])}
@@ -143,7 +144,14 @@ class Subjects:
             return {"labels": kind if name[0] in "MO" else np.array([0, 1, 1])} if "labels" in known else {}
         if name.partition(".")[0] in ("metrics", "theory", "plots"):
             return arrays(name)
-        good = {**data, "method": "lora", "cls": bayeslora.MonteCLoRA, "budget": 100, "validation": self.data}
+        good = {
+            **data,
+            "familiar": self.data,
+            "method": "lora",
+            "cls": bayeslora.MonteCLoRA,
+            "budget": 100,
+            "validation": self.data,
+        }
         good |= {"folder": Path("out"), "num_draws": 2}
         return {key: good[key] for key in inspect.signature(public()[name]).parameters if key in good}
 

@@ -1,0 +1,76 @@
+"""What notebooks and prompts show of a posterior or a prediction: a title, facts, and the first rows of a table."""
+
+import html
+import textwrap
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHOWN_CLASSES = 10
+"""Classes whose names are listed."""
+
+WIDEST = 24
+"""Characters of a column of text."""
+
+WIDTH = 80
+"""Columns of text that every line fits into."""
+
+
+class Shown:
+    """What is shown at a prompt as text and in a notebook as HTML."""
+
+    def _shown(self) -> "tuple[str, Mapping[str, str], pd.DataFrame | None]":
+        """Return a title, facts by name, and the first rows of a table, if there is one."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return as_text(*self._shown())
+
+    def _repr_html_(self) -> str:
+        return as_html(*self._shown())
+
+
+def as_text(title: str, facts: Mapping[str, str], table: "pd.DataFrame | None" = None) -> str:
+    """Return lines of at most 80 columns: the title, a line or more a fact, and the table."""
+    widest = max(map(len, facts), default=0)
+    lines = [title]
+    for name, fact in facts.items():
+        start = f"  {name:<{widest}}  "
+        lines += textwrap.wrap(fact, WIDTH, initial_indent=start, subsequent_indent=" " * len(start))
+    if table is not None and len(table):
+        lines += ["", *textwrap.indent(table_text(table, WIDTH - 2), "  ").splitlines()]
+    return "\n".join(line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…" for line in lines)
+
+
+def as_html(title: str, facts: Mapping[str, str], table: "pd.DataFrame | None" = None) -> str:
+    """Return the same as HTML, with everything in it escaped."""
+    rows = "".join(
+        f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+        f"<td style='text-align:left'>{html.escape(fact)}</td></tr>"
+        for name, fact in facts.items()
+    )
+    shown = "" if table is None or not len(table) else table.to_html(float_format=_number, border=0, max_cols=20)
+    return f"<div><strong>{html.escape(title)}</strong><table>{rows}</table>{shown}</div>"
+
+
+def table_text(table: "pd.DataFrame", width: int = WIDTH) -> str:
+    """Return a table as text, with as many columns as fit; those in the middle give way to dots."""
+    short = table.rename(columns=_short).apply(
+        lambda column: column if column.dtype.kind in "biuf" else column.map(_short)
+    )
+    for columns in range(len(table.columns), 0, -1):
+        text = short.to_string(max_cols=columns, float_format=_number)
+        if max(map(len, text.splitlines())) <= width:
+            break
+    return text
+
+
+def _short(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= WIDEST else f"{text[: WIDEST - 1]}…"
+
+
+def _number(value: Any) -> str:
+    return f"{float(value):.3f}"
