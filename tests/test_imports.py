@@ -28,7 +28,7 @@ ORDER = (
     ("trainer",),
     ("training",),
     ("fit",),
-    ("demo", "sklearn"),
+    ("demo", "sklearn", "shell"),
     ("cli",),
 )
 """A part imports from those before it, and from itself; parts of one row do not import each other."""

@@ -111,7 +111,9 @@ def test_a_test_file_without_labels(base: Path, tmp_path: Path) -> None:
     table, _ = through(base, data, tmp_path / "out", "--id", "key", test=test)
     again = run("predict", tmp_path / "out", data, "--num-draws", "2", "--output", tmp_path / "again.csv")
     assert again.exit_code == 0
-    pd.testing.assert_frame_equal(table, pd.read_csv(tmp_path / "again.csv"))
+    written = pd.read_csv(tmp_path / "again.csv")
+    assert written.pop("label").tolist() == WORDS
+    pd.testing.assert_frame_equal(table, written)
     assert table.columns[0] == "key"
     failed = run("evaluate", tmp_path / "out", test)
     assert failed.exit_code == 2

@@ -1,0 +1,220 @@
+"""What the command line needs beside the library: fields of methods as flags, places for outputs, tables in files."""
+
+import dataclasses
+import inspect
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typer.core import TyperCommand
+
+from bayeslora import contracts, prediction
+from bayeslora.methods import METHODS, named, own_fields
+from bayeslora.methods.fields import describe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")
+"""Endings of the tables that are written."""
+
+
+class FitCommand(TyperCommand):
+    """A command whose help ends with the fields of the method that the command line names."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta["words"] = list(args)  # parsing shows the help before it has read the method
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help, and the fields."""
+        super().format_help(ctx, formatter)
+        words = [part for word in ctx.meta.get("words", ()) for part in word.split("=", 1)]
+        places = [place for place, word in enumerate(words[:-1]) if word == "--method"]
+        name = words[places[-1] + 1] if places else "monteclora"
+        if name not in METHODS:
+            typer.echo(f"There is no method {name!r}. Methods: {', '.join(METHODS)}.")
+            return
+        typer.echo(f"Fields of {name} (of another method: --method NAME --help):\n")
+        for field in fields_of(METHODS[name]):
+            typer.echo(f"  {field.flag}  {field.kind}; default: {field.default}")
+            typer.echo(f"      {field.sentence}\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A field of a method as a flag.
+
+    Args:
+        flag: The flag, `--prior-scale`; of a truth value, `--sparse/--no-sparse`.
+        kind: What it may be.
+        default: Its default, as the flag takes it.
+        sentence: What it is.
+    """
+
+    flag: str
+    kind: str
+    default: str
+    sentence: str
+
+
+def fields_of(cls: Any) -> list[Field]:
+    """Return the fields of a method, with the first sentence that the docstring has about each."""
+    kinds, found = describe(cls), []
+    for field in dataclasses.fields(cls):
+        name = field.name.replace("_", "-")
+        flag = f"--{name}/--no-{name}" if isinstance(field.default, bool) else f"--{name}"
+        default = field.default if isinstance(field.default, str) else json.dumps(field.default, default=repr)
+        found.append(Field(flag, kinds[field.name], default, _sentence(cls, field.name)))
+    return found
+
+
+def _sentence(cls: type, field: str) -> str:
+    """Return the first sentence about a field in the docstring of the class, or of one that it derives from."""
+    for each in cls.__mro__:
+        arguments = inspect.cleandoc(each.__doc__ or "").partition("Args:\n")[2].split("\n\n")[0]
+        entry = re.search(rf"^    {field}: (.*(?:\n {{8}}.*)*)", arguments, re.MULTILINE)
+        if entry:
+            text = " ".join(entry[1].split())
+            return re.split(r"(?<=\.)\s+(?=[A-Z`])", text)[0]
+    return ""
+
+
+def method_fields(method: str, flags: Sequence[str]) -> dict[str, Any]:
+    """Read fields of a method from flags: `--noise-ratio 2`, `--noise-ratio=2`, `--sparse`, `--no-sparse`.
+
+    Values are read as JSON, and otherwise as text.
+    """
+    cls: Any = named(method)
+    switches = {field.name for field in dataclasses.fields(cls) if isinstance(field.default, bool)}
+    fields: dict[str, Any] = {}
+    words = list(flags)
+    while words:
+        word, equals, value = words.pop(0).partition("=")
+        name = word.removeprefix("--").replace("-", "_")
+        if not word.startswith("--"):
+            raise ValueError(f"Cannot read {' '.join(flags)!r}: give pairs, --field value.")
+        if equals:
+            fields[name] = _value(value)
+        elif name.removeprefix("no_") in switches and name.startswith("no_"):
+            fields[name.removeprefix("no_")] = False
+        elif name in switches and words[:1] not in (["true"], ["false"]):
+            fields[name] = True
+        elif words:
+            fields[name] = _value(words.pop(0))
+        else:
+            raise ValueError(f"Cannot read {' '.join(flags)!r}: give pairs, --field value.")
+    contracts.refuse_unknown(fields, own_fields(cls))
+    return fields
+
+
+def _value(word: str) -> Any:
+    """Return the value of a flag: a number, true, false or null as in JSON, and otherwise text."""
+    try:
+        return json.loads(word)
+    except json.JSONDecodeError:
+        return word
+
+
+def check_output(output: Path | None, is_table: bool = False) -> None:
+    """Raise a ValueError unless an output can be written: a table with a known ending, or a folder."""
+    if output is None:
+        return
+    if is_table and output.suffix.lower() not in TABLES:
+        raise ValueError(f"--output {output} ends in {output.suffix!r}: give a file that ends in {', '.join(TABLES)}.")
+    if output.is_dir() if is_table else output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output} is a {'folder' if is_table else 'file'}: give a {_wanted(is_table)}.")
+    there = output if output.is_dir() else output.parent
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+        if output.is_file():
+            output.open("ab").close()
+    except OSError as error:
+        raise ValueError(f"--output {output} cannot be written: {error.strerror} at {there}.") from None
+    if is_table and output.suffix.lower() == ".xlsx":
+        try:
+            import openpyxl  # type: ignore[import-untyped,import-not-found,unused-ignore]  # noqa: F401
+        except ImportError:
+            raise ImportError(f"--output {output}: pip install openpyxl, or give a .csv file.") from None
+
+
+def _wanted(is_table: bool) -> str:
+    return f"file that ends in {', '.join(TABLES)}" if is_table else "folder"
+
+
+def write_table(table: "pd.DataFrame", output: Path) -> None:
+    """Write a table in the format of a file's name."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    match output.suffix.lower():
+        case ".tsv":
+            table.to_csv(output, index=False, sep="\t")
+        case ".json":
+            table.to_json(output, orient="records", force_ascii=False, indent=1)
+        case ".jsonl":
+            table.to_json(output, orient="records", lines=True, force_ascii=False)
+        case ".parquet":
+            table.to_parquet(output, index=False)
+        case ".xlsx":
+            table.to_excel(output, index=False)
+        case _:
+            table.to_csv(output, index=False)
+
+
+def with_columns(table: "pd.DataFrame", rows: Any, names: Sequence[str | None]) -> "pd.DataFrame":
+    """Return predictions with the data's own columns, if there is one for each of its rows: the id first, others last.
+
+    Args:
+        table: The predictions.
+        rows: The data.
+        names: The column that names the rows, and others; those that the data lacks are left out.
+    """
+    there = getattr(rows, "column_names", ())
+    if not there or len(table) != len(rows):
+        return table
+    for name in dict.fromkeys(names):
+        if name not in there or name in table.columns:
+            continue
+        values = list(rows[name])
+        classes = getattr(rows.features[name], "names", None)
+        if classes:
+            values = [classes[value] if isinstance(value, int) and value >= 0 else value for value in values]
+        table.insert(0 if name == names[0] else len(table.columns), name, values)
+    return table
+
+
+@contextmanager
+def progress(doing: str, rows: Any, passes: int = 1) -> Iterator[None]:
+    """Show how many rows have been predicted, in a terminal, beside the output."""
+    total = passes * len(rows) if hasattr(rows, "__len__") else None
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(doing, total=total)
+        with prediction.watched(lambda count: bar.advance(task, count)):
+            yield
+
+
+def described(error: BaseException) -> str:
+    """Return an error as one line, with the notes that say where the last good state of a fit is."""
+    known = (ValueError, TypeError, OSError, ImportError, KeyboardInterrupt)
+    text = str(error) or ("Interrupted." if isinstance(error, KeyboardInterrupt) else type(error).__name__)
+    if not isinstance(error, known) and not type(error).__module__.startswith("bayeslora."):
+        text = f"{type(error).__name__}: {text}"
+    return " ".join(" ".join([text, *getattr(error, "__notes__", ())]).split())
+
+
+def wants_traceback() -> bool:
+    """Return whether the environment asks for the traceback of an error that nobody expected."""
+    return bool(os.environ.get("BAYESLORA_TRACEBACK"))
