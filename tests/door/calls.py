@@ -141,7 +141,8 @@ class Subjects:
         if "Prediction." in name:
             known = inspect.signature(public()[name]).parameters
             kind = np.array([[0, 1], [1, 1], [0, 0]]) if name.startswith("Multi") else np.array([0.0, 1.0, 0.0])
-            return {"labels": kind if name[0] in "MO" else np.array([0, 1, 1])} if "labels" in known else {}
+            good = {"labels": kind if name[0] in "MO" else np.array([0, 1, 1]), "costs": 1 - np.eye(2)}
+            return {key: value for key, value in good.items() if key in known}
         if name.partition(".")[0] in ("metrics", "theory", "plots"):
             return arrays(name)
         good = {
