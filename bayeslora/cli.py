@@ -132,7 +132,7 @@ def fit(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 16,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Peak learning rate; by default from width and n.")
+        float | None, typer.Option(help="Peak learning rate; by default from the network's width.")
     ] = None,
     num_particles: Annotated[
         int | None, typer.Option(help="Draws of the weights per step; by default the method's.")

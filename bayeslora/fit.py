@@ -125,8 +125,8 @@ def fit(
             method has nothing to train (`post_hoc`), the starting point is refined, if the method does that, and
             returned without training.
         batch_size: Examples per step and device.
-        learning_rate: Peak rate of AdamW, decaying linearly to 0; by default, for a network of width d,
-            $2 \\cdot 10^{-3} (384 / d)^{0.78} \\min(1, n / 400)^{1/2}$, times a factor of the method's.
+        learning_rate: Peak rate of AdamW, decaying linearly to 0; by default $10^{-3} (384 / d)^{0.78}$ for a network
+            of width d, times a factor of the method's.
         num_particles: Draws of the weights per step, run as one batch; None for 1, or an ensemble's members.
         seed: Seed of the adapters' start, the data's order and all noise.
         output_dir: Where to save the posterior and the Trainer's checkpoints, if anywhere.
@@ -218,7 +218,7 @@ def fit(
         posterior.example = {name: value for name, value in example.items() if name != "labels"}
         if args is None:
             epochs = recipe.epochs(len(train), batch_size) if epochs is None else epochs
-            learning_rate = learning_rate or recipe.learning_rate(network, chosen, len(train))
+            learning_rate = learning_rate or recipe.learning_rate(network, chosen)
             recipe.logger.info("Epochs: %g, at a peak rate of %g.", epochs, learning_rate)
         with tempfile.TemporaryDirectory() as scratch:
             training = args or _training_arguments(

@@ -4,7 +4,7 @@ A rate of LoRA that is good for one width is too high for a wider network: the b
 with nearly the same exponent in families of language models
 ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/), "LoRA Without Regret"). Few examples are seen more
 often, because adapters, whose `B` starts at 0, need some steps to leave their start; but very few are soon learned by
-heart, so that they are seen no more than eight times, at a lower rate.
+heart, so that they are seen no more than eight times.
 """
 
 import logging
@@ -15,7 +15,7 @@ from bayeslora.methods import Method
 
 logger = logging.getLogger(__name__)
 
-RATE, RATE_WIDTH, RATE_POWER = 2e-3, 384, 0.78
+RATE, RATE_WIDTH, RATE_POWER = 1e-3, 384, 0.78
 """Peak learning rate of LoRA at a width, and how it falls with the width."""
 
 WIDTHS = (64, 16_384)
@@ -26,20 +26,16 @@ FEWEST_STEPS = 200
 
 FEWEST_EPOCHS, MOST_EPOCHS = 3.0, 8.0
 
-FULL_RATE_FROM = 400
-"""Examples below which the rate is lower."""
 
-
-def learning_rate(network: AdaptedNetwork, method: Method, num_examples: int) -> float:
-    r"""Return the peak learning rate: $2 \cdot 10^{-3} (384 / d)^{0.78} \min(1, n / 400)^{1/2}$.
+def learning_rate(network: AdaptedNetwork, method: Method) -> float:
+    r"""Return the peak learning rate: $10^{-3} (384 / d)^{0.78}$.
 
     It is multiplied by the method's own factor. d is the width of the network: the median of the numbers of features
     that go into its adapted layers.
     """
     widths = [stack.d_in for stack in network.stacks.values() for _ in range(stack.num_layers) if not stack.in_head]
     width = min(max(statistics.median(widths or [RATE_WIDTH]), WIDTHS[0]), WIDTHS[1])
-    rate = RATE * (RATE_WIDTH / width) ** RATE_POWER * min(1.0, num_examples / FULL_RATE_FROM) ** 0.5
-    return float(f"{rate * method.rate_factor:.2g}")
+    return float(f"{RATE * (RATE_WIDTH / width) ** RATE_POWER * method.rate_factor:.2g}")
 
 
 def epochs(num_examples: int, batch_size: int) -> float:
