@@ -15,6 +15,7 @@ from bayeslora.adapters.folding import moved
 from bayeslora.adapters.stack import DEFAULT_RANK
 from bayeslora.adapters.targets import nearest, output_embedding
 from bayeslora.adapters.weights import is_within
+from bayeslora.networks import input_embedding
 from bayeslora.program import Program
 from bayeslora.types import Batch
 
@@ -112,7 +113,7 @@ def _new_parts(
     """
     if not lacked:
         return ()
-    embeddings = (output_embedding(model), _input_embedding(model))
+    embeddings = (output_embedding(model), input_embedding(model))
     left = [*heads, *seen.uncalled, *(name for name, module in model.named_modules() if module in embeddings)]
     found: list[str] = []
     for name, module in model.named_modules():
@@ -121,13 +122,6 @@ def _new_parts(
         if name and own and apart and own <= set(lacked):
             found.append(name)
     return tuple(found)
-
-
-def _input_embedding(model: nn.Module) -> nn.Module | None:
-    try:
-        return model.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):  # of models for images, for instance
-        return None
 
 
 def _heads_of_start(heads: tuple[str, ...], trained: Sequence[str], targets: Sequence[str]) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """What notebooks and prompts show of a posterior or a prediction: a title, facts, and the first rows of a table."""
 
+import abc
 import html
 import textwrap
 from collections.abc import Mapping
@@ -18,12 +19,12 @@ WIDTH = 80
 """Columns of text that every line fits into."""
 
 
-class Shown:
+class Shown(abc.ABC):
     """What is shown at a prompt as text and in a notebook as HTML."""
 
+    @abc.abstractmethod
     def _shown(self) -> "tuple[str, Mapping[str, str], pd.DataFrame | None]":
         """Return a title, facts by name, and the first rows of a table, if there is one."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         return as_text(*self._shown())

@@ -158,7 +158,7 @@ def fit(
         lacked = None
         asked_for = Columns.asked(text, label, id)
         train_data = plain(train_data, asked_for)
-        own = None if isinstance(model, str | os.PathLike) or not isinstance(model, nn.Module) else unwrapped(model)
+        own = unwrapped(model) if isinstance(model, nn.Module) else None
         kind = choosing.expected(likelihood, own, train_data.names, train_data.labels)
         if isinstance(model, str | os.PathLike):
             assert kind is not None
@@ -219,7 +219,7 @@ def fit(
         if args is None:
             epochs = recipe.epochs(len(train), batch_size) if epochs is None else epochs
             learning_rate = learning_rate or recipe.learning_rate(network, chosen)
-            recipe.logger.info("Epochs: %g, at a peak rate of %g.", epochs, learning_rate)
+            logger.info("Epochs: %g, at a peak rate of %g.", epochs, learning_rate)
         with tempfile.TemporaryDirectory() as scratch:
             training = args or _training_arguments(
                 output_dir or scratch,

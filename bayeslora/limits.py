@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from bayeslora.networks import base_logits, input_embedding, memory_of
 from bayeslora.types import Batch
 
 
@@ -36,11 +37,9 @@ def limits(model: nn.Module) -> Limits:
         return Limits(dict(_looked_up.get(model, {})))
     sizes, longest = {}, None
     for name, part in (("input_ids", model), ("decoder_input_ids", _decoder(model))):
-        with suppress(NotImplementedError, AttributeError):
-            own: Any = part
-            size = getattr(own.get_input_embeddings(), "num_embeddings", None)
-            if isinstance(size, int):
-                sizes[name] = size
+        size = getattr(input_embedding(part), "num_embeddings", None)
+        if isinstance(size, int):
+            sizes[name] = size
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     trained = getattr(text, "max_position_embeddings", None)
     trained = trained if isinstance(trained, int) and trained > 0 else None
@@ -84,27 +83,24 @@ def watch(model: nn.Module, batch: Batch) -> None:
     found: dict[str, int] = {}
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     inputs = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in batch.items() if n != "labels"}
-    places = {_place(value): name for name, value in inputs.items() if name in whole}
+    places = {memory_of(value): name for name, value in inputs.items() if name in whole}
 
     def note(module: nn.Module, args: tuple[Any, ...]) -> None:
         ids = args[0] if args else None
         if isinstance(module, nn.Embedding) and isinstance(ids, Tensor):
-            name = places.get(_place(ids))
+            name = places.get(memory_of(ids))
             if name is not None:
                 found[name] = min(found.get(name, module.num_embeddings), module.num_embeddings)
             if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= module.num_embeddings):
                 raise _Stop
 
     hooks = [m.register_forward_pre_hook(note) for m in model.modules() if isinstance(m, nn.Embedding)]
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.no_grad(), suppress(Exception):  # what is wrong is said by the pass that is needed
-            model.eval()(**inputs)
+        with suppress(Exception):  # what is wrong is said by the pass that is needed
+            base_logits(model, inputs)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes:
-            module.training = mode
     _looked_up[model] = found
 
 
@@ -112,8 +108,8 @@ def _are_whole(value: Any) -> bool:
     return isinstance(value, Tensor) and not value.is_floating_point() and value.dtype != torch.bool
 
 
-def _place(value: Tensor) -> int:
-    return value.untyped_storage().data_ptr()
+OWN = (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError, AssertionError)
+"""Errors by which networks say that their inputs do not fit; of subclasses nothing is known."""
 
 
 @contextmanager
@@ -125,7 +121,7 @@ def naming_inputs(inputs: Batch) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError, AssertionError) as error:
+    except OWN as error:
         if type(error) not in OWN:  # out of memory, for instance, or an error of the user's
             raise
         given = ", ".join(
@@ -140,7 +136,3 @@ def naming_inputs(inputs: Batch) -> Iterator[None]:
             f"The network cannot read its inputs, {given or 'of which there are none'}: {message:.500} "
             f"({type(error).__name__}). Give inputs of the shapes and types that it was made for."
         ) from error
-
-
-OWN = (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError, AssertionError)
-"""Errors by which networks say that their inputs do not fit; of subclasses nothing is known."""

@@ -190,6 +190,22 @@ def with_output_names(model: nn.Module, names: Sequence[str] | None) -> nn.Modul
     return model
 
 
+def input_embedding(model: Any) -> nn.Module | None:
+    """Return the table in which a model looks up its tokens; None if it has none, or does not say which."""
+    try:
+        return model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):  # of models for images, for instance
+        return None
+
+
+def memory_of(value: Any) -> int:
+    """Return where a tensor's memory begins; 0 where that is not known."""
+    try:
+        return value.untyped_storage().data_ptr()
+    except (AttributeError, RuntimeError, NotImplementedError):  # no tensor, or one without memory
+        return 0
+
+
 def logits_of(output: Any) -> Tensor:
     """Return the logits of a network's output; start and end logits of a span are stacked along the last dimension.
 
@@ -249,15 +265,11 @@ def made_up_inputs(model: nn.Module) -> Batch | None:
         inputs = {name: torch.randn(2, getattr(config, "num_channels", 3), size, size, generator=generator)}
     else:
         return None
-    parameter, modes = next(model.parameters()), [(module, module.training) for module in model.modules()]
+    parameter = next(model.parameters())
     dtypes = {name: parameter.dtype if value.is_floating_point() else value.dtype for name, value in inputs.items()}
     inputs = {name: value.to(parameter.device, dtypes[name]) for name, value in inputs.items()}
     try:
-        with torch.no_grad():
-            logits_of(model.eval()(**inputs))
+        base_logits(model, inputs)
     except Exception:  # whatever keeps a network from running on them
         return None
-    finally:
-        for module, mode in modes:
-            module.training = mode
     return inputs

@@ -7,13 +7,10 @@ often, because adapters, whose `B` starts at 0, need some steps to leave their s
 heart, so that they are seen no more than eight times.
 """
 
-import logging
 import statistics
 
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.methods import Method
-
-logger = logging.getLogger(__name__)
 
 RATE, RATE_WIDTH, RATE_POWER = 1e-3, 384, 0.78
 """Peak learning rate of LoRA at a width, and how it falls with the width."""

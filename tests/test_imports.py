@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).parents[1] / "bayeslora"
 ORDER = (
     ("contracts",),
     ("types", "isolation", "saving", "paths"),
-    ("networks", "limits"),
+    ("networks",),
+    ("limits",),
     ("adapters", "distributions", "tasks"),
     ("fitted",),
     ("priors", "guides", "curvature", "elbo", "tuning", "precision"),

@@ -14,14 +14,14 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 import bayeslora
 from bayeslora.data import Source
 from bayeslora.limits import limits
 from tests.helpers import tiny_bert, tiny_deberta, tiny_gpt2, tiny_llama, tokens
 from tests.tasks.cases import model as small
-from tests.test_data import LABELS, TEXTS, Bag, tiny_tokenizer
+from tests.test_data import LABELS, TEXTS, Bag, Rows, tiny_tokenizer
 
 TEN = [*TEXTS, *TEXTS]
 BAD = 7
@@ -35,19 +35,6 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fit(model: nn.Module, data: Any, **settings: Any) -> bayeslora.Posterior:
     return bayeslora.fit(model, data, "lora", **{"rank": 2, "progress": False} | settings)
-
-
-class Rows(Dataset[Any]):
-    """Rows that are computed one by one."""
-
-    def __init__(self, rows: list[Any]):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.rows[index]
 
 
 class Stream(IterableDataset[Any]):

@@ -16,7 +16,7 @@ from bayeslora.adapters.folding import still
 from bayeslora.adapters.targets import head_names, linear_layers, output_embedding
 from bayeslora.adapters.weights import features, is_within, oriented
 from bayeslora.limits import naming_inputs
-from bayeslora.networks import logits_of
+from bayeslora.networks import logits_of, memory_of
 from bayeslora.types import Batch
 
 POSITIONS = 8
@@ -217,9 +217,9 @@ class _Look:
         owners: dict[int, set[str]] = {}
         for name, module in self.model.named_modules():
             for parameter in module.parameters(recurse=False):
-                owners.setdefault(_place(parameter), set()).add(name)
+                owners.setdefault(memory_of(parameter), set()).add(name)
         weights = {name: layer._parameters.get("weight") for name, layer in self.layers.items()}
-        return {id(weight): name for name, weight in weights.items() if owners.get(_place(weight)) == {name}}
+        return {id(weight): name for name, weight in weights.items() if owners.get(memory_of(weight)) == {name}}
 
     def run(self, inputs: Batch, reads: "_Reads | None" = None) -> Any:
         """What the network returns."""
@@ -335,14 +335,6 @@ def _is_quantised(weight: Tensor) -> bool:
     )
 
 
-def _place(value: Any) -> int:
-    """Where a tensor's memory begins; 0 where that is not known."""
-    try:
-        return value.untyped_storage().data_ptr()
-    except (AttributeError, RuntimeError, NotImplementedError):
-        return 0
-
-
 @contextmanager
 def _layer_by_layer(model: nn.Module) -> Iterator[None]:
     """Torch's encoder layers without the fused kernel, which calls no layer: adapted networks do not use it either."""
@@ -377,7 +369,7 @@ def _outputs(layers: Mapping[str, nn.Module], last: Sequence[tuple[str, Any]], l
 def _makes(output: Tensor, logits: Tensor) -> bool:
     if output.dtype != logits.dtype or not output.is_floating_point() or not bool(output.any()):
         return False
-    if _place(output) == _place(logits):
+    if memory_of(output) == memory_of(logits):
         return True
     if output.numel() == logits.numel():
         return torch.equal(output.flatten(), logits.flatten())

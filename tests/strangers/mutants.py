@@ -65,21 +65,23 @@ VALUES: tuple[Any, ...] = (
 # The record
 
 
+def change(random: Random, folder: Path, count: int) -> None:
+    """Put odd values into some places of the record."""
+    record = record_of(folder)
+    for _ in range(count):
+        container, key = random.choice(places(record))
+        container[key] = random.choice(VALUES)
+    write(folder, record)
+
+
 @mutation
 def value(random: Random, folder: Path) -> None:
-    record = record_of(folder)
-    container, key = random.choice(places(record))
-    container[key] = random.choice(VALUES)
-    write(folder, record)
+    change(random, folder, 1)
 
 
 @mutation
 def values(random: Random, folder: Path) -> None:
-    record = record_of(folder)
-    for _ in range(random.randint(2, 5)):
-        container, key = random.choice(places(record))
-        container[key] = random.choice(VALUES)
-    write(folder, record)
+    change(random, folder, random.randint(2, 5))
 
 
 @mutation

@@ -21,7 +21,7 @@ from bayeslora.loading import with_padding
 from bayeslora.methods import Method, make_method
 from tests.helpers import tiny_gpt2
 from tests.tasks.cases import model
-from tests.test_data import LABELS, TEXTS, tiny_tokenizer
+from tests.test_data import LABELS, TEXTS, Rows, tiny_tokenizer
 
 LENGTHS = [2, 1, 4, 3, 1]
 """Words of each text."""
@@ -84,19 +84,8 @@ def test_two_columns_of_positions_become_one_of_labels() -> None:
     positions = {name: torch.as_tensor(table[name][:]) for name in ("start_positions", "end_positions")}
     for data in (table, {**inputs, **positions}, list(table)):
         data = [dict(row) for row in data] if isinstance(data, list) else data
-        source = Source(Listed(data) if isinstance(data, list) else data, network, tiny_tokenizer())
+        source = Source(Rows(data) if isinstance(data, list) else data, network, tiny_tokenizer())
         assert next(source.batches(5))["labels"].tolist() == expected
-
-
-class Listed(torch.utils.data.Dataset):
-    def __init__(self, rows: list[Any]):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.rows[index]
 
 
 def test_choices_are_padded_together() -> None:
