@@ -34,7 +34,7 @@ def encode(inputs: Any, model: nn.Module, tokenizer: Tokenizer | None = None) ->
     left = not is_encoder_decoder(model)
     inputs = [inputs] if isinstance(inputs, str) else inputs
     if len(inputs) == 0:
-        raise ValueError("inputs is empty: give at least one prompt.")
+        raise ValueError("inputs has no prompts: give at least one.")
     if not isinstance(inputs, Mapping):
         inputs = list(inputs)
         are_texts = [isinstance(prompt, str) for prompt in inputs]
