@@ -2,35 +2,30 @@
 
 import logging
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from bayeslora import bases, choice, interop, recipe, storage, verdict
-from bayeslora.adapters import AdaptedNetwork
+from bayeslora import bases, choice, interop, storage
 from bayeslora.contracts import Count, Scale
-from bayeslora.data import Columns, Reading, Source, plain, read, split, to_device
+from bayeslora.data import Columns, Reading, Source, plain, read, split
 from bayeslora.divergence import check_weights
-from bayeslora.isolation import give_way, public, seeded
+from bayeslora.fitting import Fitting, Read
+from bayeslora.isolation import public, seeded
 from bayeslora.loading import Init, load, load_model, with_padding
 from bayeslora.methods import Method, MethodName, fields_for_fit, make_method
-from bayeslora.networks import output_names, unwrapped, with_output_names
+from bayeslora.networks import unwrapped, with_output_names
 from bayeslora.posterior import Posterior
 from bayeslora.preparation import (
     check_arguments,
     check_rows,
     likelihood_for,
     number_labels,
-    shift_outputs,
-    summary,
 )
-from bayeslora.program import Program
 from bayeslora.tasks import choosing
 from bayeslora.types import (
     Arguments,
@@ -39,16 +34,12 @@ from bayeslora.types import (
     Data,
     Epochs,
     Folder,
-    History,
     ModelName,
     NumParticles,
     Seed,
     Targets,
     Tokenizer,
 )
-
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -189,82 +180,29 @@ def fit(
         tuning_data = held_out
         if chosen.tuning() and held_out is None:
             train, tuning_data = _hold_out(train, chosen)
-        asked = {"targets": targets, "exclude": exclude, "rank": rank, "alpha": alpha, "start_rank": chosen.start_rank}
-        layers: dict[str, Any] = adapters.network_settings() if adapters else asked
+        layers: dict[str, Any] = {"targets": targets, "exclude": exclude, "rank": rank, "alpha": alpha}
+        layers = adapters.network_settings() if adapters else layers | {"start_rank": chosen.start_rank}
         trained = None if adapters is None else () if adapters.reference else tuple(adapters.head)
         found = choice.choose(model, chosen.family, seen, layers, head, trained, lacked)
-        network = AdaptedNetwork(
-            model, chosen.family, num_examples=len(train), head_family=chosen.head_family, **found.settings
+        fitting = Fitting(
+            model=model,
+            method=chosen,
+            likelihood=likelihood,
+            found=found,
+            first=first,
+            lacked=lacked,
+            adapters=adapters,
+            read=Read(tokenizer, classes, columns),
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            num_particles=num_particles,
+            args=args,
+            callbacks=callbacks,
+            progress=progress,
+            resume=resume,
         )
-        bases.note_new(network, lacked)
-        if not adapters:
-            shift_outputs(network, likelihood, model, train, batch_size)
-        num_particles = chosen.num_particles if num_particles is None else num_particles
-        program = Program(network, chosen, likelihood, num_particles)
-        with seeded(0):  # a loader that shuffles takes its seed from the global state
-            example = train.first_batch()
-        if adapters:
-            adapters.start(program)
-            adapters.check(program, to_device(example, program.device))
-        if chosen.post_hoc:
-            program.network.freeze_head()
-        choice.check(program, found, first)
-        logger.info("%s", choice.describe(program, found, first))
-        history: History = {}
-        if read_as := summary(train, classes, likelihood):
-            logger.info("%s", read_as)
-        names = classes.names if classes else output_names(model)
-        posterior = Posterior(program, history, 1.0, tokenizer, names, columns)
-        posterior.example = {name: value for name, value in example.items() if name != "labels"}
-        if args is None:
-            epochs = recipe.epochs(len(train), batch_size) if epochs is None else epochs
-            learning_rate = learning_rate or recipe.learning_rate(network, chosen)
-            logger.info("Epochs: %g, at a peak rate of %g.", epochs, learning_rate)
-        with tempfile.TemporaryDirectory() as scratch:
-            training = args or _training_arguments(
-                output_dir or scratch,
-                num_train_epochs=float(epochs or 0),
-                per_device_train_batch_size=int(batch_size),
-                per_device_eval_batch_size=int(batch_size),
-                learning_rate=float(learning_rate or 0),
-                seed=seed,
-                disable_tqdm=not progress,
-                save_strategy="epoch" if output_dir else "no",
-                eval_strategy="epoch" if held_out else "no",
-            )
-            steps = training.max_steps > 0 or training.num_train_epochs > 0
-            if steps and any(True for _ in program.trainable()):
-                from bayeslora.training import train as train_in_place  # imports the Trainer
-
-                keep = bool(output_dir or args)
-                train_in_place(posterior, history, train, held_out, tuning_data, training, callbacks, resume, keep)
-                verdict.has_learned(history, likelihood, train.labels)
-        program.eval()
-        batches = [Batches(source, batch_size, program.device) if source else () for source in (train, held_out)]
-        program.guide = chosen.refine(program, program.guide, *batches)
-        program.network.unbind()
-    if (output_dir or args) and training.should_save:
-        posterior.save(training.output_dir)
-    return posterior
-
-
-class Batches:
-    """Batches of data on a device, with the least padding, which can be iterated over repeatedly."""
-
-    def __init__(self, source: Source, batch_size: int, device: torch.device):
-        self.source = source
-        self.batch_size = batch_size
-        self.device = device
-
-    @cached_property
-    def ordered(self) -> Source:
-        """The examples in order of length, which is found at the first pass, because most methods make none."""
-        return self.source.by_length()
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self.ordered.batches(self.batch_size):
-            give_way()
-            yield to_device(batch, self.device)
+        return fitting(train, held_out, tuning_data, seed, output_dir)
 
 
 def _check_num_examples(train: Source, num_examples: int | None, method: Method) -> None:
@@ -303,18 +241,6 @@ def _hold_out(train: Source, method: Method) -> tuple[Source, Source | None]:
     size = len(train) // 10
     logger.info("No validation data: %d of %d training examples are held out for %s.", size, len(train), method.name)
     return train.take(sorted(order[size:])), train.take(sorted(order[:size]))
-
-
-def _training_arguments(output_dir: str | os.PathLike[str], **settings: Any) -> "TrainingArguments":
-    from transformers import TrainingArguments
-
-    return TrainingArguments(
-        output_dir=str(output_dir),
-        report_to=[],
-        logging_strategy="epoch",
-        dataloader_pin_memory=torch.cuda.is_available(),
-        **settings,
-    )
 
 
 def _check_model(model: object) -> None:

@@ -28,6 +28,7 @@ ORDER = (
     ("loading", "testing", "checkpoints", "divergence"),
     ("trainer",),
     ("training",),
+    ("fitting",),
     ("fit",),
     ("demo", "sklearn", "shell"),
     ("cli",),

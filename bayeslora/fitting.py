@@ -1,0 +1,199 @@
+"""One fit of what has been read: a program is built, trained and refined."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from bayeslora import bases, choice, interop, recipe, verdict
+from bayeslora.adapters import AdaptedNetwork
+from bayeslora.data import Columns, Source, to_device
+from bayeslora.isolation import give_way, seeded
+from bayeslora.methods import Method
+from bayeslora.networks import output_names
+from bayeslora.posterior import Posterior
+from bayeslora.preparation import shift_outputs, summary
+from bayeslora.program import Program
+from bayeslora.tasks import Likelihood
+from bayeslora.tasks.classes import Classes
+from bayeslora.types import Arguments, Batch, Callback, History, Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Read:
+    """How the data were read.
+
+    Args:
+        tokenizer: For text.
+        classes: The classes of the labels; None if they are numbers without names.
+        columns: The columns that were read.
+    """
+
+    tokenizer: Tokenizer | None
+    classes: Classes | None
+    columns: Columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """Fits of one model by one method, which differ in their examples and their seed alone.
+
+    Args:
+        model: The network.
+        method: The method.
+        likelihood: Labels given logits; its parameters are trained.
+        found: Which layers are adapted.
+        first: The first examples, with which the network is tried.
+        lacked: Parameters that the model's checkpoint lacked.
+        adapters: Trained adapters to start from, if any.
+        read: How the data were read.
+        epochs: As `fit` takes it.
+        batch_size: As `fit` takes it.
+        learning_rate: As `fit` takes it.
+        num_particles: As `fit` takes it.
+        args: As `fit` takes it.
+        callbacks: As `fit` takes it.
+        progress: As `fit` takes it.
+        resume: As `fit` takes it.
+    """
+
+    model: nn.Module
+    method: Method
+    likelihood: Likelihood
+    found: choice.Choice
+    first: Batch
+    lacked: set[str]
+    adapters: interop.Adapters | None
+    read: Read
+    epochs: float | None
+    batch_size: int
+    learning_rate: float | None
+    num_particles: int | None
+    args: Arguments | None
+    callbacks: Sequence[Callback]
+    progress: bool
+    resume: bool | Literal["anyway"]
+
+    def __call__(
+        self,
+        train: Source,
+        held_out: Source | None,
+        tuning_data: Source | None,
+        seed: int,
+        output_dir: str | os.PathLike[str] | None,
+    ) -> Posterior:
+        """Fit, within the random state of the caller.
+
+        Args:
+            train: Training data.
+            held_out: Held-out data, whose NLL at the centre is recorded.
+            tuning_data: Held-out data for methods that learn from some.
+            seed: Seed of the order of the data and of the noise.
+            output_dir: Where to save checkpoints and the posterior, if anywhere; `args` has its own.
+        """
+        program = self._program(train)
+        with seeded(0):  # a loader that shuffles takes its seed from the global state
+            example = train.first_batch()
+        if self.adapters:
+            self.adapters.start(program)
+            self.adapters.check(program, to_device(example, program.device))
+        if self.method.post_hoc:
+            program.network.freeze_head()
+        choice.check(program, self.found, self.first)
+        logger.info("%s", choice.describe(program, self.found, self.first))
+        history: History = {}
+        tokenizer, classes, columns = self.read.tokenizer, self.read.classes, self.read.columns
+        if read_as := summary(train, classes, program.likelihood):
+            logger.info("%s", read_as)
+        names = classes.names if classes else output_names(self.model)
+        posterior = Posterior(program, history, 1.0, tokenizer, names, columns)
+        posterior.example = {name: value for name, value in example.items() if name != "labels"}
+        with tempfile.TemporaryDirectory() as scratch:
+            training = self.args or self._arguments(
+                output_dir or scratch,
+                **self._schedule(program.network, len(train)),
+                seed=seed,
+                save_strategy="epoch" if output_dir else "no",
+                eval_strategy="epoch" if held_out else "no",
+            )
+            steps = training.max_steps > 0 or training.num_train_epochs > 0
+            if steps and any(True for _ in program.trainable()):
+                from bayeslora.training import train as train_in_place  # imports the Trainer
+
+                keep = bool(output_dir or self.args)
+                train_in_place(
+                    posterior, history, train, held_out, tuning_data, training, self.callbacks, self.resume, keep
+                )
+                verdict.has_learned(history, program.likelihood, train.labels)
+        program.eval()
+        batches = [Batches(part, self.batch_size, program.device) if part else () for part in (train, held_out)]
+        program.guide = self.method.refine(program, program.guide, *batches)
+        program.network.unbind()
+        if (output_dir or self.args) and training.should_save:
+            posterior.save(training.output_dir)
+        return posterior
+
+    def _program(self, train: Source) -> Program:
+        """Build the program, whose outputs start at the mean of the labels where labels are numbers."""
+        method = self.method
+        network = AdaptedNetwork(
+            self.model, method.family, num_examples=len(train), head_family=method.head_family, **self.found.settings
+        )
+        bases.note_new(network, self.lacked)
+        if not self.adapters:
+            shift_outputs(network, self.likelihood, self.model, train, self.batch_size)
+        num_particles = method.num_particles if self.num_particles is None else self.num_particles
+        return Program(network, method, self.likelihood, num_particles)
+
+    def _schedule(self, network: AdaptedNetwork, num_examples: int) -> dict[str, float]:
+        """Return how long to train, and at which rate, by the Trainer's names; nothing if `args` say it."""
+        if self.args is not None:
+            return {}
+        epochs = recipe.epochs(num_examples, self.batch_size) if self.epochs is None else self.epochs
+        rate = self.learning_rate or recipe.learning_rate(network, self.method)
+        logger.info("Epochs: %g, at a peak rate of %g.", epochs, rate)
+        return {"num_train_epochs": float(epochs), "learning_rate": float(rate)}
+
+    def _arguments(self, output_dir: str | os.PathLike[str], **settings: Any) -> "TrainingArguments":
+        from transformers import TrainingArguments
+
+        return TrainingArguments(
+            output_dir=str(output_dir),
+            per_device_train_batch_size=int(self.batch_size),
+            per_device_eval_batch_size=int(self.batch_size),
+            disable_tqdm=not self.progress,
+            report_to=[],
+            logging_strategy="epoch",
+            dataloader_pin_memory=torch.cuda.is_available(),
+            **settings,
+        )
+
+
+class Batches:
+    """Batches of data on a device, with the least padding, which can be iterated over repeatedly."""
+
+    def __init__(self, source: Source, batch_size: int, device: torch.device):
+        self.source = source
+        self.batch_size = batch_size
+        self.device = device
+
+    @cached_property
+    def ordered(self) -> Source:
+        """The examples in order of length, which is found at the first pass, because most methods make none."""
+        return self.source.by_length()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.ordered.batches(self.batch_size):
+            give_way()
+            yield to_device(batch, self.device)
