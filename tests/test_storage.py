@@ -14,6 +14,7 @@ from torch import nn
 
 import bayeslora
 from bayeslora import saving, storage
+from bayeslora.adapters import AdaptedNetwork
 from bayeslora.posterior import Posterior
 from tests.helpers import tiny_bert, tokens
 from tests.test_data import LABELS, TEXTS, tiny_tokenizer
@@ -199,7 +200,7 @@ def test_the_fingerprint_reaches_the_last_weight_of_a_large_layer() -> None:
                 indices.append(result.long())
             return result
 
-    network = bayeslora.posterior.AdaptedNetwork(Large(), rank=1)
+    network = AdaptedNetwork(Large(), rank=1)
     with Recorder(), pytest.raises(NotImplementedError):  # a meta tensor has no values to copy out
         storage.fingerprint(network)
     assert int(indices[0][-1]) == 4096 * 11008 - 1

@@ -118,8 +118,7 @@ class Contract:
         """The annotation of each argument, `self` left out; `Any` if it refers to a name that cannot be found."""
         names = getattr(inspect.unwrap(self.like), "__globals__", {})
         parameters = list(inspect.signature(self.like).parameters.values())
-        if "." in self.function.__qualname__.rpartition("<locals>.")[2]:
-            parameters = parameters[1:]
+        parameters = parameters[self._is_method :]
         return {
             parameter.name: evaluated(parameter.annotation, names)
             for parameter in parameters
@@ -150,6 +149,16 @@ class Contract:
             self.also(bound.arguments)
         return bound
 
+    @property
+    def _is_method(self) -> bool:
+        return "." in self.function.__qualname__.rpartition("<locals>.")[2]
+
+    def _called(self, args: tuple[Any, ...]) -> str:
+        """The name under which a reader knows the function: an inherited method is the object's, not its parent's."""
+        name = self.function.__qualname__.rpartition("<locals>.")[2].removesuffix(".__init__")
+        _, dot, method = name.rpartition(".")
+        return f"{type(args[0]).__name__}.{method}" if dot and args and args[0] is not None else name
+
     def _fitting(self, name: str, value: Any, declaration: Any) -> Any:
         return check_value(name, value, declaration, lambda: self._elsewhere(name, value, declaration))
 
@@ -166,7 +175,7 @@ class Contract:
 
     def _misfit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ArgumentError:
         """Say why arguments do not bind to the signature."""
-        called = self.function.__qualname__.removesuffix(".__init__").rpartition("<locals>.")[2]
+        called = self._called(args)
         known = self.signature.parameters
         mine = [name for name in known if name in self.declared]
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())

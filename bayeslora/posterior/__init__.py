@@ -1,0 +1,26 @@
+"""The posterior that a fit returns."""
+
+from bayeslora.posterior.deciding import Deciding
+from bayeslora.posterior.diagnosing import Diagnosing
+from bayeslora.posterior.leaving import Leaving
+from bayeslora.posterior.predicting import Predicting
+
+
+class Posterior(Predicting, Deciding, Diagnosing, Leaving):
+    """A posterior over the adapters of a network.
+
+    Args:
+        program: The fitted program.
+        history: What happened in training, a mapping of equally long columns.
+        temperature: Divides every logit; see `calibrate`.
+        tokenizer: For data that is text.
+        class_names: Names of the classes, or None.
+        columns: The columns of the training data that were read; None if that is not known.
+
+    Attributes:
+        program: Model, guide and ELBO as one module.
+        state: What broke the fit off, and where, if it was not finished; None if it was.
+        held_out: The rows that predictions decide by; None without `decide`.
+        example: Inputs of two examples of the fit, on which merged and exported models are compared; None after `load`.
+            Then they are compared on random tokens or pixels, where the model takes them.
+    """

@@ -1,0 +1,82 @@
+"""What a posterior learns from held-out rows: a temperature, and what to decide by."""
+
+import copy
+from typing import TypeVar
+
+import numpy as np
+
+from bayeslora.isolation import public
+from bayeslora.posterior.state import State
+from bayeslora.prediction import best_temperature, centre_sites, distance, how_made, labelled
+from bayeslora.types import Approximation, BatchSize, Data, NumDraws, Seed
+
+P = TypeVar("P", bound=State)
+"""The same class comes back."""
+
+
+class Deciding(State):
+    """Calibrates, decides and measures how familiar inputs are."""
+
+    @public()
+    def calibrate(
+        self: P,
+        validation: Data,
+        num_draws: NumDraws = 32,
+        *,
+        approximation: Approximation | None = None,
+        seed: Seed | None = 0,
+        batch_size: BatchSize = 64,
+    ) -> P:
+        """Return a new posterior whose logits are divided by the temperature that fits held-out data best.
+
+        The temperature T minimises the NLL of the mean over draws of softmax(logits / T): probabilities remain the
+        average of the draws' probabilities, and entropy the sum of its two parts. This posterior is not changed. The
+        labelled data are rows that the fit has not seen; the other arguments are those of `predict`.
+
+        Raises:
+            ValueError: If the likelihood has no logits that a temperature could divide.
+
+        References:
+            Guo et al. (2017), [On Calibration of Modern Neural Networks](https://arxiv.org/abs/1706.04599).
+        """
+        likelihood = self.program.likelihood
+        if not likelihood.has_temperature:
+            raise ValueError(f"The likelihood {likelihood.name!r} has no temperature: there is nothing to calibrate.")
+        sites, source = self.draw(num_draws, seed=seed), self._source(validation)
+        found, labels = labelled(self.program, source, sites, seed, batch_size, approximation)
+        calibrated = copy.copy(self)
+        calibrated.temperature, calibrated.held_out = best_temperature(likelihood, found, labels), None
+        return calibrated
+
+    @public()
+    def decide(
+        self: P,
+        validation: Data,
+        num_draws: NumDraws = 32,
+        *,
+        center: bool = False,
+        approximation: Approximation | None = None,
+        seed: Seed = 0,
+        batch_size: BatchSize = 64,
+    ) -> P:
+        """Keep what is predicted for held-out rows, so that predictions from now on can `abstain` and give `sets`.
+
+        Predict with the same arguments: what is promised holds for the same draws. `calibrate` first, on other rows.
+        The rows are labelled, the fit has not seen them, and new rows will be like them. Returns this posterior; raises
+        a ValueError if this kind of label knows no such decisions.
+        """
+        sites = centre_sites(self.program) if center else self.draw(num_draws, seed=seed)
+        found, labels = labelled(self.program, self._source(validation), sites, seed, batch_size, approximation)
+        made = how_made(self.program, num_draws, center, approximation, seed, self.temperature)
+        self.held_out = self._prediction(found).decided_by(None, made).as_held_out(labels)
+        return self
+
+    @public()
+    def distance(self, data: Data, familiar: Data, *, batch_size: BatchSize = 64) -> np.ndarray:
+        """Return how far inputs are from familiar ones: Mahalanobis distances of features at the centre, `[example]`.
+
+        Features are the inputs of the network's output layer, which has to be linear. The distance is that to the
+        nearest mean of a class of `familiar`, data such as those of the fit, in standard deviations of features around
+        their class's mean; if that has no classes, to the mean of all. Padding and the labels of `data` do not count.
+        """
+        return distance(self.program, self._source(data, with_labels=False), self._source(familiar), batch_size)

@@ -1,0 +1,65 @@
+"""Where a posterior goes: into a plain model, into PEFT, onto a disk."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bayeslora import interop, storage
+from bayeslora.isolation import public
+from bayeslora.posterior.state import State
+from bayeslora.types import Folder, NumDraws, Seed
+
+
+class Leaving(State):
+    """Merges, exports and saves."""
+
+    @public()
+    def merge(self) -> nn.Module:
+        """Fold the centre's adapters into the weights of a plain model, for one prediction at the base model's cost.
+
+        Raises:
+            ValueError: If base layers are quantised, or the model differs from the centre on `example`.
+        """
+        return interop.merge(self.network, self.program.factors_at(self.program.centre()), self._example())
+
+    @public()
+    def export_peft(self, folder: Folder, num_draws: NumDraws | None = None, *, seed: Seed | None = 0) -> list[Path]:
+        """Write adapters and task head as ordinary PEFT LoRA adapters; DoRA's as PEFT's DoRA.
+
+        Beside them go the tokenizer, if there is one, and a card. Where PEFT is installed, it reads the first adapter
+        back, and its layers, and after a fit its logits, are compared with ours. A temperature is not folded in.
+
+        Args:
+            folder: Where to write.
+            num_draws: Draws to write, each to a folder of its own, `draw-0`, `draw-1`, …; None for the centre, in
+                `folder` itself. A finite posterior writes its members.
+            seed: Seed of the draws.
+
+        Returns:
+            The folders written, each for `PeftModel.from_pretrained(base, …)`.
+
+        Raises:
+            ValueError: If the adapters have no form in PEFT's LoRA, or PEFT reads something else.
+        """
+        sites = self.program.centre() if num_draws is None else self.draw(num_draws, seed=seed)
+        about = interop.About(self.method.name, temperature=self.temperature)
+        settings: dict[str, Any] = {"about": about, "tokenizer": self.tokenizer, "batch": self._example()}
+        return interop.export_draws(self.program, sites, Path(folder), num_draws is not None, **settings)
+
+    @public()
+    def save(self, folder: Folder) -> None:
+        """Write adapters, head, method and history: safetensors and JSON, and the tokenizer's own files.
+
+        All of it takes effect together, by one rename: whoever loads from the folder, during the save or after the
+        process was killed in it, gets the posterior that was there before or this one.
+
+        Raises:
+            NotSavedError: If a file cannot be written; what was saved there before is as it was.
+        """
+        tensors = storage.state(self.program) | {"fingerprint": storage.fingerprint(self.network)}
+        tensors |= storage.held_out_state(self.held_out) | {
+            f"history/{name}": torch.tensor(column, dtype=torch.float64) for name, column in self._history.items()
+        }
+        storage.save_files(folder, tensors, self.record(), self.tokenizer)

@@ -1,0 +1,128 @@
+"""Predictions of a posterior, and scores of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from bayeslora import generation
+from bayeslora.data import Columns
+from bayeslora.generation import Generation
+from bayeslora.isolation import public, seeded
+from bayeslora.posterior.state import State
+from bayeslora.prediction import centre_sites, how_made, labelled, run
+from bayeslora.tasks.prediction import BasePrediction
+from bayeslora.types import Approximation, BatchSize, Data, NumDraws, Prompts, Seed
+
+
+class Predicting(State):
+    """Predicts, scores and writes."""
+
+    @public()
+    def predict(
+        self,
+        data: Data,
+        num_draws: NumDraws = 32,
+        *,
+        center: bool = False,
+        approximation: Approximation | None = None,
+        seed: Seed | None = 0,
+        batch_size: BatchSize = 64,
+        text: str | Sequence[str] | None = None,
+        label: str | None = None,
+        id: str | None = None,
+    ) -> BasePrediction:
+        """Predict the labels of new examples: an equal mixture over draws of the weights.
+
+        The likelihood decides the kind of prediction: a `Prediction` for classes, a `RegressionPrediction` for real
+        numbers.
+
+        Args:
+            data: As in `fit`; columns are found by the names that they had there, and labels are not looked at.
+            num_draws: Draws of the weights.
+            center: Whether to predict once, with every site at its guide's mean, at LoRA's cost.
+            approximation: `"draws"` runs the network on each draw. `"linear"` runs it once, and backwards once for each
+                class but one, and takes the draws through its first-order expansion in the factors: if those are
+                Gaussian with covariance C, the logits are N(f, J C Jᵀ), with f those of the centre. It warns if the
+                network itself, run on a few draws, disagrees. None for the method's default.
+            seed: Seed of the draws.
+            batch_size: Examples per batch.
+            text: The column of the texts, or two, if called otherwise than in the fit.
+            label: The column of the labels, if called otherwise.
+            id: A column that names the rows.
+
+        Raises:
+            TypeError: If the data has none of the forms that `fit` takes.
+            ValueError: If it is empty, or its inputs are not what the network takes.
+        """
+        sites = centre_sites(self.program) if center else self.draw(num_draws, seed=seed)
+        source = self._source(data, Columns.asked(text, label, id), with_labels=False)
+        found = run(self.program, source, sites, seed, batch_size, approximation or self.method.approximation)
+        made = how_made(self.program, num_draws, center, approximation, seed, self.temperature)
+        return self._prediction(found).decided_by(self.held_out, made)
+
+    @public()
+    def evaluate(
+        self,
+        data: Data,
+        num_draws: NumDraws = 32,
+        *,
+        approximation: Approximation | None = None,
+        seed: Seed | None = 0,
+        batch_size: BatchSize = 64,
+        text: str | Sequence[str] | None = None,
+        label: str | None = None,
+        id: str | None = None,
+    ) -> dict[str, float]:
+        """Compute metrics on labelled data, of the draws' average and, prefixed `center_`, of the centre.
+
+        The centre is the prediction with every site at its guide's mean. The metrics depend on the likelihood (see the
+        page on tasks); `nll` is always in nats per example. Arguments are those of `predict`. Labels are matched by
+        name: the data may have other classes first, or lack some.
+
+        Raises:
+            ValueError: If the data has no labels, or a label that the fit did not know.
+        """
+        centre, sites = centre_sites(self.program), self.draw(num_draws, seed=seed)
+        source = self._source(data, Columns.asked(text, label, id))
+        found, labels = labelled(self.program, source, sites, seed, batch_size, approximation)
+        scores = self._prediction(found).scores(labels)
+        found, labels = labelled(self.program, source, centre, seed, batch_size, "draws")
+        centre_scores = self._prediction(found).scores(labels)
+        return scores | {f"center_{name}": value for name, value in centre_scores.items()}
+
+    @public(fields=generation.settings_of)
+    def generate(
+        self,
+        inputs: Prompts,
+        num_draws: NumDraws = 8,
+        *,
+        average: bool = False,
+        center: bool = False,
+        seed: Seed | None = 0,
+        **generation_settings: Any,
+    ) -> Generation:
+        """Continue prompts with a language model, with the uncertainty about every token.
+
+        Every draw of the weights writes its own text, from the first token to the last. Each text is then scored under
+        all draws, which takes one pass over its tokens per draw. With `average=True` the draws write one text together:
+        the distribution of each next token is the average of theirs, and its entropy and mutual information come from
+        the same pass. Both use the model's cache.
+
+        Args:
+            inputs: A text or texts, with the posterior's tokenizer; token ids, as an array or a list for each prompt;
+                or a mapping of the model's inputs, padded on the left if the model continues its prompt. All prompts
+                run as one batch.
+            num_draws: Draws of the weights; a finite posterior has its members, each once.
+            average: Whether the draws write one text together.
+            center: Whether to write one text, with every site at its guide's mean, at LoRA's cost.
+            seed: Seed of the draws, and of the tokens where they are sampled.
+            generation_settings: Settings of the model's own `generate`, such as `max_new_tokens`, `do_sample` and
+                `temperature`; without `average`, also those of beam search.
+
+        Raises:
+            ValueError: If the model does not write text, the prompts do not fit it, or the settings ask for several
+                texts per prompt, or for anything but greedy search and sampling of an average.
+        """
+        prompts = generation.encode(inputs, self.network.model, self.tokenizer)
+        with seeded(seed):  # tokens are sampled from the random state after the draws
+            sites = centre_sites(self.program) if center else self.draw(num_draws, seed=None)
+            return generation.generate(self.program, sites, prompts, average, self.tokenizer, generation_settings)

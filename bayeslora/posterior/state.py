@@ -1,0 +1,121 @@
+"""What a posterior holds, and how it reads data."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from bayeslora import facts, networks, storage
+from bayeslora.adapters import AdaptedNetwork
+from bayeslora.contracts import checked
+from bayeslora.data import NOTHING, Columns, Reading, Source, to_device
+from bayeslora.decisions import HeldOut
+from bayeslora.display import Shown
+from bayeslora.isolation import isolated, public, seeded
+from bayeslora.methods import Method
+from bayeslora.prediction import draw
+from bayeslora.program import Program
+from bayeslora.tasks.classes import Classes
+from bayeslora.tasks.prediction import BasePrediction
+from bayeslora.types import Data, NumDraws, Seed, Tokenizer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class State(Shown):
+    """The fitted program, with what it takes to read data and to describe itself; see `Posterior`."""
+
+    def __init__(
+        self,
+        program: Program,
+        history: Mapping[str, Sequence[float]] | None = None,
+        temperature: float = 1.0,
+        tokenizer: Tokenizer | None = None,
+        class_names: tuple[str, ...] | None = None,
+        columns: Columns | None = None,
+    ):
+        self.program = program
+        self.temperature = temperature
+        self.tokenizer = tokenizer
+        self.class_names = class_names
+        self.columns = columns or NOTHING
+        self.state: str | None = None
+        self.example: Mapping[str, Any] | None = None
+        self.held_out: HeldOut | None = None
+        self._history = {} if history is None else history
+
+    @isolated()
+    def __deepcopy__(self, memo: dict[int, Any]) -> "State":
+        other = memo[id(self)] = object.__new__(type(self))
+        vars(other).update(copy.deepcopy(vars(self), memo))
+        return other
+
+    def _shown(self) -> tuple[str, dict[str, str], None]:
+        return type(self).__name__, facts.facts(self), None
+
+    @property
+    def method(self) -> Method:
+        """The method and its hyperparameters."""
+        return self.program.method
+
+    @property
+    def guide(self) -> nn.Module:
+        """The guide: all learned adapter state."""
+        return self.program.guide
+
+    @property
+    def network(self) -> AdaptedNetwork:
+        """The adapted network: factors in, logits out."""
+        return self.program.network
+
+    @property
+    def history(self) -> "pd.DataFrame":
+        """A row per training step: `step`, `epoch`, `loss` and `nll` in nats per example, and a column per KL.
+
+        KL columns are named after their sites and weighted as they enter the loss; `validation_nll`, at the centre,
+        stands in the last row of each epoch if there was validation data.
+        """
+        import pandas as pd
+
+        table = pd.DataFrame(self._history)
+        return table.astype({"step": int}) if "step" in table else table
+
+    @public()
+    def draw(self, num_draws: NumDraws = 32, *, seed: Seed | None = 0) -> dict[str, Tensor]:
+        """Draw every site, `[draw, layer, …]`, by site name.
+
+        Args:
+            num_draws: Number of draws; a finite posterior returns its members, each once.
+            seed: The same seed gives the same draws; None uses and advances torch's global state.
+        """
+        return draw(self.program, num_draws, seed)
+
+    @checked()
+    def summary(self) -> dict[str, float]:
+        """Count the learned numbers and those of the base model.
+
+        `adapters` are parameters of the guide; `head`, those of a task head that is trained as a point; `base`, those
+        of the given model, including its head; `share` is (adapters + head) / base.
+        """
+        return facts.learned(self.program)
+
+    @checked()
+    def record(self) -> dict[str, Any]:
+        """Return what is saved with the learned state, ready for JSON."""
+        return storage.posterior_record(self)
+
+    def _example(self) -> Mapping[str, Any] | None:
+        example = networks.made_up_inputs(self.network.model) if self.example is None else self.example
+        return example and to_device(example, self.program.device)
+
+    def _source(self, data: Data, asked: Columns = NOTHING, with_labels: bool = True) -> Source:
+        likelihood = self.program.likelihood
+        classes = self.class_names and Classes(self.class_names, self.columns.by_index)
+        how = Reading(asked, self.columns, with_labels or likelihood.reads_labels, classes or None)
+        with seeded(0):  # a loader that shuffles
+            return Source(data, self.network.model, self.tokenizer, likelihood=likelihood, reading=how)
+
+    def _prediction(self, outputs: Any) -> BasePrediction:
+        return self.program.likelihood.predict(outputs, self.temperature, self.class_names)
