@@ -112,8 +112,8 @@ def fit(
     targets: Annotated[
         list[str] | None,
         typer.Option(
-            help="all-linear, attention, a suffix or a regular expression; several for several suffixes; by default "
-            "all-linear."
+            help="all-linear, attention, last:2 for the last two blocks, a suffix or a regular expression; several for "
+            "several suffixes; by default all-linear."
         ),
     ] = None,
     exclude: Annotated[

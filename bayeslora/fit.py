@@ -106,8 +106,9 @@ def fit(
         rank: r, or a mapping from module-name suffix to r. By default, and for layers that it does not name, r is 8, or
             less where a layer has fewer features.
         alpha: LoRA's alpha, or a mapping like `rank`; the update is multiplied by alpha / r.
-        targets: Layers to adapt: `"all-linear"`, `"attention"`, a suffix, a list of suffixes, or a regular expression.
-            Layers that cannot be adapted are left out with a warning, or refused if they are named.
+        targets: Layers to adapt: `"all-linear"`, `"attention"`, `"last:2"` (the last two blocks: draws then share one
+            pass through those below), a suffix, a list of suffixes, or a regular expression. Layers that cannot be
+            adapted are left out with a warning, or refused if they are named.
         exclude: Layers to leave out of these: a suffix, a list of suffixes, or a regular expression.
         head: Names of the modules that form the task head, which is trained itself; `()` for none. By default, it is
             what stands outside a pre-trained body, the layer that makes the logits, and what the model's checkpoint

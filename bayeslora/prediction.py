@@ -3,7 +3,7 @@
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bayeslora import metrics
+from bayeslora.adapters import Shared
 from bayeslora.adapters.rows import has_rows
 from bayeslora.data import Source, to_device
 from bayeslora.decisions import Familiar
@@ -105,12 +106,15 @@ def run_batches(
         with evaluating(program), torch.inference_mode(not linear):
             factors = program.factors_at(sites)
             linearised = program.linearised(sites) if linear else None
+            shared = Shared(program.network, factors) if num_draws > 1 and not linear else None
             for where, batch in _told(batches):
                 on_device = to_device(batch, program.device)
-                if linearised is None:
-                    collector.add(where, batch, chunks(program.network_logits, factors, on_device, num_draws))
-                    continue
                 inputs = {name: value for name, value in on_device.items() if name != "labels"}
+                if linearised is None:
+                    with shared.over(inputs, FOLDED_POSITIONS) if shared else nullcontext() as together:
+                        found = chunks(program.network_logits, factors, on_device, num_draws, together)
+                        collector.add(where, batch, found)
+                    continue
                 logits = linearised(inputs)
                 if not collector.num_examples and program.method.approximation != "linear":
                     _check_linear(program, factors, inputs, logits)
@@ -130,12 +134,24 @@ def _told(batches: Iterable[tuple[np.ndarray, Batch]]) -> Iterator[tuple[np.ndar
 
 
 def chunks(
-    logits: Callable[[FactorsByStack, Batch], Tensor], factors: FactorsByStack, batch: Batch, num_draws: int
+    logits: Callable[[FactorsByStack, Batch], Tensor],
+    factors: FactorsByStack,
+    batch: Batch,
+    num_draws: int,
+    together: int | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the logits of a batch, a few draws at a time, `[draw, batch, …]`; `logits` is a function of factors."""
+    """Yield the logits of a batch, a few draws at a time, `[draw, batch, …]`.
+
+    Args:
+        logits: The logits as a function of factors and a batch.
+        factors: Stack name to factors, `[draw, layer, …]`.
+        batch: The batch; its labels are ignored.
+        num_draws: Size of the `draw` dimension.
+        together: Draws run together; by default, as many as have `FOLDED_POSITIONS` positions.
+    """
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     positions = max(value[:, :1].numel() if value.is_floating_point() else value.numel() for value in tensors(inputs))
-    chunk = max(1, FOLDED_POSITIONS // positions)
+    chunk = together or max(1, FOLDED_POSITIONS // positions)
     for start in range(0, num_draws, chunk):
         part = {
             name: type(value)(*(factor[start : start + chunk] for factor in value)) for name, value in factors.items()

@@ -77,7 +77,7 @@ LabelValues: TypeAlias = ArrayLike
 """Labels of several examples: an array, a tensor, or a list with an entry for each."""
 
 Targets: TypeAlias = str | Sequence[str]
-"""Which layers to adapt: `"all-linear"`, `"attention"`, a suffix, a list of suffixes, or a regular expression."""
+"""Which layers to adapt: `"all-linear"`, `"attention"`, `"last:k"`, a suffix, several, or a regular expression."""
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback, TrainingArguments

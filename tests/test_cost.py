@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.methods import make_method
-from bayeslora.prediction import chunks
+from bayeslora.prediction import chunks, run_batches
 from bayeslora.program import Program
 from bayeslora.tasks import Classification
 from tests.helpers import batch, tiny_bert
@@ -33,7 +34,8 @@ class OperationCounter(TorchDispatchMode):
 
 def program(method: str, rank: int = 8, targets: str = "all-linear", layers: int = 6, **fields: Any) -> Program:
     made = make_method(method, **fields)
-    network = AdaptedNetwork(tiny_bert(**DEEP | {"num_hidden_layers": layers}), made.family, rank=rank, targets=targets)
+    base = tiny_bert(**DEEP | {"num_hidden_layers": layers})
+    network = AdaptedNetwork(base, made.family, rank=rank, targets=targets, head_family=made.head_family)
     return Program(network, made, Classification(3)).train()
 
 
@@ -136,3 +138,34 @@ def test_predicting_long_batches_costs_a_pass_of_the_network_per_draw() -> None:
         with FlopCounterMode(display=False) as alone:
             fitted.network.model(**inputs)
     assert drawn.get_total_flops() <= 1.02 * 2 * alone.get_total_flops()
+
+
+@pytest.mark.parametrize(("targets", "most"), [("last:1", 0.25), ("last:2", 0.42)])
+def test_draws_of_the_last_blocks_run_those_below_once(targets: str, most: float) -> None:
+    # A rank of 2 in 48 features is what 16 is in the 384 of the small encoder.
+    drawn, one, _ = prediction_flops(program("monteclora", rank=2, targets=targets), 32)
+    assert drawn <= most * 32 * one
+
+
+def test_draws_of_the_head_alone_cost_one_pass() -> None:
+    drawn, _, alone = prediction_flops(program("laplace", last_layer=True), 32)
+    assert drawn <= 1.1 * alone
+
+
+def prediction_flops(fitted: Program, num_draws: int) -> tuple[int, int, int]:
+    """Floating-point work of a prediction, of a pass of one draw, and of one of the base network."""
+    fitted.eval().requires_grad_(False)
+    inputs = {name: value for name, value in batch(16, length=32).items() if name != "labels"}
+    sites = fitted.draw(num_draws)
+    for name, value in sites.items():
+        if name.startswith("head_"):  # points before there is a curvature
+            sites[name] = value + torch.randn_like(value)
+    counts = []
+    for draws, size in ((sites, num_draws), ({name: value[:1] for name, value in sites.items()}, 1)):
+        for _ in range(2):  # the first time measures what is shared
+            with FlopCounterMode(display=False) as counter:
+                run_batches(fitted, draws, [(np.arange(16), inputs)], size, with_labels=False)
+        counts.append(counter.get_total_flops())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        fitted.network.model(**inputs)
+    return counts[0], counts[1], counter.get_total_flops()

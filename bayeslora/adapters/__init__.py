@@ -21,6 +21,7 @@ from bayeslora.adapters.families import (
 )
 from bayeslora.adapters.linearised import Linearised
 from bayeslora.adapters.network import AdaptedNetwork
+from bayeslora.adapters.sharing import Shared
 from bayeslora.adapters.stack import Stack, Stacks, split_site
 from bayeslora.adapters.targets import choose_targets
 
@@ -44,6 +45,7 @@ __all__ = [
     "LowRank",
     "SVDFactors",
     "SeededFactors",
+    "Shared",
     "Stack",
     "Stacks",
     "choose_targets",

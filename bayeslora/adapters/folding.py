@@ -57,11 +57,11 @@ def measure(network: Any, factors: Mapping[str, Any], inputs: Batch) -> Verdict:
             draws = moved(network, factors, 2)
             few = few_examples(inputs)
             size = next(len(value) for value in few.values() if has_rows(value))
-            together = _together(network, draws, few, size)
-            turned = _together(network, _reversed(draws), few, size).flip(0)
-            alone = _logits(network, _at(draws, 0), few)
-            differences = [_distance(rows[0], alone) for rows in (together, turned)] + [_distance(turned, together)]
-            tolerance = _tolerance(network.model)
+            rows = together(network, draws, few, size)
+            turned = together(network, _reversed(draws), few, size).flip(0)
+            alone = logits(network, at(draws, 0), few)
+            differences = [distance(each[0], alone) for each in (rows, turned)] + [distance(turned, rows)]
+            largest = tolerance(network.model)
     except NotFoldedError as error:
         return Verdict(False, frozenset(), str(error))
     except Exception as error:  # whatever a network may raise on two examples: all of them may do
@@ -71,7 +71,7 @@ def measure(network: Any, factors: Mapping[str, Any], inputs: Batch) -> Verdict:
             hook.remove()
         network.unbind()
     worst = max(differences)
-    return Verdict(worst <= tolerance, frozenset(seen), f"draws together and one by one differ by {worst:.2g}")
+    return Verdict(worst <= largest, frozenset(seen), f"draws together and one by one differ by {worst:.2g}")
 
 
 @contextlib.contextmanager
@@ -138,22 +138,29 @@ def few_examples(inputs: Batch) -> Batch:
     return few | masked
 
 
-def _together(network: Any, draws: Mapping[str, Any], inputs: Batch, size: int) -> Tensor:
-    rows = {
-        name: torch.cat([value] * 2) if has_rows(value) and len(value) == size else value
+def together(network: Any, draws: Mapping[str, Any], inputs: Batch, size: int) -> Tensor:
+    """Return the logits of two draws run as one batch, `[draw, batch, …]`."""
+    network.bind(draws, 2 * size, sequences_in(inputs))
+    found = logits_of(network.model(**repeated(inputs, size, 2)))
+    return found.view(2, size, *found.shape[1:])
+
+
+def repeated(inputs: Batch, size: int, times: int) -> Batch:
+    """Return inputs with their rows, `size` of them, several times over."""
+    return {
+        name: torch.cat([value] * times) if has_rows(value) and len(value) == size else value
         for name, value in inputs.items()
     }
-    network.bind(draws, 2 * size, sequences_in(inputs))
-    logits = logits_of(network.model(**rows))
-    return logits.view(2, size, *logits.shape[1:])
 
 
-def _logits(network: Any, factors: Mapping[str, Any], inputs: Batch) -> Tensor:
+def logits(network: Any, factors: Mapping[str, Any], inputs: Batch) -> Tensor:
+    """Return the logits at the factors of one draw, `[batch, …]`."""
     network.bind(factors)
     return logits_of(network.model(**inputs))
 
 
-def _at(draws: Mapping[str, Any], index: int) -> dict[str, Any]:
+def at(draws: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """Return the factors of one draw."""
     return {name: type(value)(*(factor[index] for factor in value)) for name, value in draws.items()}
 
 
@@ -161,7 +168,7 @@ def _reversed(draws: Mapping[str, Any]) -> dict[str, Any]:
     return {name: type(value)(*(factor.flip(0) for factor in value)) for name, value in draws.items()}
 
 
-def _distance(given: Tensor, expected: Tensor) -> float:
+def distance(given: Tensor, expected: Tensor) -> float:
     """Largest difference, relative to the largest expected number; logits may be infinite where they are masked."""
     finite = expected.isfinite()
     if given.shape != expected.shape or bool((given.isfinite() != finite).any()) or not bool(finite.any()):
@@ -170,8 +177,8 @@ def _distance(given: Tensor, expected: Tensor) -> float:
     return float(difference / expected[finite].abs().max().clamp(min=torch.finfo(expected.dtype).tiny))
 
 
-def _tolerance(model: nn.Module) -> float:
-    """Of the coarsest numbers that the network computes with."""
+def tolerance(model: nn.Module) -> float:
+    """Return the largest difference of logits that the coarsest numbers of a network explain."""
     device = next(model.parameters()).device.type
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     if torch.is_autocast_enabled(device):

@@ -34,7 +34,7 @@ class AdaptedNetwork(nn.Module):
     Args:
         model: A `transformers` model or any `torch.nn.Module`.
         family: Which factors a layer of the body has.
-        targets: `"all-linear"`, `"attention"`, a suffix, a list of suffixes or a regular expression.
+        targets: `"all-linear"`, `"attention"`, `"last:k"`, a suffix, a list of suffixes or a regular expression.
         rank: r, or a mapping from module-name suffix to r. By default, and for layers that it does not name, r is 8,
             or less where a layer has fewer features.
         alpha: LoRA's alpha, s = alpha / r; or a mapping from module-name suffix to alpha (other layers get 16).
@@ -88,6 +88,7 @@ class AdaptedNetwork(nn.Module):
             )
         self.stacks = Stacks(stacks)
         self.verdict: folding.Verdict | None = None
+        self.prefixes: dict[Any, Any] = {}  # what `Shared` knows, by the layers that differ
         self.new: list[str] = []  # frozen parameters that the model's checkpoint lacked, which are saved as they are
         # A plain dictionary of lists: the layers are registered in the model already.
         self._layers = {
@@ -272,10 +273,7 @@ class AdaptedNetwork(nn.Module):
             return logits_of(self.model(**inputs))
         size = next(len(value) for value in inputs.values() if has_rows(value))
         repeats = 1 if rows_by_draw else num_draws
-        rows = {
-            name: torch.cat([value] * repeats) if has_rows(value) and len(value) == size else value
-            for name, value in inputs.items()
-        }
+        rows = folding.repeated(inputs, size, repeats)
         num_rows, sequences = repeats * size if num_draws > 1 else None, sequences_in(inputs)
         if num_draws == 1 or self.folds(factors, inputs):
             self.bind(factors, num_rows, sequences)

@@ -35,8 +35,9 @@ def choose_targets(
     Args:
         model: The network.
         targets: `"all-linear"`, every linear layer of the body (not the pooler, the task head or the output
-            embedding); `"attention"`, query, key and value projections; a suffix; a list of suffixes; or a regular
-            expression, matched against whole module names.
+            embedding); `"attention"`, query, key and value projections; `"last:2"`, every linear layer of the body's
+            last two blocks (see `blocks`); a suffix; a list of suffixes; or a regular expression, matched against whole
+            module names.
         family: The adapter family, for which `"all-linear"` may be fewer layers: bottlenecks follow the layers that end
             attention and the MLP.
         exclude: Layers to leave out of these: a suffix, a list of suffixes, or a regular expression.
@@ -56,6 +57,8 @@ def choose_targets(
 
     if targets == "all-linear":
         chosen = (family or LowRank()).places(body) if body else []
+    elif isinstance(targets, str) and (last := re.fullmatch(r"last:(\d+)", targets)):
+        chosen = (family or LowRank()).places(_last(model, body, int(last[1]), targets))
     elif targets == "attention":
         chosen = [name for name in body if is_called(name, lambda alias: alias.rpartition(".")[2] in ATTENTION)]
     elif isinstance(targets, str):
@@ -165,6 +168,36 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def blocks(model: nn.Module, layers: Sequence[str]) -> list[list[str]]:
+    """Return layers by the block of the network that they are in, in the model's order; some may be in none.
+
+    Blocks are the entries of the outermost lists of modules (`nn.ModuleList`, `nn.Sequential`) with two such entries or
+    more: the layers of a transformer, the decoder's after the encoder's, or the stages of a hierarchical one.
+    """
+    found: dict[str, list[str]] = {}
+    lists: list[str] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList | nn.Sequential) or is_within(name, lists):
+            continue
+        prefix = f"{name}." if name else ""
+        inside = {entry: [n for n in layers if is_within(n, [prefix + entry])] for entry, _ in module.named_children()}
+        filled = {f"{prefix}{entry}": own for entry, own in inside.items() if own}
+        if len(filled) > 1:
+            found |= filled
+            lists.append(name)
+            if not name:
+                break
+    return list(found.values())
+
+
+def _last(model: nn.Module, body: Sequence[str], count: int, targets: str) -> list[str]:
+    found = blocks(model, body)
+    if not 1 <= count <= len(found):
+        have = f"has {len(found)} blocks: give 1 to {len(found)} of them" if found else "is not a list of blocks"
+        raise ValueError(f"targets={targets!r}: the body of {type(model).__name__} {have}, or name layers.")
+    return [name for block in found[-count:] for name in block]
+
+
 def _in_body(model: nn.Module, name: str) -> bool:
     return not ("pooler" in name.split(".") or model.get_submodule(name) is output_embedding(model))
 
@@ -196,5 +229,5 @@ def _no_match(targets: object, names: Mapping[str, nn.Module], head: Sequence[st
         return f"targets={targets!r} match no layer: the model has no linear layers to adapt{besides}."
     return (
         f"targets={targets!r} match no linear layer. Suffixes that exist: {', '.join(suffixes(names))}. "
-        f"Full names look like {next(iter(names))!r}. Or use 'all-linear' or 'attention'."
+        f"Full names look like {next(iter(names))!r}. Or use 'all-linear', 'attention' or 'last:1'."
     )

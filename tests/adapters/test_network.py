@@ -134,6 +134,24 @@ def test_a_suffix_is_whole_name_parts() -> None:
         choose_targets(tiny_bert(), "uery")
 
 
+def test_the_last_blocks() -> None:
+    names = choose_targets(tiny_bert(), "last:1")
+    assert names == [name for name in choose_targets(tiny_bert(), "all-linear") if ".layer.1." in name]
+    assert choose_targets(tiny_bert(), "last:2") == choose_targets(tiny_bert(), "all-linear")
+    assert choose_targets(tiny_llama(), "last:1", exclude="down_proj")[-1] == "model.layers.1.mlp.up_proj"
+    assert choose_targets(MLP(), "last:1") == ["body.2"]
+    stages = nn.Sequential(*(nn.Sequential(*(nn.Linear(4, 4) for _ in range(2))) for _ in range(3)))
+    assert choose_targets(stages, "last:2") == ["1.0", "1.1", "2.0", "2.1"]
+
+
+@pytest.mark.parametrize("targets", ["last:0", "last:3"])
+def test_more_blocks_than_there_are(targets: str) -> None:
+    with pytest.raises(ValueError, match="has 2 blocks: give 1 to 2"):
+        choose_targets(tiny_bert(), targets)
+    with pytest.raises(ValueError, match="not a list of blocks"):
+        choose_targets(nn.Bilinear(1, 1, 1), targets)
+
+
 @pytest.mark.parametrize("targets", ["q_proj", ["query", "q_proj"], r".*\.q_[a-z]+", [], "classifier"])  # the head
 def test_matching_nothing_lists_the_names(targets: str | list[str]) -> None:
     with pytest.raises(ValueError, match="match no linear layer") as error:

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bayeslora
+from bayeslora.adapters import Shared
+from bayeslora.prediction import chunks
 from tests.architectures.families import Case
 
 SIZE, LENGTH, NUM_DRAWS = 4, 7, 3
@@ -44,6 +46,7 @@ class Subject:
     Attributes:
         said: What the library said while it worked, in its log and in warnings.
         one_by_one: Whether draws ran one by one where they were to be predicted together.
+        shares: Whether draws that differ in one layer ran the rest once; None if that was not tried.
     """
 
     def __init__(self, case: Case):
@@ -52,6 +55,7 @@ class Subject:
         self.inputs, self.labels = case.batch(SIZE, LENGTH)
         self.said: list[str] = []
         self.one_by_one = False
+        self.shares: bool | None = None
 
     @property
     def data(self) -> tuple[Any, Tensor]:
@@ -294,6 +298,37 @@ def folded(subject: Subject) -> None:
         assert_same(together, apart, EXACT, f"draws together and apart, {size} × {length}")
 
 
+def shared(subject: Subject) -> None:
+    """Draws that differ in the layer called last run the rest once, and are those predicted one by one."""
+    posterior, batch = subject.fitted, subject.batch()
+    program = posterior.program.eval()
+    draws, called = subject.draws(), []
+    layers = {
+        layer: (name, index) for name in program.stacks for index, layer in enumerate(program.network.layers(name))
+    }
+    hooks = [layer.register_forward_hook(lambda layer, *_: called.append(layer)) for layer in layers]
+    at(posterior, program.centre(), batch)
+    for hook in hooks:
+        hook.remove()
+    stack, index = layers[called[-1]]
+    for name, value in draws.items():
+        same = torch.ones(value.shape[1], dtype=torch.bool)
+        if name.rpartition(".")[0] == stack:
+            same[index] = False
+        value[:, same] = value[:1, same]
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    with torch.no_grad():
+        factors = program.factors_at(draws)
+        with Shared(program.network, factors).over(inputs, 2048) as most:
+            given = torch.cat(list(chunks(program.network_logits, factors, batch, NUM_DRAWS, most)))
+    program.network.unbind()
+    apart = torch.stack(
+        [at(posterior, {name: value[i] for name, value in draws.items()}, batch) for i in range(NUM_DRAWS)]
+    )
+    subject.shares = most is not None
+    assert_same(given, apart, EXACT, "draws with a common part and without")
+
+
 def merged(subject: Subject) -> None:
     """The centre is the merged model."""
     posterior, batch = subject.fitted, subject.batch()
@@ -361,11 +396,11 @@ def short(names: list[str]) -> str:
 
 CHECKS: dict[str, Callable[[Subject], None]] = {
     check.__name__: check
-    for check in (default, start, task, fit, head, gradients, folded, merged, copied, saved, peft, named)
+    for check in (default, start, task, fit, head, gradients, folded, shared, merged, copied, saved, peft, named)
 }
 NEEDED_BY = {
     "default": {"start", "task"},
-    "fit": {"head", "gradients", "folded", "merged", "copied", "saved", "peft", "named"},
+    "fit": {"head", "gradients", "folded", "shared", "merged", "copied", "saved", "peft", "named"},
 }
 """Checks that cannot be made where one has failed."""
 
