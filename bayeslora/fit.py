@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from bayeslora import bases, choice, interop, storage
+from bayeslora import arguments, bases, choice, interop, storage
 from bayeslora.contracts import Count, Scale
 from bayeslora.data import Columns, Reading, Source, plain, read, split
 from bayeslora.divergence import check_weights
@@ -21,7 +21,6 @@ from bayeslora.methods import Method, MethodName, fields_for_fit, make_method
 from bayeslora.networks import unwrapped, with_output_names
 from bayeslora.posterior import Posterior
 from bayeslora.preparation import (
-    check_arguments,
     check_rows,
     likelihood_for,
     number_labels,
@@ -74,6 +73,9 @@ def fit(
     resume: bool | Literal["anyway"] = False,
     args: Arguments | None = None,
     callbacks: Sequence[Callback] = (),
+    compute_metrics: Callable[..., Mapping[str, float]] | None = None,
+    data_collator: Callable[[list[Any]], Any] | None = None,
+    processing_class: Tokenizer | None = None,
     progress: bool = True,
     num_examples: Count | None = None,
     **hyperparameters: Any,
@@ -127,8 +129,15 @@ def fit(
             continued all the same. With False, checkpoints of earlier fits are moved to a folder of their own there.
         args: `TrainingArguments` for full control; they replace `epochs`, `batch_size`, `learning_rate`, `seed`,
             `output_dir` and `progress`.
-        callbacks: Trainer callbacks.
-        progress: Whether to show a progress bar and, unless logging is configured, what the fit logs.
+        callbacks: Trainer callbacks. Without `args`, an `EarlyStoppingCallback` goes by the held-out NLL, and the best
+            epoch is restored.
+        compute_metrics: Called after each evaluation of `validation` with the `EvalPrediction` of the centre's logits
+            and the labels, numbered as in `class_names`; its metrics are logged, beside those of `evaluate`.
+        data_collator: Makes a batch of rows, a mapping from the network's inputs and `labels` to tensors, in place of
+            padding and stacking; kept by the posterior for its predictions, and not saved.
+        processing_class: Another name of `tokenizer`, the Trainer's.
+        progress: Whether to show a progress bar, or lines where there is no terminal, and, unless logging is
+            configured, what the fit logs.
         num_examples: n, for a stream: the examples of an epoch, after which it starts again. Order and shuffling are up
             to the stream.
         hyperparameters: Fields of the method.
@@ -144,7 +153,8 @@ def fit(
     chosen = make_method(method, **hyperparameters)
     data = read(os.fspath(data)) if isinstance(data, str | os.PathLike) else data
     train_data, held_out = split(data, "train"), validation if validation is not None else split(data, "validation")
-    check_arguments(args)
+    arguments.check(args, compute_metrics, held_out is not None, callbacks)
+    tokenizer = arguments.one_tokenizer(tokenizer, processing_class)
     seed = seed if args is None else args.seed
     with seeded(seed), choice.narrating(progress if args is None else not args.disable_tqdm):
         lacked = None
@@ -166,14 +176,15 @@ def fit(
         if chosen.post_hoc and adapters is None:
             raise ValueError("post_hoc=True keeps trained adapters as they are: pass them, fit(…, init=…).")
         model, tokenizer = with_padding(model, tokenizer)
-        train = Source(train_data, model, tokenizer, "data", num_examples, reading=Reading(asked_for))
+        reading = Reading(asked_for, collator=data_collator)
+        train = Source(train_data, model, tokenizer, "data", num_examples, reading=reading)
         _check_num_examples(train, num_examples, chosen)
         classes = number_labels(train, model, kind)
         model = with_output_names(model, classes.names if classes else None)
         columns = replace(train.columns, by_index=classes is None or classes.by_index)
         if held_out is not None:
-            how = Reading(asked_for, columns, classes=classes)
-            held_out = Source(held_out, model, tokenizer, "validation", likelihood=kind, reading=how)
+            reading = replace(reading, known=columns, classes=classes)
+            held_out = Source(held_out, model, tokenizer, "validation", likelihood=kind, reading=reading)
         likelihood, seen, first = likelihood_for(likelihood, model, train, chosen)
         train, held_out = train.about(likelihood), held_out and held_out.about(likelihood)
         for source in (train, held_out):
@@ -193,13 +204,14 @@ def fit(
             first=first,
             lacked=lacked,
             adapters=adapters,
-            read=Read(tokenizer, classes, columns),
+            read=Read(tokenizer, classes, columns, data_collator),
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=learning_rate,
             num_particles=num_particles,
             args=args,
             callbacks=callbacks,
+            compute_metrics=compute_metrics,
             progress=progress,
             resume=resume,
         )

@@ -3,15 +3,15 @@
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from bayeslora import bases, choice, interop, recipe, verdict
+from bayeslora import arguments, bases, choice, interop, recipe, verdict
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.data import Columns, Source, to_device
 from bayeslora.isolation import give_way, seeded
@@ -24,9 +24,6 @@ from bayeslora.tasks import Likelihood
 from bayeslora.tasks.classes import Classes
 from bayeslora.types import Arguments, Batch, Callback, History, Tokenizer
 
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
-
 logger = logging.getLogger(__name__)
 
 
@@ -38,11 +35,13 @@ class Read:
         tokenizer: For text.
         classes: The classes of the labels; None if they are numbers without names.
         columns: The columns that were read.
+        data_collator: The user's function that makes batches of rows, if any.
     """
 
     tokenizer: Tokenizer | None
     classes: Classes | None
     columns: Columns
+    data_collator: Callable[[list[Any]], Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +63,7 @@ class Fitting:
         num_particles: As `fit` takes it.
         args: As `fit` takes it.
         callbacks: As `fit` takes it.
+        compute_metrics: As `fit` takes it.
         progress: As `fit` takes it.
         resume: As `fit` takes it.
     """
@@ -82,6 +82,7 @@ class Fitting:
     num_particles: int | None
     args: Arguments | None
     callbacks: Sequence[Callback]
+    compute_metrics: Callable[..., Mapping[str, float]] | None
     progress: bool
     resume: bool | Literal["anyway"]
 
@@ -118,23 +119,27 @@ class Fitting:
             logger.info("%s", read_as)
         names = classes.names if classes else output_names(self.model)
         posterior = Posterior(program, history, 1.0, tokenizer, names, columns)
+        posterior.data_collator = self.read.data_collator
         posterior.example = {name: value for name, value in example.items() if name != "labels"}
         with tempfile.TemporaryDirectory() as scratch:
-            training = self.args or self._arguments(
+            training = self.args or arguments.made(
                 output_dir or scratch,
+                held_out is not None,
+                bool(output_dir),
+                self.callbacks,
                 **self._schedule(program.network, len(train)),
+                per_device_train_batch_size=int(self.batch_size),
+                per_device_eval_batch_size=int(self.batch_size),
+                disable_tqdm=not self.progress,
                 seed=seed,
-                save_strategy="epoch" if output_dir else "no",
-                eval_strategy="epoch" if held_out else "no",
             )
             steps = training.max_steps > 0 or training.num_train_epochs > 0
             if steps and any(True for _ in program.trainable()):
                 from bayeslora.training import train as train_in_place  # imports the Trainer
 
-                keep = bool(output_dir or self.args)
-                train_in_place(
-                    posterior, history, train, held_out, tuning_data, training, self.callbacks, self.resume, keep
-                )
+                keep, lines = bool(output_dir or self.args), self.progress or self.args is not None
+                sources, users = (train, held_out, tuning_data), (self.callbacks, self.resume)
+                train_in_place(posterior, history, *sources, training, *users, keep, lines, self.compute_metrics)
                 verdict.has_learned(history, program.likelihood, train.labels)
         program.eval()
         batches = [Batches(part, self.batch_size, program.device) if part else () for part in (train, held_out)]
@@ -164,20 +169,6 @@ class Fitting:
         rate = self.learning_rate or recipe.learning_rate(network, self.method)
         logger.info("Epochs: %g, at a peak rate of %g.", epochs, rate)
         return {"num_train_epochs": float(epochs), "learning_rate": float(rate)}
-
-    def _arguments(self, output_dir: str | os.PathLike[str], **settings: Any) -> "TrainingArguments":
-        from transformers import TrainingArguments
-
-        return TrainingArguments(
-            output_dir=str(output_dir),
-            per_device_train_batch_size=int(self.batch_size),
-            per_device_eval_batch_size=int(self.batch_size),
-            disable_tqdm=not self.progress,
-            report_to=[],
-            logging_strategy="epoch",
-            dataloader_pin_memory=torch.cuda.is_available(),
-            **settings,
-        )
 
 
 class Batches:

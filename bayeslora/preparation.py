@@ -1,7 +1,6 @@
 """Choose the likelihood, check the labels against it, and set where the outputs start, all before training."""
 
 import logging
-from typing import TYPE_CHECKING
 
 import pyro
 import torch
@@ -16,9 +15,6 @@ from bayeslora.tasks import Classification, Likelihood, choosing
 from bayeslora.tasks.classes import Classes
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.types import Batch
-
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -105,22 +101,6 @@ def shift_outputs(
             "Labels are %.3g above the outputs on average, many times their spread, and the head has no bias: subtract "
             "the labels' mean.",
             offset,
-        )
-
-
-def check_arguments(args: "TrainingArguments | None") -> None:
-    """Raise a ValueError if training arguments ask for a loss, or for inputs, that are not the method's."""
-    if args is None:
-        return
-    if args.label_smoothing_factor:
-        raise ValueError(
-            f"label_smoothing_factor={args.label_smoothing_factor}: the loss is the likelihood's, which knows nothing "
-            "of smoothed labels. Set it to 0; what keeps predictions from being too sure is the posterior."
-        )
-    if args.neftune_noise_alpha is not None:
-        raise ValueError(
-            f"neftune_noise_alpha={args.neftune_noise_alpha}: noise on the embeddings is not part of any method here. "
-            "Set it to None."
         )
 
 

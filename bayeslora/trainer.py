@@ -2,9 +2,8 @@
 
 import contextlib
 import logging
-import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,13 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
-from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from bayeslora import bases, checkpoints, guides, saving, storage
-from bayeslora.data import OwnOrders, Source, to_device
+from bayeslora import bases, checkpoints, guides, saving, storage, watching
+from bayeslora.data import OwnOrders, Source, Stream, to_device
 from bayeslora.divergence import DivergedError as DivergedError
 from bayeslora.divergence import LastGood
 from bayeslora.isolation import give_way, seeded
@@ -38,9 +36,6 @@ PASSES_PER_STEP = 2.5
 
 FEWEST_TUNING, TUNING_BATCH = 50, 16
 
-RECORDED = 50
-"""Steps whose losses stay on the device, before they are moved into the history together."""
-
 
 class ProgramTrainer(Trainer):
     """A Trainer for a program: its loss is the negative ELBO, its checkpoints are posteriors (adapters and head only).
@@ -51,6 +46,7 @@ class ProgramTrainer(Trainer):
         train: Training data.
         validation: Held-out data, evaluated at the centre.
         tuning_data: Held-out data for methods that need some.
+        lines: Whether lines of the log may be printed where there is no bar.
         others: As `transformers.Trainer` takes them.
     """
 
@@ -61,12 +57,14 @@ class ProgramTrainer(Trainer):
         train: Source,
         validation: Source | None,
         tuning_data: Source | None = None,
+        lines: bool = False,
         **others: Any,
     ):
         self.posterior = posterior
         self.program: Program = posterior.program
         self.train_source = train
         self.validation_source = validation
+        self.scores = None if validation is None else watching.CentreScores(posterior, validation)
         rows: Any = train.dataset
         self.rows_by_draw = False
         if self.program.method.own_batches and self.program.elbo.num_particles > 1:
@@ -82,8 +80,8 @@ class ProgramTrainer(Trainer):
             data_collator=self._collate,
             **others,
         )
-        self.remove_callback(PrinterCallback)
-        self.recorder = Recorder(history)
+        watching.show_lines(self, lines)
+        self.recorder = watching.Recorder(history)
         self.add_callback(self.recorder)
         self.add_callback(AfterStep(self.program))
         if (tuning := self.program.method.tuning()) and tuning_data:
@@ -106,6 +104,50 @@ class ProgramTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         return self._loader(self.validation_source) or super().get_eval_dataloader(eval_dataset)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        # Whatever the order of training: that of the held-out rows is known, and they are of similar length already.
+        own = self.args.world_size <= 1 and eval_dataset is not None and not isinstance(eval_dataset, Stream)
+        return SequentialSampler(eval_dataset) if own else super()._get_eval_sampler(eval_dataset)
+
+    def evaluation_loop(self, dataloader: Any, description: str, *others: Any, **settings: Any) -> Any:
+        """Evaluate at the centre: the loss, what `compute_metrics` returns, and the scores that `evaluate` gives."""
+        if self.scores is None:
+            return super().evaluation_loop(dataloader, description, *others, **settings)
+        self.scores.start()
+        output = super().evaluation_loop(dataloader, description, *others, **settings)
+        prefix = settings.get("metric_key_prefix", "eval")
+        # Each of several processes sees a share of the rows: a pass of its own over all of them costs more.
+        alone, named = self.args.world_size <= 1, self.args.metric_for_best_model
+        needed = named is not None and f"{prefix}_{named.removeprefix('eval_')}" not in (output.metrics or {})
+        found = self.scores.result() if alone else self.scores.whole(self.args.eval_batch_size) if needed else {}
+        for name, value in found.items():
+            output.metrics.setdefault(f"{prefix}_{name}", value)
+        return output
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Any, Any, Any]:
+        loss, logits, labels = super().prediction_step(model, inputs, False, ignore_keys)
+        if self.scores is not None and self.args.world_size <= 1:
+            self.scores.add(inputs, logits)
+        if prediction_loss_only:
+            return loss, None, None
+        # As the networks of transformers return one number per example.
+        return loss, logits.unsqueeze(-1) if logits.dim() == 1 else logits, labels
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        try:
+            return bool(super()._determine_best_metric(metrics, trial))
+        except KeyError:
+            raise watching.no_metric(self.args, metrics) from None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a line; a training loss is followed by its parts, the NLL and the KLs, as they enter it."""
+        if "loss" in logs and (terms := self.recorder.since_last_line()) is not None:
+            means = self.accelerator.reduce(terms.to(self.args.device), "mean").tolist()
+            logs = watching.with_parts(logs, dict(zip(self.recorder.names, means, strict=True)))
+        super().log(logs, start_time)
 
     def _loader(self, source: Source | None) -> DataLoader[Any] | None:
         """Return the user's own loader, if one was given."""
@@ -215,64 +257,6 @@ class ProgramTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         storage.load_state(self.program, storage.load_files(self.state.best_model_checkpoint)[0])
-
-
-class Recorder(TrainerCallback):
-    """A record of the terms of every step's loss, collected on the device and turned into columns when asked."""
-
-    def __init__(self, history: History):
-        self.history = history
-        self.names: list[str] = []
-        self.pending: list[tuple[int, float, torch.Tensor]] = []
-        self.parts: list[torch.Tensor] = []
-
-    def record(self, program: Program) -> None:
-        """Keep the terms of a batch's loss."""
-        self.names = list(program.terms)
-        self.parts.append(torch.stack(list(program.terms.values())))
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
-        self.pending.append((state.global_step, state.epoch, torch.stack(self.parts).mean(0)))
-        self.parts = []
-        if len(self.pending) >= RECORDED:
-            self.flush()
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: Mapping[str, float] | None = None,
-        **others: Any,
-    ) -> None:
-        self.flush()
-        if metrics and "eval_loss" in metrics and self.history:
-            self.history.setdefault("validation_nll", [math.nan] * len(self.history["step"]))
-            self.history["validation_nll"][-1] = metrics["eval_loss"]
-
-    def flush(self) -> None:
-        """Move the collected terms into the columns, in one transfer from the device."""
-        if not self.pending:
-            return
-        rows = torch.stack([terms for _, _, terms in self.pending]).double().cpu()
-        labels = self.names.index("labels")
-        columns: History = {
-            "step": [step for step, _, _ in self.pending],
-            "epoch": [epoch for _, epoch, _ in self.pending],
-            "loss": rows.sum(1).tolist(),
-            "nll": rows[:, labels].tolist(),
-        }
-        columns |= {name: rows[:, i].tolist() for i, name in enumerate(self.names) if i != labels}
-        if "validation_nll" in self.history:
-            columns["validation_nll"] = [math.nan] * len(rows)
-        for name, values in columns.items():
-            self.history.setdefault(name, []).extend(values)
-        self.pending = []
-
-    def restore(self, columns: History) -> None:
-        """Continue the columns of a checkpoint."""
-        self.history.clear()
-        self.history.update(columns)
 
 
 class AfterStep(TrainerCallback):

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from bayeslora import checkpoints, storage
+from bayeslora import arguments, checkpoints, storage, watching
 from bayeslora.data import Source
 from bayeslora.divergence import DivergedError
 from bayeslora.posterior import Posterior
@@ -33,6 +33,8 @@ def train(
     callbacks: Sequence[Any],
     resume: bool | str,
     keep: bool,
+    lines: bool = False,
+    compute_metrics: Callable[..., Any] | None = None,
 ) -> None:
     """Train a posterior in place.
 
@@ -46,6 +48,8 @@ def train(
         callbacks: The user's callbacks.
         resume: Whether to go on from the newest whole checkpoint of the same fit; `"anyway"` of whatever fit it is.
         keep: Whether `args.output_dir` is the user's: then the last good state of a fit that breaks off is saved there.
+        lines: Whether lines of the log are printed where there is no bar.
+        compute_metrics: Metrics of the centre's logits and labels, after each evaluation.
 
     Raises:
         DivergedError: If the loss is no number any more, or runs away.
@@ -58,7 +62,11 @@ def train(
     args._n_gpu = min(args.n_gpu, 1)  # copies of the program on several, one thread each, would share Pyro's handlers
     if args.ddp_find_unused_parameters is None:  # every learned parameter is in every step's loss
         args.ddp_find_unused_parameters = False
-    trainer = ProgramTrainer(posterior, history, source, validation, tuning_data, args=args, callbacks=list(callbacks))
+    arguments.point_down(args)
+    settings = {"args": args, "callbacks": list(callbacks), "compute_metrics": compute_metrics}
+    trainer = ProgramTrainer(posterior, history, source, validation, tuning_data, lines, **settings)
+    if trainer.scores is not None:
+        watching.check_metric(args, trainer.scores, compute_metrics)
     checkpoint = _checkpoint(trainer, resume)
     if args.process_index > 0:  # with one seed for all, every process would draw the same noise
         torch.manual_seed(args.seed + args.process_index)

@@ -1,12 +1,18 @@
 """Everything shown is run: the examples, as a user starts them."""
 
+import difflib
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+
+import bayeslora
+from tests.helpers import tiny_bert
+from tests.test_data import tiny_tokenizer
 
 FOLDER = Path(__file__).parent.parent / "examples"
 
@@ -21,6 +27,7 @@ def run(path: Path, *words: str, **environment: str) -> str:
     return done.stdout
 
 
+SCRIPTS = (FOLDER / "trainer_script.py", FOLDER / "trainer_script_bayeslora.py")
 NEED_DATA = {FOLDER / "glue.py", FOLDER / "question_answering.py"}
 SMALL = {
     "images": "--shots 2 --pretraining 1 --epochs 1",
@@ -30,7 +37,7 @@ SMALL = {
 """Options that make an example quick; the others are."""
 
 
-@pytest.mark.parametrize("path", sorted(set(FOLDER.glob("*.py")) - NEED_DATA), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(set(FOLDER.glob("*.py")) - NEED_DATA - {*SCRIPTS}), ids=lambda path: path.stem)
 def test_example_runs(path: Path) -> None:
     assert run(path, *SMALL.get(path.stem, "").split())
 
@@ -64,6 +71,25 @@ def test_question_answering_example(tmp_path: Path) -> None:
     counts = ("--train", "12", "--test", "6", "--epochs", "1", "--num-draws", "2")
     printed = run(FOLDER / "question_answering.py", "--data", str(tmp_path), *counts, HF_HOME=str(tmp_path / "cache"))
     assert all(name in printed for name in ("exact_match", "monteclora", "Least sure"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_trainers_script_and_its_twin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in (tiny_bert(2), tiny_tokenizer()):
+        part.save_pretrained(tmp_path / "model")
+    for path in SCRIPTS:
+        words = ("--model", tmp_path / "model", "--train", "16", "--output-dir", tmp_path / path.stem)
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, words)])
+        runpy.run_path(str(path))
+        *log, accuracy = capsys.readouterr().out.splitlines()
+        assert 0 <= float(accuracy) <= 1
+        assert sum("eval_accuracy" in line for line in log) >= 4  # it stops at the third that is no better
+    one, other = ([*path.read_text().splitlines()] for path in SCRIPTS)
+    changed = [line for line in difflib.ndiff(one, other) if line[0] in "+-"]
+    assert len(changed) <= 30
+    assert bayeslora.load(tmp_path / SCRIPTS[1].stem, tiny_bert(2)).class_names == ("negative", "positive")
 
 
 def test_the_documentation_shows_every_example() -> None:

@@ -22,7 +22,6 @@ ALIASES = {
     "data": ("train_dataset", "dataset", "train_data", "train", "test_dataset", "test_data", "X", "x", "inputs"),
     "validation": ("eval_dataset", "eval_data", "validation_data", "val_data", "valid_data", "dev", "val"),
     "inputs": ("prompt", "prompts", "text", "texts", "input_ids"),
-    "tokenizer": ("processing_class",),
     "likelihood": ("task_type", "task", "loss"),
     "model": ("base_model", "base", "model_name_or_path", "base_model_name_or_path", "network"),
     "method": ("peft_type", "algorithm"),
@@ -49,7 +48,9 @@ ADVICE = {
     "init_lora_weights": "pass trained adapters as init=…",
     "device": "move the model there before the fit",
     "device_map": "load the model with it, and pass the model",
-    "compute_metrics": "pass validation=…, or call posterior.evaluate",
+    "compute_loss_func": "the loss is the likelihood's: pass your own, likelihood=…",
+    "preprocess_logits_for_metrics": "take what you need of the logits in compute_metrics",
+    "model_init": "pass the model",
     "labels": "pass (inputs, labels), or data with a column 'labels'",
     "y": "pass (inputs, labels), or data with a column 'labels'",
 }

@@ -87,12 +87,14 @@ class Reading:
         known: The columns of the fit.
         with_labels: Whether labels are read.
         classes: The classes of the labels; a likelihood has to be given with them.
+        collator: Makes a batch of rows, in place of padding and stacking.
     """
 
     asked: Columns = NOTHING
     known: Columns = NOTHING
     with_labels: bool = True
     classes: Classes | None = None
+    collator: Callable[[list[Any]], Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -204,14 +204,15 @@ class Reader:
 
     def row(self, row: Any) -> dict[str, Any]:
         """Return a row of a torch `Dataset` as a mapping."""
-        row = self._named(row)
+        row = self.named(row)
         if not self.with_labels:
             row.pop("labels", None)
         elif self.encode is not None and "labels" in row:
             row["labels"] = self.encode(row["labels"])
         return row
 
-    def _named(self, row: Any) -> dict[str, Any]:
+    def named(self, row: Any) -> dict[str, Any]:
+        """Return a row, or a batch, as a mapping from the names of the network's inputs, with `labels`."""
         if isinstance(row, Mapping):
             row = _with_labels(dict(row))
             asked = self.asked.label or self.known.label

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from bayeslora.data import checks, labelling
+from bayeslora.data import checks, collating, labelling
 from bayeslora.data.columns import NOTHING, Columns, Reading, said
 from bayeslora.data.forms import Arrays, Examples, Part, Stream, numbers_of, order_by_length
 from bayeslora.data.reading import Reader
@@ -67,6 +67,7 @@ class Source:
         self.likelihood = likelihood
         how = Reading() if reading is None else reading
         self.reader = Reader(model, tokenizer, name, how.asked, how.known, how.with_labels)
+        self.collator = how.collator
         found = self.reader.plain(data)
         data = found.inputs
         self.checks_batches = self.checks_labels = False
@@ -205,7 +206,7 @@ class Source:
 
     def batches_by_length(self, batch_size: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         """Yield batches of examples of similar length, to save padding, and the examples' positions in the data."""
-        order = self._order_by_length()
+        order = self.shortest_first()
         if order is None:
             start = 0
             for batch in self.batches(batch_size):
@@ -219,10 +220,11 @@ class Source:
 
     def by_length(self) -> "Source":
         """Return the same examples, the shortest first, if their lengths are known."""
-        order = self._order_by_length()
+        order = self.shortest_first()
         return self if order is None else self.take(order.tolist())
 
-    def _order_by_length(self) -> np.ndarray | None:
+    def shortest_first(self) -> np.ndarray | None:
+        """Return the order of the examples in `by_length`; None if it is their own."""
         ids: Any = getattr(self.dataset, "rows", self.dataset)
         return None if self.loader is not None or self.tokenizer is None else order_by_length(ids)
 
@@ -237,20 +239,22 @@ class Source:
         """Make a batch of rows; with a tokenizer, sequences of tokens are padded, and their labels with −100."""
         if self.checks_batches:
             checks.check_rows(self.name, rows)
-        inputs = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
         if any(row.get("labels", 0) is None for row in rows):
             checking.check_present(self.name, [row["labels"] for row in rows], numbers_of(rows))
+        if self.collator is not None:
+            return self._checked_batch(self._finished(collating.collated(rows, self.collator, self.reader)), rows)
+        inputs = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
         # Texts are numbered as soon as it is known of which classes they are.
         labels = self._tensors("labels", [row for row in rows if not isinstance(row.get("labels", ""), str)])
         if self.tokenizer is not None and "input_ids" in rows[0]:
-            batch = self._padded(inputs)
+            batch = collating.padded(inputs, self.tokenizer)
         else:
             batch = {}
             for name in inputs[0]:
                 values = self._tensors(name, rows)
                 batch[name] = torch.stack(checks.of_one_shape(self.name, name, values, rows))
         if labels:
-            batch["labels"] = self._stacked_labels(labels, batch, rows)
+            batch["labels"] = collating.stacked_labels(labels, batch, rows, self.reader)
         return self._checked_batch(self._finished(batch), rows)
 
     def _tensors(self, name: str, rows: Sequence[Row]) -> list[Tensor]:
@@ -265,40 +269,6 @@ class Source:
                     f"{type(row[name]).__name__}, where numbers are needed."
                 ) from error
         return tensors
-
-    def _padded(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Pad sequences of tokens, one or several per example, by the tokenizer."""
-        from transformers import DataCollatorWithPadding
-
-        pad = DataCollatorWithPadding(self.tokenizer)
-        if np.ndim(rows[0]["input_ids"][0]) == 0:
-            return dict(pad(rows))
-        # One sequence for each choice.
-        flat = [dict(zip(row, values, strict=True)) for row in rows for values in zip(*row.values(), strict=True)]
-        return {name: value.view(len(rows), -1, value.shape[-1]) for name, value in pad(flat).items()}
-
-    def _stacked_labels(self, labels: list[Tensor], batch: Batch, rows: Sequence[Row]) -> Tensor:
-        """Stack the labels of all rows; labels of tokens are padded as the tokens are."""
-        tokens = batch.get("input_ids")
-        padded = tokens is not None and tokens.dim() == 2 and self.tokenizer is not None
-        if (
-            any(label.dim() != 1 for label in labels)
-            or labels[0].is_floating_point()
-            or not (padded or len({*map(len, labels)}) > 1)
-        ):
-            return torch.stack(checks.of_one_shape(self.name, "labels", labels, rows))
-        length = max(map(len, labels))
-        mask = batch.get("attention_mask")
-        same = mask is not None and self.reader.decoder_inputs is None and mask.sum(1).tolist() == [*map(len, labels)]
-        left = same and self.tokenizer is not None and self.tokenizer.padding_side == "left"
-        length = tokens.shape[1] if same and tokens is not None else length
-        missing = [length - len(row) for row in labels]
-        return torch.stack(
-            [
-                torch.nn.functional.pad(row, (count, 0) if left else (0, count), value=IGNORED)
-                for row, count in zip(labels, missing, strict=True)
-            ]
-        )
 
     def _finished(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Complete a batch with labels and decoder inputs that follow from its other entries."""
@@ -318,6 +288,8 @@ class Source:
 
     def _checked(self, loader: DataLoader[Any]) -> DataLoader[Any]:
         """Return a user's loader, or raise a TypeError if its batches cannot be used."""
+        if self.collator is not None:
+            raise TypeError(f"data_collator is for rows, and {self.name} is a DataLoader: give it as its collate_fn.")
         if isinstance(loader.dataset, IterableDataset):
             raise TypeError(f"{self.name} is a DataLoader over a stream: give the stream itself.")
         if loader.batch_sampler is None:
@@ -326,7 +298,8 @@ class Source:
 
     def _check(self) -> None:
         """Raise a ValueError if the network cannot read the inputs, as far as they are stored; others as they come."""
-        self.checks_batches = not checks.check_stored(self.name, self.dataset, self.reader.limits)
+        is_stored = checks.check_stored(self.name, self.dataset, self.reader.limits)
+        self.checks_batches = not is_stored or self.collator is not None
         batch = self.first_batch()
         watch(self.reader.model, batch)
         if (found := limits(self.reader.model)) != self.reader.limits:

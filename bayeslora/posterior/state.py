@@ -1,7 +1,7 @@
 """What a posterior holds, and how it reads data."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -44,6 +44,7 @@ class State(Shown):
         self.state: str | None = None
         self.example: Mapping[str, Any] | None = None
         self.held_out: HeldOut | None = None
+        self.data_collator: Callable[[list[Any]], Any] | None = None
         self._history = {} if history is None else history
 
     @isolated()
@@ -112,8 +113,9 @@ class State(Shown):
 
     def _source(self, data: Data, asked: Columns = NOTHING, with_labels: bool = True) -> Source:
         likelihood = self.program.likelihood
-        classes = self.class_names and Classes(self.class_names, self.columns.by_index)
-        how = Reading(asked, self.columns, with_labels or likelihood.reads_labels, classes or None)
+        classes = Classes(self.class_names, self.columns.by_index) if self.class_names else None
+        with_labels = with_labels or likelihood.reads_labels
+        how = Reading(asked, self.columns, with_labels, classes, self.data_collator)
         with seeded(0):  # a loader that shuffles
             return Source(data, self.network.model, self.tokenizer, likelihood=likelihood, reading=how)
 

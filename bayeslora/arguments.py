@@ -1,0 +1,114 @@
+"""The Trainer's arguments: those that a fit makes, and those that a user gives."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bayeslora.contracts import ArgumentError
+from bayeslora.types import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+LESS_IS_BETTER = frozenset(
+    [
+        *("nll", "nll_per_token", "perplexity", "ece", "adaptive_ece", "classwise_ece", "brier", "aurc"),
+        *("rmse", "mae", "crps", "rps"),
+    ]
+)
+"""Scores of `evaluate` that are better the smaller they are; the Trainer takes that for granted of losses alone."""
+
+
+def one_tokenizer(tokenizer: Tokenizer | None, processing_class: Tokenizer | None) -> Tokenizer | None:
+    """Return the tokenizer, by whichever of its two names it was given; an `ArgumentError` if by both."""
+    if tokenizer is not None and processing_class is not None:
+        raise ArgumentError("processing_class is the Trainer's name of tokenizer, and both are given: leave one out.")
+    return processing_class if tokenizer is None else tokenizer
+
+
+def check(
+    args: "TrainingArguments | None", compute_metrics: Callable[..., Any] | None, has_held_out: bool, callbacks: Any
+) -> None:
+    """Raise a ValueError if training arguments ask for a loss that is not the method's, or for held-out data in vain.
+
+    Args:
+        args: The user's arguments.
+        compute_metrics: The user's function.
+        has_held_out: Whether there are held-out data.
+        callbacks: The user's callbacks.
+    """
+    if not has_held_out and compute_metrics is not None:
+        raise ValueError("compute_metrics is for held-out data, and there is none: pass validation=….")
+    if not has_held_out and _stops_early(callbacks):
+        raise ValueError("EarlyStoppingCallback goes by held-out data, and there is none: pass validation=….")
+    if args is None:
+        return
+    if args.label_smoothing_factor:
+        raise ValueError(
+            f"label_smoothing_factor={args.label_smoothing_factor}: the loss is the likelihood's, which knows nothing "
+            "of smoothed labels. Set it to 0; what keeps predictions from being too sure is the posterior."
+        )
+    if args.neftune_noise_alpha is not None:
+        raise ValueError(
+            f"neftune_noise_alpha={args.neftune_noise_alpha}: noise on the embeddings is not part of any method here. "
+            "Set it to None."
+        )
+    if compute_metrics is not None and args.eval_strategy == "no":
+        raise ValueError(
+            "compute_metrics is given, and args.eval_strategy='no', by which it would never be called: set it to "
+            "'epoch' or 'steps'."
+        )
+
+
+def made(
+    output_dir: str | os.PathLike[str], has_held_out: bool, saves: bool, callbacks: Sequence[Any], **settings: Any
+) -> "TrainingArguments":
+    """Return the arguments of a fit to which none are given.
+
+    With an `EarlyStoppingCallback`, the epoch with the least NLL of held-out data is restored.
+
+    Args:
+        output_dir: The folder of checkpoints.
+        has_held_out: Whether there are held-out data.
+        saves: Whether the folder is the user's.
+        callbacks: The user's callbacks.
+        settings: Further arguments.
+    """
+    from transformers import TrainingArguments
+
+    stops = _stops_early(callbacks)
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "save_total_limit": None if saves else 1}
+    return TrainingArguments(
+        output_dir=str(output_dir),
+        report_to=[],
+        logging_strategy="epoch",
+        eval_strategy="epoch" if has_held_out else "no",
+        save_strategy="epoch" if saves or stops else "no",
+        dataloader_pin_memory=torch.cuda.is_available(),
+        **(best if stops else {}),
+        **settings,
+    )
+
+
+def point_down(args: "TrainingArguments") -> None:
+    """Let the best model be the one with the smallest value of a score that is better the smaller it is."""
+    name = (args.metric_for_best_model or "").removeprefix("eval_")
+    if name in LESS_IS_BETTER and args.greater_is_better:
+        logger.info("The best model has the smallest %s: greater_is_better=False.", name)
+        args.greater_is_better = False
+
+
+def _stops_early(callbacks: Sequence[Any]) -> bool:
+    if not callbacks:  # and transformers, whose import takes seconds, may not be there yet
+        return False
+    from transformers import EarlyStoppingCallback
+
+    return any(
+        isinstance(each, EarlyStoppingCallback) or (isinstance(each, type) and issubclass(each, EarlyStoppingCallback))
+        for each in callbacks
+    )
