@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from bayeslora import distributions, methods, metrics, tasks, theory
+from bayeslora import diagnostics, distributions, methods, metrics, tasks, theory
 from bayeslora.budget import rank_for_budget
 from bayeslora.contracts import ArgumentError
 from bayeslora.fit import fit
@@ -38,6 +38,7 @@ __all__ = [
     "RegressionPrediction",
     "SpanPrediction",
     "TokenPrediction",
+    "diagnostics",
     "distributions",
     "fit",
     "load",

@@ -149,17 +149,21 @@ class Program(nn.Module, FittedProgram):
         centre, draws = self.factors_at(self.centre()), self.factors_at(sites)
         return Linearised(self.network, centre, draws, self.likelihood.select, self.likelihood.up_to_constant)
 
-    def centre(self) -> dict[str, Tensor]:
+    def centre(self, auxiliary: bool = False) -> dict[str, Tensor]:
         """Return every site at its guide's mean, `[layer, …]`, with the guide in evaluation mode."""
         with pyro.validation_enabled(False), evaluating(self.guide), AtMean():
-            return _latent(poutine.trace(self.guide).get_trace())
+            return _latent(poutine.trace(self.guide).get_trace(), auxiliary)
 
-    def draw(self, num_draws: int) -> dict[str, Tensor]:
+    def draw(self, num_draws: int, auxiliary: bool = False) -> dict[str, Tensor]:
         """Draw every site from the guide, `[draw, layer, …]`, with torch's current random state.
 
         Draws are for prediction: the guide is in evaluation mode, even during training.
+
+        Args:
+            num_draws: Number of draws.
+            auxiliary: Whether to return, beside the sites, what the guide computes them from, if it says so.
         """
-        names = list(self.centre())
+        names = list(self.centre(auxiliary))
         with pyro.validation_enabled(False), evaluating(self.guide):
             draws = Predictive(self.guide, num_samples=num_draws, return_sites=names, parallel=True)()
         return {name: draws[name] for name in names}
@@ -198,9 +202,9 @@ class AtMean(Messenger):
             msg["done"] = True
 
 
-def _latent(trace: poutine.Trace) -> dict[str, Tensor]:
+def _latent(trace: poutine.Trace, auxiliary: bool = False) -> dict[str, Tensor]:
     return {
         name: site["value"]
         for name, site in sites(trace)
-        if not (site["is_observed"] or site["infer"].get("is_auxiliary"))
+        if not (site["is_observed"] or (site["infer"].get("is_auxiliary") and not auxiliary))
     }

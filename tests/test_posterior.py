@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import bayeslora
-from bayeslora import Posterior, Prediction, diagnostics, metrics
+from bayeslora import Posterior, Prediction, metrics
+from bayeslora.diagnostics import groups
 from tests.helpers import tiny_bert, tiny_gpt2, tokens
 
 with warnings.catch_warnings():  # arviz announces its own next version
@@ -17,6 +18,7 @@ with warnings.catch_warnings():  # arviz announces its own next version
     import arviz as az
 
 TEST = tokens(40, seed=3)
+GROUPS = {"posterior", "prior", "posterior_predictive", "prior_predictive", "log_likelihood", "observed_data"}
 
 
 @pytest.fixture(scope="module")
@@ -119,16 +121,16 @@ def test_merged_model_is_plain_and_predicts_as_the_centre(make: object) -> None:
 
 def test_arviz_summary_loo_and_trace(posterior: Posterior) -> None:
     idata = posterior.to_arviz(TEST, num_draws=50)
-    assert set(idata.groups()) == {"posterior", "posterior_predictive", "log_likelihood", "observed_data"}
+    assert set(idata.groups()) == GROUPS
     names = [f"bert.encoder.layer.{i}.attention.self.{part}" for i in (0, 1) for part in ("query", "key", "value")]
-    assert set(names) <= set(idata.posterior["32x32_layer"].to_numpy())
+    assert set(names) <= set(idata.posterior["layer_32x32"].to_numpy())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one chain has no R-hat, and arviz says so
         summary = az.summary(idata)
         assert summary["mean"].notna().all()
         assert np.isfinite(az.loo(idata).elpd_loo)
-        az.plot_trace(idata, var_names=["32x32.weights"], show=False)
-    assert "32x32.delta_norm[bert.encoder.layer.0.attention.self.query]" in summary.index
+        az.plot_trace(idata, var_names=["weights_32x32"], show=False)
+    assert "delta_norm_32x32[bert.encoder.layer.0.attention.self.query]" in summary.index
 
 
 def test_arviz_holds_what_it_says(posterior: Posterior) -> None:
@@ -141,23 +143,24 @@ def test_arviz_holds_what_it_says(posterior: Posterior) -> None:
     stack = posterior.program.stacks["32x32"]
     A = posterior.program.factors_at(draws)["32x32"].A
     delta = 2 * draws["32x32.B"] @ A  # s = alpha / rank = 2
-    np.testing.assert_allclose(idata.posterior["32x32.delta_norm"][0], delta.norm(dim=(-2, -1)), rtol=1e-4)
-    np.testing.assert_allclose(idata.posterior["32x32.weights"][0], draws["32x32.weights"])
+    np.testing.assert_allclose(idata.posterior["delta_norm_32x32"][0], delta.norm(dim=(-2, -1)), rtol=1e-4)
+    np.testing.assert_allclose(idata.posterior["weights_32x32"][0], draws["32x32.weights"])
     variance = (draws["32x32.cov_tril"] ** 2).sum((-2, -1)) / stack.rank
-    np.testing.assert_allclose(idata.posterior["32x32.mean_variance"][0], variance, rtol=1e-5)
+    np.testing.assert_allclose(idata.posterior["mean_variance_32x32"][0], variance, rtol=1e-5)
 
 
-def test_arviz_without_data_is_the_posterior_alone(posterior: Posterior) -> None:
+def test_arviz_without_data_is_posterior_and_prior_alone(posterior: Posterior) -> None:
     idata = posterior.to_arviz(num_draws=20)
-    assert idata.groups() == ["posterior"]
+    assert idata.groups() == ["posterior", "prior"]
+    assert posterior.to_arviz(num_draws=20, prior=False).groups() == ["posterior"]
     with_data = posterior.to_arviz(TEST, num_draws=20)
     assert idata.posterior.equals(with_data.posterior)
 
 
 def test_raw_sites_only_when_asked_for(posterior: Posterior) -> None:
-    assert "32x32.noise" not in posterior.to_arviz(TEST, num_draws=2).posterior
+    assert "noise_32x32" not in posterior.to_arviz(TEST, num_draws=2).posterior
     raw = posterior.to_arviz(TEST, num_draws=2, raw=True)
-    assert raw.posterior["32x32.noise"].shape == (1, 2, 8, 8, 32)
+    assert raw.posterior["noise_32x32"].shape == (1, 2, 8, 8, 32)
 
 
 def test_predictive_labels_follow_the_probabilities(posterior: Posterior) -> None:
@@ -169,21 +172,23 @@ def test_predictive_labels_follow_the_probabilities(posterior: Posterior) -> Non
 
 
 def test_the_same_groups_serve_arviz_1(posterior: Posterior, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = diagnostics.from_dict
-    monkeypatch.setattr(diagnostics, "from_dict", lambda *args: original(*args, library="arviz_base"))
+    original = groups.from_dict
+    monkeypatch.setattr(groups, "from_dict", lambda *args: original(*args, library="arviz_base"))
     tree = posterior.to_arviz(TEST, num_draws=50)
     assert isinstance(tree, arviz_base.convert_to_datatree(tree).__class__)
-    assert set(tree.children) == {"posterior", "posterior_predictive", "log_likelihood", "observed_data"}
+    assert set(tree.children) == GROUPS
+    assert tree.attrs["method"] == tree["posterior"].attrs["method"] == "monteclora"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert np.isfinite(arviz_stats.loo(tree).elpd)
-        assert len(arviz_stats.summary(tree, var_names=["32x32.delta_norm"])) == 8
+        assert len(arviz_stats.summary(tree, var_names=["delta_norm_32x32"])) == 8
 
 
 def test_without_a_seed_all_groups_come_from_the_same_draws(posterior: Posterior) -> None:
     torch.manual_seed(8)
     idata = posterior.to_arviz(TEST, num_draws=5, seed=None, raw=True)
-    sites = {name: torch.as_tensor(idata.posterior[name].to_numpy()[0]) for name in posterior.draw(1)}
+    names = {site: "_".join(site.split(".")[::-1]) for site in posterior.draw(1)}
+    sites = {site: torch.as_tensor(idata.posterior[name].to_numpy()[0]) for site, name in names.items()}
     with torch.no_grad():
         logits = posterior.program.logits(sites, TEST[0])
     chosen = torch.log_softmax(logits.double(), -1)[:, range(40), TEST[1]]

@@ -137,7 +137,7 @@ def test_fit_finds_one_ratio_for_all_layers_and_keeps_it(tmp_path: Any) -> None:
     loaded = bayeslora.load(tmp_path, tiny_bert())
     assert all(torch.equal(value, draws[name]) for name, value in loaded.draw(3).items())
     name = next(iter(posterior.network.stacks))
-    assert f"{name}.noise_ratio" in posterior.to_arviz().posterior
+    assert f"noise_ratio_{name}" in posterior.to_arviz().posterior
 
 
 def test_fit_passes_tuning_data_at_the_methods_moments(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,7 @@ class AdaLoRA(PerStackMethod):
     """
 
     name = "adalora"
+    claims = "points"
     rate_factor = 3.0  # singular values start at 0
     family = SVD()
     init_ratio: Annotated[float, Within(at_least=1)] = 1.5

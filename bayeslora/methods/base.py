@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from bayeslora import contracts, guides
 from bayeslora.adapters import Family, LowRank, Stack, Stacks
@@ -45,6 +46,9 @@ class Method(abc.ABC):
         rate_factor: What the default learning rate of `fit` is multiplied by, that of LoRA in a network of this width.
         post_hoc: Whether adapters and task head stay as they were passed to `fit(init=…)`.
         approximation: How a posterior predicts by default: `"draws"`, running the network on draws, or `"linear"`.
+        claims: What its draws are: of a `"posterior"`, whose prior, temperature and likelihood the program states;
+            `"noise"`, whose loudness a field, a search or the optimiser's path sets; or `"points"`, one or several.
+            `khat` and `loo` ask.
     """
 
     name: ClassVar[str]
@@ -56,6 +60,7 @@ class Method(abc.ABC):
     rate_factor: ClassVar[float] = 1.0
     post_hoc: bool = False
     approximation: ClassVar[str] = "draws"
+    claims: ClassVar[str] = "posterior"
 
     def __post_init__(self) -> None:
         """Check every field against its declaration; a method adds its checks across fields after this one."""
@@ -86,6 +91,14 @@ class Method(abc.ABC):
 
         Returns:
             Name to value `[draw, layer, …]` and the names of its dimensions after those two.
+        """
+        return {}
+
+    def claimed_priors(self, program: FittedProgram) -> Mapping[str, Distribution]:
+        """Return the priors of a posterior that was made under other ones than `prior` has, by site.
+
+        Their batch shape is `[layer]`, and the temperature of such a posterior is 1. Laplace, whose prior precision is
+        chosen after training, returns Gaussians.
         """
         return {}
 

@@ -23,6 +23,7 @@ class Ensemble(PerStackMethod):
     """
 
     head_family = Affine()
+    claims = "points"
     members: Count = 3
 
     def stack_prior(self, stack: Stack) -> FactorTuple:

@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from bayeslora import curvature, guides, priors
 from bayeslora.adapters import Affine, Family, Stack, Stacks, split_site
@@ -80,6 +81,11 @@ class Laplace(PerStackMethod):
     def num_draws(self, guide: nn.Module) -> int | None:
         return None if any(bool(site.precision > 0) for site in _matrices(guide).values()) else 1
 
+    def claimed_priors(self, program: FittedProgram) -> dict[str, Distribution]:
+        found = {site: matrix for site, matrix in _matrices(program.guide).items() if matrix.precision > 0}
+        means = {site: (torch.zeros_like(matrix.loc) - _frozen(program, site)) for site, matrix in found.items()}
+        return {site: dist.Normal(mean, found[site].precision.rsqrt()).to_event(2) for site, mean in means.items()}
+
     def refine(
         self, program: FittedProgram, guide: nn.Module, train: Iterable[Batch], validation: Iterable[Batch]
     ) -> nn.Module:
@@ -97,7 +103,7 @@ class Laplace(PerStackMethod):
         if tau == "validation" and validation:
             tau, how = least_nll(program, validation, put), "validation"
         elif isinstance(tau, str):
-            weights = [_weights(program, site, matrix) for site, matrix in matrices.items()]
+            weights = [matrix.loc.detach() + _frozen(program, site) for site, matrix in matrices.items()]
             tau, how = largest_evidence([matrix.eigenvalues() for matrix in matrices.values()], weights), "evidence"
         put(tau)
         logger.info("Laplace: prior precision %.3g (%s).", tau, how)
@@ -187,10 +193,8 @@ def _matrices(guide: nn.Module) -> dict[str, Matrix]:
     }
 
 
-def _weights(program: FittedProgram, site: str, matrix: Matrix) -> Tensor:
-    """Return the values that the prior is about: factors, and the whole weights of the task head, not their change."""
+def _frozen(program: FittedProgram, site: str) -> Tensor | float:
+    """Return what the prior is about beside a factor: the weights of the task head, whose factors are their change."""
     stack, name = split_site(site)
-    if not program.stacks[stack].in_head:
-        return matrix.loc.detach()
     head = Affine()
-    return matrix.loc.detach() + head.matrices(head.frozen(program.network.bases(stack)))[name]
+    return head.matrices(head.frozen(program.network.bases(stack)))[name] if program.stacks[stack].in_head else 0.0

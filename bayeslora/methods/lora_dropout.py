@@ -72,6 +72,7 @@ class LoRADropout(PerStackMethod):
     """
 
     name = "lora_dropout"
+    claims = property(lambda self: "posterior" if self.p == "learn" else "noise")
     p: DropRate | Literal["learn"] = 0.5
     rescale: bool = False
     sparsity: NonNegative = 0.0
@@ -106,15 +107,13 @@ class LoRADropout(PerStackMethod):
         self.points.after_step(program, step)
 
     def summaries(self, stack: Stack, sites: Sites) -> Mapping[str, tuple[Tensor, tuple[str, ...]]]:
-        dropped = {name: sites[f"mask_{name}"].eq(0).double().mean(-1) for name in self.masked(stack)}
-        own = {f"dropped_{name}": (value, ()) for name, value in dropped.items()}
+        own = {f"dropped_{n}": (sites[f"mask_{n}"].eq(0).double().mean(-1), ()) for n in self.masked(stack)}
         return {**self.points.summaries(stack, sites), **own}
 
     def masked(self, stack: Stack) -> dict[str, int]:
         """Return the masked factors, and how many features each mask has: `A` and d_in, `B` and d_out."""
         columns, rows = stack.family.columns, stack.family.rows
-        assert columns is not None
-        assert rows is not None
+        assert columns is not None and rows is not None  # noqa: PT018
         return {columns: stack.d_in, rows: stack.d_out}
 
     def stack_prior(self, stack: Stack) -> FactorTuple:

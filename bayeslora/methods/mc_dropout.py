@@ -38,6 +38,7 @@ class MCDropout(PerStackMethod):
     """
 
     name = "mc_dropout"
+    claims = "noise"
     p: DropRate = 0.1
 
     @property

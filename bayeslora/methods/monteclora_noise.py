@@ -46,6 +46,11 @@ class NoisyColumns(PerStackMethod):
             self.require(not silent, "objective", "'elbo' needs noise: a point has no divergence from a Normal prior")
 
     @property
+    def claims(self) -> str:  # type: ignore[override]
+        """The full bound is that of a posterior; in the paper's objective, weights and ε set the loudness."""
+        return "posterior" if self.objective == "elbo" else "noise"
+
+    @property
     def family(self) -> Family:  # type: ignore[override]
         """The adapter family of `base`."""
         return FAMILIES[self.base]

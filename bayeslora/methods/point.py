@@ -26,6 +26,7 @@ class PointEstimate(PerStackMethod):
         prior_scale: Standard deviation $\sigma_p$, in units of the weights; None for flat priors.
     """
 
+    claims = "points"
     prior_scale: StandardDeviation | None = None
 
     def stack_prior(self, stack: Stack) -> FactorTuple:

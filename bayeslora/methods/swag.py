@@ -45,6 +45,7 @@ class SWAG(PerStackMethod):
     """
 
     name = "swag"
+    claims = "noise"
     head_family = Affine()
     snapshots: Count = 20
     deviations: Count = 10

@@ -58,6 +58,7 @@ class TFB(PerStackMethod):
     """
 
     name = "tfb"
+    claims = "noise"
     tolerance: Positive = 0.003
     post_hoc: bool = False
 

@@ -1,12 +1,11 @@
 """Whether a posterior can be trusted."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bayeslora import diagnostics
 from bayeslora.isolation import public
 from bayeslora.posterior.state import State
-from bayeslora.prediction import labelled
-from bayeslora.types import BatchSize, Data, NumDraws, Seed
+from bayeslora.types import Approximation, BatchSize, Data, NumDraws, Seed
 
 if TYPE_CHECKING:
     import arviz as az
@@ -21,29 +20,41 @@ class Diagnosing(State):
         data: Data | None = None,
         num_draws: NumDraws = 100,
         *,
+        approximation: Approximation | None = None,
         seed: Seed | None = 0,
         batch_size: BatchSize = 64,
         raw: bool = False,
         per_token: bool = False,
+        prior: bool = True,
     ) -> "az.InferenceData":
-        """Return draws as arviz groups: `posterior`, and, with data, predictions, log-likelihoods and labels.
+        """Return draws as arviz groups, as one chain: predictions are those of `predict` with the same arguments.
 
-        The posterior group holds small, meaningful numbers per layer: `delta_norm`, ‖ΔW‖_F; `noise_to_signal`, the norm
-        of its difference from the centre over that of the centre; and the method's own (of MonteCLoRA `weights`, π, and
-        `mean_variance`, tr Σ / r). Each stack has dimensions of its own, with module names as coordinates.
+        - `posterior`: small, meaningful numbers per layer, `<name>_<stack>`: `delta_norm`, ‖ΔW‖_F; `noise_to_signal`,
+          the norm of its difference from the centre over that of the centre; and the method's own (of MonteCLoRA
+          `weights`, π, and `mean_variance`, tr Σ / r). Each stack has dimensions of its own, with module names as
+          coordinates.
+        - `prior`: the same at draws from the prior, where random sites have a proper one; points without one are where
+          the posterior has them.
+        - `sample_stats`: ln p and ln q of the random sites, where the guide has densities; with data also the
+          log-likelihood of all of it, `lp`, the tempered log-density of sites and labels, and `elbo` of each draw.
+        - with data, `log_likelihood` of each example, `posterior_predictive` and `prior_predictive`, labels drawn from
+          the predictions, and `observed_data`.
+
+        Where it comes from is in the attributes. `az.loo` means something only where `khat` says that the draws are
+        those of a posterior; `loo` corrects for what is missing.
 
         Args:
-            data: Labelled data, on which the network runs once a draw; None for the posterior group alone.
-            num_draws: Draws of the weights.
+            data: Labelled data, on which the network runs once a draw, and once a draw from the prior; None for what
+                needs no data.
+            num_draws: Draws of the weights; a finite posterior has its members, each once. A single draw stands twice
+                beside data, with a warning.
+            approximation: As in `predict`.
             seed: Seed of the draws.
             batch_size: Examples per batch.
             raw: Whether to add every site as drawn, which is large, and slow to summarise.
             per_token: Whether `log_likelihood` has a term per token, where labels are tokens, instead of one per
                 example. `az.loo` then leaves out tokens, which are not independent of the rest of their example.
+            prior: Whether to draw from the prior, too.
         """
-        sites = self.draw(num_draws, seed=seed)
-        if data is None:
-            return diagnostics.to_arviz(self.program, sites, raw=raw)
-        found, labels = labelled(self.program, self._source(data), sites, seed, batch_size, "draws")
-        observed = diagnostics.Observed.of(self._prediction(found), labels, seed, per_token)
-        return diagnostics.to_arviz(self.program, sites, observed, raw)
+        settings: dict[str, Any] = {"raw": raw, "per_token": per_token, "prior": prior}
+        return diagnostics.single(self, data, num_draws, approximation, seed, batch_size, **settings)

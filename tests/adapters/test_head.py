@@ -162,8 +162,8 @@ def test_a_fit_learns_the_head_draws_it_saves_it_and_merges_it(with_head: Any, t
         merged = torch.softmax(posterior.merge()(**test[0]).logits, -1)
     torch.testing.assert_close(merged.double(), torch.tensor(posterior.predict(test, center=True).probs))
     groups = posterior.to_arviz(test, 6, raw=True)
-    assert groups.posterior["head_32x3.delta_norm"].shape == (1, 6, 1)
-    assert groups.posterior["head_32x3.weight"].shape == (1, 6, 1, 3, 32)
+    assert groups.posterior["delta_norm_head_32x3"].shape == (1, 6, 1)
+    assert groups.posterior["weight_head_32x3"].shape == (1, 6, 1, 3, 32)
 
 
 def test_trained_heads_are_taken_over_both_ways(with_head: Any) -> None:

@@ -278,7 +278,8 @@ def test_the_evidence_is_largest_at_the_precision_found(make_program: Make) -> N
     matrices = laplace._matrices(program.guide)
     found = float(matrices["32x32.A"].precision)
     values = torch.cat([matrix.eigenvalues().flatten() for matrix in matrices.values()])
-    square = sum(laplace._weights(program, site, matrix).square().sum() for site, matrix in matrices.items())
+    weights = [matrix.loc.detach() + laplace._frozen(program, site) for site, matrix in matrices.items()]
+    square = sum(weight.square().sum() for weight in weights)
 
     def evidence(tau: float) -> float:
         return float(len(values) / 2 * math.log(tau) - tau / 2 * square - (values + tau).log().sum() / 2)

@@ -119,7 +119,7 @@ def test_the_centre_has_no_dropout(make_program: Make) -> None:
     weights = [Posterior(part).merge().state_dict() for part in (program, lora)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     summary = Posterior(program).to_arviz(num_draws=3).posterior
-    assert float(np.abs(summary["32x32.noise_to_signal"]).max()) < 1e-6
+    assert float(np.abs(summary["noise_to_signal_32x32"]).max()) < 1e-6
 
 
 def test_activation_checkpointing_sees_the_same_masks() -> None:

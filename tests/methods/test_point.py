@@ -61,7 +61,7 @@ def test_fits_predict_save_and_merge(name: str, tmp_path: Path) -> None:
     assert len(prediction.draws) == 1
     posterior.save(tmp_path)
     assert (bayeslora.load(tmp_path, tiny_bert()).predict(test).draws == prediction.draws).all()
-    norms = [value for key, value in posterior.to_arviz(num_draws=1).posterior.items() if key.endswith("delta_norm")]
+    norms = [value for key, value in posterior.to_arviz(num_draws=1).posterior.items() if key.startswith("delta_norm")]
     assert all(bool((value > 0).all()) for value in norms)
     if name in ("houlsby", "pfeiffer"):
         with pytest.raises(ValueError, match="Bottleneck adapters are layers of their own"):

@@ -1,0 +1,202 @@
+"""What arviz is given: predictions as `predict` makes them, priors, densities, names, chains."""
+
+import json
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bayeslora
+from bayeslora import METHODS, Posterior, diagnostics, metrics
+from bayeslora.adapters import AdaptedNetwork
+from bayeslora.methods import make_method
+from bayeslora.program import Program
+from bayeslora.tasks import Classification
+from tests.methods.conftest import randomise
+
+with warnings.catch_warnings():  # arviz announces its own next version
+    warnings.simplefilter("ignore", FutureWarning)
+    import arviz as az
+
+EXAMPLES = 12
+PROPER = {"monteclora", "monteclora elbo", "blob", "scalabl", "laplace", "autoguide", "autoguide full"}
+PROPER |= {"lora map", "lora_dropout", "lora_dropout learn", "mc_dropout"}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in sorted(METHODS)} | {
+    "monteclora elbo": ("monteclora", {"objective": "elbo"}),
+    "lora map": ("lora", {"prior_scale": 0.5}),
+    "lora_dropout learn": ("lora_dropout", {"p": "learn"}),
+    "autoguide full": ("autoguide", {"autoguide": "AutoMultivariateNormal"}),
+}
+
+
+def data() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(EXAMPLES, 6, generator=generator, dtype=torch.float64)
+    return {"input": x, "labels": torch.arange(EXAMPLES) % 3}
+
+
+class Network(nn.Module):
+    """A small network in double precision, with a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.classifier = (nn.Linear(*sizes).double() for sizes in ((6, 5), (5, 5), (5, 3)))
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.classifier(torch.tanh(self.second(torch.tanh(self.first(input)))))
+
+
+def fitted(name: str, seed: int = 5) -> Posterior:
+    """A posterior as after a fit, without one: parameters are moved, and post-hoc methods refined."""
+    method = make_method(VARIANTS[name][0], **VARIANTS[name][1])
+    settings: dict[str, Any] = {"head": ["classifier"], "head_family": method.head_family}
+    if not method.family.has_rank or type(method.family).__name__ == "Bottleneck":
+        settings["targets"] = ["first", "second"]
+    network = AdaptedNetwork(Network(), method.family, rank=2, num_examples=EXAMPLES, **settings)
+    count = method.num_particles if method.own_batches else 1
+    program = Program(network, method, Classification(3).double(), count)
+    program.num_steps = 4
+    for step in range(1, 5):
+        randomise(program, 0.1, seed + step)
+        if "ensemble" in name or name == "swag":
+            method.after_step(program, step)
+    program.eval()
+    program.guide = method.refine(program, program.guide, [data()], [])
+    return Posterior(program, temperature=1.3)
+
+
+def arviz_of(posterior: Posterior, **settings: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is a point, whose one draw stands here twice")
+        warnings.filterwarnings("ignore", "Linearised predictions are not to be trusted")
+        return posterior.to_arviz((data()["input"], data()["labels"]), 7, seed=2, **settings)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_log_likelihoods_mixed_over_draws_are_what_evaluate_scores(name: str) -> None:
+    posterior = fitted(name)
+    rows = (data()["input"], data()["labels"])
+    approximations: tuple[Any, ...] = (None, "draws", "linear")
+    if "ensemble" in name:
+        with pytest.raises(ValueError, match="no common centre"):
+            posterior.to_arviz(rows, approximation="linear")
+        approximations = (None, "draws")
+    if name == "mc_dropout":  # its noise is in the forward pass
+        approximations = (None, "draws")
+    for approximation in approximations:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Linearised predictions are not to be trusted")
+            scores = posterior.evaluate(rows, 7, seed=2, approximation=approximation)
+        idata = arviz_of(posterior, approximation=approximation, prior=False)
+        terms = idata.log_likelihood["labels"].to_numpy()[0]
+        assert metrics.mixture_nll(terms) == pytest.approx(scores["nll"], rel=1e-12, abs=1e-12)
+        assert len(terms) == max(2, posterior.method.num_draws(posterior.guide) or 7)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_method_has_names_attributes_and_what_it_says_of_itself(name: str) -> None:
+    posterior = fitted(name)
+    idata = arviz_of(posterior, raw=True)
+    for group in idata.groups():
+        for variable in [*idata[group].data_vars, *idata[group].dims]:
+            assert variable.isidentifier(), variable
+    says = idata.attrs
+    assert says == {**says, **{n: v for n, v in idata.posterior.attrs.items() if n in says}}
+    assert (says["method"], says["claims"]) == (posterior.method.name, posterior.method.claims)
+    assert says["num_examples"] == EXAMPLES
+    assert (says["temperature"], says["seed"], says["likelihood"]) == (1.3, 2, "classification")
+    assert says["inference_library_version"] == bayeslora.__version__
+    assert json.loads(says["method_fields"]).keys() == posterior.method.record().keys()
+    assert says["claims"] in ("posterior", "noise", "points")
+    has_densities = "sample_stats" in idata.groups()
+    if says["claims"] != "noise":
+        assert has_densities == (says["claims"] == "posterior")
+    if has_densities:
+        stats = {name: value.to_numpy() for name, value in idata.sample_stats.items()}
+        assert all(np.isfinite(value).all() for value in stats.values())
+        np.testing.assert_allclose(stats["lp"] - stats["log_q"], stats["elbo"], rtol=1e-9)  # their temperature is 1
+    assert ("prior" in idata.groups()) == ("prior_predictive" in idata.groups()) == (name in PROPER)
+    if name in PROPER:
+        assert idata.prior.data_vars.keys() == idata.posterior.data_vars.keys()
+        assert idata.prior_predictive["labels"].shape == idata.posterior_predictive["labels"].shape
+
+
+def test_prior_draws_are_the_priors() -> None:
+    posterior = fitted("blob")
+    draws = posterior.to_arviz(num_draws=4_000, raw=True).prior
+    spread = draws["A_6x5"].to_numpy().std()
+    assert spread == pytest.approx(posterior.method.prior_scale, rel=0.02)  # type: ignore[attr-defined]
+    assert draws["B_6x5"].to_numpy().std((0, 1)).max() < 1e-12
+    laplace = fitted("laplace")
+    tau = float(laplace.guide["5x5"].matrices["A"].precision)  # type: ignore[index]
+    groups = laplace.to_arviz(num_draws=4_000, raw=True).prior
+    assert groups["A_5x5"].to_numpy().std() == pytest.approx(tau**-0.5, rel=0.02)
+    own = laplace.network.bases("head_5x3")  # the prior is about the head's whole weights, not their change
+    mean = groups["weight_head_5x3"].to_numpy()[0, :, 0, :, :5].mean(0)
+    frozen = -torch.cat([w.detach() for w in own.weights]).view(3, 5).numpy() if hasattr(own, "weights") else None
+    if frozen is not None:
+        np.testing.assert_allclose(mean, frozen, atol=5 * tau**-0.5 / math.sqrt(4_000))
+
+
+def test_densities_are_the_distributions() -> None:
+    posterior = fitted("blob")
+    draws = posterior.draw(7, seed=2)
+    stats = posterior.to_arviz(num_draws=7, seed=2).sample_stats
+    prior, guide = np.zeros(7), np.zeros(7)
+    for name in posterior.program.stacks:
+        site = posterior.guide[name].sites["A"]  # type: ignore[index]
+        prior += torch.distributions.Normal(0, 0.2).log_prob(draws[f"{name}.A"]).sum((1, 2, 3)).numpy()
+        q = torch.distributions.Normal(site.loc, site.sqrt_scale.square())
+        guide += q.log_prob(draws[f"{name}.A"]).sum((1, 2, 3)).detach().numpy()
+    np.testing.assert_allclose(stats["log_prior"][0], prior, rtol=1e-6)
+    np.testing.assert_allclose(stats["log_q"][0], guide, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["autoguide", "autoguide full"])
+def test_an_automatic_guides_density_is_that_of_its_latents(name: str) -> None:
+    posterior = fitted(name)
+    stats = posterior.to_arviz(num_draws=100, seed=0).sample_stats
+    draws, log_q = posterior.draw(100, seed=0), np.zeros(100)
+    for stack, part in posterior.guide.items():  # type: ignore[operator]
+        flat = torch.cat([v.flatten(1) for n, v in draws.items() if n.startswith(stack)], 1)
+        auto = part.auto
+        if name == "autoguide":
+            parts = [(getattr(getattr(auto, kind), stack)) for kind in ("locs", "scales")]
+            loc, scale = (torch.cat([getattr(each, n).flatten() for n in "AB"]) for each in parts)
+            q = torch.distributions.Independent(torch.distributions.Normal(loc, scale), 1)
+        else:
+            tril = auto.scale[:, None] * auto.scale_tril
+            q = torch.distributions.MultivariateNormal(auto.loc, scale_tril=tril)
+        log_q += q.log_prob(flat).detach().numpy()
+    np.testing.assert_allclose(stats["log_q"][0], log_q, rtol=1e-9)
+
+
+def test_one_draw_gets_a_sentence_instead_of_an_index_error() -> None:
+    posterior = fitted("lora")
+    with pytest.warns(UserWarning, match="'lora' is a point, whose one draw stands here twice"):
+        idata = posterior.to_arviz((data()["input"], data()["labels"]))
+    with pytest.warns(UserWarning, match="shape parameter of Pareto"):
+        assert np.isfinite(az.loo(idata).elpd_loo)
+    assert posterior.to_arviz().posterior.sizes["draw"] == 1
+
+
+def test_fits_become_chains_that_are_compared_by_what_is_identified() -> None:
+    first, same, other = fitted("blob"), fitted("blob"), fitted("blob", seed=50)
+    rows = (data()["input"], data()["labels"])
+    idata = diagnostics.to_arviz([first, same], rows, num_draws=100)
+    assert idata.posterior.sizes["chain"] == 2
+    assert not {"A_6x5", "B_6x5"} & set(idata.posterior.data_vars)
+    alike = az.rhat(idata)
+    assert float(alike["logits"].max()) < 1.1
+    assert float(alike["delta_norm_6x5"].max()) < 1.1
+    apart = az.rhat(diagnostics.chains([first, other], rows, num_draws=100))
+    assert float(apart["logits"].max()) > 1.5
+    with pytest.raises(ValueError, match="posteriors has 1: give two or more"):
+        diagnostics.chains([first])
+    with pytest.raises(ValueError, match="number 2 has 1 draws, and the first 100"):
+        diagnostics.chains([first, fitted("lora")], num_draws=100)
