@@ -1,6 +1,7 @@
-"""Whether a posterior can be trusted: draws for arviz, fits as chains."""
+"""Whether a posterior can be trusted: draws for arviz, fits as chains, weights against the target."""
 
 from bayeslora.diagnostics.chains import chains, to_arviz
 from bayeslora.diagnostics.groups import single
+from bayeslora.diagnostics.weights import KHat, LeaveOneOut, Weighed, khat, leave_one_out
 
-__all__ = ["chains", "single", "to_arviz"]
+__all__ = ["KHat", "LeaveOneOut", "Weighed", "chains", "khat", "leave_one_out", "single", "to_arviz"]

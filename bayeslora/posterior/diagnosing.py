@@ -58,3 +58,62 @@ class Diagnosing(State):
         """
         settings: dict[str, Any] = {"raw": raw, "per_token": per_token, "prior": prior}
         return diagnostics.single(self, data, num_draws, approximation, seed, batch_size, **settings)
+
+    @public()
+    def khat(
+        self,
+        data: Data,
+        num_draws: NumDraws = 1000,
+        *,
+        approximation: Approximation | None = None,
+        seed: Seed | None = 0,
+        batch_size: BatchSize = 64,
+    ) -> "diagnostics.KHat":
+        r"""Compare the guide with the posterior that it claims to approximate, and say in words how near it is.
+
+        With $z$ the random sites and T the method's temperature, draws of q have the weights
+        $w = p(z)\, p(y \mid z)^{1/T} / q(z)$, given all points. If q is the posterior they are equal; the heavier their
+        tail, the more of the posterior q misses. k-hat is the shape of that tail; `width` says how many times too wide
+        q is, which no tail shows. A thousand numbers that are each a little off have a large k-hat together.
+
+        Args:
+            data: The training data, on which the network runs once a draw, and once more for each of several stacks.
+            num_draws: Draws of the guide.
+            approximation: How logits are computed: as in `predict`, which for Laplace is linearised.
+            seed: Seed of the draws.
+            batch_size: Examples per batch.
+
+        Raises:
+            ValueError: If the method claims no posterior (`claims`), or has no densities.
+
+        References:
+            Yao et al. (2018), [Yes, but Did It Work?](https://arxiv.org/abs/1802.02538).
+        """
+        return diagnostics.khat(diagnostics.Weighed(self, data, num_draws, approximation, seed, batch_size))
+
+    @public()
+    def loo(
+        self,
+        data: Data,
+        num_draws: NumDraws = 1000,
+        *,
+        approximation: Approximation | None = None,
+        seed: Seed | None = 0,
+        batch_size: BatchSize = 64,
+    ) -> "diagnostics.LeaveOneOut":
+        r"""Estimate how well each training example is predicted by the posterior of the others.
+
+        The draws are weighted from the guide to the posterior without example i,
+        $w_i = p(z) \prod_{j \ne i} p(y_j \mid z)^{1/T} / q(z)$, with smoothed tails. What is scored is the prediction,
+        with the temperature of `calibrate`. It warns where weights cannot reach.
+
+        Arguments are those of `khat`.
+
+        Raises:
+            ValueError: If the method claims no posterior; the message says what to use instead.
+
+        References:
+            Magnusson et al. (2019), [Bayesian leave-one-out cross-validation for large
+            data](https://arxiv.org/abs/1904.10679).
+        """
+        return diagnostics.leave_one_out(diagnostics.Weighed(self, data, num_draws, approximation, seed, batch_size))

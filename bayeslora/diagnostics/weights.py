@@ -1,0 +1,294 @@
+"""Importance weights of a guide's draws against the target that it claims: k-hat, and leaving one out."""
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from bayeslora.adapters import split_site
+from bayeslora.diagnostics.densities import Densities, NoDensityError, densities, draw_with_latents
+from bayeslora.display import Shown
+from bayeslora.metrics import FloatArray
+from bayeslora.prediction import labelled
+from bayeslora.types import Data, Sites
+
+GOOD_K = 0.5
+"""k-hat below which the variance of the weights is finite."""
+
+LARGEST_K = 0.7
+"""k-hat above which no practical number of draws lets weights correct anything."""
+
+TOLERATED_WIDTH = 1.2
+"""By which factor a guide may be wider or narrower than its target."""
+
+EQUAL = 1e-6
+"""Standard deviation of log-weights below which they count as equal: what is left is rounding."""
+
+WHAT = {
+    "points": "is one network or several, not draws of a distribution",
+    "noise": "is noise around a point, whose loudness a field, a search or the optimiser's path sets",
+}
+
+
+def psis(log_weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Smooth the largest weights, and estimate the shape k of their tail.
+
+    Args:
+        log_weights: `[…, draw]`.
+
+    Returns:
+        Logarithms of smoothed weights that sum to one, `[…, draw]`, and k-hat, `[…]`; 0 where weights are equal.
+
+    References:
+        Vehtari et al. (2024), [Pareto smoothed importance sampling](https://arxiv.org/abs/1507.02646).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # arviz announces its own next version
+        import arviz as az
+
+    equal = log_weights.std(-1) < EQUAL
+    if hasattr(az, "psislw"):
+        smoothed, k = az.psislw(log_weights.copy())
+    else:  # arviz 1.x
+        from arviz_stats.base import array_stats
+
+        smoothed, k = array_stats.psislw(-log_weights)
+    normal = log_weights - np.logaddexp.reduce(log_weights, axis=-1, keepdims=True)
+    return np.where(np.asarray(equal)[..., None], normal, smoothed), np.where(equal, 0.0, k)
+
+
+def largest_k(num_draws: int) -> float:
+    """Return the k-hat up to which so many draws suffice, $\\min(1 - 1 / \\log_{10} S, 0.7)$."""
+    return min(1 - 1 / math.log10(num_draws), LARGEST_K) if num_draws > 1 else -math.inf
+
+
+@dataclass(frozen=True, repr=False)
+class KHat(Shown):
+    r"""How near a guide q is to the target that it claims, $p(z)\, p(y \mid z)^{1/T}$, by the weights of its draws.
+
+    Args:
+        khat: Shape of the upper tail of the weights. Below 0.5 they have a finite variance.
+        by_stack: The same of each stack's sites alone, all others at the centre.
+        width: How many times as wide as its target q is: the root of the slope of the target's log-density on that of
+            q, over draws. It is 1 where the ELBO is largest over the scale of q, and below it if q is too narrow.
+        width_error: Standard error of it.
+        efficiency: Effective share of the draws, $1 / (S \sum_s w_s^2)$.
+        num_draws: S.
+        temperature: T of the target.
+    """
+
+    khat: float
+    by_stack: Mapping[str, float]
+    width: float
+    width_error: float
+    efficiency: float
+    num_draws: int
+    temperature: float
+
+    def __float__(self) -> float:
+        return self.khat
+
+    @property
+    def too_wide(self) -> bool:
+        """Whether the guide is wider than its target by more than 1.2."""
+        return self.width - 3 * self.width_error > TOLERATED_WIDTH
+
+    @property
+    def too_narrow(self) -> bool:
+        """Whether it is narrower by more than that."""
+        return self.width + 3 * self.width_error < 1 / TOLERATED_WIDTH
+
+    @property
+    def good(self) -> bool:
+        """Whether draws can be taken for those of the posterior."""
+        return self.khat < GOOD_K and not (self.too_wide or self.too_narrow)
+
+    @property
+    def verdict(self) -> str:
+        """What to make of it, in words."""
+        k = f"k-hat is {self.khat:.2f}"
+        if self.too_wide or self.too_narrow:
+            how = "wide" if self.too_wide else "narrow"
+            by = self.width if self.too_wide else 1 / max(self.width, 1e-9)
+            return f"Not the posterior it claims: the guide is {by:.2f} times too {how} ({k})."
+        if self.khat >= largest_k(self.num_draws):
+            worst = max(self.by_stack, key=lambda name: self.by_stack[name])
+            where = f", and {self.by_stack[worst]:.2f} in {worst}" if len(self.by_stack) > 1 else ""
+            return (
+                f"Not the posterior it claims: {k}{where}, and above {largest_k(self.num_draws):.2f} the guide misses "
+                "parts of it. Intervals of its draws are not those of the posterior."
+            )
+        if self.khat >= GOOD_K:
+            return f"Near the posterior it claims: {k}. Weights correct what is left, as loo does."
+        return f"The posterior it claims, as far as {self.num_draws} draws can tell: {k}."
+
+    def _shown(self) -> tuple[str, dict[str, str], None]:
+        facts = {
+            "verdict": self.verdict,
+            "k-hat": f"{self.khat:.3f}",
+            **{f"  {name}": f"{k:.3f}" for name, k in self.by_stack.items() if len(self.by_stack) > 1},
+            "width": f"{self.width:.3f} ± {self.width_error:.3f}",
+            "efficiency": f"{self.efficiency:.1%} of {self.num_draws} draws",
+            "temperature": f"{self.temperature:.3g}",
+        }
+        return type(self).__name__, facts, None
+
+
+@dataclass(frozen=True, repr=False)
+class LeaveOneOut(Shown):
+    """How well each training example is predicted by the posterior of the others.
+
+    Args:
+        pointwise: ln p(label of i given the others), `[example]`, in nats.
+        pareto_k: Shape of the tail of each example's weights, `[example]`.
+        p_loo: By how much the fit to the examples themselves is better, in nats: the effective number of parameters.
+        num_draws: Draws of the guide.
+    """
+
+    pointwise: FloatArray
+    pareto_k: FloatArray
+    p_loo: float
+    num_draws: int
+
+    @property
+    def elpd(self) -> float:
+        """Expected log predictive density of as many new examples, in nats; the larger, the better."""
+        return float(self.pointwise.sum())
+
+    @property
+    def se(self) -> float:
+        """Standard error of `elpd`."""
+        return float(self.pointwise.std(ddof=1) * math.sqrt(len(self.pointwise))) if len(self.pointwise) > 1 else 0.0
+
+    @property
+    def bad(self) -> int:
+        """Number of examples whose term is not to be trusted."""
+        return int((~(self.pareto_k <= largest_k(self.num_draws))).sum())
+
+    @property
+    def good(self) -> bool:
+        """Whether every term is to be trusted."""
+        return self.bad == 0
+
+    @property
+    def verdict(self) -> str:
+        """What to make of it, in words."""
+        count = len(self.pointwise)
+        if self.good:
+            return f"To be trusted: no example's k is above {largest_k(self.num_draws):.2f}."
+        return (
+            f"Not to be trusted: k is above {largest_k(self.num_draws):.2f} for {self.bad} of {count} examples. The "
+            "guide is too far from the posterior without them; use the elpd of K folds, fit(folds=K)."
+        )
+
+    def _shown(self) -> tuple[str, dict[str, str], None]:
+        facts = {
+            "verdict": self.verdict,
+            "elpd": f"{self.elpd:.2f} ± {self.se:.2f} nats, {self.elpd / len(self.pointwise):.3f} per example",
+            "p_loo": f"{self.p_loo:.2f}",
+            "largest k": f"{self.pareto_k.max():.2f}",
+        }
+        return type(self).__name__, facts, None
+
+
+class Weighed:
+    """Draws of a posterior with their log-weights against the target it claims.
+
+    Args:
+        posterior: The posterior.
+        data: The training data.
+        num_draws: Number of draws.
+        approximation: How the likelihood is computed; None for the method's default.
+        seed: Seed of the draws.
+        batch_size: Examples per batch.
+
+    Raises:
+        ValueError: If the method claims no posterior, or has no densities.
+    """
+
+    def __init__(
+        self, posterior: Any, data: Data, num_draws: int, approximation: str | None, seed: int | None, batch_size: int
+    ):
+        self.posterior, self.program = posterior, posterior.program
+        refuse(self.program.method)
+        self.how = (seed, batch_size, approximation)
+        self.source = posterior._source(data)
+        self.sites, latents = draw_with_latents(self.program, num_draws, seed)
+        try:
+            self.found = densities(self.program, self.sites, latents)
+        except NoDensityError as error:
+            raise ValueError(f"{self.program.method.name!r} has no such weights. {error} {INSTEAD}") from None
+        rows, fitted_on = len(self.source), self.program.stacks.num_examples
+        if rows != fitted_on:
+            warnings.warn(
+                f"The data has {rows} rows, and the fit had {fitted_on}: weights are about the training data.",
+                stacklevel=6,
+            )
+
+    def terms(self, sites: Sites, temperature: float = 1.0) -> tuple[FloatArray, ...]:
+        """Return log-likelihoods of every example at sites, `[draw, example]`, without and with a temperature."""
+        outputs, labels = labelled(self.program, self.source, sites, *self.how)
+        predict = self.program.likelihood.predict
+        return tuple(predict(outputs, T).log_likelihood(labels) for T in dict.fromkeys((1.0, temperature)))
+
+    def log_weights(self, found: Densities, terms: FloatArray) -> FloatArray:
+        """Return ln p(z) + ln p(y | z) / T − ln q(z), `[draw]`."""
+        return terms.sum(1) / found.temperature - _numpy(found.divergence)
+
+
+INSTEAD = "Judge it by predictions of rows it has not seen: evaluate on held-out data, or the folds of fit(folds=K)."
+
+
+def refuse(method: Any) -> None:
+    """Raise a ValueError unless a method claims to approximate a posterior."""
+    if method.claims != "posterior":
+        raise ValueError(
+            f"{method.name!r} {WHAT[method.claims]}: there is no posterior it could be compared with. {INSTEAD}"
+        )
+
+
+def khat(weighed: Weighed) -> KHat:
+    """Return the k-hat of all sites and of each stack's, and how wide the guide is."""
+    found, num_draws = weighed.found, len(next(iter(weighed.sites.values())))
+    log_weights = weighed.log_weights(found, weighed.terms(weighed.sites)[0])
+    smoothed, k = psis(log_weights)
+    centre = {name: value.expand(num_draws, *value.shape) for name, value in weighed.program.centre().items()}
+    random = [name for name in weighed.program.stacks if found.of_stack(name).log_guide]
+    by_stack = {random[0]: float(k)} if len(random) == 1 else {}
+    for stack in random if len(random) > 1 else ():
+        own = {n: weighed.sites[n] if split_site(n)[0] == stack else value for n, value in centre.items()}
+        by_stack[stack] = float(psis(weighed.log_weights(found.of_stack(stack), weighed.terms(own)[0]))[1])
+    width, error = _width(_numpy(sum(found.log_guide.values())), log_weights)
+    efficiency = float(1 / (num_draws * np.exp(2 * smoothed).sum()))
+    return KHat(float(k), by_stack, width, error, efficiency, num_draws, found.temperature)
+
+
+def _width(log_guide: FloatArray, log_weights: FloatArray) -> tuple[float, float]:
+    """Return the root of the slope of the target's log-density on the guide's, and its standard error."""
+    x, y = log_guide - log_guide.mean(), log_weights - log_weights.mean()
+    excess = float((x * y).sum() / (x * x).sum())
+    error = float(np.sqrt(((x * (y - excess * x)) ** 2).sum()) / (x * x).sum())
+    width = math.sqrt(max(1 + excess, 0.0))
+    return width, error / (2 * max(width, 0.1))
+
+
+def leave_one_out(weighed: Weighed) -> LeaveOneOut:
+    """Return the predictive density of every example, given the others."""
+    plain, *tempered = weighed.terms(weighed.sites, weighed.posterior.temperature)
+    predicted = (tempered or [plain])[0].T
+    log_weights = weighed.log_weights(weighed.found, plain)
+    smoothed, k = psis(log_weights - plain.T / weighed.found.temperature)
+    pointwise = np.logaddexp.reduce(smoothed + predicted, axis=-1)
+    fit = np.logaddexp.reduce(psis(log_weights)[0] + predicted, axis=-1)
+    result = LeaveOneOut(pointwise, k, float((fit - pointwise).sum()), len(plain))
+    if not result.good:
+        warnings.warn(result.verdict, stacklevel=6)
+    return result
+
+
+def _numpy(value: Tensor | Any) -> FloatArray:
+    return np.asarray(value, dtype=np.float64)

@@ -1,0 +1,105 @@
+"""k-hat and leave-one-out where both are known, and refusals where neither means anything."""
+
+import warnings
+
+import arviz_stats
+import numpy as np
+import pytest
+
+from bayeslora import METHODS
+from bayeslora.diagnostics import weights
+from tests.diagnostics.conjugate import Conjugate
+from tests.diagnostics.test_groups import VARIANTS, data, fitted
+
+
+@pytest.fixture(scope="module")
+def problem() -> Conjugate:
+    return Conjugate()
+
+
+def test_the_exact_posterior_passes(problem: Conjugate) -> None:
+    found = problem.full().khat(problem.rows)
+    assert float(found) == found.khat < 0.5
+    assert found.good
+    assert found.width == pytest.approx(1, abs=1e-6)
+    assert found.efficiency == pytest.approx(1, abs=1e-6)
+    assert found.temperature == pytest.approx(1)
+    assert "The posterior it claims" in found.verdict
+    assert found.verdict in " ".join(repr(found).split())
+
+
+@pytest.mark.parametrize(("scale", "words"), [(1 / 1.5, "1.50 times too narrow"), (1.5, "1.50 times too wide")])
+def test_guides_that_are_narrowed_or_widened_are_caught(problem: Conjugate, scale: float, words: str) -> None:
+    found = problem.full(scale).khat(problem.rows)
+    assert not found.good
+    assert words in found.verdict
+    assert found.width == pytest.approx(scale, rel=1e-6)
+
+
+def test_a_small_mistake_is_not_called_a_large_one(problem: Conjugate) -> None:
+    assert problem.full(1.05).khat(problem.rows).good
+
+
+def test_mean_field_misses_what_goes_together(problem: Conjugate) -> None:
+    found = problem.mean_field().khat(problem.rows)
+    assert found.width == pytest.approx(1, abs=5 * found.width_error)  # its own optimum
+    assert found.khat > weights.largest_k(1000)
+    assert "misses parts of it" in found.verdict
+
+
+def test_loo_is_exact_loo(problem: Conjugate) -> None:
+    exact = problem.exact_loo()
+    found = problem.full().loo(problem.rows, 4000)
+    assert found.good
+    assert found.elpd == pytest.approx(exact.sum(), abs=0.1)
+    np.testing.assert_allclose(found.pointwise, exact, atol=0.1)
+    wide = problem.full(1.3).loo(problem.rows, 4000)  # corrected for
+    assert wide.elpd == pytest.approx(exact.sum(), abs=0.2)
+
+
+def test_it_is_what_arviz_stats_computes(problem: Conjugate) -> None:
+    posterior = problem.full(1.1)
+    idata = posterior.to_arviz(problem.rows, 1000, prior=False)
+    stats = idata.sample_stats
+    log_p = (stats["log_prior"] + stats["log_likelihood_sum"]).to_numpy()[0]
+    theirs = arviz_stats.loo_approximate_posterior(
+        idata, log_p, stats["log_q"].to_numpy()[0], pointwise=True, var_name="labels"
+    )
+    ours = posterior.loo(problem.rows, 1000)
+    np.testing.assert_allclose(ours.pointwise, theirs.elpd_i, atol=1e-3)
+    np.testing.assert_allclose(ours.pareto_k, theirs.pareto_k, atol=0.05)
+
+
+def test_mean_fields_loo_warns(problem: Conjugate) -> None:
+    with pytest.warns(UserWarning, match=r"Not to be trusted: k is above 0\.67 for \d+ of 40 examples.*fit\(folds=K\)"):
+        found = problem.mean_field().loo(problem.rows)
+    assert not found.good
+
+
+CLAIMS = {name: METHODS[method](**fields).claims for name, (method, fields) in VARIANTS.items()}
+
+
+@pytest.mark.parametrize("name", [name for name, claim in CLAIMS.items() if claim != "posterior"])
+def test_what_is_not_a_posterior_is_refused(name: str) -> None:
+    posterior, what = fitted(name), {"points": "one network or several", "noise": "noise around a point"}
+    for call in (posterior.khat, posterior.loo):
+        with pytest.raises(ValueError, match=rf"{what[CLAIMS[name]]}.*fit\(folds=K\)"):
+            call((data()["input"], data()["labels"]))
+
+
+@pytest.mark.parametrize("name", [name for name, claim in CLAIMS.items() if claim == "posterior"])
+def test_every_posterior_is_weighed(name: str) -> None:
+    posterior, rows = fitted(name), (data()["input"], data()["labels"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found, left_out = posterior.khat(rows, 60), posterior.loo(rows, 60)
+    assert set(found.by_stack) <= set(posterior.program.stacks)
+    assert len(found.by_stack) >= 2
+    assert found.temperature == pytest.approx(1)
+    assert found.verdict
+    assert np.isfinite(left_out.pointwise).all()
+
+
+def test_other_data_than_the_fits_is_noticed(problem: Conjugate) -> None:
+    with pytest.warns(UserWarning, match="The data has 10 rows, and the fit had 40"):
+        problem.full().khat(({"input": problem.x[:10]}, problem.labels[:10]), 100)
