@@ -107,6 +107,7 @@ def fit(
     text: Text = None,
     label: Label = None,
     id: Id = None,
+    last_answer: Annotated[bool, typer.Option(help="Of conversations, learn the last answer alone.")] = False,
     validation: Annotated[str | None, typer.Option(help="Held-out data; by default the data's own split.")] = None,
     init: Annotated[str | None, typer.Option(help="Folder of a posterior or of a PEFT adapter to start from.")] = None,
     targets: Annotated[
@@ -151,6 +152,7 @@ def fit(
     with _errors():
         settings: dict[str, Any] = {
             **_columns(text, label, id),
+            "answers": "last" if last_answer else "all",
             "likelihood": likelihood,
             "init": init,
             "targets": "all-linear" if not targets else targets[0] if len(targets) == 1 else targets,

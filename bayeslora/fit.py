@@ -57,6 +57,7 @@ def fit(
     text: str | Sequence[str] | None = None,
     label: str | None = None,
     id: str | None = None,
+    answers: Literal["all", "last"] = "all",
     likelihood: choosing.Given = None,
     init: Init = None,
     rank: Count | Mapping[str, Count] | None = None,
@@ -100,6 +101,8 @@ def fit(
         text: The column of the texts, or two, for pairs; by default found ([Data](data.md) has the rule).
         label: The column of the labels; by default found.
         id: A column that names the rows, which is not an input.
+        answers: Of conversations ([Tasks](tasks.md#instructions-and-conversations)), which answers are learned: all of
+            the assistant's, or only the last of each.
         likelihood: Labels given logits: a name in `bayeslora.LIKELIHOODS`, an instance, or a callable that makes a Pyro
             observation (see `tasks.Observation`); by default inferred from the network and the labels, and stated
             in the log.
@@ -158,7 +161,7 @@ def fit(
     seed = seed if args is None else args.seed
     with seeded(seed), choice.narrating(progress if args is None else not args.disable_tqdm):
         lacked = None
-        asked_for = Columns.asked(text, label, id)
+        asked_for = Columns.asked(text, label, id, answers)
         train_data = plain(train_data, asked_for)
         own = unwrapped(model) if isinstance(model, nn.Module) else None
         kind = choosing.expected(likelihood, own, train_data.names, train_data.labels)

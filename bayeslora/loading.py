@@ -218,8 +218,9 @@ def _columns(record: ColumnsRecord | None) -> Columns | None:
     """Return the columns that a posterior's fit read; None from versions that did not save them."""
     if record is None:
         return None
-    lists = {name: tuple(record[name]) for name in ("text", "features")}
-    return Columns(**lists, label=record["label"], id=record["id"], by_index=record["by_index"])
+    lists: dict[str, Any] = {name: tuple(record[name]) for name in ("text", "features")}
+    others: dict[str, Any] = {name: record.get(name) for name in ("label", "id", "answers")}
+    return Columns(**lists, **others, by_index=record["by_index"])
 
 
 def _method(folder: str | os.PathLike[str], record: MethodRecord, given: Method | None) -> Method:

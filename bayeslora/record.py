@@ -80,6 +80,7 @@ class ColumnsRecord(TypedDict):
     id: str | None
     features: list[str]
     by_index: bool
+    answers: NotRequired[Literal["all", "last"] | None]
 
 
 class HeldOutRecord(TypedDict):

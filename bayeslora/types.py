@@ -38,8 +38,13 @@ Data: TypeAlias = Annotated[
 Prompts: TypeAlias = Annotated[
     Any,
     Kind(
-        "a text or a list of texts, an array or list of token ids for each prompt, or a mapping of the model's inputs",
-        lambda value: isinstance(value, str | Sequence | Mapping) or getattr(value, "ndim", 0) > 0,
+        "a text or a list of texts, an array or list of token ids for each prompt, a mapping of the model's inputs, or "
+        "conversations",
+        lambda value: (
+            isinstance(value, str | Sequence | Mapping)
+            or getattr(value, "ndim", 0) > 0
+            or hasattr(value, "column_names")
+        ),
     ),
 ]
 """What `generate` continues."""

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bayeslora.tasks import LIKELIHOODS
+from bayeslora.tasks import LIKELIHOODS, conversations
 from bayeslora.tasks.classes import Classes
+from bayeslora.tasks.conversations import Answers
 from bayeslora.tasks.words import TAGS, WORDS
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Columns:
         id: The column that names the rows.
         features: The columns of numbers, if the whole table is the network's input, in their order.
         by_index: Whether whole numbers are classes by their place in the order of the fit's; otherwise by their names.
+        answers: Which answers of a conversation are learned; None where there are none, or nothing is said.
     """
 
     text: tuple[str, ...] = ()
@@ -64,14 +66,17 @@ class Columns:
     id: str | None = None
     features: tuple[str, ...] = ()
     by_index: bool = True
+    answers: Answers | None = None
 
     @classmethod
-    def asked(cls, text: str | Sequence[str] | None, label: str | None, id: str | None) -> "Columns":
+    def asked(
+        cls, text: str | Sequence[str] | None, label: str | None, id: str | None, answers: Answers | None = None
+    ) -> "Columns":
         """Return the columns that a user names; a single text may be named by itself."""
         texts = () if text is None else (text,) if isinstance(text, str) else tuple(text)
         if len(texts) > 2:
             raise ValueError(f"text={text!r}: name one column, or two for pairs of texts.")
-        return cls(texts, label, id)
+        return cls(texts, label, id, answers=answers)
 
 
 NOTHING = Columns()
@@ -103,14 +108,16 @@ class Found(Columns):
 
     Args:
         ignored: The columns that are not read.
+        told: What the log says of columns that a kind of label reads by itself.
     """
 
     ignored: tuple[str, ...] = field(default=())
+    told: str = ""
 
     @property
     def plain(self) -> Columns:
         """The columns, without those that are ignored."""
-        return Columns(self.text, self.label, self.id, self.features, self.by_index)
+        return Columns(self.text, self.label, self.id, self.features, self.by_index, self.answers)
 
 
 def check_asked(names: Sequence[str], asked: Columns, data: str, needs_label: bool) -> None:
@@ -159,6 +166,9 @@ def choose(
     """
     names, features = list(table.column_names), table.features or {}
     check_asked(names, asked, data, needs_label and labels is None)
+    talk = conversations.columns_in(names)
+    if conversations.are_lists(talk) and not asked.text and labels is None:
+        return Found(id=asked.id, ignored=tuple(name for name in names if name not in (*talk, asked.id)))
     own_answers = any(kind.suggested_by(names, None) for kind in LIKELIHOODS.values()) and not {*WORDS} & {*names}
     is_input = bool({*INPUTS} & {*names})
     texts = [name for name in names if is_text(features.get(name)) and not NOT_INPUTS.fullmatch(name)]
@@ -240,7 +250,7 @@ def class_names(feature: Any) -> tuple[str, ...] | None:
 
 def said(found: Found, describe: Callable[[], str] | Mapping[str, str] | str = "") -> str:
     """Return a line that says what was read: `text: review; label: stars (5 classes); ignored: id`."""
-    parts = []
+    parts = [found.told] if found.told else []
     if found.text:
         parts.append(f"text: {', '.join(found.text)}")
     if found.features:
@@ -250,7 +260,7 @@ def said(found: Found, describe: Callable[[], str] | Mapping[str, str] | str = "
         parts.append(f"inputs: {', '.join(shown)}")
     if found.label:
         parts.append(f"label: {found.label}{f' ({describe})' if describe else ''}")
-    elif parts:
+    elif parts and not found.told:
         parts.append("no label")
     parts += [f"id: {found.id}"] if found.id else []
     parts += [f"ignored: {', '.join(found.ignored)}"] if found.ignored else []

@@ -20,6 +20,7 @@ from bayeslora.data.columns import (
     features_of,
     label_of,
 )
+from bayeslora.tasks import conversations
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.types import Data
 
@@ -158,6 +159,13 @@ def _unwrapped(value: Any) -> Any:
 def _list(values: list[Any], asked: Columns, known: Columns, name: str, with_labels: bool) -> Plain:
     """Return a list of texts, of pairs, of rows as mappings, or of inputs with their labels."""
     first = _unwrapped(values[0])
+    if (
+        isinstance(first, Mapping)
+        and not asked.text
+        and conversations.are_lists(conversations.columns_in(first), first)
+    ):
+        names = tuple(dict.fromkeys(key for row in values for key in row))  # not as a table, which unites their fields
+        return Plain(values, None, Found(id=asked.id), names)
     if any(isinstance(value, str) for value in values):
         return Plain([str(_unwrapped(value)) if isinstance(value, str) else value for value in values], names=("text",))
     if isinstance(first, Mapping):
@@ -187,6 +195,11 @@ def _list(values: list[Any], asked: Columns, known: Columns, name: str, with_lab
 
 def _mapping(data: dict[str, Any], asked: Columns, known: Columns, name: str, with_labels: bool) -> Plain:
     """Return a mapping of texts as a table, and one of numbers as arrays."""
+    talk = conversations.columns_in(data)
+    if talk and conversations.are_lists(talk, {key: next(iter(data[key]), None) for key in talk}):
+        columns = {key: list(_values(value)) for key, value in data.items()}
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return _list(rows, asked, known, name, with_labels)
     labels = (*LABELS, asked.label)
     texts = any(_holds_texts(value) for key, value in data.items() if key not in labels)
     if texts:
@@ -233,6 +246,9 @@ def _frame(frame: Any, labels: RawLabels | None, asked: Columns, known: Columns,
 
     names = [str(column) for column in frame.columns]
     frame = frame.set_axis(names, axis=1)
+    talk = conversations.columns_in(names)
+    if labels is None and talk and len(frame) and conversations.are_lists(talk, dict(frame.iloc[0])):
+        return _list(frame.to_dict("records"), asked, known, name, with_labels)
     label = None if labels is not None else label_of(names, asked, known, USUAL_OF_NUMBERS)
     numeric = [column for column in names if _is_numeric(frame[column])]
     inputs = features_of(names, label, known if {*known.features} <= {*names} else NOTHING, asked, name)

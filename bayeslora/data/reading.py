@@ -1,7 +1,8 @@
 """Turn the data that users have into rows: mappings from the names of a network's inputs to values, with `labels`."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from bayeslora.limits import limits
 from bayeslora.networks import decoder_inputs, forward_parameters, takes_any_name
 from bayeslora.tasks import LIKELIHOODS, Likelihood
 from bayeslora.tasks.checking import REPAIR, check_texts, is_missing
+from bayeslora.tasks.conversations import Answers, are_lists, columns_in
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.types import Batch, Data, LabelValues, Row, Tokenizer
 
@@ -62,6 +64,7 @@ class Reader:
         self.asked = asked
         self.known = known
         self.with_labels = with_labels
+        self.answers: Answers = asked.answers or known.answers or "all"
         are_labels = {name for columns in label_columns() for name in columns}
         self.parameters = [parameter for parameter in forward_parameters(model) if parameter not in are_labels]
         if not self.parameters and not takes_any_name(model):
@@ -94,7 +97,10 @@ class Reader:
             return self.table(data)
         if isinstance(data, Dataset) and (arrays := self._stored(data)) is not None:
             return arrays
-        if isinstance(data, Dataset) or (isinstance(data, list) and data and isinstance(data[0], Mapping)):
+        if isinstance(data, list) and data and isinstance(data[0], Mapping):
+            kind = self._kind_reading(data[0])
+            return Examples(data, self.row) if kind is None else Examples(self._read_rows(kind, data), self.inputs)
+        if isinstance(data, Dataset):
             return Examples(data, self.row)
         if found.are_texts:
             for texts in zip(*data, strict=True) if isinstance(data[0], tuple) else (data,):
@@ -146,12 +152,42 @@ class Reader:
         self._check_named()
         table = self._with_label_column(table)
         if len(table) and not any(name in self.parameters for name in table.column_names):
-            for kind in reversed(LIKELIHOODS.values()) if not self.asked.text else ():
-                if kind.reads(table.column_names, self.model):
-                    return Examples(self._read_by(kind, table), self.inputs)
+            kind = self._kind_reading(table.column_names)
+            if kind is not None:
+                read = self._read_rows if kind.reads_rows else self._read_by
+                return Examples(read(kind, table), self.inputs)
             table = self._tokenized(table)
         unknown = [name for name in table.column_names if name not in (*self.parameters, "labels")]
         return table.remove_columns(unknown)
+
+    def _kind_reading(self, columns: Collection[str]) -> type[Likelihood] | None:
+        """Return the kind of label that turns rows with these columns into the network's inputs, if there is one.
+
+        Raises:
+            ValueError: If they are conversations, and the network does not write.
+        """
+        if self.asked.text or any(name in self.parameters for name in columns):
+            return None
+        labelled = self.asked.label or (self.columns.label or "").casefold() in LABELS
+        for kind in reversed(LIKELIHOODS.values()):
+            if kind.reads(list(columns), self.model) and not (kind.reads_rows and labelled):
+                return kind
+        if are_lists(columns_in(columns)):
+            raise ValueError(
+                f"{self.name} are conversations ({', '.join(columns_in(columns))}), which a language model reads, and "
+                f"{type(self.model).__name__} is none: fit one such as AutoModelForCausalLM loads."
+            )
+        return None
+
+    def _read_rows(self, kind: type[Likelihood], rows: Any) -> list[dict[str, Any]]:
+        """Return the rows that a kind of label makes of a table, with labels of its own, which are noted apart."""
+        columns = columns_in(rows.column_names if hasattr(rows, "column_names") else rows[0])
+        names = rows.column_names if hasattr(rows, "column_names") else {**rows[0]}
+        read, self.context = kind.read(rows, self)
+        ignored = tuple(name for name in names if name not in (*columns, self.columns.id))
+        self.columns = Found(id=self.columns.id, answers=self.answers, ignored=ignored, told=self.context)
+        self.labels = RawLabels([row.pop("labels") for row in read], data=self.name)
+        return read
 
     def _read_by(self, kind: type[Likelihood], table: "datasets.Dataset") -> list[dict[str, Any]]:
         """Return the rows that a kind of label makes of a published table; their labels are noted apart."""
@@ -204,6 +240,9 @@ class Reader:
 
     def row(self, row: Any) -> dict[str, Any]:
         """Return a row of a torch `Dataset` as a mapping."""
+        if isinstance(row, Mapping) and (kind := self._kind_reading(row)) is not None and kind.reads_rows:
+            (row,), told = kind.read([row], self)
+            self.columns = replace(self.columns, answers=self.answers, told=told)
         row = self.named(row)
         if not self.with_labels:
             row.pop("labels", None)

@@ -9,14 +9,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayeslora.networks import forward_parameters, vocabulary
+from bayeslora.tasks import chat, conversations, dialogues
 from bayeslora.types import Tokenizer
 
 
-def encode(inputs: Any, model: nn.Module, tokenizer: Tokenizer | None = None) -> dict[str, Tensor]:
+class Encoded(dict[str, Tensor]):
+    """The model's inputs for some prompts.
+
+    Attributes:
+        ends: Tokens that end what is written, beside those that the model knows.
+    """
+
+    ends: tuple[int, ...] = ()
+
+
+def encode(inputs: Any, model: nn.Module, tokenizer: Tokenizer | None = None) -> Encoded:
     """Turn prompts into the model's inputs, with a mask of their padding, on the left if they are to be continued.
 
     Args:
-        inputs: A text or texts; token ids, as an array or a list for each prompt; or a mapping of the model's inputs.
+        inputs: A text or texts; token ids, as an array or a list for each prompt; a mapping of the model's inputs; or
+            conversations: a list of messages, a list of such lists, or a record, records or a table with the columns
+            that `fit` reads as conversations. What the assistant says last is left out, and is to be written.
         model: The model.
         tokenizer: For texts. It is not changed.
 
@@ -33,6 +46,10 @@ def encode(inputs: Any, model: nn.Module, tokenizer: Tokenizer | None = None) ->
         )
     left = not is_encoder_decoder(model)
     inputs = [inputs] if isinstance(inputs, str) else inputs
+    records = _records(inputs)
+    ends: Sequence[int] = ()
+    if records is not None:
+        inputs, ends = _asked(records, tokenizer, left)
     if len(inputs) == 0:
         raise ValueError("inputs has no prompts: give at least one.")
     if not isinstance(inputs, Mapping):
@@ -44,7 +61,8 @@ def encode(inputs: Any, model: nn.Module, tokenizer: Tokenizer | None = None) ->
             raise ValueError(f"inputs: prompt {row} is a {kind}, and others are texts: give texts alone.")
         inputs = _tokenized(inputs, tokenizer, left) if all(are_texts) else _padded(inputs, left)
     parameters = forward_parameters(model)
-    encoded = {name: _tensor(name, value) for name, value in inputs.items() if name in parameters}
+    encoded = Encoded({name: _tensor(name, value) for name, value in inputs.items() if name in parameters})
+    encoded.ends = tuple(ends)
     if "input_ids" not in encoded or "decoder_input_ids" in encoded:
         raise ValueError(
             f"inputs has {', '.join(map(str, inputs))}: give 'input_ids', and what else the model reads, but not what "
@@ -64,6 +82,53 @@ def encode(inputs: Any, model: nn.Module, tokenizer: Tokenizer | None = None) ->
     if left and not bool(encoded["attention_mask"][:, -1].all()):
         raise ValueError("inputs: prompts end in padding, which the model would continue: pad them on the left.")
     return encoded
+
+
+def _records(inputs: Any) -> list[Mapping[str, Any]] | None:
+    """Return conversations as rows of a table; None of prompts in any other form."""
+    if hasattr(inputs, "to_dict") and hasattr(inputs, "iloc") and hasattr(inputs, "columns"):
+        inputs = inputs.to_dict("records")
+    elif hasattr(inputs, "column_names"):
+        inputs = list(inputs)
+    if isinstance(inputs, Mapping):
+        columns = conversations.columns_in(inputs, answered=False)
+        if not columns or "input_ids" in inputs:
+            return None
+        if all(isinstance(inputs[name], str) for name in columns) or _are_messages(inputs[columns[-1]]):
+            return [inputs]
+        values = [inputs[name] for name in columns]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+    if not isinstance(inputs, list | tuple) or not inputs:
+        return None
+    if _are_messages(inputs):
+        return [{"messages": inputs}]
+    if all(_are_messages(each) for each in inputs):
+        return [{"messages": each} for each in inputs]
+    return list(inputs) if all(isinstance(each, Mapping) for each in inputs) else None
+
+
+def _are_messages(value: Any) -> bool:
+    """Whether a value is a list of messages, each of which says who speaks."""
+    if not isinstance(value, list | tuple) or not len(value):
+        return False
+    return all(isinstance(each, Mapping) and ("role" in each or "from" in each) for each in value)
+
+
+def _asked(
+    records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer | None, left: bool
+) -> tuple[list[list[int]], list[int]]:
+    """Return what the model is to answer, as tokens, and the tokens that end an answer."""
+    if tokenizer is None:
+        raise ValueError("inputs are conversations, and the posterior has no tokenizer: fit with tokenizer=….")
+    ids, is_chat = [], False
+    for number, record in enumerate(records):
+        where = f"inputs, row {number}" if len(records) > 1 else "inputs"
+        if not conversations.columns_in(record, answered=False):
+            raise ValueError(f"{where} has {', '.join(map(str, record))}: give messages, or a prompt.")
+        talk = conversations.read(record, where, answered=False)
+        is_chat |= not talk.is_plain
+        ids.append(chat.prompt(talk, tokenizer, where) if left else dialogues.to_answer(talk, tokenizer, where))
+    return ids, chat.ends(tokenizer) if is_chat and left else []
 
 
 def _tokenized(texts: list[str], tokenizer: Tokenizer | None, left: bool) -> Mapping[str, Any]:

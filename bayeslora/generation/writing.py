@@ -54,7 +54,7 @@ def generate(
     network = program.network
     settings = settings or {}
     with refusing(settings):
-        config, others = _settings(network.model, dict(settings), average)
+        config, others = _settings(network.model, dict(settings), average, getattr(prompts, "ends", ()))
     prompts = to_device(prompts, program.device)
     num_draws = len(next(iter(sites.values())))
     try:
@@ -73,8 +73,17 @@ def generate(
     return _together(parts, config, tokenizer)
 
 
-def _settings(model: nn.Module, settings: dict[str, Any], average: bool) -> tuple["GenerationConfig", dict[str, Any]]:
-    """Return the configuration for generation, and the settings that are not part of it."""
+def _settings(
+    model: nn.Module, settings: dict[str, Any], average: bool, ends: Sequence[int] = ()
+) -> tuple["GenerationConfig", dict[str, Any]]:
+    """Return the configuration for generation, and the settings that are not part of it.
+
+    Args:
+        model: The model.
+        settings: What is asked for.
+        average: Whether the draws write together.
+        ends: Tokens that end a text beside the model's own, unless the settings say which do.
+    """
     from transformers.generation import GenerationMode
 
     own: Any = model.generation_config
@@ -82,6 +91,9 @@ def _settings(model: nn.Module, settings: dict[str, Any], average: bool) -> tupl
     others = config.update(**settings)
     if config.eos_token_id is None:
         config.eos_token_id = own.eos_token_id
+    if ends and settings.get("eos_token_id") is None:
+        known = [] if config.eos_token_id is None else _ends(config)
+        config.eos_token_id = list(dict.fromkeys([*known, *ends]))
     if config.pad_token_id is None:
         config.pad_token_id = own.pad_token_id if own.pad_token_id is not None else _ends(config)[0]
     config.return_dict_in_generate = False  # tokens are all that is needed

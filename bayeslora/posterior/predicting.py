@@ -109,8 +109,9 @@ class Predicting(State):
 
         Args:
             inputs: A text or texts, with the posterior's tokenizer; token ids, as an array or a list for each prompt;
-                or a mapping of the model's inputs, padded on the left if the model continues its prompt. All prompts
-                run as one batch.
+                or a mapping of the model's inputs, padded on the left if the model continues its prompt. Or
+                conversations, which are answered: a list of messages, several, or records or a table as for `fit`; what
+                the assistant says last is left out. All prompts run as one batch.
             num_draws: Draws of the weights; a finite posterior has its members, each once.
             average: Whether the draws write one text together.
             center: Whether to write one text, with every site at its guide's mean, at LoRA's cost.

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from bayeslora.tasks.classes import Classes
 from bayeslora.tasks.collecting import Collector, Everything, Outputs
+from bayeslora.tasks.conversations import Answers
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.prediction import BasePrediction, Names, ObservationPrediction
 from bayeslora.types import Batch, LabelColumn, LabelValues, Tokenizer
@@ -40,6 +41,7 @@ class Reader(Protocol):
     model: nn.Module
     parameters: list[str]
     with_labels: bool
+    answers: Answers
 
     def needed_tokenizer(self) -> Tokenizer:
         """Return the tokenizer; raise a ValueError that says what to do if there is none."""
@@ -68,6 +70,7 @@ class Likelihood(nn.Module, abc.ABC):
         label_columns: Columns of published data that together form its labels, stacked along the last dimension.
         answer_columns: Columns of published tables that `read` takes labels from, besides `labels`.
         reads_labels: Whether a prediction is about given labels, so that `predict` reads them, too.
+        reads_rows: Whether `read` takes any rows as mappings, one by one, and makes their labels itself.
         one_of: The kind of its labels where every example has exactly one of them; None if there is no such kind.
         needs_code: Whether it holds a function of the user's, which is not saved and has to be passed to `load`.
         unit: How large a difference between logits has to be to matter: 1 for log-odds. It multiplies the learning rate
@@ -83,6 +86,7 @@ class Likelihood(nn.Module, abc.ABC):
     label_columns: ClassVar[tuple[str, ...]] = ()
     answer_columns: ClassVar[tuple[str, ...]] = ()
     reads_labels: ClassVar[bool] = False
+    reads_rows: ClassVar[bool] = False
     one_of: ClassVar["type[Likelihood] | None"] = None
     needs_code: ClassVar[bool] = False
     unit: float = 1.0
@@ -207,7 +211,8 @@ class Likelihood(nn.Module, abc.ABC):
         """Turn the rows of a table into network inputs, with `labels` if they are known.
 
         Returns:
-            The rows, and what else its prediction has to know about the table (`Outputs.context`).
+            The rows, and what else its prediction has to know about the table (`Outputs.context`); with `reads_rows`,
+            what the log says of them.
         """
         raise TypeError(f"{cls.__name__}.reads says yes to {reader.name}: write {cls.__name__}.read.")
 

@@ -1,7 +1,7 @@
 """The tokens of a vocabulary: language models."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from bayeslora import metrics
 from bayeslora.metrics import FloatArray
-from bayeslora.networks import answers, continues
+from bayeslora.networks import answers, continues, is_encoder_decoder
+from bayeslora.tasks import conversations, dialogues
+from bayeslora.tasks.base import Reader
 from bayeslora.tasks.collecting import Collector, Rows
 from bayeslora.tasks.prediction import BasePrediction, Names, uncertainty
 from bayeslora.tasks.token_classification import PerToken, is_per_token
@@ -168,6 +170,11 @@ class LanguageModel(PerToken):
 
     has_temperature = False
     reads_labels = True
+    reads_rows = True
+
+    @classmethod
+    def reads(cls, columns: Sequence[str], model: nn.Module) -> bool:
+        return bool(conversations.columns_in(columns)) and cls.is_of(model)
 
     def collector(self, with_labels: bool, context: Any = None) -> Summaries:
         return Summaries(self, with_labels, context)
@@ -194,8 +201,19 @@ class CausalLM(LanguageModel):
     shift = 1
 
     @classmethod
+    def suggested_by(cls, columns: Sequence[str], label: Any) -> bool:
+        return (
+            label is None and "input_ids" not in columns and conversations.are_lists(conversations.columns_in(columns))
+        )
+
+    @classmethod
     def is_of(cls, model: nn.Module) -> bool:
         return continues(model)
+
+    @classmethod
+    def read(cls, table: Iterable[Mapping[str, Any]], reader: Reader) -> tuple[list[dict[str, Any]], str]:
+        """Turn instructions or conversations into tokens; those of answers are the labels."""
+        return dialogues.continued(table, reader)
 
     @classmethod
     def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:
@@ -218,6 +236,15 @@ class Seq2SeqLM(LanguageModel):
     @classmethod
     def is_of(cls, model: nn.Module) -> bool:
         return answers(model)
+
+    @classmethod
+    def reads(cls, columns: Sequence[str], model: nn.Module) -> bool:
+        return super().reads(columns, model) and is_encoder_decoder(model)
+
+    @classmethod
+    def read(cls, table: Iterable[Mapping[str, Any]], reader: Reader) -> tuple[list[dict[str, Any]], str]:
+        """Turn instructions or conversations into what the encoder reads, and the last answer, which is the label."""
+        return dialogues.answered(table, reader)
 
     @classmethod
     def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:

@@ -80,6 +80,7 @@ BAD: dict[str, list[tuple[Any, str]]] = {
     "likelihood": [(3, "a Likelihood, its name in bayeslora.LIKELIHOODS, a function of logits and labels, or None")],
     "tokenizer": [("bert", "a tokenizer, such as AutoTokenizer.from_pretrained loads, or None")],
     "output_dir": [(3, "the path of a folder, or None"), ("a\0b", ""), ("", ""), ("\ud800", "")],
+    "answers": [("first", "'all' or 'last'"), (1, "")],
     "resume": [("yes", "True or False, or 'anyway'"), (1, "")],
     "progress": [(1, "True or False"), ("no", "")],
     "compute_metrics": [(3, "a function")],

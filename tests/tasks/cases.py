@@ -63,7 +63,7 @@ def model(family: str, head: str, **settings: Any) -> Callable[[], nn.Module]:
 
     def make() -> nn.Module:
         torch.manual_seed(0)
-        return getattr(hf, f"{family}{head}")(config(**fields, **settings)).eval()
+        return getattr(hf, f"{family}{head}")(config(**{**fields, **settings})).eval()
 
     return make
 

@@ -1,0 +1,322 @@
+"""Conversations as a language model reads them: the text of a chat template, as tokens, and which of them answer."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bayeslora.tasks.conversations import Conversation
+from bayeslora.types import IGNORED
+
+TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "### {{ message.role | capitalize }}:{{ '\n' }}"
+    "{% if message.role == 'assistant' %}"
+    "{% generation %}"
+    "{{ message.content | trim }}{% if message.tool_calls %}{{ message.tool_calls | tojson }}{% endif %}{{ eos_token }}"
+    "{% endgeneration %}"
+    "{% else %}{{ message.content | trim }}{% endif %}"
+    "{{ '\n\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}### Assistant:{{ '\n' }}{% endif %}"
+)
+"""How conversations are written for tokenizers that have no chat template of their own."""
+
+MARK = "\ue000"
+"""A character of no script, which stands for an answer to see where a template writes it."""
+
+MATCHING = 5
+"""The end of a prompt is recognised by so many characters, such as those of `user` or `INST]`."""
+
+MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+"""What a template begins answers with, if it marks them."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A conversation as tokens.
+
+    Args:
+        ids: The tokens.
+        answers: First and past-the-last token of every answer that counts.
+        is_cut: Whether the beginning did not fit.
+        lost: Answers that went with it.
+    """
+
+    ids: list[int]
+    answers: list[tuple[int, int]]
+    is_cut: bool = False
+    lost: int = 0
+
+    @property
+    def labels(self) -> list[int]:
+        """The tokens of answers; −100 for all others."""
+        labels = [IGNORED] * len(self.ids)
+        for start, end in self.answers:
+            labels[start:end] = self.ids[start:end]
+        return labels
+
+
+def encode(talk: Conversation, tokenizer: Any, longest: int, where: str) -> Encoded:
+    """Return a conversation as tokens, of which those of answers are known; at most so many.
+
+    An answer is what `generate` would write: from the end of the template's prompt for it to the token that ends the
+    turn. It is what the template marks by `{% generation %}`, if it does that for every answer. Otherwise it is found
+    by writing the conversation up to the answer, and with it; and where earlier messages are written differently in a
+    longer conversation, by writing another answer in its place.
+
+    If it does not fit, the oldest messages are left out, from one of the user's to the next, but not the system's; then
+    tokens from the left, but not the first that begins every text. An answer that would be cut does not count.
+
+    Args:
+        talk: The conversation.
+        tokenizer: A tokenizer that knows where in the text its tokens are.
+        longest: The most tokens.
+        where: What to call the conversation in messages.
+
+    Raises:
+        ValueError: If the template refuses the conversation, or hides an answer; if no answer fits; or if the tokenizer
+            does not know.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(f"{where}: conversations need a fast tokenizer, which knows where its tokens are.")
+    whole = _tokens(talk, tokenizer, where)
+    if len(whole.ids) <= longest:
+        return whole
+    best = whole
+    if not talk.is_plain:
+        last = max(index for index, counted in enumerate(talk.counts) if counted)
+        head = 1 if talk.messages[0]["role"] in ("system", "developer") else 0
+        starts = [index for index in range(head, last) if talk.messages[index]["role"] == "user"]
+        for start in starts or [head]:
+            kept = [*range(head), *range(start, last + 1)]
+            part = replace(talk, messages=[talk.messages[i] for i in kept], counts=[talk.counts[i] for i in kept])
+            best = _tokens(part, tokenizer, where)
+            if len(best.ids) <= longest:
+                break
+    begins = 1 if best.ids[:1] == [tokenizer.bos_token_id] else 0
+    gone = max(len(best.ids) - longest, 0)
+    cut = [start - gone if gone else start for start, _ in best.answers]
+    answers = [
+        (start, start + end - begin)
+        for start, (begin, end) in zip(cut, best.answers, strict=True)
+        if not gone or start >= max(begins, 1)
+    ]
+    if not answers:
+        start, end = best.answers[-1]
+        raise ValueError(
+            f"{where}: the answer has {end - start} tokens, and {longest} can be read with what it answers: shorten "
+            "it, or leave it out. The tokenizer's model_max_length says how many, up to what the model was made for."
+        )
+    ids = [*best.ids[:begins], *best.ids[begins + gone :]] if gone else best.ids
+    return Encoded(ids, answers, is_cut=True, lost=len(whole.answers) - len(answers))
+
+
+def prompt(talk: Conversation, tokenizer: Any, where: str) -> list[int]:
+    """Return the tokens after which the model writes the next answer: answers at the end are left out.
+
+    Raises:
+        ValueError: If the template refuses the conversation, or there is nothing to answer.
+    """
+    messages = before_answer(talk, where)
+    if talk.is_plain:
+        ids, end = list(tokenizer(messages[0]["content"])["input_ids"]), tokenizer.eos_token_id
+        return ids[:-1] if end is not None and ids[-1:] == [end] else ids
+    text = _rendered(replace(talk, messages=messages), tokenizer, where, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def before_answer(talk: Conversation, where: str) -> list[dict[str, Any]]:
+    """Return the messages up to the last that the assistant can answer; a ValueError if there is none."""
+    messages = list(talk.messages)
+    while messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    if not messages:
+        raise ValueError(f"{where} has no message to answer.")
+    return messages
+
+
+def ends(tokenizer: Any) -> list[int]:
+    """Return the tokens that end an answer by the tokenizer's template, as far as it can be told."""
+    asked = [{"role": "user", "content": "a"}]
+    talk = Conversation([*asked, {"role": "assistant", "content": MARK}], [False, True])
+    try:
+        text = _rendered(talk, tokenizer, "a conversation")
+    except ValueError:
+        return []
+    special = _special(tokenizer).match(text[text.rfind(MARK) + 1 :].lstrip()) if MARK in text else None
+    return [] if special is None else list(tokenizer(special[0], add_special_tokens=False)["input_ids"])[:1]
+
+
+def _tokens(talk: Conversation, tokenizer: Any, where: str) -> Encoded:
+    """Return a whole conversation as tokens."""
+    if talk.is_plain:
+        return _joined(talk, tokenizer)
+    text, spans = spans_of(talk, tokenizer, where)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return Encoded(list(encoded["input_ids"]), _within(encoded["offset_mapping"], spans))
+
+
+def _joined(talk: Conversation, tokenizer: Any) -> Encoded:
+    """Return a prompt and its completion as they stand, with the token that ends a text."""
+    before, after = (str(message["content"]) for message in talk.messages)
+    encoded = tokenizer(before + after, return_offsets_mapping=True, verbose=False)
+    ids, begin, end = list(encoded["input_ids"]), tokenizer.bos_token_id, tokenizer.eos_token_id
+    of_text = [each is not None for each in encoded.sequence_ids(0)]
+    offsets = [span if own else (-1, -1) for span, own in zip(encoded["offset_mapping"], of_text, strict=True)]
+    if begin is not None and ids[:2] == [begin, begin]:  # the prompt has it, and the tokenizer adds it
+        ids, offsets = ids[1:], offsets[1:]
+    spans = _within(offsets, [(len(before), len(before) + len(after))])
+    if end is not None:
+        ids = ids if ids[-1:] == [end] else [*ids, end]
+        spans = [(spans[0][0] if spans else len(ids) - 1, len(ids))]
+    return Encoded(ids, spans)
+
+
+def _within(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the first and past-the-last token of parts of a text; a token that is partly in one belongs to it."""
+    places, last = [], 0
+    for start, end in offsets:
+        if start == end:  # white space, which some tokenizers leave out of a token's place
+            start = min(last, end - 1)
+        places.append((start, end))
+        last = max(last, end)
+    found = []
+    for start, end in spans:
+        inside = [index for index, (a, b) in enumerate(places) if a < end and b > start and b > 0]
+        if inside:
+            found.append((inside[0], inside[-1] + 1))
+    return found
+
+
+def _template(tokenizer: Any, tools: Any) -> str:
+    return tokenizer.get_chat_template(tools=tools) if tokenizer.chat_template else TEMPLATE
+
+
+def _rendered(talk: Conversation, tokenizer: Any, where: str, **how: Any) -> str:
+    """Return the text of a conversation; a ValueError if the template refuses it."""
+    try:
+        template = _template(tokenizer, talk.tools)
+        settings = {"tools": talk.tools, "chat_template": template, "tokenize": False, **how}
+        return tokenizer.apply_chat_template(talk.messages, **settings)
+    except Exception as error:  # a template may raise anything
+        raise ValueError(
+            f"{where}: the chat template of the tokenizer does not take this conversation "
+            f"({', '.join(str(message['role']) for message in talk.messages):.80}): {error}"
+        ) from error
+
+
+def spans_of(talk: Conversation, tokenizer: Any, where: str) -> tuple[str, list[tuple[int, int]]]:
+    """Return the text of a conversation, and the first and past-the-last character of every answer that counts."""
+    text = _rendered(talk, tokenizer, where)
+    counted = [index for index, counts in enumerate(talk.counts) if counts]
+    marked = _marked(talk, tokenizer)
+    if marked is not None:
+        which = [index for index, message in enumerate(talk.messages) if message["role"] == "assistant"]
+        return text, [marked[which.index(index)] for index in counted]
+    special = _special(tokenizer)
+    spans = []
+    for index in counted:
+        span = _by_prefix(talk, index, text, tokenizer, special) or _by_mark(talk, index, text, tokenizer, special)
+        if span is None:
+            raise ValueError(
+                f"{where}: the chat template of the tokenizer does not show where message {index} begins and ends: "
+                "mark answers in it, {% generation %}…{% endgeneration %}."
+            )
+        spans.append(span)
+    return text, spans
+
+
+def _marked(talk: Conversation, tokenizer: Any) -> list[tuple[int, int]] | None:
+    """Return the answers that the template marks, if it marks every one."""
+    template = _template(tokenizer, talk.tools)
+    if not MARKED.search(template):
+        return None
+    # Its characters, and not the tokens that the tokenizer makes of them: that loses those after dropped white space.
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    messages = [{key: value for key, value in message.items() if value is not None} for message in talk.messages]
+    _, marked = render_jinja_template(
+        conversations=[messages],
+        tools=talk.tools,
+        chat_template=template,
+        return_assistant_tokens_mask=True,
+        **tokenizer.special_tokens_map,
+    )
+    spans = [(start, end) for start, end in marked[0] if end > start]
+    return spans if len(spans) == sum(message["role"] == "assistant" for message in messages) else None
+
+
+def _special(tokenizer: Any) -> re.Pattern[str]:
+    """Return what matches a token that is added to the vocabulary, such as one that ends a turn."""
+    added = {*tokenizer.all_special_tokens, *(str(token) for token in tokenizer.added_tokens_decoder.values())}
+    return re.compile("|".join(map(re.escape, sorted(filter(None, added), key=len, reverse=True))) or r"(?!)")
+
+
+def _before(talk: Conversation, index: int, tokenizer: Any) -> str | None:
+    """Return the prompt for an answer; None where a template refuses the part, and not the whole."""
+    try:
+        return _rendered(replace(talk, messages=talk.messages[:index]), tokenizer, "", add_generation_prompt=True)
+    except ValueError:
+        return None
+
+
+def _by_prefix(
+    talk: Conversation, index: int, text: str, tokenizer: Any, special: re.Pattern[str]
+) -> tuple[int, int] | None:
+    """Return where an answer stands, if the conversation up to it, and with it, is the beginning of the whole."""
+    before = _before(talk, index, tokenizer)
+    try:
+        through = _rendered(replace(talk, messages=talk.messages[: index + 1]), tokenizer, "")
+    except ValueError:
+        return None
+    if before is None:
+        return None
+    start = len(before)
+    if not (text.startswith(before) and through.startswith(before)):
+        return None
+    # A template may end the last message differently, so that what ends it is compared token by token.
+    ending = re.compile(rf"(?:\s|{special.pattern})*\Z").search(through, start)
+    end = len(through) if ending is None else ending.start()
+    if not text.startswith(through[:end]):
+        return None
+    for token in re.finditer(rf"\s|{special.pattern}", through[end:]):
+        if not text.startswith(token[0], end):
+            break
+        end += len(token[0])
+    # What follows the last token of the turn is never written by the model.
+    trimmed = text[start:end].rstrip()
+    tokens = [*special.finditer(trimmed)]
+    end = start + len(trimmed) if tokens and tokens[-1].end() == len(trimmed) else end
+    return (start, end) if end > start else None
+
+
+def _by_mark(
+    talk: Conversation, index: int, text: str, tokenizer: Any, special: re.Pattern[str]
+) -> tuple[int, int] | None:
+    """Return where an answer stands by writing another in its place: what differs, with the token that ends it."""
+    messages = [*talk.messages[:index], {"role": "assistant", "content": MARK}, *talk.messages[index + 1 :]]
+    try:
+        other = _rendered(replace(talk, messages=messages), tokenizer, "")
+    except ValueError:
+        return None
+    if other.count(MARK) != 1:
+        return None
+    start = other.index(MARK)  # which is in no text: up to it, both are the same
+    end = len(text) - min(_same_end(text, other), len(text) - start, len(other) - start)
+    token = re.compile(rf"\s*(?:{special.pattern})").match(text, end)
+    end = end if token is None else token.end()
+    # White space that the prompt for the answer does not have is written by the model.
+    before, kept = _before(talk, index, tokenizer), text[:start].rstrip()
+    if before is not None and _same_end(kept, before.rstrip()) >= MATCHING:
+        space = before[len(before.rstrip()) :]
+        start = len(kept) + len(space) if text.startswith(space, len(kept)) else start
+    return (start, end) if end > start else None
+
+
+def _same_end(text: str, other: str) -> int:
+    """Return how many characters at the end of two texts are the same."""
+    pairs = zip(reversed(text), reversed(other), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
