@@ -6,18 +6,20 @@ location, take no weight decay, and a method may give them their own learning ra
 
 import abc
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoGuide, AutoGuideList
 from torch import Tensor, nn
 
 from bayeslora.adapters import Stack
 from bayeslora.adapters.families import kaiming as kaiming
 from bayeslora.distributions import Enumerated
+from bayeslora.natural import Form, Gaussian
 from bayeslora.types import FactorsByStack, FactorTuple
 
 SPREADS = ("log_", "sqrt_", "scale", "cov_")
@@ -45,8 +47,39 @@ def spreads(guide: nn.Module) -> Iterator[nn.Parameter]:
             yield from spreads(child)
 
 
+def gaussians(guide: nn.Module) -> Iterator[Gaussian]:
+    """Yield the independent Normals of a guide, for natural steps: a module with a method `gaussians` says which."""
+    if callable(declared := getattr(guide, "gaussians", None)):
+        yield from declared()
+    else:
+        for child in guide.children():
+            yield from gaussians(child)
+
+
+def gaussians_of_pyros(guide: nn.Module, weight: float) -> Iterator[Gaussian]:
+    """Yield the scales of one of Pyro's automatic guides.
+
+    Those of a guide with correlations scale the rows of its covariance: along them, steps are only nearly natural.
+
+    Args:
+        guide: The guide, or a list of several.
+        weight: Weight of its entropy in the loss.
+    """
+    for part in guide.modules():
+        if getattr(part, "scale_constraint", None) is constraints.softplus_positive:
+            for name, parameter in part.named_parameters():
+                if name.startswith(("scales.", "scale_unconstrained")):
+                    yield Gaussian(parameter, "softplus", weight)
+
+
 class Site(nn.Module, abc.ABC):
-    """The guide's distribution of one site of a stack, its parameters `[layer, …]`."""
+    """The guide's distribution of one site of a stack, its parameters `[layer, …]`.
+
+    Attributes:
+        form: For independent Normals with means `loc`, how their standard deviations follow from the one spread.
+    """
+
+    form: ClassVar[Form | None] = None
 
     @abc.abstractmethod
     def forward(self) -> dist.Distribution:
@@ -79,6 +112,8 @@ class Normal(Site):
         loc: Starting mean, `[layer, …]`.
         scale: Starting standard deviation, a number or `[layer, …]`.
     """
+
+    form = "log"
 
     def __init__(self, loc: Tensor, scale: float | Tensor):
         super().__init__()
@@ -176,6 +211,18 @@ class Sites(nn.Module):
         """Sample the sites, within the plate over the layers."""
         with poutine.scale(scale=self.scale):
             return {name: pyro.sample(self.stack.site(name), site()) for name, site in self.sites.items()}
+
+    def gaussians(self) -> Iterator[Gaussian]:
+        """Yield the sites that are independent Normals."""
+        site: Any
+        for site in self.sites.values():
+            if site.form is not None:
+                yield from (Gaussian(spread, site.form, self.scale, site.loc) for spread in site.spreads())
+
+    def squares(self) -> dict[str, Tensor]:
+        """Return the mean squares E[z²] of the sites that have a mean and a variance, `[layer, …]`, by name."""
+        means: Any = {name: site() for name, site in self.sites.items() if hasattr(site, "loc")}
+        return {name: q.mean.square() + q.variance for name, q in means.items()}
 
     def start(self, factors: FactorTuple) -> None:
         """Start from trained factors: each becomes the location of the site with its name."""

@@ -227,7 +227,9 @@ def _method(folder: str | os.PathLike[str], record: MethodRecord, given: Method 
     """Make the method of a saved posterior, or return the given one if it is the same."""
     if given is not None:
         own = storage.method_record(given)
-        if own | {**record} != own:
+        # A field that was added since has its default.
+        defaults = storage.method_record(type(given)())["fields"]
+        if own | {**record, "fields": defaults | record["fields"]} != own:
             raise ValueError(f"The posterior in {folder} is of {record!s:.400}, not of {own}.")
         return given
     kind = METHODS.get(record["name"])

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from bayeslora import bases, checkpoints, guides, saving, storage, watching
+from bayeslora import bases, checkpoints, guides, natural, saving, storage, watching
 from bayeslora.data import OwnOrders, Source, Stream, to_device
 from bayeslora.divergence import DivergedError as DivergedError
 from bayeslora.divergence import LastGood
@@ -155,8 +155,14 @@ class ProgramTrainer(Trainer):
 
     optimizer: torch.optim.Optimizer | None
 
+    def _prepare_for_training(self, max_steps: int, *others: Any, **settings: Any) -> Any:
+        self.program.num_steps = max_steps  # the optimiser's rates may depend on it
+        return super()._prepare_for_training(max_steps, *others, **settings)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimiser; spreads and parameters of the likelihood have their own rates and no weight decay.
+
+        A method may step some parameters in its own way (`Method.optimizer_groups`).
 
         Adam's steps have the size of the learning rate, whatever the unit: if outputs are in the thousands, the output
         layer needs steps in the thousands.
@@ -168,7 +174,11 @@ class ProgramTrainer(Trainer):
             spreads: list[nn.Parameter] = []
             are_spreads = {id(parameter) for parameter in guides.spreads(self.program.guide)}
             own: list[nn.Parameter] = []
+            methods = self.program.method.optimizer_groups(self.program, self.args.learning_rate)
+            taken = {id(parameter) for group in methods for parameter in group["params"]}
             for name, parameter in self.program.trainable():
+                if id(parameter) in taken:
+                    continue
                 if name.startswith("likelihood."):
                     own.append(parameter)
                 elif id(parameter) in are_spreads:
@@ -189,8 +199,17 @@ class ProgramTrainer(Trainer):
             if own:
                 rate = self.program.likelihood.learning_rate
                 groups.append({"params": own, "weight_decay": 0.0, "lr": rate})
-            self.optimizer = cls(groups, **kwargs)
+            cls = natural.with_natural_steps(cls) if methods else cls
+            self.optimizer = cls([*groups, *methods], **kwargs)
         return self.optimizer
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        # A clipped gradient would have another optimum: natural steps have no use for it.
+        steps_of_its_own = natural.parameters(self.optimizer)
+        if not steps_of_its_own:
+            return super()._clip_grad_norm(model)
+        others = [parameter for parameter in model.parameters() if id(parameter) not in steps_of_its_own]
+        return self.accelerator.clip_grad_norm_(others, self.args.max_grad_norm)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         if self.labels_unseen:

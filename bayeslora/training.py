@@ -10,7 +10,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from bayeslora import arguments, checkpoints, storage, watching
+from bayeslora import arguments, checkpoints, natural, storage, verdict, watching
 from bayeslora.data import Source
 from bayeslora.divergence import DivergedError
 from bayeslora.posterior import Posterior
@@ -74,6 +74,7 @@ def train(
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         trainer.recorder.flush()
         trainer.last_good.after_training(trainer)
+        verdict.have_settled(natural.distance(trainer.optimizer))
     except BaseException as error:
         if keep:
             _keep(trainer, error)

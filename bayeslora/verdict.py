@@ -1,4 +1,4 @@
-"""Whether a fit has learned anything: its training NLL against that of the labels' own frequencies."""
+"""Whether a fit has learned anything, and whether its spreads have come to rest."""
 
 import logging
 import math
@@ -12,6 +12,31 @@ logger = logging.getLogger(__name__)
 
 FEWEST_STEPS = 8
 """Steps below which a training NLL is too rough to be judged."""
+
+UNSETTLED = 0.25
+"""Mean distance of spreads from their optimum, as a part of the precision, above which they have not come to rest."""
+
+
+def have_settled(distance: float | None) -> bool | None:
+    """Return whether learned spreads are near the optimum of the objective; a warning says if they are not.
+
+    Args:
+        distance: The mean of P σ² − 1 at the end of the fit, with 1/σ² the precision of a number and P what prior and
+            data ask for (`natural.distance`).
+
+    Returns:
+        None if there are none.
+    """
+    if distance is None:
+        return None
+    if abs(distance) <= UNSETTLED:
+        return True
+    logger.warning(
+        "The spreads have not come to rest: at the end of the fit, prior and data ask for %.2f times their precision. "
+        "Train for more epochs (epochs=…), or raise spread_rate.",
+        max(1 + distance, 0.0),
+    )
+    return False
 
 
 def has_learned(history: History, likelihood: Likelihood, labels: LabelValues | None) -> bool | None:

@@ -17,7 +17,7 @@ ORDER = (
     ("networks",),
     ("limits",),
     ("adapters", "distributions", "tasks"),
-    ("fitted",),
+    ("fitted", "natural"),
     ("priors", "guides", "curvature", "elbo", "tuning", "precision"),
     ("data", "methods"),
     ("program", "budget", "record", "registry", "preparation", "arguments", "recipe", "verdict"),

@@ -1,27 +1,29 @@
 """Any prior over a stack's factors, with any of Pyro's automatic guides."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import pyro.infer.autoguide
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_mean, init_to_value
 from torch import nn
 
-from bayeslora import priors
+from bayeslora import guides
 from bayeslora.adapters import Stack
-from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import NonNegative, Positive
+from bayeslora.methods.spreads import LearnedSpreads
+from bayeslora.natural import Gaussian
 from bayeslora.types import FactorTuple
 
 
 @dataclass(frozen=True)
-class AutoGuide(PerStackMethod):
+class AutoGuide(LearnedSpreads):
     r"""A prior of your own over the factors, with one of Pyro's automatic guides.
 
     For each stack, with $z$ all its sites and $\theta = \theta(z)$ its factors,
@@ -38,10 +40,14 @@ class AutoGuide(PerStackMethod):
             they belong to layers, and returns the stack's factors. None for independent $N(0, \sigma_p^2)$ entries.
         autoguide: The name of a class in `pyro.infer.autoguide`, such a class, or any function that takes the prior, a
             program without arguments, and `init_loc_fn`, and returns a guide of that kind.
-        prior_scale: $\sigma_p$ of the default prior, in units of the weights.
+        prior_scale: $\sigma_p$ of the default prior, in units of the weights; or `"learn"`, for each factor of each
+            layer by empirical Bayes, the root of its numbers' mean square under the guide, after every step.
         init_scale: Starting standard deviation of every number, for guides that have one.
         temperature: Multiplies the divergence.
-        guide_learning_rate: Learning rate of the parameters of $C$; None for the common rate.
+        spread_rate: ρ, peak rate of the natural steps of the scales of $C$ (`natural`): in a step, a precision goes
+            this part of the way to what prior and batch ask for. None for 20 / steps of the fit, and no more than ½.
+            Correlations are left to the Trainer's optimiser.
+        guide_learning_rate: Learning rate of all parameters of $C$ with the Trainer's optimiser, instead of that.
 
     The guide starts at the base network: sites that are named after factors start where the adapters do, others at the
     mean of their prior. The centre is its median.
@@ -57,9 +63,11 @@ class AutoGuide(PerStackMethod):
     name = "autoguide"
     prior_program: Callable[[Stack], FactorTuple] | str | None = None
     autoguide: Callable[..., Any] | str = "AutoNormal"
-    prior_scale: Positive = 0.2
+    usual_scale = 0.2
+    prior_scale: Positive | Literal["learn"] = 0.2
     init_scale: Positive = 0.01
-    temperature: Positive = 1.0
+    temperature: Positive = 0.03
+    spread_rate: Positive | None = None
     guide_learning_rate: NonNegative | None = None
 
     def __post_init__(self) -> None:
@@ -85,8 +93,7 @@ class AutoGuide(PerStackMethod):
         if callable(self.prior_program):
             return self.prior_program(stack)
         with stack.layers:
-            shapes = stack.shapes.items()
-            factors = {n: pyro.sample(stack.site(n), priors.normal(s, self.prior_scale)) for n, s in shapes}
+            factors = self.sample_normals(stack, stack.shapes)
         return stack.family.factors(**factors)
 
     def make(self, stack: Stack, values: dict[str, torch.Tensor]) -> Any:
@@ -95,7 +102,8 @@ class AutoGuide(PerStackMethod):
         settings: dict[str, Any] = {"init_loc_fn": init_to_value(values=values, fallback=init_to_mean)}
         if "init_scale" in inspect.signature(make).parameters:
             settings["init_scale"] = self.init_scale
-        guide = make(partial(self.sites, stack), **settings)
+        learned = [stack.site(name) for name in self.scales_of_prior(stack, *stack.shapes)]
+        guide = make(poutine.block(partial(self.sites, stack), hide=learned), **settings)
         # The name of its parameters and joint sample; by the class alone, those of two stacks would coincide.
         guide._pyro_name = f"{type(guide).__name__}.{stack.name}"
         return guide
@@ -111,13 +119,36 @@ class StackAutoGuide(nn.Module):
         super().__init__()
         self.method = method
         self.stack = stack
+        self.sites = nn.ModuleDict({} if method.prior_program else method.scales_of_prior(stack, *stack.shapes))
         self.start(stack.initial())
 
     def forward(self) -> None:
         scale = self.method.temperature / self.stack.num_examples
         # Without this setting, its parameters would live in Pyro's global store.
         with pyro.settings.context(module_local_params=True), poutine.scale(scale=scale):
+            if self.sites:
+                # Pyro's guide has a plate of the same name, and a trace only one.
+                with poutine.block(hide=[self.stack.site("layers")]), self.stack.layers:
+                    for name, site in self.sites.items():
+                        pyro.sample(self.stack.site(name), site())
             self.auto()
+
+    def gaussians(self) -> Iterator[Gaussian]:
+        """Yield the scales of Pyro's guide."""
+        yield from guides.gaussians_of_pyros(self.auto, self.method.temperature / self.stack.num_examples)
+
+    def squares(self) -> dict[str, torch.Tensor]:
+        """Return the mean squares E[z²] of the factors, `[layer, …]`."""
+        auto: Any = self.auto
+        sites = {name: self.stack.site(name) for name in self.stack.shapes}
+        with pyro.settings.context(module_local_params=True):
+            if isinstance(auto, AutoContinuous):
+                m, s = (
+                    {site["name"]: value for site, value in auto._unpack_latent(each)} for each in auto._loc_scale()
+                )
+                return {name: m[site].square() + s[site].square() for name, site in sites.items()}
+            pairs = {name: auto._get_loc_and_scale(site) for name, site in sites.items()}
+        return {name: m.square() + s.square() for name, (m, s) in pairs.items()}
 
     def start(self, factors: FactorTuple) -> None:
         """Start from trained factors: they become the medians of the sites with their names."""
@@ -135,6 +166,8 @@ class StackAutoGuide(nn.Module):
             except NotImplementedError:  # Pyro's way to say that a guide has no median
                 raise ValueError(f"{type(auto).__name__} has no median, which the centre needs: use another.") from None
         self.auto = auto.to(like.device, like.dtype)
+        if self.sites and not hasattr(auto, "_loc_scale") and not hasattr(auto, "_get_loc_and_scale"):
+            raise ValueError(f"prior_scale='learn': {type(auto).__name__} is not a Normal; give a number.")
 
 
 def _is_pyros(name: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from bayeslora import contracts, guides
+from bayeslora import contracts, guides, natural
 from bayeslora.adapters import Family, LowRank, Stack, Stacks
 from bayeslora.fitted import FittedProgram
 from bayeslora.methods import fields
@@ -42,7 +42,9 @@ class Method(abc.ABC):
         num_particles: Draws of the weights per training step, if `fit` is given no number.
         own_batches: Whether the particles are the `num_particles` members of an ensemble, each of which trains on its
             own batches.
-        guide_learning_rate: Learning rate of the guide's spreads (`guides.spreads`); None for the common rate.
+        guide_learning_rate: Learning rate of the guide's spreads (`guides.spreads`) with the Trainer's optimiser; None
+            for the common rate, or for the natural steps of methods that have them (`spreads.LearnedSpreads`).
+        spread_rate: Peak rate of natural steps, for methods that have them; None for one that is fit for the run.
         rate_factor: What the default learning rate of `fit` is multiplied by, that of LoRA in a network of this width.
         post_hoc: Whether adapters and task head stay as they were passed to `fit(init=…)`.
         approximation: How a posterior predicts by default: `"draws"`, running the network on draws, or `"linear"`.
@@ -57,6 +59,7 @@ class Method(abc.ABC):
     num_particles: ClassVar[int] = 1
     own_batches: ClassVar[bool] = False
     guide_learning_rate: float | None = None
+    spread_rate: float | None = None
     rate_factor: ClassVar[float] = 1.0
     post_hoc: bool = False
     approximation: ClassVar[str] = "draws"
@@ -101,6 +104,18 @@ class Method(abc.ABC):
         chosen after training, returns Gaussians.
         """
         return {}
+
+    def optimizer_groups(self, program: FittedProgram, learning_rate: float) -> list[natural.Group]:
+        """Return groups of parameters that the Trainer's optimiser does not step; each names one of `natural.STEPS`.
+
+        This is how a method brings an optimiser of its own. By default there are none. Their gradients are not clipped,
+        and what is kept for their steps lies in the optimiser's state, which a checkpoint holds.
+
+        Args:
+            program: The program, whose `num_steps` are set.
+            learning_rate: That of the Trainer's optimiser.
+        """
+        return []
 
     def after_step(self, program: FittedProgram, step: int) -> None:
         """React to an optimiser step, counted from 1 to `program.num_steps`, while its gradients are still there."""

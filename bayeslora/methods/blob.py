@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import pyro
 import pyro.distributions as dist
@@ -12,12 +13,12 @@ from torch import Tensor, nn
 
 from bayeslora import guides, priors
 from bayeslora.adapters import Factors, Stack
-from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import NonNegative, Positive
+from bayeslora.methods.spreads import LearnedSpreads
 
 
 @dataclass(frozen=True)
-class BLoB(PerStackMethod):
+class BLoB(LearnedSpreads):
     r"""A Gaussian over every entry of `A`; `B` is a point.
 
     For each layer, with $A \in \mathbb{R}^{r \times d_{in}}$:
@@ -28,11 +29,15 @@ class BLoB(PerStackMethod):
     $\sum_{\mathrm{layers}} KL(q \,\Vert\, p)$, in nats; `B` has a flat prior.
 
     Args:
-        prior_scale: Standard deviation $\sigma_p$, in units of the weights.
+        prior_scale: Standard deviation $\sigma_p$, in units of the weights; or `"learn"`, for each layer by empirical
+            Bayes, $\sigma_p^2 = \overline{M_{ij}^2 + \Omega_{ij}^2}$ after every step.
         init_root: Largest starting value of $G$, which is drawn from U(`init_root` / √2, `init_root`): at 0.05, Ω
             starts between 0.00125 and 0.0025, in units of the weights.
         temperature: Multiplies the KL.
-        guide_learning_rate: Learning rate of $G$; None for the common rate.
+        spread_rate: ρ, peak rate of the natural steps of Ω (`natural`): in a step, its precision goes this part of the
+            way to what prior and batch ask for. None for 20 / steps of the fit, and no more than ½.
+        guide_learning_rate: Learning rate of $G$ with the Trainer's optimiser instead of natural steps, as in the
+            paper: Ω then ends where rate times steps takes it.
 
     Raises:
         ValueError: If a field is not positive.
@@ -45,14 +50,16 @@ class BLoB(PerStackMethod):
     """
 
     name = "blob"
-    prior_scale: Positive = 0.2
+    usual_scale = 0.2
+    prior_scale: Positive | Literal["learn"] = 0.2
     init_root: Positive = 0.05
-    temperature: Positive = 1.0
+    temperature: Positive = 0.03
+    spread_rate: Positive | None = None
     guide_learning_rate: NonNegative | None = None
 
     def stack_prior(self, stack: Stack) -> Factors:
         with stack.layers, poutine.scale(scale=self.temperature / stack.num_examples):
-            A = pyro.sample(stack.site("A"), priors.normal(stack.A_shape, self.prior_scale))
+            A = self.sample_normals(stack, {"A": stack.A_shape})["A"]
             B = pyro.sample(stack.site("B"), priors.flat(stack.B_shape))
         return Factors(A, B)
 
@@ -62,21 +69,21 @@ class BLoB(PerStackMethod):
         return guides.Sites(
             stack,
             scale=self.temperature / stack.num_examples,
+            **self.scales_of_prior(stack, "A"),
             A=SquaredNormal(M, G),
             B=guides.Point(torch.zeros(len(stack), *stack.B_shape)),
         )
 
 
 class SquaredNormal(guides.Site):
-    r"""Independent Normal entries whose standard deviation is the square of what is learned.
-
-    Adam's steps have the size of the learning rate η. A step of the root $G$ multiplies the standard deviation by about
-    $1 + 2 \eta / G$, a step of its logarithm by $1 + \eta$: only the root gets off its start in a short fit.
+    """Independent Normal entries whose standard deviation is the square of what is learned.
 
     Args:
         loc: Starting mean, `[layer, …]`.
         sqrt_scale: Starting square root of the standard deviation, `[layer, …]`.
     """
+
+    form = "root"
 
     def __init__(self, loc: Tensor, sqrt_scale: Tensor):
         super().__init__()

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import pyro
 import torch
@@ -10,12 +11,12 @@ from torch import nn
 
 from bayeslora import guides, priors
 from bayeslora.adapters import Factors, Stack
-from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import NonNegative, Positive
+from bayeslora.methods.spreads import LearnedSpreads
 
 
 @dataclass(frozen=True)
-class ScalaBL(PerStackMethod):
+class ScalaBL(LearnedSpreads):
     r"""A Gaussian over the r scales of a layer's directions; `A` and `B` are points.
 
     For each layer, with $g \in \mathbb{R}^r$:
@@ -26,10 +27,13 @@ class ScalaBL(PerStackMethod):
     of $g$ plus temperature / n times $\sum_{\mathrm{layers}} KL(q \,\Vert\, p)$, in nats; `A` and `B` have flat priors.
 
     Args:
-        prior_scale: Standard deviation $\sigma_p$ of $g$, which has no unit and starts at mean 1.
+        prior_scale: Standard deviation $\sigma_p$ of $g$, which has no unit and starts at mean 1; or `"learn"`, for
+            each layer by empirical Bayes, $\sigma_p^2 = \overline{m_i^2 + \omega_i^2}$ after every step.
         init_scale: Largest starting value of $\omega$, which is drawn from U(`init_scale` / √2, `init_scale`).
         temperature: Multiplies the KL.
-        guide_learning_rate: Learning rate of $\omega$; None for the common rate.
+        spread_rate: ρ, peak rate of the natural steps of ω (`natural`): in a step, its precision goes this part of the
+            way to what prior and batch ask for. None for 20 / steps of the fit, and no more than ½.
+        guide_learning_rate: Learning rate of ω with the Trainer's optimiser instead of natural steps.
 
     Raises:
         ValueError: If a field is not positive.
@@ -41,14 +45,16 @@ class ScalaBL(PerStackMethod):
     """
 
     name = "scalabl"
-    prior_scale: Positive = 1.0
+    usual_scale = 1.0
+    prior_scale: Positive | Literal["learn"] = 1.0
     init_scale: Positive = 0.05
     temperature: Positive = 1.0
+    spread_rate: Positive | None = None
     guide_learning_rate: NonNegative | None = None
 
     def stack_prior(self, stack: Stack) -> Factors:
         with stack.layers, poutine.scale(scale=self.temperature / stack.num_examples):
-            g = pyro.sample(stack.site("g"), priors.normal((stack.rank,), self.prior_scale))
+            g = self.sample_normals(stack, {"g": (stack.rank,)})["g"]
             A = pyro.sample(stack.site("A"), priors.flat(stack.A_shape))
             B = pyro.sample(stack.site("B"), priors.flat(stack.B_shape))
         return Factors(g[..., None] * A, B)
@@ -58,6 +64,7 @@ class ScalaBL(PerStackMethod):
         return guides.Sites(
             stack,
             scale=self.temperature / stack.num_examples,
+            **self.scales_of_prior(stack, "g"),
             g=guides.Normal(torch.ones(len(stack), stack.rank), scale),
             A=guides.Point(guides.kaiming(len(stack), *stack.A_shape)),
             B=guides.Point(torch.zeros(len(stack), *stack.B_shape)),

@@ -18,6 +18,7 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 # A method with its defaults, by its name, or with other fields.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in sorted(METHODS)} | {
     "monteclora auto": ("monteclora", {"noise_ratio": "auto"}),
+    "autoguide learning its prior": ("autoguide", {"prior_scale": "learn"}),
     "lora_dropout on adalora": ("lora_dropout", {"base": "adalora"}),
     **{f"monteclora on {base}": ("monteclora", {"base": base}) for base in ("full", "dora", "adalora")},
 }
