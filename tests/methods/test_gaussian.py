@@ -102,7 +102,7 @@ def holding(B: Tensor) -> Callable[[Stack], Factors]:
 
 
 def test_the_full_rank_autoguide_holds_the_exact_posterior(problem: Problem) -> None:
-    method = AutoGuide(prior_program=holding(problem.B), autoguide="AutoMultivariateNormal")
+    method = AutoGuide(prior_program=holding(problem.B), autoguide="AutoMultivariateNormal", temperature=1.0)
     program = make_program(method, problem)
     auto = program.guide["3x4"].auto
     covariance = problem.precision.inverse()
@@ -136,7 +136,7 @@ def test_laplace_is_exact(problem: Problem) -> None:
 
 
 def test_the_mean_field_autoguide_has_its_known_optimum(problem: Problem) -> None:
-    program = make_program(AutoGuide(prior_program=holding(problem.B)), problem)
+    program = make_program(AutoGuide(prior_program=holding(problem.B), temperature=1.0), problem)
     auto = program.guide["3x4"].auto
     with torch.no_grad(), pyro.settings.context(module_local_params=True):
         getattr(auto.locs, "3x4").A = problem.mean.view(1, RANK, D_IN)
@@ -146,7 +146,7 @@ def test_the_mean_field_autoguide_has_its_known_optimum(problem: Problem) -> Non
 
 
 def test_the_mean_field_optimum_has_the_posteriors_mean_and_conditional_variances(problem: Problem) -> None:
-    program = make_program(BLoB(prior_scale=PRIOR), problem)
+    program = make_program(BLoB(prior_scale=PRIOR, temperature=1.0), problem)
     sites = program.guide["3x4"].sites
     with torch.no_grad():
         hold(sites["B"].loc, problem.B)
