@@ -97,6 +97,31 @@ def test_rows_that_do_not_stay_rows_run_one_by_one(between: Any, shape: tuple[in
     assert not network.verdict.holds
 
 
+class Rounded(nn.Module):
+    """Numbers that depend on how many rows there are, as sums on an accelerator do; rows may also be mixed up."""
+
+    def __init__(self, between: Any) -> None:
+        super().__init__()
+        self.inner = OverRows(between)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.inner(x)
+        return logits * (1.02 if len(x) > 2 else 0.97)
+
+
+def in_order(x: Tensor, layer: Any) -> Tensor:
+    return layer(x)
+
+
+@pytest.mark.parametrize(("between", "holds"), [(in_order, True), (sorted_rows, False), (standardised, False)])
+def test_rounding_of_half_precision_is_told_from_mixed_up_rows(between: Any, holds: bool) -> None:
+    network = AdaptedNetwork(Rounded(between).bfloat16(), rank=2).eval()
+    draws = draws_of(network)
+    network.folds(draws, {"x": torch.randn(4, FEATURES).bfloat16()})
+    assert network.verdict is not None
+    assert network.verdict.holds == holds, network.verdict.reason
+
+
 def test_rows_sorted_by_length_are_noticed_on_examples_of_one_length() -> None:
     network = network_of(SortedByLength())
     draws, same = draws_of(network), inputs_of()
