@@ -1,10 +1,11 @@
 """Steps, memory, predictions and generation on an accelerator, as ratios to PEFT and to the base network, in one run.
 
-    python benchmarks/accelerator.py [--shapes roberta-base deberta-v3-base llama-7b] [--print-only]
+    python benchmarks/accelerator.py [--shapes roberta-base deberta-v3-base llama-7b]
+        [--parts steps predictions writing] [--print-only]
 
 Networks have the published shapes and random bfloat16 weights, because time and memory do not depend on what they say;
 learned numbers are float32, and passes run under autocast. All contenders share the frozen weights and take turns. On a
-machine without an accelerator the script runs tiny networks of the same kinds, to see that it works, and writes nothing.
+machine without an accelerator the script runs tiny networks of the same kinds, to see that it works; it writes nothing.
 """
 
 import argparse
@@ -237,7 +238,9 @@ def predictions(name: str) -> list[dict[str, Any]]:
 
 
 def writing(name: str) -> list[dict[str, Any]]:
-    """Generation by four draws together, beside the base network's own."""
+    """Generation by four draws together, beside the base network's own; nothing if the network does not write."""
+    if not is_causal(name):
+        return []
     model = base(name)
     program, _ = ours(name, shared(model), SHAPES[name][2], "monteclora")
     prompts = tokens(name, model, 1, 64)
@@ -270,18 +273,22 @@ def writing(name: str) -> list[dict[str, Any]]:
     ]
 
 
+PARTS = {"steps": steps, "predictions": predictions, "writing": writing}
+
+
 def main() -> None:
     """Measure, store and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--print-only", action="store_true", help="store nothing, and leave docs/results.md as it is")
     options = parser.parse_args()
     logging.set_verbosity_error()
     machine = torch.cuda.get_device_name() if REAL else "no accelerator, tiny networks"
     rows = []
     for name in options.shapes:
-        for measure in (steps, predictions, *([writing] if is_causal(name) else [])):
-            found = measure(name)
+        for part in options.parts:
+            found = PARTS[part](name)
             rows += found
             gc.collect()
             if REAL:

@@ -510,7 +510,7 @@ def test_a_fit_says_what_it_inferred(caplog: pytest.LogCaptureFixture) -> None:
     data = {"input_ids": torch.randint(3, 50, (8, 7))}, torch.arange(8) % 3
     with caplog.at_level(logging.INFO, "bayeslora"):
         bayeslora.fit(Texts(), data, "monteclora", **SETTINGS)
-    said = next(record.getMessage() for record in caplog.records if record.name == "bayeslora.fit")
+    said = next(record.getMessage() for record in caplog.records if record.name == "bayeslora.fitting")
     lines = [re.sub(r"\s+", " ", line.strip()) for line in said.splitlines()]
     assert lines[:5] == [
         "Texts, monteclora, 8 examples",
