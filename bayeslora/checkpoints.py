@@ -110,6 +110,8 @@ def data_record(source: Source) -> dict[str, Any]:
         if _hash(first) != _hash(again):
             return record
         record[f"rows of {name}"] = _hash(_rows(source))
+    if source.weights is not None:
+        record[f"weights of {name}"] = _hash(source.weights)
     if (labels := source.labels) is not None:
         record[f"{ALL_LABELS} of {name}"] = _hash(labels)
     columns = getattr(source.dataset, "columns", None)

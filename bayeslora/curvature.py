@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bayeslora.adapters import split_site
 from bayeslora.fitted import FittedProgram
 from bayeslora.tasks import Likelihood
-from bayeslora.types import Batch
+from bayeslora.types import WEIGHTS, Batch
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
 """A forward hook of a module: takes the module, its inputs and its output, and returns the output."""
@@ -154,6 +154,9 @@ def gauss_newton(
                 logits = program.network_logits(factors, batch)
             outputs = [use.output for use in uses]
             columns = hessian_root(program.likelihood, logits, batch["labels"])
+            if WEIGHTS in batch:  # of log-likelihoods, and so of their Hessians
+                roots = batch[WEIGHTS].to(logits).sqrt().view(-1, *[1] * (logits.dim() - 1))
+                columns = [column * roots for column in columns]
             if measured is None:
                 measured = _measurable(uses, logits, columns)
             reached = [torch.zeros_like(output[..., 0], dtype=torch.bool) for output in outputs]

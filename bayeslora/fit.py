@@ -12,7 +12,7 @@ from torch import nn
 
 from bayeslora import arguments, bases, choice, interop, storage
 from bayeslora.contracts import Count, Scale
-from bayeslora.data import Columns, Reading, Source, plain, read, split
+from bayeslora.data import Columns, Reading, Source, Weight, apart, plain, read, split
 from bayeslora.divergence import check_weights
 from bayeslora.fitting import Fitting, Read
 from bayeslora.isolation import public, seeded
@@ -39,6 +39,7 @@ from bayeslora.types import (
     Targets,
     Tokenizer,
 )
+from bayeslora.weights import ClassWeights, weigh
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ def fit(
     label: str | None = None,
     id: str | None = None,
     answers: Literal["all", "last"] = "all",
+    weight: Weight | None = None,
+    class_weights: ClassWeights | None = None,
     likelihood: choosing.Given = None,
     init: Init = None,
     rank: Count | Mapping[str, Count] | None = None,
@@ -103,6 +106,11 @@ def fit(
         id: A column that names the rows, which is not an input.
         answers: Of conversations ([Tasks](tasks.md#instructions-and-conversations)), which answers are learned: all of
             the assistant's, or only the last of each.
+        weight: How much rows count: a column of `data`, or an array with a number of at least 0 for each row. A row's
+            log-likelihood is multiplied by its weight over the mean of all weights: n stays n.
+        class_weights: How much classes count, in the same way: a mapping from names (others count 1), numbers in the
+            order of the classes, or `"balanced"`, inversely to their frequency. Tokens that are labels are weighed one
+            by one.
         likelihood: Labels given logits: a name in `bayeslora.LIKELIHOODS`, an instance, or a callable that makes a Pyro
             observation (see `tasks.Observation`); by default inferred from the network and the labels, and stated
             in the log.
@@ -158,6 +166,8 @@ def fit(
     train_data, held_out = split(data, "train"), validation if validation is not None else split(data, "validation")
     arguments.check(args, compute_metrics, held_out is not None, callbacks)
     tokenizer = arguments.one_tokenizer(tokenizer, processing_class)
+    train_data, weights = apart(train_data, weight, "data")
+    held_out = held_out if held_out is None else apart(held_out, weight, "validation", False)[0]
     seed = seed if args is None else args.seed
     with seeded(seed), choice.narrating(progress if args is None else not args.disable_tqdm):
         lacked = None
@@ -192,6 +202,7 @@ def fit(
         train, held_out = train.about(likelihood), held_out and held_out.about(likelihood)
         for source in (train, held_out):
             check_rows(source)
+        train = weigh(train, weights, class_weights, classes, likelihood)
         tuning_data = held_out
         if chosen.tuning() and held_out is None:
             train, tuning_data = _hold_out(train, chosen)

@@ -103,7 +103,7 @@ class Fitting:
             seed: Seed of the order of the data and of the noise.
             output_dir: Where to save checkpoints and the posterior, if anywhere; `args` has its own.
         """
-        program = self._program(train)
+        program, weighted = self._program(train), train.weighted()
         with seeded(0):  # a loader that shuffles takes its seed from the global state
             example = train.first_batch()
         if self.adapters:
@@ -138,11 +138,12 @@ class Fitting:
                 from bayeslora.training import train as train_in_place  # imports the Trainer
 
                 keep, lines = bool(output_dir or self.args), self.progress or self.args is not None
-                sources, users = (train, held_out, tuning_data), (self.callbacks, self.resume)
+                sources, users = (weighted, held_out, tuning_data), (self.callbacks, self.resume)
                 train_in_place(posterior, history, *sources, training, *users, keep, lines, self.compute_metrics)
-                verdict.has_learned(history, program.likelihood, train.labels)
+                if weighted is train and program.likelihood.token_weights is None:  # else its loss is weighted, too
+                    verdict.has_learned(history, program.likelihood, train.labels)
         program.eval()
-        batches = [Batches(part, self.batch_size, program.device) if part else () for part in (train, held_out)]
+        batches = [Batches(part, self.batch_size, program.device) if part else () for part in (weighted, held_out)]
         program.guide = self.method.refine(program, program.guide, *batches)
         program.network.unbind()
         if (output_dir or self.args) and training.should_save:

@@ -14,7 +14,7 @@ from bayeslora.networks import base_logits, check_decoder_inputs, output_names
 from bayeslora.tasks import Classification, Likelihood, choosing
 from bayeslora.tasks.classes import Classes
 from bayeslora.tasks.labels import RawLabels
-from bayeslora.types import Batch
+from bayeslora.types import WEIGHTS, Batch
 
 logger = logging.getLogger(__name__)
 
@@ -82,17 +82,20 @@ def shift_outputs(
     layer = network.output_layer()
     if layer is None:
         return
-    total, count = 0.0, 0
-    for batch in train.batches(batch_size):
+    total, weight, count = 0.0, 0.0, 0
+    for batch in train.weighted().batches(batch_size):
         batch = to_device(batch, network.device)
+        weights = batch.pop(WEIGHTS, None)
         residuals = likelihood.residuals(base_logits(model, batch), batch)
         if residuals is None:
             return
-        total += residuals.sum().item()
+        weights = torch.ones_like(residuals) if weights is None else weights
+        total += (residuals * weights).sum().item()
+        weight += weights.sum().item()
         count += len(batch["labels"])
-        if count >= NUM_TO_SHIFT:
+        if count >= NUM_TO_SHIFT and weight > 0:
             break
-    offset = total / count
+    offset = total / weight
     if layer.bias is not None:
         with torch.no_grad():
             layer.bias += offset

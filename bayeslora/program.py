@@ -17,7 +17,7 @@ from bayeslora.fitted import FittedProgram
 from bayeslora.isolation import exclusive
 from bayeslora.methods import Method
 from bayeslora.tasks import Likelihood
-from bayeslora.types import Batch, FactorsByStack, Sites, TraceSite
+from bayeslora.types import WEIGHTS, Batch, FactorsByStack, Sites, TraceSite
 
 
 class Output(NamedTuple):
@@ -85,10 +85,14 @@ class Program(nn.Module, FittedProgram):
         return self.network.device
 
     def model(self, batch: Batch, rows_by_draw: bool = False) -> Tensor:
-        """Run the generative model: factors from the prior, logits from the network, labels from the likelihood."""
+        """Run the generative model: factors from the prior, logits from the network, labels from the likelihood.
+
+        Where the batch has weights of its rows, each row's log-likelihood is multiplied by its weight.
+        """
         logits = self.network_logits(self.factors(), batch, rows_by_draw)
         # If particles have their own rows, the ELBO still sums over all particles, and divides by their number.
-        self.likelihood.observe(logits, batch["labels"])
+        with poutine.scale(scale=batch[WEIGHTS]) if WEIGHTS in batch else contextlib.nullcontext():
+            self.likelihood.observe(logits, batch["labels"])
         return logits.unflatten(0, (self.elbo.num_particles, -1)) if rows_by_draw else logits
 
     def factors(self) -> FactorsByStack:
@@ -105,7 +109,7 @@ class Program(nn.Module, FittedProgram):
         Args:
             rows_by_draw: Whether the rows are blocks of equal size, one for each particle, instead of every particle's.
                 This applies to training; in evaluation mode, all rows are the centre's.
-            batch: The network's inputs, and the labels.
+            batch: The network's inputs, the labels, and weights of the rows, `weights_of_rows`, if they have any.
 
         Raises:
             ValueError: If there are no labels.
@@ -136,7 +140,7 @@ class Program(nn.Module, FittedProgram):
 
         If each draw has its own rows, they are `[batch, …]`, block by block.
         """
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", WEIGHTS)}
         return self.likelihood.select(self.network(factors, inputs, rows_by_draw), batch)
 
     def factors_at(self, sites: Sites) -> FactorsByStack:

@@ -11,20 +11,25 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_array,
+    check_consistent_length,
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
+)
 from torch import nn
 
 from bayeslora.contracts import check_arguments
 from bayeslora.fit import fit
 from bayeslora.methods import METHODS, Method, fields_for_fit, make_method
 from bayeslora.posterior import Posterior
+from bayeslora.texts import TEXTS, table_of, text_table
 from bayeslora.types import Data
 
 WIDTH = 64
 """Features of the hidden layer of the default network."""
-
-TEXTS = ("text", "text_pair")
-"""What the columns of texts are called."""
 
 
 class _Estimator(BaseEstimator):
@@ -133,14 +138,26 @@ class _Estimator(BaseEstimator):
         check_consistent_length(_first(inputs), y)
         return inputs, y
 
-    def _fit(self, inputs: Any, y: np.ndarray, num_outputs: int, names: Sequence[str] | None = None) -> None:
+    def _fit(
+        self,
+        inputs: Any,
+        y: np.ndarray,
+        num_outputs: int,
+        sample_weight: Any,
+        names: Sequence[str] | None = None,
+        class_weights: Any = None,
+    ) -> None:
         """Fit a posterior to checked inputs and labels."""
+        given = sample_weight is not None
+        weight = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True) if given else None
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        data: Data = _table(inputs, y, names) if isinstance(inputs, Mapping) else (inputs, y)
+        data: Data = table_of(inputs, y, names) if isinstance(inputs, Mapping) else (inputs, y)
         self.posterior_ = fit(
-            self._network(inputs, num_outputs),
+            self._network(inputs, num_outputs, weight),
             data,
             self.method,
+            weight=weight,
+            class_weights=class_weights,
             tokenizer=self.tokenizer,
             likelihood=self._likelihood if self.likelihood is None else self.likelihood,
             init=self.init,
@@ -160,12 +177,12 @@ class _Estimator(BaseEstimator):
         """Return the library's own prediction, with all its draws."""
         check_is_fitted(self, "posterior_")
         inputs = self._inputs(X, reset=False)
-        data = _table(inputs) if isinstance(inputs, Mapping) else inputs
+        data = table_of(inputs) if isinstance(inputs, Mapping) else inputs
         return self.posterior_.predict(data, self.num_draws, seed=self._seed)
 
     def _inputs(self, X: Any, reset: bool) -> dict[str, list[str]] | np.ndarray:
         """Return texts by column, or an array of numbers; both are checked, and compared with those of the fit."""
-        table = _text_table(X)
+        table = text_table(X)
         if table is None:
             if not reset and self._has_texts:
                 raise ValueError("X is not text, and the estimator was fitted to texts.")
@@ -188,12 +205,12 @@ class _Estimator(BaseEstimator):
         columns = table.to_numpy().T if hasattr(table, "to_numpy") else table.T
         return {name: list(map(str, column)) for name, column in zip(TEXTS, columns, strict=False)}
 
-    def _network(self, inputs: Any, num_outputs: int) -> nn.Module | str | os.PathLike[str]:
+    def _network(self, inputs: Any, num_outputs: int, weight: np.ndarray | None) -> nn.Module | str | os.PathLike[str]:
         """Return the model to fine-tune, which is the estimator's own."""
         if self.model is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self._seed)
-                return _SmallNetwork(inputs, num_outputs)
+                return _SmallNetwork(inputs, num_outputs, weight)
         if isinstance(self.model, str | os.PathLike):
             return self.model
         if isinstance(self.model, nn.Module):
@@ -220,6 +237,10 @@ class Classifier(ClassifierMixin, _Estimator):
     of pairs, or two columns), or numbers, `[example, feature]`. `y` are classes of any kind: words, numbers, truth
     values.
 
+    Args:
+        class_weight: How much classes count: a mapping from them (others count 1), or `"balanced"`, inversely to their
+            frequency.
+
     Attributes:
         classes_: The classes, in order; columns of `predict_proba`.
         n_features_in_: Columns of `X`.
@@ -229,18 +250,52 @@ class Classifier(ClassifierMixin, _Estimator):
     _likelihood = "classification"
     classes_: np.ndarray
 
-    def fit(self, X: Any, y: Any) -> "Classifier":
+    def __init__(
+        self,
+        model: Any = None,
+        method: Any = "monteclora",
+        *,
+        tokenizer: Any = None,
+        likelihood: Any = None,
+        init: Any = None,
+        rank: Any = None,
+        alpha: Any = 16,
+        targets: Any = "all-linear",
+        exclude: Any = None,
+        head: Any = None,
+        epochs: Any = None,
+        batch_size: Any = 16,
+        learning_rate: Any = None,
+        num_draws: Any = 32,
+        random_state: Any = 0,
+        progress: Any = False,
+        class_weight: Any = None,
+    ):
+        own = {name: value for name, value in locals().items() if name in _Estimator._get_param_names()}
+        super().__init__(**own)
+        self.class_weight = class_weight
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "Classifier":
         """Fit the posterior.
 
+        Args:
+            X: The inputs.
+            y: The classes.
+            sample_weight: How much examples count, `[example]`, relative to their mean.
+
         Raises:
-            ValueError: If the texts, numbers or classes do not fit; the message says what does.
+            ValueError: If the texts, numbers, classes or weights do not fit; the message says what does.
         """
         inputs, y = self._checked(X, y)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y has one class, {self.classes_.tolist()[0]!r}: a classifier needs two or more.")
-        self._fit(inputs, codes, len(self.classes_), [str(name) for name in self.classes_.tolist()])
+        names = [str(name) for name in self.classes_.tolist()]
+        weights = self.class_weight
+        if isinstance(weights, Mapping):
+            weights = {str(name): value for name, value in weights.items() if str(name) in names}
+        self._fit(inputs, codes, len(self.classes_), sample_weight, names, weights)
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -265,14 +320,19 @@ class Regressor(RegressorMixin, _Estimator):
 
     _likelihood = "regression"
 
-    def fit(self, X: Any, y: Any) -> "Regressor":
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "Regressor":
         """Fit the posterior.
 
+        Args:
+            X: The inputs.
+            y: The labels.
+            sample_weight: How much examples count, `[example]`, relative to their mean.
+
         Raises:
-            ValueError: If the texts or numbers do not fit; the message says what does.
+            ValueError: If the texts, numbers or weights do not fit; the message says what does.
         """
         inputs, y = self._checked(X, y)
-        self._fit(inputs, check_array(y, dtype=np.float64, ensure_2d=False, input_name="y"), 1)
+        self._fit(inputs, check_array(y, dtype=np.float64, ensure_2d=False, input_name="y"), 1, sample_weight)
         return self
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
@@ -287,10 +347,11 @@ class _SmallNetwork(nn.Module):
     mean: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, inputs: np.ndarray, num_outputs: int):
+    def __init__(self, inputs: np.ndarray, num_outputs: int, weight: np.ndarray | None):
         super().__init__()
-        scale = inputs.std(0)
-        self.register_buffer("mean", torch.tensor(inputs.mean(0)))
+        mean = np.average(inputs, 0, weight)
+        scale = np.sqrt(np.average((inputs - mean) ** 2, 0, weight))
+        self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("scale", torch.tensor(np.where(scale > 0, scale, 1.0)))
         # In double precision, predictions do not depend on which examples are predicted together.
         self.hidden = nn.Linear(inputs.shape[1], WIDTH, dtype=torch.float64)
@@ -302,44 +363,3 @@ class _SmallNetwork(nn.Module):
 
 def _first(inputs: Mapping[str, Sequence[str]] | np.ndarray) -> Any:
     return next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
-
-
-def _text_table(X: Any) -> Any:
-    """Return texts as a table with a column of them or two; None of what is not text.
-
-    Raises:
-        ValueError: If some entries are not text, or there are more columns.
-    """
-    if hasattr(X, "columns"):
-        table: Any = X
-        values = X.to_numpy()
-    else:
-        array = X if isinstance(X, np.ndarray) else None
-        if array is None and not hasattr(X, "dtype") and not hasattr(X, "to_numpy"):
-            first = next(iter(X), None) if isinstance(X, list | tuple) else None
-            first = first[0] if isinstance(first, list | tuple) and len(first) else first
-            if not isinstance(first, str):
-                return None
-        values = np.asarray(X, dtype=object) if array is None else array
-        table = values = values[:, None] if values.ndim == 1 else values
-    if values.dtype.kind not in "OUST" or values.ndim != 2 or not any(isinstance(v, str) for v in values[:1].flat):
-        return None
-    for row, entries in enumerate(values):
-        for value in entries:
-            if not isinstance(value, str):
-                raise ValueError(
-                    f"X has texts, and {value!r} in row {row}: give one or two columns of texts, or numbers alone."
-                )
-    if values.shape[1] > len(TEXTS):
-        raise ValueError(f"X has {values.shape[1]} columns of texts: give one, or two for pairs of texts.")
-    return table
-
-
-def _table(
-    columns: Mapping[str, Sequence[str]], labels: np.ndarray | None = None, names: Sequence[str] | None = None
-) -> Data:
-    """Return texts, and labels if there are any, as a `datasets.Dataset`."""
-    import datasets
-
-    table = datasets.Dataset.from_dict({**columns, **({} if labels is None else {"labels": labels})})
-    return table if names is None else table.cast_column("labels", datasets.ClassLabel(names=list(names)))

@@ -118,6 +118,9 @@ FactorsByStack: TypeAlias = Mapping[str, FactorTuple]
 TraceSite: TypeAlias = dict[str, Any]
 """A site of a Pyro trace: its name, its distribution `fn`, its value, and how it enters the loss."""
 
+WEIGHTS = "weights_of_rows"
+"""The entry of a training batch that says how much each row counts, `[batch]`, if rows do not count alike."""
+
 IGNORED = -100
 """The label of a token that is not observed, as everywhere in `transformers`."""
 

@@ -20,7 +20,7 @@ ORDER = (
     ("fitted", "natural"),
     ("priors", "guides", "curvature", "elbo", "tuning", "precision"),
     ("data", "methods"),
-    ("program", "budget", "record", "registry", "preparation", "arguments", "recipe", "verdict"),
+    ("program", "budget", "record", "registry", "preparation", "arguments", "recipe", "verdict", "weights"),
     ("bases",),
     ("prediction", "storage", "choice", "facts"),
     ("diagnostics", "generation", "interop"),
@@ -30,7 +30,7 @@ ORDER = (
     ("trainer",),
     ("training",),
     ("fitting",),
-    ("fit",),
+    ("fit", "texts"),
     ("demo", "sklearn", "shell"),
     ("cli",),
 )

@@ -27,7 +27,12 @@ TEXTS = ["good", "awful", "splendid", "dreadful"] * 3
 WORDS = ["yes", "no", "yes", "no"] * 3
 UNTRAINED = {"epochs": 0, "num_draws": 2}
 
-LEARN = ("check_classifiers_train", "check_regressors_train", "check_classifiers_classes")
+LEARN = (
+    "check_classifiers_train",
+    "check_regressors_train",
+    "check_classifiers_classes",
+    "check_class_weight_classifiers",
+)
 """Checks that ask how much was learned."""
 
 

@@ -5,6 +5,7 @@ from bayeslora.data.files import read, split
 from bayeslora.data.forms import Arrays, Examples, OwnOrders, Stream
 from bayeslora.data.plain import Plain, plain
 from bayeslora.data.source import Source, to_device
+from bayeslora.data.weighing import Weight, Weighted, apart
 
 __all__ = [
     "LABELS",
@@ -17,6 +18,9 @@ __all__ = [
     "Reading",
     "Source",
     "Stream",
+    "Weight",
+    "Weighted",
+    "apart",
     "plain",
     "read",
     "said",

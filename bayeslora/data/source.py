@@ -16,11 +16,12 @@ from bayeslora.data import checks, collating, labelling
 from bayeslora.data.columns import NOTHING, Columns, Reading, said
 from bayeslora.data.forms import Arrays, Examples, Part, Stream, numbers_of, order_by_length
 from bayeslora.data.reading import Reader
+from bayeslora.data.weighing import Weighted
 from bayeslora.limits import limits, watch
 from bayeslora.tasks import Likelihood, checking
 from bayeslora.tasks.classes import Classes
 from bayeslora.tasks.labels import RawLabels
-from bayeslora.types import IGNORED, Batch, Data, Row, Tokenizer
+from bayeslora.types import IGNORED, WEIGHTS, Batch, Data, Row, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class Source:
         how = Reading() if reading is None else reading
         self.reader = Reader(model, tokenizer, name, how.asked, how.known, how.with_labels)
         self.collator = how.collator
+        self.weights: np.ndarray | None = None
         found = self.reader.plain(data)
         data = found.inputs
         self.checks_batches = self.checks_labels = False
@@ -165,7 +167,10 @@ class Source:
         Raises:
             TypeError: If the data is a `DataLoader` or a stream, whose rows cannot be read by number.
         """
+        if isinstance(self.dataset, Weighted):
+            return self.weighing(self.weights).take(indices).weighted()
         part = copy.copy(self)
+        part.weights = None if self.weights is None else self.weights[list(indices)]
         if self.dataset is None or self.is_stream:
             kind = "stream" if self.is_stream else "DataLoader"
             raise TypeError(f"{self.name} is a {kind}, of which no part can be taken: give a dataset.")
@@ -179,22 +184,41 @@ class Source:
             part.dataset = self.dataset.select(indices)
         return part
 
+    def weighing(self, weights: np.ndarray | None) -> "Source":
+        """Return the same data with a weight for each row, which its batches have once it is `weighted`."""
+        same = copy.copy(self)
+        same.weights, same.dataset = weights, self._rows()
+        return same
+
+    def weighted(self) -> "Source":
+        """Return the same data, whose batches have the weights of their rows over the mean of all, if there are any."""
+        if self.weights is None:
+            return self
+        same = copy.copy(self)
+        same.dataset = Weighted(self.dataset, self.weights / self.weights.mean())
+        return same
+
+    def _rows(self) -> Any:
+        """Return the rows without weights."""
+        return self.dataset.unweighted if isinstance(self.dataset, Weighted) else self.dataset
+
     @property
     def labels(self) -> np.ndarray | None:
         """All labels, if they are available without computing every row."""
-        rows = self._label_rows()
+        rows = self.label_rows()
         return None if rows is None else labelling.array(rows)
 
-    def _label_rows(self) -> Any:
+    def label_rows(self) -> Any:
         """All labels, an entry for each row, if they are available."""
-        if isinstance(self.dataset, Arrays):
-            column = self.dataset.columns.get("labels")
+        dataset = self._rows()
+        if isinstance(dataset, Arrays):
+            column = dataset.columns.get("labels")
             return None if column is None else column.cpu().numpy()
-        rows = getattr(self.dataset, "rows", None)
+        rows = getattr(dataset, "rows", None)
         if isinstance(rows, list) and "labels" in rows[0]:
             return [row["labels"] for row in rows]
-        if self.dataset is not None and hasattr(self.dataset, "column_names"):
-            return list(self.dataset["labels"]) if "labels" in self.dataset.column_names else None
+        if dataset is not None and hasattr(dataset, "column_names"):
+            return list(dataset["labels"]) if "labels" in dataset.column_names else None
         return None
 
     def batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
@@ -225,7 +249,7 @@ class Source:
 
     def shortest_first(self) -> np.ndarray | None:
         """Return the order of the examples in `by_length`; None if it is their own."""
-        ids: Any = getattr(self.dataset, "rows", self.dataset)
+        ids: Any = getattr(self._rows(), "rows", self._rows())
         return None if self.loader is not None or self.tokenizer is None else order_by_length(ids)
 
     def first_batch(self, batch_size: int = 2) -> dict[str, Any]:
@@ -235,8 +259,11 @@ class Source:
             raise ValueError(f"{self.name} has no examples.")
         return batch
 
-    def collate(self, rows: Sequence[Row]) -> dict[str, Any]:
+    def collate(self, rows: Sequence[Any]) -> dict[str, Any]:
         """Make a batch of rows; with a tokenizer, sequences of tokens are padded, and their labels with −100."""
+        if WEIGHTS in rows[0]:
+            weights = self.reader.tensor(np.array([row.pop(WEIGHTS) for row in rows]))  # rows are made for the batch
+            return {**self.collate(rows), WEIGHTS: weights}
         if self.checks_batches:
             checks.check_rows(self.name, rows)
         if any(row.get("labels", 0) is None for row in rows):
@@ -309,7 +336,7 @@ class Source:
 
     def check_labels_given(self) -> None:
         """Raise a ValueError if some of the labels that are available are missing."""
-        rows = self._label_rows()
+        rows = self.label_rows()
         if rows is not None:
             checking.check_present(self.name, rows)
 
@@ -320,7 +347,7 @@ class Source:
             ValueError: If there are none, if some are missing, or if they do not fit the likelihood.
         """
         self.checks_labels = True
-        rows = self._label_rows()
+        rows = self.label_rows()
         if rows is None:
             if self.first_batch().get("labels") is None:
                 name = "The data" if self.name == "data" else self.name

@@ -16,7 +16,7 @@ from bayeslora.fitted import FittedProgram
 from bayeslora.isolation import seeded
 from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import Positive
-from bayeslora.types import Batch
+from bayeslora.types import WEIGHTS, Batch
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +145,7 @@ def _nll(program: FittedProgram, batches: Iterable[Batch], seed: int) -> float:
         for batch in batches:
             sites = {name: value[0] for name, value in program.draw(1).items()}
             log_prob = program.likelihood.log_prob(program.logits(sites, batch), batch["labels"])
+            log_prob = log_prob * batch.get(WEIGHTS, 1.0)
             total, count = total - float(log_prob.double().sum()), count + len(log_prob)
     return total / count
 

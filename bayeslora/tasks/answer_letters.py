@@ -30,6 +30,7 @@ class AnswerLetters(Categorical):
     """
 
     name = "answer_letters"
+    weighs_classes = True
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     up_to_constant = True
     answer_columns = choices.KEYS

@@ -73,6 +73,8 @@ class Likelihood(nn.Module, abc.ABC):
         reads_rows: Whether `read` takes any rows as mappings, one by one, and makes their labels itself.
         one_of: The kind of its labels where every example has exactly one of them; None if there is no such kind.
         needs_code: Whether it holds a function of the user's, which is not saved and has to be passed to `load`.
+        weighs_classes: Whether labels are classes, one each, that `class_weights` can weigh.
+        token_weights: Weights of the classes of tokens in training, `[class]`, where labels are tokens; None for 1.
         unit: How large a difference between logits has to be to matter: 1 for log-odds. It multiplies the learning rate
             of the output layer.
     """
@@ -89,6 +91,9 @@ class Likelihood(nn.Module, abc.ABC):
     reads_rows: ClassVar[bool] = False
     one_of: ClassVar["type[Likelihood] | None"] = None
     needs_code: ClassVar[bool] = False
+    weighs_classes: ClassVar[bool] = False
+    num_classes: int
+    token_weights: Tensor | None = None
     unit: float = 1.0
 
     # What it is.

@@ -192,6 +192,7 @@ class Classification(Categorical):
     """
 
     name = "classification"
+    weighs_classes = True
     up_to_constant = True
 
     def __init__(self, num_classes: int):

@@ -73,6 +73,7 @@ class Ordinal(Likelihood):
     """
 
     name = "ordinal"
+    weighs_classes = True
 
     def __init__(self, num_classes: int, cut_points: Sequence[float] | None = None):
         super().__init__()

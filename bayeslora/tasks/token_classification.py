@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pyro import poutine
 from torch import Tensor, nn
 
 from bayeslora import metrics
@@ -63,20 +65,25 @@ class Tokens(dist.TorchDistribution):
 
     Args:
         logits: `[…, token, class]`.
+        weights: Multiply the log-probabilities of tokens of each class, `[class]`; None for 1.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = False
 
-    def __init__(self, logits: Tensor):
+    def __init__(self, logits: Tensor, weights: Tensor | None = None):
         self.logits = logits
+        self.weights = weights
         super().__init__(logits.shape[:-2], logits.shape[-2:-1], validate_args=False)
 
     def token_log_prob(self, value: Tensor) -> Tensor:
         """Return the log-probability of each token, 0 if it is not observed, `[…, token]`."""
         shape = torch.broadcast_shapes(value.shape, self.logits.shape[:-1])
         logits, value = self.logits.expand(*shape, -1), value.expand(shape)
-        losses = F.cross_entropy(logits.flatten(0, -2), value.flatten(), ignore_index=IGNORED, reduction="none")
+        weights = None if self.weights is None else self.weights.to(logits)
+        losses = F.cross_entropy(
+            logits.flatten(0, -2), value.flatten(), weights, ignore_index=IGNORED, reduction="none"
+        )
         return -losses.view(value.shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -112,7 +119,9 @@ class PerToken(Likelihood):
         return Tokens(precise(logits))
 
     def observe(self, logits: TokenLogits, labels: Tensor) -> None:
-        super().observe(logits, self.targets(labels))
+        labels, size = self.targets(labels), len(labels)
+        with pyro.plate("examples", size, dim=-1), poutine.scale(scale=1 / size):
+            pyro.sample("labels", Tokens(precise(logits), self.token_weights), obs=labels)
 
     def log_prob(self, logits: TokenLogits, labels: Tensor) -> Tensor:
         return super().log_prob(logits, self.targets(labels))
@@ -147,6 +156,7 @@ class TokenClassification(PerToken):
     """
 
     name = "token_classification"
+    weighs_classes = True
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
 
     @property

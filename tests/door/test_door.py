@@ -75,6 +75,8 @@ BAD: dict[str, list[tuple[Any, str]]] = {
     "text": [(3, "text, a list, each text, or None"), ([3], "")],
     "label": [(3, "text or None"), (["a"], "")],
     "id": [(3, "text or None")],
+    "weight": [(3, "the name of a column, or an array with a number for each row, or None")],
+    "class_weights": [(3, ""), ("even", ""), ({"a": -1.0}, ""), ([-1], "")],
     "head": [(3, "")],
     "exclude": [([None], "")],
     "likelihood": [(3, "a Likelihood, its name in bayeslora.LIKELIHOODS, a function of logits and labels, or None")],

@@ -1,0 +1,113 @@
+"""How much rows count in a fit: weights of rows, and of classes."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+
+from bayeslora.contracts import ArgumentError, NonNegative
+from bayeslora.data import Source
+from bayeslora.isolation import seeded
+from bayeslora.tasks import Likelihood
+from bayeslora.tasks.classes import Classes
+from bayeslora.types import IGNORED
+
+logger = logging.getLogger(__name__)
+
+ClassWeights: TypeAlias = Literal["balanced"] | Mapping[str | int, NonNegative] | Sequence[NonNegative]
+"""How much classes count: by name, in their order, or inversely to how frequent they are."""
+
+
+def weigh(
+    source: Source,
+    rows: np.ndarray | None,
+    classes: ClassWeights | None,
+    known: Classes | None,
+    likelihood: Likelihood,
+) -> Source:
+    r"""Return training data whose rows have weights.
+
+    A row counts by the product of its own weight and that of its class, over the mean of this product: with weights
+    $w_i$ of mean 1, the loss is
+
+    $$-\frac1n \sum_i w_i \, E_q[\ln p(y_i \mid x_i)] + \frac1n \mathrm{KL}(q \,\|\, p),$$
+
+    n being the number of rows, as without weights. Where labels are tokens, classes weigh tokens, over the mean of all
+    observed ones.
+
+    Args:
+        source: The training data.
+        rows: Weights of rows, `[row]`.
+        classes: Weights of classes.
+        known: The classes, if they have names.
+        likelihood: Labels given logits.
+
+    Raises:
+        ValueError: If weights do not fit, or rows cannot be read by number.
+    """
+    likelihood.token_weights = None  # of another fit with the same likelihood
+    if rows is None and classes is None:
+        return source
+    what = "class_weights" if rows is None else "weight"
+    if source.is_stream or source.loader is not None:
+        kind = "stream" if source.is_stream else "DataLoader"
+        raise ArgumentError(f"{what}: data is a {kind}, whose rows cannot be weighed: give a dataset.")
+    if rows is not None and len(rows) != len(source):
+        raise ArgumentError(f"weight has {len(rows)} numbers, and data {len(source)} rows: give one for each row.")
+    weights = np.ones(len(source)) if rows is None else rows
+    if classes is not None:
+        if not likelihood.weighs_classes:
+            raise ArgumentError(
+                f"class_weights: labels of {likelihood.name!r} are not of one class each: weigh the rows, weight=…."
+            )
+        labels = _labels(source)
+        flat = np.concatenate([np.ravel(each) for each in labels])
+        numbers = _numbers(classes, flat[flat != IGNORED], known, likelihood)
+        if np.ndim(labels[0]):
+            mean = numbers[flat[flat != IGNORED]].mean()
+            likelihood.token_weights = torch.as_tensor(numbers / mean)
+        else:
+            weights = weights * numbers[flat]
+    if not weights.any():
+        raise ArgumentError(f"{what}: every row has the weight 0: give some more.")
+    logger.info(
+        "Rows count between %.3g and %.3g times, over their mean.", *(weights.min(), weights.max()) / weights.mean()
+    )
+    return source.weighing(weights)
+
+
+def _labels(source: Source) -> list[np.ndarray]:
+    """Return the labels of all rows, `[row]` or `[row, token]`."""
+    found = source.label_rows()
+    if found is None:  # rows that are computed one by one
+        with seeded(0):
+            found = [label for batch in source.batches(64) for label in batch["labels"]]
+    return [np.asarray(label) for label in found]
+
+
+def _numbers(classes: ClassWeights, labels: np.ndarray, known: Classes | None, likelihood: Likelihood) -> np.ndarray:
+    """Return the weights of the classes in their order, `[class]`."""
+    count = likelihood.num_classes
+    names = known.names if known else tuple(map(str, range(count)))
+    if isinstance(classes, str):
+        counts = np.bincount(labels, minlength=count)
+        return np.where(counts > 0, len(labels) / np.maximum(counts, 1) / max((counts > 0).sum(), 1), 0.0)
+    if not isinstance(classes, Mapping):
+        if len(classes) != count:
+            raise ArgumentError(
+                f"class_weights has {len(classes)} numbers, and there are {count} classes, {', '.join(names)}: give "
+                "one for each, in this order."
+            )
+        return np.asarray(classes, dtype=np.float64)
+    by_name = known or Classes(names)
+    places = {name: by_name.place(str(name)) for name in classes}
+    if unknown := [name for name, place in places.items() if place is None]:
+        raise ArgumentError(
+            f"class_weights: there is no class {', '.join(map(repr, unknown))}, only {', '.join(map(repr, names))}."
+        )
+    weights = np.ones(count)
+    for name, place in places.items():
+        weights[place] = classes[name]
+    return weights
