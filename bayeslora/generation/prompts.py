@@ -84,6 +84,13 @@ def encode(inputs: Any, model: nn.Module, tokenizer: Tokenizer | None = None) ->
     return encoded
 
 
+def repeated(prompts: Encoded, times: int) -> Encoded:
+    """Return every prompt so many times in a row."""
+    many = Encoded({name: value.repeat_interleave(times, 0) for name, value in prompts.items()})
+    many.ends = prompts.ends
+    return many
+
+
 def _records(inputs: Any) -> list[Mapping[str, Any]] | None:
     """Return conversations as rows of a table; None of prompts in any other form."""
     if hasattr(inputs, "to_dict") and hasattr(inputs, "iloc") and hasattr(inputs, "columns"):

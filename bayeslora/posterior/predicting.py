@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from bayeslora import generation
+from bayeslora.contracts import Count
 from bayeslora.data import Columns
-from bayeslora.generation import Generation
+from bayeslora.generation import Answers, Equivalence, Generation
 from bayeslora.isolation import public, seeded
 from bayeslora.posterior.state import State
 from bayeslora.prediction import centre_sites, how_made, labelled, run
@@ -127,3 +128,38 @@ class Predicting(State):
         with seeded(seed):  # tokens are sampled from the random state after the draws
             sites = centre_sites(self.program) if center else self.draw(num_draws, seed=None)
             return generation.generate(self.program, sites, prompts, average, self.tokenizer, generation_settings)
+
+    @public(fields=generation.settings_of)
+    def answers(
+        self,
+        inputs: Prompts,
+        num_draws: NumDraws = 8,
+        *,
+        samples: Count = 1,
+        equal: Equivalence = generation.same_words,
+        seed: Seed | None = 0,
+        **generation_settings: Any,
+    ) -> Answers:
+        """Sample answers to prompts from every draw, with the uncertainty about each whole answer.
+
+        Tokens are sampled from the network's own probabilities unless settings say otherwise: estimates that take the
+        texts for samples of the mixture, as `Answers` does, need that.
+
+        Args:
+            inputs: As in `generate`.
+            num_draws: Draws of the weights, S; a finite posterior has its members, each once.
+            samples: Texts that each draw writes for each prompt. Each is scored under all draws.
+            equal: Says of two texts whether they mean the same: by default, whether they are the same but for case,
+                punctuation and spaces; `generation.by_embedding` and `generation.by_entailment` make others.
+            seed: Seed of the draws and of the tokens.
+            generation_settings: Settings of the model's own `generate`, such as `max_new_tokens`.
+
+        Raises:
+            ValueError: As `generate`.
+        """
+        settings = {"do_sample": True, "top_k": 0, **generation_settings}
+        prompts = generation.repeated(generation.encode(inputs, self.network.model, self.tokenizer), samples)
+        with seeded(seed):
+            sites = self.draw(num_draws, seed=None)
+            written = generation.generate(self.program, sites, prompts, False, self.tokenizer, settings)
+        return generation.grouped(written, samples, equal)

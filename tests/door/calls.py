@@ -136,7 +136,7 @@ class Subjects:
             return {**data, "method": "lora", **few}
         if name == "load":
             return {"folder": self.saved, "model": self.model}
-        if name == "Posterior.generate":
+        if name in ("Posterior.generate", "Posterior.answers"):
             return {"inputs": [[5, 6], [7]], "num_draws": 2, "max_new_tokens": 2}
         if "Prediction." in name:
             known = inspect.signature(public()[name]).parameters
@@ -161,7 +161,7 @@ class Subjects:
         if name.startswith("METHODS"):
             return METHODS[name.split("'")[1]]
         if name.startswith("Posterior."):
-            subject = self.writer if name.endswith("generate") else self.posterior
+            subject = self.writer if name.endswith(("generate", "answers")) else self.posterior
             return getattr(subject, name.partition(".")[2])
         if "Prediction." in name:
             return getattr(self.predictions[name.partition(".")[0]], name.partition(".")[2])
