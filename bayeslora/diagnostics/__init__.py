@@ -2,6 +2,18 @@
 
 from bayeslora.diagnostics.chains import chains, to_arviz
 from bayeslora.diagnostics.groups import single
+from bayeslora.diagnostics.simulation import Calibration, sbc
 from bayeslora.diagnostics.weights import KHat, LeaveOneOut, Weighed, khat, leave_one_out
 
-__all__ = ["KHat", "LeaveOneOut", "Weighed", "chains", "khat", "leave_one_out", "single", "to_arviz"]
+__all__ = [
+    "Calibration",
+    "KHat",
+    "LeaveOneOut",
+    "Weighed",
+    "chains",
+    "khat",
+    "leave_one_out",
+    "sbc",
+    "single",
+    "to_arviz",
+]

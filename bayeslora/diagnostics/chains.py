@@ -69,7 +69,7 @@ def together(made: Sequence[Groups]) -> Groups:
             joined = values
         if joined:
             groups[group] = joined
-    attrs = {name: _of_all([each.attrs[name] for each in made]) for name in first.attrs}
+    attrs = {name: _of_all([each.attrs.get(name) for each in made]) for name in first.attrs}
     return Groups(groups, first.coords, first.dims, attrs)
 
 

@@ -184,12 +184,15 @@ def gather(
         if before is not None:
             outputs = run(program, source, before, seed, batch_size, approximation or program.method.approximation)
             groups["prior_predictive"] = {label: posterior._prediction(outputs).sample(seed)}
+    attrs = describe(posterior, num_draws, seed, approximation)
     with contextlib.suppress(NoDensityError):  # there is no group then
-        groups["sample_stats"] = statistics(densities(program, sites, latents), log_likelihood)
+        weighed = densities(program, sites, latents)
+        groups["sample_stats"] = statistics(weighed, log_likelihood)
+        attrs["method_temperature"] = weighed.temperature
     chain = {group: {name: value[None] for name, value in values.items()} for group, values in groups.items()}
     if data is not None:
         chain["observed_data"] = {label: labels}
-    return Groups(chain, coords, dims, describe(posterior, num_draws, seed, approximation))
+    return Groups(chain, coords, dims, attrs)
 
 
 def logits_of(found: Any, prediction: BasePrediction, program: Program) -> np.ndarray:

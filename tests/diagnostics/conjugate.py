@@ -92,12 +92,12 @@ class Conjugate:
 
     def full(self, scale: float = 1.0) -> Posterior:
         """The exact posterior, or one that is narrower or wider."""
-        method = AutoGuide(prior_program=self.prior(), autoguide="AutoMultivariateNormal")
+        method = AutoGuide(prior_program=self.prior(), autoguide="AutoMultivariateNormal", temperature=1.0)
         return Posterior(self.put(self.program(method), self.labels, scale))
 
     def mean_field(self) -> Posterior:
         """The mean-field guide at its optimum: the exact means, and variances that are conditional on all others."""
-        program = self.program(AutoGuide(prior_program=self.prior()))
+        program = self.program(AutoGuide(prior_program=self.prior(), temperature=1.0))
         auto = program.guide["3x2"].auto
         with torch.no_grad(), pyro.settings.context(module_local_params=True):
             getattr(auto.locs, "3x2").A = self.mean(self.labels).view(1, RANK, D_IN)

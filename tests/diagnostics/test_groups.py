@@ -119,7 +119,9 @@ def test_every_method_has_names_attributes_and_what_it_says_of_itself(name: str)
     if has_densities:
         stats = {name: value.to_numpy() for name, value in idata.sample_stats.items()}
         assert all(np.isfinite(value).all() for value in stats.values())
-        np.testing.assert_allclose(stats["lp"] - stats["log_q"], stats["elbo"], rtol=1e-9)  # their temperature is 1
+        T = says["method_temperature"]
+        np.testing.assert_allclose(T, getattr(posterior.method, "temperature", 1.0))
+        np.testing.assert_allclose(T * (stats["lp"] - stats["log_q"]), stats["elbo"], rtol=1e-9)
     assert ("prior" in idata.groups()) == ("prior_predictive" in idata.groups()) == (name in PROPER)
     if name in PROPER:
         assert idata.prior.data_vars.keys() == idata.posterior.data_vars.keys()

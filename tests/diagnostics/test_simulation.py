@@ -1,0 +1,75 @@
+"""Simulation-based calibration: the exact posterior passes, and what is narrower or wider is caught."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bayeslora import Posterior, diagnostics
+from bayeslora.diagnostics import Calibration
+from bayeslora.methods import BLoB
+from tests.diagnostics.conjugate import D_IN, PRIOR, RANK, Conjugate
+from tests.diagnostics.test_groups import fitted
+from tests.helpers import FAILURE_RATE
+
+
+@pytest.fixture(scope="module")
+def problem() -> Conjugate:
+    return Conjugate()
+
+
+def ranked(problem: Conjugate, scale: float, simulations: int = 120) -> Calibration:
+    posterior = problem.full()
+    fit: Callable[[Any], Any] = lambda batch: problem.put(posterior.program, batch["labels"], scale)  # noqa: E731
+    return diagnostics.sbc(posterior, problem.rows, fit, simulations, 39, probes=1)
+
+
+def test_the_exact_posterior_is_calibrated(problem: Conjugate) -> None:
+    found = ranked(problem, 1.0)
+    assert found.passes(FAILURE_RATE)
+    assert found.ranks.keys() == {"log_likelihood", "logits[0, 0]", "logits[0, 1]", "delta_norm_3x2[0]"}
+    assert all(ranks.shape == (120,) for ranks in found.ranks.values())
+
+
+@pytest.mark.parametrize(("scale", "word"), [(1 / 1.5, "narrow"), (1.5, "wide")])
+def test_what_is_narrower_or_wider_is_caught(problem: Conjugate, scale: float, word: str) -> None:
+    found = ranked(problem, scale)
+    assert not found.passes(FAILURE_RATE)
+    assert f"too {word}" in found.verdict
+    spread = found.table().set_index("quantity")["spread"]["logits[0, 0]"]
+    assert spread == pytest.approx(1 / scale, rel=0.25)
+
+
+def test_a_shift_is_caught() -> None:
+    found = Calibration({"x": np.minimum(np.random.default_rng(0).integers(0, 50, 150) + 10, 49)}, 49)
+    assert not found.passes(FAILURE_RATE)
+    assert "draws lie below the true values" in found.verdict
+
+
+def test_uniform_ranks_fail_as_often_as_they_should_and_stay_within_the_bands() -> None:
+    generator = np.random.default_rng(1)
+    runs = [Calibration({"x": generator.integers(0, 20, 80)}, 19) for _ in range(100)]
+    failed = sum(not run.passes(0.05) for run in runs)
+    assert failed <= 17  # a binomial count of 100 at 0.05 exceeds it with probability 2e-6
+    low, high = runs[0].bands()
+    ecdfs = [np.bincount(run.ranks["x"], minlength=20).cumsum()[:-1] / 80 for run in runs]
+    inside = np.mean([((low <= ecdf) & (ecdf <= high)).all() for ecdf in ecdfs])
+    assert 0.88 < inside <= 1
+
+
+def test_points_are_held_and_the_loss_is_fitted_by_default(problem: Conjugate) -> None:
+    program = problem.program(BLoB(prior_scale=PRIOR))
+    sites = program.guide["3x2"].sites
+    sites["B"].loc.data.copy_(problem.B)
+    found = diagnostics.sbc(Posterior(program), problem.rows, num_simulations=2, num_draws=9, steps=20, probes=1)
+    assert found.num_draws == 9
+    assert (sites["B"].loc == problem.B).all()
+    assert sites["A"].loc.shape == (1, RANK, D_IN)
+    assert found.plot().axes
+    assert "simulations" in repr(found)
+
+
+def test_only_posteriors_can_be_simulated() -> None:
+    with pytest.raises(ValueError, match="'tfb' is noise around a point"):
+        diagnostics.sbc(fitted("tfb"), np.zeros((4, 6)))
