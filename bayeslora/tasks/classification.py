@@ -3,7 +3,7 @@ r"""One of several classes per example."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyro.distributions as dist
@@ -37,13 +37,14 @@ class ClassProbabilities(BasePrediction):
         log_draws: The logarithms of `draws`, also where those are too small for a number; None if only they are known.
     """
 
+    per_draw: ClassVar[tuple[str, ...]] = ("draws", "log_draws")
     class_names: tuple[str, ...] | None
     log_draws: FloatArray | None
 
     @cached_property
     def probs(self) -> FloatArray:
         """Probabilities averaged over draws, `[row, class]`."""
-        return self.draws.mean(0)
+        return self.average(self.draws)
 
     @property
     def predicted(self) -> np.ndarray:
@@ -58,13 +59,13 @@ class ClassProbabilities(BasePrediction):
     @cached_property
     def aleatoric(self) -> FloatArray:
         """Entropy per draw, averaged, in nats, `[row]`: what would remain if the weights were known."""
-        return metrics.entropy(self.draws).mean(0)
+        return self.average(metrics.entropy(self.draws))
 
     @cached_property
     def epistemic(self) -> FloatArray:
         """Mutual information of label and weights in nats, `[row]`: entropy − aleatoric, 0 for one draw."""
         # The mean KL from the draws to their average. In a difference of two entropies, digits would cancel.
-        return metrics.relative_entropy(self.draws, self.probs).mean(0)
+        return self.average(metrics.relative_entropy(self.draws, self.probs))
 
     @property
     def epistemic_corrected(self) -> FloatArray:
@@ -155,7 +156,7 @@ class Prediction(ClassProbabilities):
     def scores(self, labels: np.ndarray) -> dict[str, float]:
         """Return accuracy, NLL, ECE and Brier score, and `metrics.class_scores`."""
         scores = metrics.classification_scores(self.probs, labels) | metrics.class_scores(self.probs, labels)
-        return scores | {"nll": metrics.mixture_nll(self.log_likelihood(labels))}
+        return scores | {"nll": self.mixture_nll(self.log_likelihood(labels))}
 
 
 class Categorical(Likelihood):

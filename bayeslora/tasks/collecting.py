@@ -67,7 +67,12 @@ class Collector(abc.ABC):
         likelihood: Labels given logits.
         with_labels: Whether labels are read.
         context: What the task noted about the data when it read a table.
+
+    Attributes:
+        weights: Weights of the draws, `[draw]`; None if they are equal.
     """
+
+    weights: np.ndarray | None = None
 
     def __init__(self, likelihood: "Likelihood", with_labels: bool, context: Any = None):
         self.likelihood = likelihood
@@ -96,6 +101,12 @@ class Collector(abc.ABC):
             example, position = tokens.cpu().numpy().nonzero()
         self.examples.append(where[example])
         self.positions.append(position + shift)
+
+    def shares(self, first: int, count: int) -> Tensor:
+        """Return the weights of some draws up to a common factor, `[draw]`."""
+        if self.weights is None:
+            return torch.ones(count, dtype=torch.float64)
+        return torch.as_tensor(self.weights[first : first + count], dtype=torch.float64)
 
     @property
     def order(self) -> np.ndarray:

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayeslora import metrics
 from bayeslora.metrics import FloatArray
 from bayeslora.networks import answers, continues, is_encoder_decoder
 from bayeslora.tasks import conversations, dialogues
@@ -41,6 +40,7 @@ class LanguagePrediction(BasePrediction):
         log_draws: Logarithms of `draws`, or None.
     """
 
+    per_draw: ClassVar[tuple[str, ...]] = ("draws", "log_draws", "sampled")
     draws: Float[np.ndarray, "draw token"]
     tokens: np.ndarray
     most_probable: np.ndarray
@@ -73,7 +73,7 @@ class LanguagePrediction(BasePrediction):
     @property
     def probs(self) -> FloatArray:
         """Probability of the observed token, averaged over draws, `[token]`."""
-        return self.draws.mean(0)
+        return self.average(self.draws)
 
     @property
     def epistemic(self) -> FloatArray:
@@ -94,10 +94,10 @@ class LanguagePrediction(BasePrediction):
 
     def scores(self, labels: np.ndarray) -> dict[str, float]:
         """Return the NLL per example and per token, perplexity exp(NLL per token), and accuracy per token."""
-        per_token = metrics.mixture_nll(self.row_log_likelihood(labels))
+        per_token = self.mixture_nll(self.row_log_likelihood(labels))
         return {
             "accuracy": float((self.predicted == self.tokens).mean()),
-            "nll": metrics.mixture_nll(self.log_likelihood(labels)),
+            "nll": self.mixture_nll(self.log_likelihood(labels)),
             "nll_per_token": per_token,
             "perplexity": math.exp(min(per_token, 700.0)),
         }
@@ -140,9 +140,10 @@ class Summaries(Collector):
             log_draws.append((rows.gather(-1, given)[..., 0] - rows.logsumexp(-1)).cpu())
             draws.append(probs.gather(-1, given)[..., 0].cpu())
             sampled.append(torch.multinomial(probs.flatten(0, 1), 1).view(probs.shape[:-1]).cpu())
-            aleatoric = aleatoric + torch.special.entr(probs).sum((0, -1)).double()
-            total = total + probs.double().sum(0)
-        num_draws = sum(map(len, draws))
+            shares = self.shares(sum(map(len, draws[:-1])), len(probs)).to(probs.device)[:, None]
+            aleatoric = aleatoric + (shares * torch.special.entr(probs).sum(-1).double()).sum(0)
+            total = total + (shares[..., None] * probs.double()).sum(0)
+        num_draws = float(self.shares(0, sum(map(len, draws))).sum())
         mean = total / num_draws
         self.parts.append(
             {

@@ -3,7 +3,7 @@ r"""Any of several labels per example."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyro.distributions as dist
@@ -40,6 +40,7 @@ class MultiLabelPrediction(BasePrediction):
         log_odds: ln p / (1 − p) per draw, `[draw, example, label]`; None if only the probabilities are known.
     """
 
+    per_draw: ClassVar[tuple[str, ...]] = ("draws", "log_odds")
     draws: Float[np.ndarray, "draw example label"]
     class_names: tuple[str, ...] | None = None
     log_odds: Float[np.ndarray, "draw example label"] | None = None
@@ -47,7 +48,7 @@ class MultiLabelPrediction(BasePrediction):
     @cached_property
     def probs(self) -> FloatArray:
         """Probabilities averaged over draws, `[example, label]`."""
-        return self.draws.mean(0)
+        return self.average(self.draws)
 
     @property
     def predicted(self) -> np.ndarray:
@@ -57,12 +58,12 @@ class MultiLabelPrediction(BasePrediction):
     @cached_property
     def aleatoric(self) -> FloatArray:
         """Entropy per draw, averaged, in nats, `[example]`."""
-        return metrics.entropy(_both(self.draws)).sum(-1).mean(0)
+        return self.average(metrics.entropy(_both(self.draws)).sum(-1))
 
     @cached_property
     def epistemic(self) -> FloatArray:
         """Mutual information of each label and the weights in nats, summed over labels, `[example]`."""
-        return metrics.relative_entropy(_both(self.draws), _both(self.probs)).sum(-1).mean(0)
+        return self.average(metrics.relative_entropy(_both(self.draws), _both(self.probs)).sum(-1))
 
     def log_likelihood(self, labels: np.ndarray) -> FloatArray:
         applies = np.asarray(labels) > 0.5
@@ -97,7 +98,7 @@ class MultiLabelPrediction(BasePrediction):
     def scores(self, labels: np.ndarray) -> dict[str, float]:
         """Return the NLL of an example's labels together; accuracy and Brier score per label, exact match, macro F1."""
         return {
-            "nll": metrics.mixture_nll(self.log_likelihood(labels)),
+            "nll": self.mixture_nll(self.log_likelihood(labels)),
             **multilabel_scores(self.probs, labels),
         }
 

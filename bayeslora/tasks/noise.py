@@ -1,4 +1,4 @@
-"""Noise around a real number, and equal mixtures of it: quantiles, information, scores."""
+"""Noise around a real number, and mixtures of it: quantiles, information, scores."""
 
 import math
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bayeslora.metrics import FloatArray
+from bayeslora.tasks.prediction import average
 
 
 @dataclass(frozen=True)
@@ -80,27 +81,34 @@ class Noise:
         return points, weights / weights.sum()
 
 
-def mixture_quantile(loc: FloatArray, scale: float, q: float, noise: Noise) -> FloatArray:
-    """Return the q-quantile of the equal mixture over draws of loc + scale ε, `[example]`, by bisection.
+def mixture_quantile(
+    loc: FloatArray, scale: FloatArray, q: float, noise: Noise, weights: FloatArray | None = None
+) -> FloatArray:
+    """Return the q-quantile of the mixture over draws of loc + scale ε, `[example]`, by bisection.
 
     Args:
         loc: `[draw, example]`.
-        scale: Scale of the noise.
+        scale: Scale of the noise, `[draw]`.
         q: Between 0 and 1.
         noise: ε.
+        weights: Weights of the draws, `[draw]`; None for equal ones.
     """
     if not 0 < q < 1:
         raise ValueError(f"q={q!r}: give a probability between 0 and 1.")
+    scale = scale[:, None]
     # The mixture's quantile lies between those of its members.
-    lower, upper = (end(0) + scale * noise.quantile(q) for end in (loc.min, loc.max))
+    ends = loc + scale * noise.quantile(q)
+    lower, upper = ends.min(0), ends.max(0)
     for _ in range(60):
         middle = (lower + upper) / 2
-        below = noise.cdf((middle - loc) / scale).mean(0) < q
+        below = average(noise.cdf((middle - loc) / scale), weights) < q
         lower, upper = np.where(below, middle, lower), np.where(below, upper, middle)
     return (lower + upper) / 2
 
 
-def mixture_information(loc: FloatArray, scale: float, noise: Noise) -> FloatArray:
+def mixture_information(
+    loc: FloatArray, scale: FloatArray, noise: Noise, weights: FloatArray | None = None
+) -> FloatArray:
     """Return the mutual information of a value and the draw it came from, in nats, `[example]`.
 
     Arguments are those of `mixture_quantile`. It is the mean over draws of the KL divergence from a draw's distribution
@@ -110,17 +118,21 @@ def mixture_information(loc: FloatArray, scale: float, noise: Noise) -> FloatArr
 
     if len(loc) == 1:
         return np.zeros(loc.shape[1])
-    points, weights = noise.nodes
-    log_density = noise.log_density(points)
+    points, node_weights = noise.nodes
+    log_density = noise.log_density(points)[:, None] - np.log(scale)  # [node, from]
+    shares = np.full(len(loc), 1 / len(loc)) if weights is None else weights
     information = np.empty(loc.shape[1])
-    for example, centres in enumerate(loc.T / scale):
-        away = points[:, None, None] + centres[:, None] - centres  # [node, from, to]
-        mixture = logsumexp(noise.log_density(away), axis=-1) - math.log(len(centres))
-        information[example] = weights @ (log_density[:, None] - mixture).mean(-1)
+    for example, centres in enumerate(loc.T):
+        values = points[:, None] * scale + centres  # [node, from]
+        densities = noise.log_density((values[..., None] - centres) / scale) - np.log(scale)  # [node, from, to]
+        mixture = logsumexp(densities, axis=-1, b=shares)
+        information[example] = node_weights @ ((log_density - mixture) @ shares)
     return np.maximum(information, 0)
 
 
-def mixture_crps(loc: FloatArray, labels: ArrayLike, scale: float, noise: Noise) -> FloatArray:
+def mixture_crps(
+    loc: FloatArray, labels: ArrayLike, scale: FloatArray, noise: Noise, weights: FloatArray | None = None
+) -> FloatArray:
     r"""Return the continuous ranked probability score of the mixture, $E|Y - y| - \tfrac12 E|Y - Y'|$, `[example]`.
 
     It is in units of the labels, and in closed form for Normal noise; for Student's t the second term is a
@@ -129,20 +141,25 @@ def mixture_crps(loc: FloatArray, labels: ArrayLike, scale: float, noise: Noise)
     Args:
         loc: `[draw, example]`.
         labels: y, `[example]`.
-        scale: Scale of the noise.
+        scale: Scale of the noise, `[draw]`.
         noise: ε.
+        weights: Weights of the draws, `[draw]`; None for equal ones.
 
     References:
         Gneiting and Raftery (2007), Strictly Proper Scoring Rules, Prediction, and Estimation.
     """
-    to_label = noise.distance((np.asarray(labels, dtype=np.float64) - loc) / scale).mean(0)
-    points, weights = noise.nodes
+    away = (np.asarray(labels, dtype=np.float64) - loc) / scale[:, None]
+    to_label = average(scale[:, None] * noise.distance(away), weights)
+    points, node_weights = noise.nodes
+    shares = np.full(len(loc), 1 / len(loc)) if weights is None else weights
+    both = np.hypot(scale[:, None], scale)  # of the difference of two that are Normal
     between = np.empty(loc.shape[1])
-    for example, centres in enumerate(loc.T / scale):
-        apart = centres[:, None] - centres
-        if math.isinf(noise.df):  # the difference of two is Normal with variance 2
-            distances = math.sqrt(2) * noise.distance(apart / math.sqrt(2))
+    for example, centres in enumerate(loc.T):
+        apart = centres[:, None] - centres  # [from, to]
+        if math.isinf(noise.df):
+            distances = both * noise.distance(apart / both)
         else:
-            distances = np.tensordot(weights, noise.distance(points[:, None, None] + apart), axes=1)
-        between[example] = distances.mean()
-    return scale * (to_label - between / 2)
+            moved = (points[:, None, None] * scale[:, None] + apart) / scale
+            distances = scale * np.tensordot(node_weights, noise.distance(moved), axes=1)
+        between[example] = shares @ distances @ shares
+    return to_label - between / 2

@@ -2,13 +2,14 @@
 
 import abc
 import copy
+import dataclasses
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -39,17 +40,21 @@ SHOWN_ROWS = 5
 
 
 class BasePrediction(Shown, abc.ABC):
-    """The predictive distribution of the labels: an equal mixture over draws of the weights, row by row.
+    """The predictive distribution of the labels: a mixture over draws of the weights, row by row.
 
     A row is an example, or a token of one. Entropies are in nats.
 
     Attributes:
         draws: What each draw predicts, `[draw, row, …]`.
+        weights: Weights of the draws in the mixture, `[draw]`, which sum to 1; None if they are equal.
+        per_draw: Fields with an entry for each draw.
         held_out: The held-out rows that `abstain` and `sets` decide by; None without `Posterior.decide`.
         made: How it was made: arguments of `Posterior.predict` that have to be those of `decide`.
     """
 
     draws: Any
+    weights: FloatArray | None = None
+    per_draw: ClassVar[tuple[str, ...]] = ("draws",)
     held_out: HeldOut | None = None
     made: Mapping[str, Any] = MappingProxyType({})
 
@@ -88,10 +93,11 @@ class BasePrediction(Shown, abc.ABC):
         from their mean, the mutual information of class and weights is $\frac12 \sum_c \mathrm{Var}(p_c) / p_c$; the
         deviations from the mean of S draws have only (1 − 1/S) of the variance, and `epistemic` is too small by that
         factor on average, by a quarter with 4 draws. One draw says nothing about the weights: it is 0 then, too. If
-        the draws are all members of a finite posterior, such as an ensemble, `epistemic` is exact.
+        the draws are all members of a finite posterior, such as an ensemble, `epistemic` is exact. With unequal
+        weights w, 1 / S is $\sum_s w_s^2$.
         """
-        num_draws = len(self.draws)
-        return self.epistemic * (num_draws / (num_draws - 1) if num_draws > 1 else 1.0)
+        share = 1 / len(self.draws) if self.weights is None else float(np.square(self.weights).sum())
+        return self.epistemic / (1 - share) if share < 1 else self.epistemic
 
     @property
     def uncertainties(self) -> dict[str, FloatArray]:
@@ -108,6 +114,35 @@ class BasePrediction(Shown, abc.ABC):
     def conformity(self, labels: LabelArray) -> dict[str, FloatArray]:
         """Return how badly each label fits, `[row]`, by the name of the score that `sets` can use; none by default."""
         return {}
+
+    def average(self, values: FloatArray) -> FloatArray:
+        """Return the mean over draws of values, `[draw, …]`, by the draws' weights."""
+        return average(values, self.weights)
+
+    def mixture_nll(self, log_likelihood: FloatArray) -> float:
+        """Return the mixture's NLL, averaged over rows, given the draws' log-likelihoods `[draw, row]`."""
+        if self.weights is None:
+            return metrics.mixture_nll(log_likelihood)
+        from scipy.special import logsumexp
+
+        return float(-logsumexp(log_likelihood, axis=0, b=self.weights[:, None]).mean())
+
+    def pooled(self: P, others: Sequence[P], weights: FloatArray) -> P:
+        """Return the mixture of this prediction and others of the same rows.
+
+        Args:
+            others: Predictions of the same kind.
+            weights: Weights of all draws, this one's first, `[draw]`.
+        """
+        fields = {name: _joined([each._per_draw(name) for each in (self, *others)]) for name in self.per_draw}
+        pooled = dataclasses.replace(self, **fields)  # type: ignore[type-var]
+        equal = bool(np.allclose(weights, 1 / len(weights), rtol=1e-12, atol=0))
+        vars(pooled).update(weights=None if equal else weights)
+        return pooled
+
+    def _per_draw(self, name: str) -> Any:
+        """The value of a field that has an entry for each draw."""
+        return getattr(self, name)
 
     @checked()
     def as_held_out(self, labels: LabelArray) -> HeldOut:
@@ -214,7 +249,8 @@ class BasePrediction(Shown, abc.ABC):
 
     def _shown(self) -> tuple[str, dict[str, str], Any]:
         """Title, facts and first rows."""
-        facts = {"rows": str(len(self)), "draws": str(len(self.draws)), **self._facts()}
+        weighted = "" if self.weights is None else ", of unequal weight"
+        facts = {"rows": str(len(self)), "draws": f"{len(self.draws)}{weighted}", **self._facts()}
         if len(self):
             mean = {name: float(np.mean(values)) for name, values in uncertainty(self).items()}
             facts["mean uncertainty"] = (
@@ -238,6 +274,7 @@ class ObservationPrediction(BasePrediction):
         num_samples: Samples per draw for the entropies.
     """
 
+    per_draw: ClassVar[tuple[str, ...]] = ("distributions",)
     distributions: Sequence[Any]
     num_samples: int = 64
 
@@ -249,20 +286,23 @@ class ObservationPrediction(BasePrediction):
     @property
     def predicted(self) -> FloatArray:
         """Mean of the labels, `[example, …]`."""
-        return self.draws.mean(0)
+        return self.average(self.draws)
 
     @cached_property
     def _estimates(self) -> tuple[FloatArray, FloatArray]:
         """Aleatoric and epistemic, from the same samples."""
         aleatoric, epistemic = [], []
+        number = len(self.distributions)
+        shares = np.full(number, 1 / number) if self.weights is None else self.weights
+        log_shares = torch.as_tensor(np.log(np.maximum(shares, np.finfo(np.float64).tiny)))
         with seeded(0):
             for own in self.distributions:
                 values = own.sample((self.num_samples,))
                 log_probs = torch.stack([other.log_prob(values) for other in self.distributions])
-                mixture = log_probs.logsumexp(0) - math.log(len(self.distributions))
+                mixture = (log_probs + log_shares.view(-1, *[1] * (log_probs.dim() - 1))).logsumexp(0)
                 aleatoric.append(-own.log_prob(values).mean(0).numpy())
                 epistemic.append((own.log_prob(values) - mixture).mean(0).numpy())
-        return np.mean(aleatoric, axis=0), np.maximum(np.mean(epistemic, axis=0), 0)
+        return self.average(np.stack(aleatoric)), np.maximum(self.average(np.stack(epistemic)), 0)
 
     @property
     def aleatoric(self) -> FloatArray:
@@ -281,7 +321,7 @@ class ObservationPrediction(BasePrediction):
 
     def scores(self, labels: np.ndarray) -> dict[str, float]:
         """Return the NLL."""
-        return {"nll": metrics.mixture_nll(self.log_likelihood(labels))}
+        return {"nll": self.mixture_nll(self.log_likelihood(labels))}
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return a table with a row per example: the mean, in a column per label, and the three uncertainties."""
@@ -290,6 +330,18 @@ class ObservationPrediction(BasePrediction):
         mean = self.predicted.reshape(len(self), -1)
         names = ["predicted"] if mean.shape[1] == 1 else [f"predicted({i})" for i in range(mean.shape[1])]
         return pd.DataFrame(dict(zip(names, mean.T, strict=True)) | uncertainty(self))
+
+
+def average(values: FloatArray, weights: FloatArray | None) -> FloatArray:
+    """Return the mean of values, `[draw, …]`, over draws, by weights that sum to 1 or, with None, equally."""
+    return np.asarray(values.mean(0) if weights is None else np.tensordot(weights, values, axes=1))
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    """Join what several predictions have for each of their draws; None if one of them has nothing."""
+    if any(value is None for value in values):
+        return None
+    return np.concatenate(values) if isinstance(values[0], np.ndarray) else [each for value in values for each in value]
 
 
 Names = tuple[str, ...] | None

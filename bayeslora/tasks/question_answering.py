@@ -44,6 +44,7 @@ class SpanPrediction(BasePrediction):
         log_draws: Logarithms of `draws`, or None.
     """
 
+    per_draw: ClassVar[tuple[str, ...]] = ("draws", "log_draws")
     draws: Float[np.ndarray, "draw example position 2"]
     max_length: int = 30
     log_draws: Float[np.ndarray, "draw example position 2"] | None = None
@@ -51,13 +52,15 @@ class SpanPrediction(BasePrediction):
     @cached_property
     def probs(self) -> FloatArray:
         """Averaged over draws, `[example, position, 2]`."""
-        return self.draws.mean(0)
+        return self.average(self.draws)
 
     @checked()
     def joint(self, example: Index) -> Float[np.ndarray, "position position"]:
         """Return the probability of every pair of first and last token of an example."""
         draws = self.draws[:, example]
-        return draws[..., 0].T @ draws[..., 1] / len(draws)
+        if self.weights is None:
+            return draws[..., 0].T @ draws[..., 1] / len(draws)
+        return (self.weights[:, None] * draws[..., 0]).T @ draws[..., 1]
 
     @checked()
     def allowed(self, example: Index) -> Any:
@@ -89,7 +92,7 @@ class SpanPrediction(BasePrediction):
     @cached_property
     def aleatoric(self) -> FloatArray:
         """Entropy of first and last token per draw, averaged, in nats, `[example]`."""
-        return metrics.entropy(np.moveaxis(self.draws, -1, -2)).sum(-1).mean(0)
+        return self.average(metrics.entropy(np.moveaxis(self.draws, -1, -2)).sum(-1))
 
     @property
     def epistemic(self) -> FloatArray:
@@ -111,7 +114,7 @@ class SpanPrediction(BasePrediction):
     def scores(self, labels: np.ndarray) -> dict[str, float]:
         """Return the NLL of first and last token; exact match and F1 (SQuAD's, on token positions instead of words)."""
         return {
-            "nll": metrics.mixture_nll(self.log_likelihood(labels)),
+            "nll": self.mixture_nll(self.log_likelihood(labels)),
             **span_scores(self.predicted, labels),
         }
 
@@ -157,7 +160,7 @@ class AnswerPrediction(SpanPrediction):
     def no_answer(self) -> FloatArray:
         """Probability that no window holds the answer, `[question]`: that of the first token, least over windows."""
         least = np.ones(len(self.questions.contexts))
-        np.minimum.at(least, self.questions.question, self.draws[:, :, 0].prod(-1).mean(0))
+        np.minimum.at(least, self.questions.question, self.average(self.draws[:, :, 0].prod(-1)))
         return least
 
     @cached_property
@@ -183,7 +186,7 @@ class AnswerPrediction(SpanPrediction):
         """
         exact, f1 = answer_scores(self.answers, self.questions.answers or [])
         return {
-            "nll": metrics.mixture_nll(self.log_likelihood(labels)),
+            "nll": self.mixture_nll(self.log_likelihood(labels)),
             "exact_match": float(exact.mean()),
             "f1": float(f1.mean()),
             "auroc_errors": metrics.auroc_errors(-self.answer_probs, ~exact),

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyro.distributions as dist
@@ -30,19 +30,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class RegressionPrediction(BasePrediction):
-    r"""A real number per example: an equal mixture over draws of $f_s + \sigma \epsilon$.
+    r"""A real number per example: a mixture over draws of $f_s + \sigma \epsilon$.
 
     The noise ε is standard Normal, or Student's t. Densities are per unit of the labels, so `entropy` and `aleatoric`
     depend on that unit and may be negative; `epistemic`, their difference, neither depends on it nor is negative.
 
     Args:
         draws: $f_s$, `[draw, example]`.
-        scale: σ, in units of the labels.
+        scale: σ, in units of the labels: a number, or one for each draw, `[draw]`.
         df: Degrees of freedom of the noise, infinite for Normal noise.
     """
 
+    per_draw: ClassVar[tuple[str, ...]] = ("draws", "scale")
     draws: Float[np.ndarray, "draw example"]
-    scale: float
+    scale: float | FloatArray
     df: float = math.inf
 
     @property
@@ -50,10 +51,18 @@ class RegressionPrediction(BasePrediction):
         """The noise ε."""
         return Noise(self.df)
 
+    @property
+    def scales(self) -> FloatArray:
+        """σ of each draw, `[draw]`."""
+        return np.broadcast_to(np.asarray(self.scale, dtype=np.float64), len(self.draws))
+
+    def _per_draw(self, name: str) -> Any:
+        return self.scales if name == "scale" else super()._per_draw(name)
+
     @cached_property
     def mean(self) -> FloatArray:
         """Mean, `[example]`."""
-        return self.draws.mean(0)
+        return self.average(self.draws)
 
     @property
     def predicted(self) -> FloatArray:
@@ -63,12 +72,12 @@ class RegressionPrediction(BasePrediction):
     @property
     def aleatoric_variance(self) -> FloatArray:
         """Variance of the noise, `[example]`."""
-        return np.full(len(self), self.scale**2 * self.noise.variance)
+        return np.full(len(self), self.average(self.scales**2) * self.noise.variance)
 
     @cached_property
     def epistemic_variance(self) -> FloatArray:
         """Variance of the draws' means, `[example]`."""
-        return self.draws.var(0)
+        return self.average((self.draws - self.mean) ** 2)
 
     @property
     def variance(self) -> FloatArray:
@@ -78,17 +87,17 @@ class RegressionPrediction(BasePrediction):
     @property
     def aleatoric(self) -> FloatArray:
         """Entropy of the noise in nats, `[example]`."""
-        return np.full(len(self), self.noise.entropy + math.log(self.scale))
+        return np.full(len(self), self.noise.entropy + self.average(np.log(self.scales)))
 
     @cached_property
     def epistemic(self) -> FloatArray:
         r"""Mutual information of label and weights in nats, `[example]`, by quadrature over the noise."""
-        return mixture_information(self.draws, self.scale, self.noise)
+        return mixture_information(self.draws, self.scales, self.noise, self.weights)
 
     @checked()
     def quantile(self, q: Probability) -> FloatArray:
         """Return the q-quantile of the mixture, `[example]`, by bisection of its distribution function."""
-        return mixture_quantile(self.draws, self.scale, q, self.noise)
+        return mixture_quantile(self.draws, self.scales, q, self.noise, self.weights)
 
     @checked()
     def interval(self, level: Probability = 0.9) -> Float[np.ndarray, "example 2"]:
@@ -118,19 +127,20 @@ class RegressionPrediction(BasePrediction):
     @checked()
     def crps(self, labels: LabelArray) -> FloatArray:
         """Return the continuous ranked probability score in units of the labels, `[example]`."""
-        return mixture_crps(self.draws, labels, self.scale, self.noise)
+        return mixture_crps(self.draws, labels, self.scales, self.noise, self.weights)
 
     def log_likelihood(self, labels: np.ndarray) -> FloatArray:
-        return self.noise.log_density((labels - self.draws) / self.scale) - math.log(self.scale)
+        scale = self.scales[:, None]
+        return self.noise.log_density((labels - self.draws) / scale) - np.log(scale)
 
     def sample(self, seed: int | None = 0) -> FloatArray:
-        return self.draws + self.scale * self.noise.sample(self.draws.shape, seed)
+        return self.draws + self.scales[:, None] * self.noise.sample(self.draws.shape, seed)
 
     def scores(self, labels: np.ndarray) -> dict[str, float]:
         """Return NLL, RMSE, MAE, both correlations, CRPS, and the share of labels in the 90 % interval."""
         lower, upper = self.interval(0.9).T
         return {
-            "nll": metrics.mixture_nll(self.log_likelihood(labels)),
+            "nll": self.mixture_nll(self.log_likelihood(labels)),
             **metrics.regression_scores(self.mean, labels),
             "crps": float(self.crps(labels).mean()),
             "coverage_90": float(((lower <= labels) & (labels <= upper)).mean()),

@@ -52,8 +52,8 @@ class TokenPrediction(ClassProbabilities):
     def scores(self, labels: np.ndarray) -> dict[str, float]:
         """Return the scores of a `Prediction`, token by token; `nll` is per example, `nll_per_token` per token."""
         scores = metrics.classification_scores(self.probs, labels) | metrics.class_scores(self.probs, labels)
-        per_token = metrics.mixture_nll(self.row_log_likelihood(labels))
-        return scores | {"nll": metrics.mixture_nll(self.log_likelihood(labels)), "nll_per_token": per_token}
+        per_token = self.mixture_nll(self.row_log_likelihood(labels))
+        return scores | {"nll": self.mixture_nll(self.log_likelihood(labels)), "nll_per_token": per_token}
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return a table with a row per token: example, position, predicted class, probabilities, uncertainties."""
