@@ -9,7 +9,9 @@ from bayeslora.contracts import ArgumentError
 from bayeslora.fit import fit
 from bayeslora.loading import load
 from bayeslora.methods import METHODS, Method, MonteCLoRA, PerStackMethod
+from bayeslora.mixture import mixture
 from bayeslora.posterior import Posterior
+from bayeslora.posterior.mixture import Mixture
 from bayeslora.registry import register
 from bayeslora.tasks import LIKELIHOODS, Likelihood
 from bayeslora.tasks.classification import Prediction
@@ -29,6 +31,7 @@ __all__ = [
     "LanguagePrediction",
     "Likelihood",
     "Method",
+    "Mixture",
     "MonteCLoRA",
     "MultiLabelPrediction",
     "ObservationPrediction",
@@ -44,6 +47,7 @@ __all__ = [
     "load",
     "methods",
     "metrics",
+    "mixture",
     "rank_for_budget",
     "register",
     "tasks",

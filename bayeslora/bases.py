@@ -105,6 +105,22 @@ def check(network: AdaptedNetwork, saved: Tensor | None) -> None:
         )
 
 
+def check_same(network: AdaptedNetwork, other: AdaptedNetwork) -> None:
+    """Raise a ValueError unless two networks have the same base: frozen parameters of one name hold the same numbers.
+
+    A parameter that one of them trains, with its head, say, is left out.
+    """
+    own, others = frozen(network), frozen(other)
+    shared = own.keys() & others.keys()
+    if not shared or any(own[name].shape != others[name].shape for name in shared):
+        raise ValueError("their frozen parameters have other names or shapes.")
+    apart = [name for name in sorted(shared) if own[name].data_ptr() != others[name].data_ptr()]
+    pair = [_sampled({name: values[name] for name in apart}) for values in (own, others)]
+    differs = ((pair[0] - pair[1]).abs() > 0.01 * pair[0].abs() + 1e-4).any(1)
+    if bool(differs.any()):
+        raise ValueError(f"{int(differs.sum())} of {len(shared)} frozen parameters differ.")
+
+
 def note_new(network: AdaptedNetwork, lacked: Collection[str]) -> None:
     """Let weights that the checkpoint lacked be saved with the posterior, and say which they are."""
     network.new = sorted(frozen(network).keys() & set(lacked))

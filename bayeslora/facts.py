@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bayeslora.adapters import AdaptedNetwork
+from bayeslora.dials import TuningResult
 from bayeslora.display import SHOWN_CLASSES
 from bayeslora.methods import Method
 from bayeslora.program import Program
@@ -36,9 +37,16 @@ def facts(posterior: Any) -> dict[str, str]:
         f"{count['share']:.2%} of {count['base']:,}",
         "fit": _fit(posterior._history, program.network.stacks.num_examples),
         **({} if posterior.temperature == 1 else {"temperature": f"{posterior.temperature:.3f}"}),
+        **({} if posterior.tuning is None else {"dial": dial(posterior.tuning)}),
         **({} if held_out is None else {"decides by": f"{len(held_out):,} held-out rows"}),
         "state": "finished" if posterior.state is None else f"not finished: {posterior.state}",
     }
+
+
+def dial(tuning: TuningResult) -> str:
+    """What was set by prediction, and by which rows."""
+    elpd = "" if tuning.elpd is None else f", whose elpd is {tuning.elpd:.3f} ± {tuning.elpd_se:.3f} nats per row"
+    return f"{tuning.dial} = {tuning.chosen:.3g}, by the NLL of {tuning.rows} rows{elpd}"
 
 
 def _method(method: Method) -> str:

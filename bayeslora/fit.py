@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from bayeslora import arguments, bases, choice, interop, storage
-from bayeslora.contracts import Count, Scale
+from bayeslora.contracts import ArgumentError, Count, Scale
 from bayeslora.data import Columns, Reading, Source, Weight, apart, plain, read, split
 from bayeslora.divergence import check_weights
 from bayeslora.fitting import Fitting, Read
+from bayeslora.folds import cross_fit
 from bayeslora.isolation import public, seeded
 from bayeslora.loading import Init, load, load_model, with_padding
 from bayeslora.methods import Method, MethodName, fields_for_fit, make_method
@@ -33,6 +34,7 @@ from bayeslora.types import (
     Data,
     Epochs,
     Folder,
+    Folds,
     ModelName,
     NumParticles,
     Seed,
@@ -54,6 +56,8 @@ def fit(
     method: Method | MethodName = "monteclora",
     *,
     validation: Data | None = None,
+    folds: Folds | None = None,
+    refit: bool | None = None,
     tokenizer: Tokenizer | None = None,
     text: str | Sequence[str] | None = None,
     label: str | None = None,
@@ -100,6 +104,11 @@ def fit(
         method: A name in `bayeslora.METHODS`, or an instance.
         validation: Held-out data, in any of these forms: its NLL at the centre is recorded after each epoch. Methods
             that need some (`noise_ratio="auto"`) hold out a tenth of `data` where none is given.
+        folds: K, for cross-fitting: K members are trained, each without one of K parts of the data, and predict that
+            part. These predictions set one temperature and the method's dial, where that is `"auto"`, and no label is
+            lost. It takes the time of K − 1 fits, and of one more to `refit`. See [The dial](dial.md).
+        refit: Whether to return one fit of all data at the temperature found, instead of the mixture of the members.
+            By default, the mixture, but for `monteclora` the refit. For `folds` only.
         tokenizer: For text; loaded with the model if that is given by name.
         text: The column of the texts, or two, for pairs; by default found ([Data](data.md) has the rule).
         label: The column of the labels; by default found.
@@ -166,6 +175,8 @@ def fit(
     train_data, held_out = split(data, "train"), validation if validation is not None else split(data, "validation")
     arguments.check(args, compute_metrics, held_out is not None, callbacks)
     tokenizer = arguments.one_tokenizer(tokenizer, processing_class)
+    if folds is None and refit is not None:
+        raise ArgumentError(f"refit={refit} is for folds=…: give both, or leave it out.")
     train_data, weights = apart(train_data, weight, "data")
     held_out = held_out if held_out is None else apart(held_out, weight, "validation", False)[0]
     seed = seed if args is None else args.seed
@@ -204,7 +215,7 @@ def fit(
             check_rows(source)
         train = weigh(train, weights, class_weights, classes, likelihood)
         tuning_data = held_out
-        if chosen.tuning() and held_out is None:
+        if chosen.tuning() and held_out is None and folds is None:
             train, tuning_data = _hold_out(train, chosen)
         layers: dict[str, Any] = {"targets": targets, "exclude": exclude, "rank": rank, "alpha": alpha}
         layers = adapters.network_settings() if adapters else layers | {"start_rank": chosen.start_rank}
@@ -229,6 +240,8 @@ def fit(
             progress=progress,
             resume=resume,
         )
+        if folds is not None:
+            return cross_fit(fitting, train, held_out, folds, refit, seed, output_dir)
         return fitting(train, held_out, tuning_data, seed, output_dir)
 
 

@@ -1,25 +1,25 @@
 """Models, tokenizers and saved posteriors, by name."""
 
-import contextlib
 import copy
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, TypeAlias, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, TypeAlias, cast, get_type_hints
 
 from torch import Tensor, nn
 
-from bayeslora import bases, interop, saving, storage
+from bayeslora import bases, interop, storage, tables
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.contracts import Kind, is_path
 from bayeslora.data import Columns
+from bayeslora.dials import TuningResult
 from bayeslora.isolation import public, seeded
 from bayeslora.methods import METHODS, Method, make_method
 from bayeslora.networks import is_a, output_names, unwrapped, with_output_names
 from bayeslora.paths import of_a_model
 from bayeslora.posterior import Posterior
+from bayeslora.posterior.mixture import Mixture
 from bayeslora.program import Program
 from bayeslora.record import (
     MANIFEST,
@@ -27,18 +27,17 @@ from bayeslora.record import (
     ColumnsRecord,
     LikelihoodRecord,
     MethodRecord,
+    MixtureRecord,
     NetworkRecord,
-    Record,
     check,
     damaged,
-    parse,
-    plain_file,
     reading,
 )
 from bayeslora.tasks import LIKELIHOODS, Likelihood
 from bayeslora.tasks.classes import shown
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.types import Folder, ModelName, Tokenizer
+from bayeslora.unpacking import Unpacked, unpack
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +48,6 @@ Init: TypeAlias = Posterior | nn.Module | _PathOfAdapters | None
 
 MOST_CLASSES = 2**20
 """A likelihood's record may count so many classes, or as many as there are numbers in the tensors."""
-
-
-OF_FILES = ("_file", "_files", "_path", "_dir", "_option")
-"""How the names of a tokenizer's settings end that are about files."""
-
-READ_OTHER_FILES = ("AutoTokenizer", "MyT5Tokenizer")
-"""Tokenizers whose files may name others, which they then open."""
 
 
 def with_padding(model: nn.Module, tokenizer: Tokenizer | None) -> tuple[nn.Module, Tokenizer | None]:
@@ -143,7 +135,7 @@ def load(
     method: Method | None = None,
     download: bool = False,
 ) -> Posterior:
-    """Read a posterior that `Posterior.save` wrote, here or elsewhere.
+    """Read a posterior that `Posterior.save` wrote, here or elsewhere; a mixture comes back as one.
 
     A stranger's posterior is safe to load: its files are data, and are checked before anything is built from them. No
     code of theirs is run, no file outside the folder is opened but the base model's, and nothing is fetched.
@@ -166,7 +158,40 @@ def load(
             one given, or was fitted with a likelihood or function of your own that is not given; or if its base model
             is neither given nor here.
     """
-    tensors, record, tokenizer = saving.read_unchanged(Path(folder) / MANIFEST, lambda: _read(folder))
+    found = unpack(folder)
+    if not found.components:
+        return _built(found, model, likelihood, method, download)
+    base = None if model is None or isinstance(model, nn.Module) else os.fspath(model)
+    model = model if isinstance(model, nn.Module) else _base(found.components[0], base, likelihood, method, download)
+    components = []
+    for part in found.components:
+        its_method = method if method is not None and part.record["method"]["name"] == method.name else None
+        components.append(_built(part, model, likelihood, its_method, download))
+    return Mixture.restored(components, found.tensors, cast(MixtureRecord, found.record), folder)
+
+
+def _base(
+    found: Unpacked,
+    name: str | None,
+    likelihood: Callable[..., Any] | type[Likelihood] | None,
+    method: Method | None,
+    download: bool,
+) -> nn.Module:
+    """Load the base model that the components of a mixture share."""
+    size = sum(value.numel() for value in found.tensors.values())
+    labels = _likelihood(found.folder, found.record["likelihood"], likelihood, size)
+    return bases.load_base(found.folder, name, found.record, labels, found.tensors, download)
+
+
+def _built(
+    found: Unpacked,
+    model: nn.Module | str | os.PathLike[str] | None,
+    likelihood: Callable[..., Any] | type[Likelihood] | None,
+    method: Method | None,
+    download: bool,
+) -> Posterior:
+    """Build one posterior from what was read of it; the other arguments are those of `load`."""
+    folder, record, tokenizer, tensors = found.folder, found.record, found.tokenizer, dict(found.tensors)
     size = sum(value.numel() for value in tensors.values())
     kind = _method(folder, record["method"], method)
     labels = _likelihood(folder, record["likelihood"], likelihood, size)
@@ -208,7 +233,8 @@ def load(
     posterior = Posterior(program.eval(), history, record["temperature"], tokenizer, class_names, columns)
     posterior.state = record.get("state")
     with reading(folder, record["tensors"]):
-        posterior.held_out = storage.held_out(tensors, record)
+        posterior.held_out = tables.held_out(tensors, record)
+        posterior.tuning = TuningResult.restored(record.get("tuning"), tensors)
     if posterior.state is not None:
         logger.warning("The posterior in %s is of a fit that was not finished: %s.", folder, posterior.state)
     return posterior
@@ -296,83 +322,3 @@ def _check_outputs(network: AdaptedNetwork, likelihood: Likelihood) -> None:
         raise ValueError(
             f"it has {has} outputs, and the likelihood {likelihood.name!r} takes {needed}: {storage.HEADS_DIFFER}."
         )
-
-
-def _read(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Record, Tokenizer | None]:
-    """Read the tensors, the record and the tokenizer of a saved posterior."""
-    tensors, record = storage.load_files(folder)
-    # Without one, a tokenizer's files can be those of an earlier posterior in this folder.
-    if not record["tokenizer"]:
-        return tensors, record, None
-    name = record.get("tokenizer_folder", saving.TOKENIZER)
-    if not os.path.lexists(Path(folder) / name) and "tokenizer_folder" not in record:
-        return tensors, record, None  # of an earlier version, and taken away
-    path = Path(folder) / name
-    with reading(folder, name):
-        _check_tokenizer(path)
-        with saving.reading_folder(path):
-            return tensors, record, _load_tokenizer(path)
-
-
-def _load_tokenizer(path: Path) -> Tokenizer:
-    """Load the tokenizer saved with a posterior; a ValueError if it is damaged."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-    except BaseException as error:
-        # A panic of the Rust library is not an Exception, so that nothing catches it by chance.
-        if type(error).__name__ != "PanicException":
-            raise
-        raise ValueError(f"tokenizer.json: {error}") from None
-    inputs = tokenizer.model_input_names
-    if not isinstance(inputs, list | tuple) or "input_ids" not in inputs[:1]:
-        raise ValueError(f"its model_input_names are {inputs!r:.100}, and have to begin with 'input_ids'")
-    return tokenizer
-
-
-def _check_tokenizer(path: Path) -> None:
-    """Raise a ValueError unless a tokenizer's folder holds plain files, which name no code and no other file."""
-    from transformers import PreTrainedTokenizerBase
-    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
-
-    if path.is_symlink() or not path.is_dir():
-        raise ValueError("there is no such folder of its own")
-    for entry in path.iterdir():
-        if entry.name == "additional_chat_templates" and entry.is_dir() and not entry.is_symlink():
-            inner = [*entry.iterdir()]
-        else:
-            inner = [entry]
-        for file in inner:
-            with _naming(file.name):
-                plain_file(file)
-    if os.path.lexists(path / "config.json"):  # it would choose another class, or code
-        raise ValueError("config.json belongs to a model: leave it out")
-    with _naming("tokenizer_config.json"):
-        plain_file(path / "tokenizer_config.json")
-        config = parse((path / "tokenizer_config.json").read_bytes())
-        check(config, dict[str, Any])
-        name = config.get("tokenizer_class")
-        check(name, str, "tokenizer_class")
-        cls = tokenizer_class_from_name(name) if name.isidentifier() else None
-        if not (isinstance(cls, type) and issubclass(cls, PreTrainedTokenizerBase)) or name in READ_OTHER_FILES:
-            raise ValueError(f"tokenizer_class is {name!r:.100}, which cannot be loaded from a posterior")
-        _refuse_paths(config)
-
-
-@contextlib.contextmanager
-def _naming(file: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"{file}: {error}") from error
-
-
-def _refuse_paths(settings: Any) -> None:
-    """Raise a ValueError if a tokenizer's settings, at any depth, name code or another file."""
-    parts = settings.values() if isinstance(settings, dict) else settings if isinstance(settings, list) else ()
-    for part in parts:
-        _refuse_paths(part)
-    for name, value in settings.items() if isinstance(settings, dict) else ():
-        if value and (name in ("auto_map", "init_inputs") or name.endswith(OF_FILES)):
-            raise ValueError(f"{name!r:.100} names code or a file outside: leave it out")

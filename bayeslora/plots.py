@@ -43,7 +43,13 @@ def _curves(*parts: str) -> Callable[[Any], bool]:
     return holds
 
 
+def _is_tuned(value: Any) -> bool:
+    curve = getattr(value, "curve", None)
+    return isinstance(curve, Mapping) and _curves("value", "nll", "se_difference")({"": curve})
+
+
 if TYPE_CHECKING:
+    Tuned: TypeAlias = Any
     Bins: TypeAlias = Mapping[str, Mapping[str, np.ndarray]]
     Risks: TypeAlias = Mapping[str, Mapping[str, np.ndarray]]
 else:
@@ -51,6 +57,7 @@ else:
         "a mapping from names to what metrics.reliability returns", _curves("edges", "count", "confidence", "accuracy")
     )
     _risks = Kind("a mapping from names to what metrics.risk_coverage returns", _curves("coverage", "risk"))
+    Tuned: TypeAlias = Annotated[Any, Kind("how a dial was set, posterior.tuning", _is_tuned)]
     Bins: TypeAlias = Annotated[Any, _bins]
     Risks: TypeAlias = Annotated[Any, _risks]
 
@@ -155,6 +162,33 @@ def risk_coverage(curves: Risks) -> "Figure":
     axes.set(xlabel="coverage", ylabel="risk", xlim=(0, 1))
     axes.set_ylim(bottom=0)
     _name_curves(figure, axes, len(curves), "upper left")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+@checked()
+def dial(tuning: Tuned) -> "Figure":
+    """Plot the NLL of rows that were not trained on against the values of a dial.
+
+    The bars are standard errors of the differences from the best value: a value whose bar reaches down to its line is
+    as good, as far as these rows can tell.
+
+    Args:
+        tuning: How the dial was set: `posterior.tuning`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    values, nll = tuning.curve["value"], tuning.curve["nll"]
+    style = next(_styles())
+    axes.errorbar(values, nll, tuning.curve["se_difference"], **style, ms=4, elinewidth=1, capsize=2)
+    axes.axhline(nll.min(), color="0.6", linewidth=1, linestyle="--")
+    axes.axvline(tuning.chosen, color=COLOURS[1], linewidth=1, label=f"chosen: {tuning.chosen:.3g}")
+    if len(values) > 1 and values.min() > 0:
+        axes.set_xscale("log")
+    axes.set(xlabel=tuning.dial, ylabel=f"NLL of {tuning.rows} rows, nats")
+    axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 

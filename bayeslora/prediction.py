@@ -1,11 +1,13 @@
 """Draws of a fitted program, and the network run on them."""
 
+import contextlib
+import itertools
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
@@ -13,14 +15,14 @@ import torch
 from torch import Tensor
 
 from bayeslora import metrics
-from bayeslora.adapters import Shared
+from bayeslora.adapters import Linearised, Shared
 from bayeslora.adapters.rows import has_rows
 from bayeslora.data import Source, to_device
 from bayeslora.decisions import Familiar
 from bayeslora.isolation import seeded
 from bayeslora.limits import naming_inputs
 from bayeslora.program import Program, evaluating
-from bayeslora.tasks import Likelihood
+from bayeslora.tasks.prediction import BasePrediction
 from bayeslora.types import Batch, FactorsByStack, Sites
 
 # Rows × positions up to which draws are folded into one pass. Folding is faster only as long as overhead dominates a
@@ -73,58 +75,111 @@ def run(program: Program, source: Source, sites: Sites, seed: int | None, batch_
     Raises:
         ValueError: If the method has no centre to linearise the network at.
     """
+    part = part_of(program, sites, approximation)
+    with seeded(seed):  # a loader that shuffles takes its seed from the global state
+        return run_parts([part], source.batches_by_length(batch_size), source.with_labels, source.context)
+
+
+def part_of(program: Program, sites: Sites, approximation: str) -> "Part":
+    """Return what `run_parts` takes; the arguments are those of `run`."""
     if approximation == "linear" and (program.method.num_draws(program.guide) or 1) > 1:
         raise ValueError(
             f"The members of {program.method.name!r} lie around no common centre to linearise the network at: predict "
             "with approximation='draws'."
         )
-    size, linear = len(next(iter(sites.values()))), approximation == "linear"
-    with seeded(seed):  # a loader that shuffles takes its seed from the global state
-        batches = source.batches_by_length(batch_size)
-        return run_batches(program, sites, batches, size, source.with_labels, linear, source.context)
+    return Part(program, sites, len(next(iter(sites.values()))), approximation == "linear")
 
 
-def run_batches(
-    program: Program,
-    sites: Sites,
+class Part(NamedTuple):
+    """A program and draws of its sites, `[draw, layer, …]`, and whether to run its first-order expansion at them."""
+
+    program: Program
+    sites: Sites
+    num_draws: int
+    linear: bool = False
+
+
+def run_parts(
+    parts: Sequence[Part],
     batches: Iterable[tuple[np.ndarray, Batch]],
-    num_draws: int,
     with_labels: bool = True,
-    linear: bool = False,
     context: Any = None,
+    weights: np.ndarray | None = None,
 ) -> Any:
-    """Run the network at draws of the sites, and return its outputs as the likelihood's `predict` takes them.
+    """Run several networks on the same batches, and return their outputs, draws after draws.
 
     Args:
-        program: The program; it keeps its mode.
-        sites: Draws, `[draw, layer, …]`.
+        parts: Programs over one base whose likelihoods are of one kind.
         batches: The data: positions of the examples, and their batch.
-        num_draws: Size of the `draw` dimension.
         with_labels: Whether labels are read. Without them, the rows of a token task are all tokens but padding.
-        linear: Whether to run the network's first-order expansion in the factors at the draws, instead of the network.
         context: What else the task noted about the data when it read a table.
+        weights: Weights of all draws, `[draw]`; None if they are equal.
     """
-    collector = program.likelihood.collector(with_labels, context)
-    try:
-        with evaluating(program), torch.inference_mode(not linear):
-            factors = program.factors_at(sites)
-            linearised = program.linearised(sites) if linear else None
-            shared = Shared(program.network, factors) if num_draws > 1 and not linear else None
-            for where, batch in _told(batches):
-                on_device = to_device(batch, program.device)
-                inputs = {name: value for name, value in on_device.items() if name != "labels"}
-                if linearised is None:
-                    with shared.over(inputs, folded_positions(program.device)) if shared else nullcontext() as together:
-                        found = chunks(program.network_logits, factors, on_device, num_draws, together)
-                        collector.add(where, batch, found)
-                    continue
-                logits = linearised(inputs)
-                if not collector.num_examples and program.method.approximation != "linear":
-                    _check_linear(program, factors, inputs, logits)
-                collector.add(where, batch, iter([logits]))
-    finally:
-        program.network.unbind()
+    collector = parts[0].program.likelihood.collector(with_labels, context)
+    collector.weights = weights
+    several = len({part.linear for part in parts}) > 1
+    with contextlib.ExitStack() as stack:
+        for part in parts:
+            stack.callback(part.program.network.unbind)
+            stack.enter_context(evaluating(part.program))
+        stack.enter_context(torch.inference_mode(not any(part.linear for part in parts)))
+        runs = [_Run.of(part, several) for part in parts]
+        for where, batch in _told(batches):
+            on_device, is_first = to_device(batch, parts[0].program.device), not collector.num_examples
+            logits = (run.logits(on_device, is_first) for run in runs)
+            collector.add(where, batch, itertools.chain.from_iterable(logits))
     return collector.result()
+
+
+class _Run(NamedTuple):
+    """A part, its factors at all draws, and what serves every batch.
+
+    Args:
+        part: The part.
+        factors: Factors at the draws.
+        expansion: The first-order expansion, if that is run.
+        shared: What the draws have in common, if several are run.
+        at_once: Whether another part of the same batches needs gradients, which this one does without.
+    """
+
+    part: Part
+    factors: FactorsByStack
+    expansion: Linearised | None
+    shared: Shared | None
+    at_once: bool
+
+    @classmethod
+    def of(cls, part: Part, at_once: bool) -> "_Run":
+        program, linear = part.program, part.linear
+        factors = program.factors_at(part.sites)
+        expansion = program.linearised(part.sites) if linear else None
+        shared = Shared(program.network, factors) if part.num_draws > 1 and not linear else None
+        return cls(part, factors, expansion, shared, at_once)
+
+    def logits(self, batch: Batch, is_first: bool) -> Iterable[Tensor]:
+        """Return the logits of a batch, a few draws at a time.
+
+        On the first batch, an expansion that was asked for is compared with the network itself.
+        """
+        if self.expansion is None:
+            if not self.at_once:
+                return self._chunks(batch)
+            with torch.inference_mode():
+                return list(self._chunks(batch))
+        program, inputs = self.part.program, {name: value for name, value in batch.items() if name != "labels"}
+        logits = self.expansion(inputs)
+        if is_first and program.method.approximation != "linear":
+            _check_linear(program, self.factors, inputs, logits)
+        return [logits]
+
+    def _chunks(self, batch: Batch) -> Iterator[Tensor]:
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        with (
+            self.shared.over(inputs, folded_positions(self.part.program.device))
+            if self.shared
+            else nullcontext() as together
+        ):
+            yield from chunks(self.part.program.network_logits, self.factors, batch, self.part.num_draws, together)
 
 
 def _told(batches: Iterable[tuple[np.ndarray, Batch]]) -> Iterator[tuple[np.ndarray, Batch]]:
@@ -209,11 +264,14 @@ def labelled(
     return found, found.labels
 
 
-def best_temperature(likelihood: Likelihood, found: Any, labels: np.ndarray) -> float:
-    """Return the temperature at which the mean over draws predicts labels best."""
-    return metrics.best_temperature(
-        lambda temperature: metrics.mixture_nll(likelihood.predict(found, temperature).log_likelihood(labels))
-    )
+def best_temperature(predict: Callable[[float], BasePrediction], labels: np.ndarray) -> float:
+    """Return the temperature at which the mean over draws predicts labels best; `predict` is a function of it."""
+
+    def nll(temperature: float) -> float:
+        prediction = predict(temperature)
+        return prediction.mixture_nll(prediction.log_likelihood(labels))
+
+    return metrics.best_temperature(nll)
 
 
 def how_made(

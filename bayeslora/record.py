@@ -39,6 +39,9 @@ LARGEST = 1e30
 MOST_BYTES = 2**25
 """Of a record. One of 50,000 adapted layers takes a quarter of that."""
 
+MOST_COMPONENTS = 1000
+"""Of a mixture."""
+
 FREE_VALUES, BYTES_PER_VALUE = 100_000, 40
 """A JSON text may hold so many values, and one more for so many bytes: each takes up to 130 bytes of memory."""
 
@@ -89,9 +92,40 @@ class HeldOutRecord(TypedDict):
     columns: list[str]
     num_draws: Count
     center: bool
-    approximation: Literal["draws", "linear"]
+    approximation: Literal["draws", "linear", "own"]
     seed: Annotated[int, Within(at_least=0, at_most=2**32 - 1)]
     temperature: Annotated[float, Within(above=0)]
+
+
+class TuningRecord(TypedDict):
+    """How a dial was set (see `dials.TuningResult`)."""
+
+    dial: str
+    rows: Literal["held-out", "out-of-fold"]
+    chosen: float
+    temperature: Annotated[float, Within(above=0)]
+    digest: str
+    curve: list[str]
+    out_of_fold: list[str]
+
+
+class ComponentRecord(TypedDict):
+    """A component of a mixture: the folder of its own posterior, named after its record, and its weight."""
+
+    folder: str
+    weight: Annotated[float, Within(at_least=0, at_most=1)]
+
+
+class MixtureRecord(TypedDict):
+    """What a saved mixture of posteriors holds beside their folders and its own tensors."""
+
+    format: Literal[1]
+    tensors: str
+    components: list[ComponentRecord]
+    temperature: Annotated[float, Within(above=0)]
+    densities: list[str]
+    tuning: NotRequired[TuningRecord]
+    held_out: NotRequired[HeldOutRecord]
 
 
 class Record(TypedDict):
@@ -112,6 +146,7 @@ class Record(TypedDict):
     history: list[str]
     state: NotRequired[str | None]
     held_out: NotRequired[HeldOutRecord]
+    tuning: NotRequired[TuningRecord]
 
 
 @contextlib.contextmanager
@@ -193,6 +228,8 @@ def _constant(name: str) -> float:
 def read_record(folder: str | os.PathLike[str]) -> Record:
     """Read and check the record in a folder; what its method, likelihood and tensors say has to be checked by them.
 
+    That of a mixture is a `MixtureRecord`, and has `components`.
+
     Raises:
         FileNotFoundError: If there is none.
         ValueError: If it is damaged, or of a format that this version does not know.
@@ -207,9 +244,13 @@ def read_record(folder: str | os.PathLike[str]) -> Record:
         known = record.get("format") if isinstance(record, dict) else None
         readable = known == FORMAT or not fits(known, int)
         if readable:
-            check(record, Record)
-            _check_network(record["network"])
-            _check_numbers(record["method"]["fields"], "method", "fields")
+            if "components" in record:
+                check(record, MixtureRecord)
+                _check_components(record["components"])
+            else:
+                check(record, Record)
+                _check_network(record["network"])
+                _check_numbers(record["method"]["fields"], "method", "fields")
             named = record.get("tokenizer_folder")
             if named is not None and not re.fullmatch(r"tokenizer-[0-9a-f]{16}", named):
                 raise ValueError(f"tokenizer_folder is {named!r:.100}: give tokenizer-<16 digits>")
@@ -225,8 +266,26 @@ def read_record(folder: str | os.PathLike[str]) -> Record:
 
 def listed(record: Record) -> dict[str, list[str]]:
     """Return the columns of the tables that stand among the tensors, by the first part of the tensors' names."""
-    held_out = record.get("held_out")
-    return {"history": record["history"], "held_out": [] if held_out is None else held_out["columns"]}
+    held_out, tuning = record.get("held_out"), record.get("tuning")
+    tables: dict[str, Any] = {**record}
+    return {
+        "history": tables.get("history", []),
+        "held_out": [] if held_out is None else held_out["columns"],
+        "curve": [] if tuning is None else tuning["curve"],
+        "out_of_fold": [] if tuning is None else tuning["out_of_fold"],
+        "densities": tables.get("densities", []),
+    }
+
+
+def _check_components(components: Sequence[ComponentRecord]) -> None:
+    """Raise a ValueError unless there are some components, not too many, and their weights sum to 1."""
+    if not 1 <= len(components) <= MOST_COMPONENTS:
+        raise ValueError(f"components: there are {len(components)}, and there may be 1 to {MOST_COMPONENTS}")
+    for component in components:
+        if not re.fullmatch(r"component-[0-9a-f]{16}", component["folder"]):
+            raise ValueError(f"components: a folder is {component['folder']!r:.100}: give component-<16 digits>")
+    if abs(sum(component["weight"] for component in components) - 1) > 1e-6:
+        raise ValueError("components: the weights do not sum to 1")
 
 
 def _check_network(network: NetworkRecord) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 TOKENIZER = "tokenizer"
 """The tokenizer's folder, where the record does not name another: that of posteriors of earlier versions."""
 
-OWN = r"posterior-[0-9a-f]{16}\.safetensors|tokenizer-[0-9a-f]{16}"
+OWN = r"posterior-[0-9a-f]{16}\.safetensors|(tokenizer|component)-[0-9a-f]{16}"
 """Names of the files that a record names. What is being written begins with a dot, and ends in a process's number."""
 
 ATTEMPTS = 100
@@ -27,7 +27,11 @@ class NotSavedError(OSError):
 
 
 def save_together(
-    manifest: Path, tensors: bytes, record: Callable[[Mapping[str, str]], Mapping[str, Any]], tokenizer: Any = None
+    manifest: Path,
+    tensors: bytes,
+    record: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    tokenizer: Any = None,
+    components: Sequence[Callable[[Path], None]] = (),
 ) -> None:
     """Write a posterior's files so that they take effect together, or not at all.
 
@@ -38,8 +42,10 @@ def save_together(
     Args:
         manifest: The record's file; the others are put beside it.
         tensors: Content of the tensors' file.
-        record: The record, given the names of the files, `tensors` and, if there is one, `tokenizer_folder`.
+        record: The record, given the names of the files, `tensors`, `folders` of components, and, if there is one,
+            `tokenizer_folder`.
         tokenizer: The tokenizer, if there is one.
+        components: Each writes a posterior of its own into a folder.
 
     Raises:
         NotSavedError: If a file cannot be written, because the disk is full, say.
@@ -50,7 +56,8 @@ def save_together(
     with _locked(folder), saying_what_failed(folder):
         before = _read(manifest)
         try:
-            files = {"tensors": f"posterior-{hashlib.sha256(tensors).hexdigest()[:16]}.safetensors"}
+            files: dict[str, Any] = {"tensors": f"posterior-{hashlib.sha256(tensors).hexdigest()[:16]}.safetensors"}
+            files["folders"] = [_write_component(folder, manifest.name, component) for component in components]
             write(folder / files["tensors"], tensors)
             if tokenizer is not None:
                 files["tokenizer_folder"] = _write_tokenizer(folder, tokenizer)
@@ -141,6 +148,22 @@ def _write_tokenizer(folder: Path, tokenizer: Any) -> str:
     return name
 
 
+def _write_component(folder: Path, manifest: str, save: Callable[[Path], None]) -> str:
+    """Write a component's posterior to a folder named after its record, and return the name."""
+    partial = folder / f".component.{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    save(partial)
+    content = (partial / manifest).read_bytes()
+    name = f"component-{hashlib.sha256(content).hexdigest()[:16]}"
+    target = folder / name
+    if target.is_dir() and _digest(target) == _digest(partial):
+        shutil.rmtree(partial)
+        return name
+    _remove(target)
+    partial.rename(target)
+    return name
+
+
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
@@ -181,14 +204,20 @@ def _remove_leftovers(manifest: Path, kept: Mapping[str, Any], before: Mapping[s
         kept: The record that counts.
         before: The one that counted before.
     """
-    names = [kept.get("tensors"), kept.get("tokenizer_folder")]
-    partial = rf"\.({OWN}|{TOKENIZER}|{re.escape(manifest.name)})(\.\d+)?"
+    names = [kept.get("tensors"), kept.get("tokenizer_folder"), *kept.get("folders", _folders(kept))]
+    partial = rf"\.({OWN}|{TOKENIZER}|component|{re.escape(manifest.name)})(\.\d+)?"
     for path in manifest.parent.iterdir():
         own = re.fullmatch(OWN, path.name) and path.name not in names
         # Earlier versions wrote every tokenizer to one folder, which is only ours to remove where a record means it.
         own = own or (path.name == TOKENIZER and _means_plain_folder(before) and not _means_plain_folder(kept))
         if own or re.fullmatch(partial, path.name):
             _remove(path)
+
+
+def _folders(record: Mapping[str, Any]) -> list[Any]:
+    """The folders of components that a record names."""
+    components = record.get("components")
+    return [each.get("folder") for each in components if isinstance(each, dict)] if isinstance(components, list) else []
 
 
 def _means_plain_folder(record: Mapping[str, Any]) -> bool:

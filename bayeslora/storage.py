@@ -6,29 +6,26 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bayeslora import bases, saving
+from bayeslora import bases, saving, tables
 from bayeslora.adapters import AdaptedNetwork, Stacks
 from bayeslora.adapters.targets import linear_layers
-from bayeslora.decisions import HeldOut
 from bayeslora.methods import Method
 from bayeslora.program import Program
 from bayeslora.record import (
     FORMAT,
     LARGEST,
     MANIFEST,
-    HeldOutRecord,
     NetworkRecord,
     Record,
     listed,
@@ -54,7 +51,7 @@ DTYPES: dict[str, tuple[torch.dtype, ...]] = {
     "base_fingerprint": WHOLE,
     "new": (*WHOLE, torch.float16, torch.bfloat16),
     "history": WHOLE,
-    "held_out": (torch.float64,),
+    **dict.fromkeys(("held_out", "curve", "out_of_fold", "densities"), (torch.float64,)),
     "head": (*WHOLE, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool),
 }
 """What the name of a tensor begins with, to what its numbers may be."""
@@ -65,17 +62,32 @@ FINGERPRINT_VALUES = 16
 
 
 def save_files(
-    folder: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Mapping[str, Any], tokenizer: Any = None
+    folder: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    record: Mapping[str, Any],
+    tokenizer: Any = None,
+    components: Sequence[tuple[Callable[[Path], None], float]] = (),
 ) -> None:
     """Write tensors, a JSON record and a tokenizer so that they take effect together, or not at all.
+
+    Args:
+        folder: Where to write.
+        tensors: By name.
+        record: The record, without the names of files.
+        tokenizer: The tokenizer, if there is one.
+        components: Of a mixture: what saves each of them into a folder, and its weight.
 
     Raises:
         NotSavedError: If a file cannot be written, because the disk is full, say.
     """
+
+    def named(files: Mapping[str, Any]) -> dict[str, Any]:
+        folders = [{"folder": name, "weight": w} for name, (_, w) in zip(files["folders"], components, strict=True)]
+        own = {name: value for name, value in files.items() if name != "folders"}
+        return {"format": FORMAT, **own, **({"components": folders} if folders else {}), **record}
+
     content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
-    saving.save_together(
-        Path(folder) / MANIFEST, content, lambda files: {"format": FORMAT, **files, **record}, tokenizer
-    )
+    saving.save_together(Path(folder) / MANIFEST, content, named, tokenizer, [save for save, _ in components])
 
 
 def load_files(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Record]:
@@ -129,12 +141,12 @@ def check_tensors(tensors: Mapping[str, Tensor], record: Record) -> None:
 
     A history may hold NaN, where there was nothing to record; so may the fingerprint, where weights are quantised.
     """
-    tables = {part: [f"{part}/{name}" for name in names] for part, names in listed(record).items()}
+    tables_of = {part: [f"{part}/{name}" for name in names] for part, names in listed(record).items()}
     for name, value in tensors.items():
         part, _, own = name.partition("/")
         if part not in DTYPES:
             raise ValueError(f"{name!r:.100} is not a tensor of a posterior")
-        if name not in tables.get(part, [name]):
+        if name not in tables_of.get(part, [name]):
             raise ValueError(f"{name!r:.100} is not in the record's {part}")
         if value.dtype not in DTYPES[part]:
             raise ValueError(f"{name!r:.100} is of type {value.dtype}")
@@ -144,12 +156,13 @@ def check_tensors(tensors: Mapping[str, Tensor], record: Record) -> None:
         most = LARGEST_LOG if own.rpartition(".")[2].startswith("log_") else LARGEST
         if not (low >= -LARGEST and high <= most):
             raise ValueError(f"{name!r:.100} holds numbers that are not finite, or beyond belief: from {low} to {high}")
-    if missing := sorted({"fingerprint", *(name for names in tables.values() for name in names)} - tensors.keys()):
+    needed = set() if "components" in record else {"fingerprint"}
+    if missing := sorted(needed.union(*tables_of.values()) - tensors.keys()):
         raise ValueError(f"there is no tensor {missing[0]!r:.100}")
-    for part, names in tables.items():
+    for part, names in tables_of.items():
         if len(shapes := {tensors[name].shape for name in names}) > 1 or any(len(shape) != 1 for shape in shapes):
             raise ValueError(f"the columns of {part} are not of one length")
-    if "history/step" in tables["history"] and not bool(tensors["history/step"].isfinite().all()):
+    if "history/step" in tables_of["history"] and not bool(tensors["history/step"].isfinite().all()):
         raise ValueError("'history/step' holds numbers that are not finite")
 
 
@@ -216,37 +229,6 @@ def history(tensors: Mapping[str, Tensor], record: Record) -> dict[str, list[flo
     return {name: tensors[f"history/{name}"].tolist() for name in record["history"]}
 
 
-def held_out_state(held_out: HeldOut | None) -> dict[str, Tensor]:
-    """Return the columns of held-out rows as tensors, under `held_out/`."""
-    return {} if held_out is None else {f"held_out/{n}": torch.from_numpy(v) for n, v in held_out.columns.items()}
-
-
-def held_out_record(held_out: HeldOut | None) -> dict[str, Any]:
-    """Return what the record says of held-out rows; nothing where there are none."""
-    return {} if held_out is None else {"held_out": {"columns": list(held_out.columns), **held_out.made}}
-
-
-def held_out(tensors: Mapping[str, Tensor], record: Record) -> HeldOut | None:
-    """Return the held-out rows of a saved posterior; None if there are none.
-
-    Raises:
-        ValueError: If their columns are not those that predictions write.
-    """
-    saved = record.get("held_out")
-    if saved is None:
-        return None
-    columns = {name: tensors[f"held_out/{name}"].numpy() for name in saved["columns"]}
-    for name, values in columns.items():
-        if not re.fullmatch(r"wrong|(uncertainty|conformity)/\w+", name) or len(values) == 0:
-            raise ValueError(f"'held_out/{name:.100}' is not a column of held-out rows, or is empty")
-        if name == "wrong" and not np.isin(values, (0, 1)).all():
-            raise ValueError("'held_out/wrong' holds other numbers than 0 and 1")
-    if not columns:
-        raise ValueError("held_out has no columns")
-    made = {name: value for name, value in saved.items() if name in HeldOutRecord.__annotations__ and name != "columns"}
-    return HeldOut(columns, made)
-
-
 def posterior_record(posterior: Any) -> dict[str, Any]:
     """Return what is saved of a posterior beside its tensors, ready for JSON."""
     program = posterior.program
@@ -262,7 +244,7 @@ def posterior_record(posterior: Any) -> dict[str, Any]:
         "tokenizer": posterior.tokenizer is not None,
         "history": list(posterior._history),
         **({} if posterior.state is None else {"state": posterior.state}),
-        **held_out_record(posterior.held_out),
+        **tables.record(posterior),
     }
 
 

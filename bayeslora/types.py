@@ -62,6 +62,9 @@ NumDraws: TypeAlias = Annotated[int, Within(at_least=1, at_most=1_000_000)]
 NumParticles: TypeAlias = Annotated[int, Within(at_least=1, at_most=10_000)]
 """Draws of the weights in a training step, which run as one batch."""
 
+Folds: TypeAlias = Annotated[int, Within(at_least=2, at_most=1000)]
+"""Parts of the data that members of a cross-fit are trained without."""
+
 BatchSize: TypeAlias = Count
 
 Epochs: TypeAlias = Annotated[float, Within(at_least=0, below=math.inf)]

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.methods import make_method
-from bayeslora.prediction import chunks, run_batches
+from bayeslora.prediction import Part, chunks, run_parts
 from bayeslora.program import Program
 from bayeslora.tasks import Classification
 from tests.helpers import batch, tiny_bert
@@ -164,7 +164,7 @@ def prediction_flops(fitted: Program, num_draws: int) -> tuple[int, int, int]:
     for draws, size in ((sites, num_draws), ({name: value[:1] for name, value in sites.items()}, 1)):
         for _ in range(2):  # the first time measures what is shared
             with FlopCounterMode(display=False) as counter:
-                run_batches(fitted, draws, [(np.arange(16), inputs)], size, with_labels=False)
+                run_parts([Part(fitted, draws, size)], [(np.arange(16), inputs)], with_labels=False)
         counts.append(counter.get_total_flops())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         fitted.network.model(**inputs)

@@ -26,7 +26,7 @@ from bayeslora import (
     TokenPrediction,
     decisions,
     metrics,
-    storage,
+    tables,
 )
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.contracts import ArgumentError
@@ -412,7 +412,7 @@ def test_columns_that_no_prediction_writes_are_refused() -> None:
     record: Any = {"held_out": {"columns": ["wrong"], "num_draws": 1}}
     for values in ([0.0, 0.5], []):
         with pytest.raises(ValueError, match="held_out/wrong"):
-            storage.held_out({"held_out/wrong": torch.tensor(values, dtype=torch.float64)}, record)
+            tables.held_out({"held_out/wrong": torch.tensor(values, dtype=torch.float64)}, record)
 
 
 # Features

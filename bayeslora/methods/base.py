@@ -46,6 +46,7 @@ class Method(abc.ABC):
             for the common rate, or for the natural steps of methods that have them (`spreads.LearnedSpreads`).
         spread_rate: Peak rate of natural steps, for methods that have them; None for one that is fit for the run.
         rate_factor: What the default learning rate of `fit` is multiplied by, that of LoRA in a network of this width.
+        refit: Whether cross-fitting returns one fit of all examples by default, instead of its members.
         post_hoc: Whether adapters and task head stay as they were passed to `fit(init=…)`.
         approximation: How a posterior predicts by default: `"draws"`, running the network on draws, or `"linear"`.
         claims: What its draws are: of a `"posterior"`, whose prior, temperature and likelihood the program states;
@@ -61,6 +62,7 @@ class Method(abc.ABC):
     guide_learning_rate: float | None = None
     spread_rate: float | None = None
     rate_factor: ClassVar[float] = 1.0
+    refit: ClassVar[bool] = False
     post_hoc: bool = False
     approximation: ClassVar[str] = "draws"
     claims: ClassVar[str] = "posterior"

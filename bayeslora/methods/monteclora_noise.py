@@ -27,6 +27,7 @@ class NoisyColumns(PerStackMethod):
     `MonteCLoRA` says what its fields mean.
     """
 
+    refit = True
     base: Literal["lora", "full", "dora", "adalora"]
     components: int
     concentration: float

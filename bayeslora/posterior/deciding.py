@@ -1,13 +1,13 @@
 """What a posterior learns from held-out rows: a temperature, and what to decide by."""
 
-import copy
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
 from bayeslora.isolation import public
 from bayeslora.posterior.state import State
-from bayeslora.prediction import best_temperature, centre_sites, distance, how_made, labelled
+from bayeslora.prediction import best_temperature, distance
 from bayeslora.types import Approximation, BatchSize, Data, NumDraws, Seed
 
 P = TypeVar("P", bound=State)
@@ -39,14 +39,12 @@ class Deciding(State):
         References:
             Guo et al. (2017), [On Calibration of Modern Neural Networks](https://arxiv.org/abs/1706.04599).
         """
-        likelihood = self.program.likelihood
+        likelihood = self._likelihood
         if not likelihood.has_temperature:
             raise ValueError(f"The likelihood {likelihood.name!r} has no temperature: there is nothing to calibrate.")
-        sites, source = self.draw(num_draws, seed=seed), self._source(validation)
-        found, labels = labelled(self.program, source, sites, seed, batch_size, approximation)
-        calibrated = copy.copy(self)
-        calibrated.temperature, calibrated.held_out = best_temperature(likelihood, found, labels), None
-        return calibrated
+        source = self._source(validation)
+        found, labels = self._labelled(source, num_draws, seed, batch_size, approximation=approximation)
+        return self._at_temperature(best_temperature(partial(self._prediction, found), labels))
 
     @public()
     def decide(
@@ -65,9 +63,8 @@ class Deciding(State):
         The rows are labelled, the fit has not seen them, and new rows will be like them. Returns this posterior; raises
         a ValueError if this kind of label knows no such decisions.
         """
-        sites = centre_sites(self.program) if center else self.draw(num_draws, seed=seed)
-        found, labels = labelled(self.program, self._source(validation), sites, seed, batch_size, approximation)
-        made = how_made(self.program, num_draws, center, approximation, seed, self.temperature)
+        source, made = self._source(validation), self._made(num_draws, seed, center, approximation)
+        found, labels = self._labelled(source, num_draws, seed, batch_size, center, approximation)
         self.held_out = self._prediction(found).decided_by(None, made).as_held_out(labels)
         return self
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bayeslora import interop, storage
+from bayeslora import interop, storage, tables
 from bayeslora.isolation import public
 from bayeslora.posterior.state import State
 from bayeslora.types import Folder, NumDraws, Seed
@@ -59,7 +59,7 @@ class Leaving(State):
             NotSavedError: If a file cannot be written; what was saved there before is as it was.
         """
         tensors = storage.state(self.program) | {"fingerprint": storage.fingerprint(self.network)}
-        tensors |= storage.held_out_state(self.held_out) | {
+        tensors |= tables.state(self) | {
             f"history/{name}": torch.tensor(column, dtype=torch.float64) for name, column in self._history.items()
         }
         storage.save_files(folder, tensors, self.record(), self.tokenizer)

@@ -9,7 +9,7 @@ from bayeslora.data import Columns
 from bayeslora.generation import Answers, Equivalence, Generation
 from bayeslora.isolation import public, seeded
 from bayeslora.posterior.state import State
-from bayeslora.prediction import centre_sites, how_made, labelled, run
+from bayeslora.prediction import centre_sites
 from bayeslora.tasks.prediction import BasePrediction
 from bayeslora.types import Approximation, BatchSize, Data, NumDraws, Prompts, Seed
 
@@ -54,11 +54,9 @@ class Predicting(State):
             TypeError: If the data has none of the forms that `fit` takes.
             ValueError: If it is empty, or its inputs are not what the network takes.
         """
-        sites = centre_sites(self.program) if center else self.draw(num_draws, seed=seed)
         source = self._source(data, Columns.asked(text, label, id), with_labels=False)
-        found = run(self.program, source, sites, seed, batch_size, approximation or self.method.approximation)
-        made = how_made(self.program, num_draws, center, approximation, seed, self.temperature)
-        return self._prediction(found).decided_by(self.held_out, made)
+        found = self._run(source, num_draws, seed, batch_size, center, approximation)
+        return self._prediction(found).decided_by(self.held_out, self._made(num_draws, seed, center, approximation))
 
     @public()
     def evaluate(
@@ -82,11 +80,10 @@ class Predicting(State):
         Raises:
             ValueError: If the data has no labels, or a label that the fit did not know.
         """
-        centre, sites = centre_sites(self.program), self.draw(num_draws, seed=seed)
         source = self._source(data, Columns.asked(text, label, id))
-        found, labels = labelled(self.program, source, sites, seed, batch_size, approximation)
+        found, labels = self._labelled(source, num_draws, seed, batch_size, approximation=approximation)
         scores = self._prediction(found).scores(labels)
-        found, labels = labelled(self.program, source, centre, seed, batch_size, "draws")
+        found, labels = self._labelled(source, 1, seed, batch_size, True, "draws")
         centre_scores = self._prediction(found).scores(labels)
         return scores | {f"center_{name}": value for name, value in centre_scores.items()}
 

@@ -2,8 +2,9 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 from torch import Tensor, nn
 
 from bayeslora import facts, networks, storage
@@ -11,17 +12,22 @@ from bayeslora.adapters import AdaptedNetwork
 from bayeslora.contracts import checked
 from bayeslora.data import NOTHING, Columns, Reading, Source, to_device
 from bayeslora.decisions import HeldOut
+from bayeslora.dials import TuningResult
 from bayeslora.display import Shown
 from bayeslora.isolation import isolated, public, seeded
 from bayeslora.methods import Method
-from bayeslora.prediction import draw
+from bayeslora.prediction import centre_sites, draw, how_made, run
 from bayeslora.program import Program
+from bayeslora.tasks import Likelihood
 from bayeslora.tasks.classes import Classes
 from bayeslora.tasks.prediction import BasePrediction
 from bayeslora.types import Data, NumDraws, Seed, Tokenizer
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+S = TypeVar("S", bound="State")
 
 
 class State(Shown):
@@ -45,6 +51,7 @@ class State(Shown):
         self.example: Mapping[str, Any] | None = None
         self.held_out: HeldOut | None = None
         self.data_collator: Callable[[list[Any]], Any] | None = None
+        self.tuning: TuningResult | None = None
         self._history = {} if history is None else history
 
     @isolated()
@@ -119,5 +126,43 @@ class State(Shown):
         with seeded(0):  # a loader that shuffles
             return Source(data, self.network.model, self.tokenizer, likelihood=likelihood, reading=how)
 
-    def _prediction(self, outputs: Any) -> BasePrediction:
-        return self.program.likelihood.predict(outputs, self.temperature, self.class_names)
+    def _run(
+        self, source: Source, num_draws: int, seed: int | None, batch_size: int, center: bool, approximation: str | None
+    ) -> Any:
+        """Run the network on data at draws, or at the centre, and return its outputs as `_prediction` takes them."""
+        sites = centre_sites(self.program) if center else self.draw(num_draws, seed=seed)
+        return run(self.program, source, sites, seed, batch_size, approximation or self.method.approximation)
+
+    def _labelled(
+        self,
+        source: Source,
+        num_draws: int,
+        seed: int | None,
+        batch_size: int,
+        center: bool = False,
+        approximation: str | None = None,
+    ) -> tuple[Any, np.ndarray]:
+        """Return the network's outputs, and the labels, which data has to have."""
+        source.check_labels()
+        found = self._run(source, num_draws, seed, batch_size, center, approximation)
+        assert found.labels is not None  # they have been checked
+        return found, found.labels
+
+    def _made(self, num_draws: int, seed: int | None, center: bool, approximation: str | None) -> dict[str, Any]:
+        """Return what decides, beside the posterior, which function of an example a prediction is."""
+        return how_made(self.program, num_draws, center, approximation, seed, self.temperature)
+
+    def _at_temperature(self: S, temperature: float) -> S:
+        """Return this posterior at another temperature, without what was decided by."""
+        other = copy.copy(self)
+        other.temperature, other.held_out = temperature, None
+        return other
+
+    @property
+    def _likelihood(self) -> Likelihood:
+        return self.program.likelihood
+
+    def _prediction(self, outputs: Any, temperature: float | None = None) -> BasePrediction:
+        """Make a prediction of outputs, at the posterior's temperature or another."""
+        temperature = self.temperature if temperature is None else temperature
+        return self.program.likelihood.predict(outputs, temperature, self.class_names)

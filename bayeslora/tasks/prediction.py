@@ -119,6 +119,14 @@ class BasePrediction(Shown, abc.ABC):
         """Return the mean over draws of values, `[draw, …]`, by the draws' weights."""
         return average(values, self.weights)
 
+    def log_density(self, labels: LabelArray) -> FloatArray:
+        """Return the mixture's log predictive density of each example's labels, in nats, `[example]`."""
+        from scipy.special import logsumexp
+
+        values = self.log_likelihood(labels)
+        shares = np.full(len(values), 1 / len(values)) if self.weights is None else self.weights
+        return logsumexp(values, axis=0, b=shares[:, None])
+
     def mixture_nll(self, log_likelihood: FloatArray) -> float:
         """Return the mixture's NLL, averaged over rows, given the draws' log-likelihoods `[draw, row]`."""
         if self.weights is None:

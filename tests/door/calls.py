@@ -121,6 +121,7 @@ class Subjects:
         self.model, self.data = network(), rows()
         plain: dict[str, Any] = {"rank": 2, "epochs": 0, "progress": False}
         self.posterior = bayeslora.fit(self.model, self.data, "monteclora", **plain)
+        self.mixture = bayeslora.mixture([self.posterior, self.posterior])
         self.saved = folder / "saved"
         self.posterior.save(self.saved)
         ids = torch.randint(2, 60, (4, 5), generator=torch.Generator().manual_seed(0))
@@ -134,6 +135,8 @@ class Subjects:
         if name == "fit":
             few = {"rank": 2, "epochs": 0, "batch_size": 4, "progress": False}
             return {**data, "method": "lora", **few}
+        if name == "mixture":
+            return {"posteriors": [self.posterior, self.posterior]}
         if name == "load":
             return {"folder": self.saved, "model": self.model}
         if name in ("Posterior.generate", "Posterior.answers"):
@@ -163,6 +166,8 @@ class Subjects:
         if name.startswith("Posterior."):
             subject = self.writer if name.endswith(("generate", "answers")) else self.posterior
             return getattr(subject, name.partition(".")[2])
+        if name.startswith("Mixture."):
+            return getattr(self.mixture, name.partition(".")[2])
         if "Prediction." in name:
             return getattr(self.predictions[name.partition(".")[0]], name.partition(".")[2])
         return public()[name]

@@ -6,7 +6,7 @@ from typing import Any
 
 import bayeslora
 import bayeslora.plots
-from bayeslora import METHODS, Posterior
+from bayeslora import METHODS, Mixture, Posterior
 from bayeslora.tasks.prediction import BasePrediction
 
 PREDICTIONS = tuple(
@@ -18,11 +18,14 @@ def public() -> dict[str, Callable[..., Any]]:
     """Name to function or method; properties, which take no arguments, are left out."""
     named = {name: getattr(bayeslora, name) for name in bayeslora.__all__}
     found = {name: value for name, value in named.items() if inspect.isfunction(value)}
-    for cls in (Posterior, *PREDICTIONS):
+    for cls in (Posterior, Mixture, *PREDICTIONS):
         methods = inspect.getmembers(cls, inspect.isfunction)
-        # What a prediction does not write itself, its interface does.
+        # What a prediction or a mixture does not write itself, its interface does.
         own = {
-            name: value for name, value in methods if name[0] != "_" and value is not getattr(BasePrediction, name, 0)
+            name: value
+            for name, value in methods
+            if name[0] != "_" and value is not getattr(BasePrediction, name, 0)
+            if cls is Posterior or value is not getattr(Posterior, name, 0)
         }
         found |= {f"{cls.__name__}.{name}": value for name, value in own.items()}
     for module in (bayeslora.metrics, bayeslora.theory, bayeslora.plots):

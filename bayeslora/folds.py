@@ -1,0 +1,252 @@
+"""Cross-fitting: members that have each been trained without a fold set a dial and a temperature, and lose no label."""
+
+import copy
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bayeslora import checkpoints, metrics
+from bayeslora.contracts import ArgumentError
+from bayeslora.data import Source
+from bayeslora.dials import TuningResult, curve_of
+from bayeslora.fitting import Fitting
+from bayeslora.isolation import seeded
+from bayeslora.metrics import FloatArray
+from bayeslora.mixture import mixture
+from bayeslora.posterior import Posterior
+from bayeslora.posterior.mixture import Mixture, Together
+
+logger = logging.getLogger(__name__)
+
+NUM_DRAWS, BATCH_SIZE = 32, 64
+"""Draws of each member for the rows of its fold, and rows in a batch."""
+
+TEMPERATURES = np.geomspace(0.25, 4, 17)
+"""Temperatures at which the curve is drawn where the temperature is the dial."""
+
+MOST_ROWS = 256
+"""Rows on which the sharpness of members and of their mixture is compared."""
+
+
+class OutOfFold(NamedTuple):
+    """A member, and what it predicts for the rows that it has not seen.
+
+    Args:
+        posterior: The member.
+        outputs: Its outputs for the rows of its fold.
+        labels: The labels of these rows.
+        rows: Their numbers in the data.
+    """
+
+    posterior: Posterior
+    outputs: Any
+    labels: np.ndarray
+    rows: np.ndarray
+
+
+def cross_fit(
+    fitting: Fitting,
+    train: Source,
+    held_out: Source | None,
+    folds: int,
+    refit: bool | None,
+    seed: int,
+    output_dir: str | os.PathLike[str] | None,
+) -> Posterior:
+    r"""Train K members, each without its fold, and return their mixture, or one refit, at the temperature found.
+
+    The temperature T minimises the mean of $-\ln p_{k(i)}(y_i; T)$ over all rows i, with k(i) the member that has not
+    seen row i. That of a mixture is lower, see `mixture_temperature`.
+
+    Args:
+        fitting: The fit.
+        train: All training data.
+        held_out: Held-out data, whose NLL at the centre is recorded.
+        folds: K.
+        refit: Whether to return one fit of all data; None for the method's default.
+        seed: That of the split; member k has `seed` + k.
+        output_dir: Where members are saved, in `fold-0`, `fold-1`, …, and, when all is done, the posterior.
+    """
+    check(fitting, train, folds)
+    refit = fitting.method.refit if refit is None else refit
+    folder = fitting.args.output_dir if fitting.args is not None else output_dir
+    fold = folds_of(train.labels, len(train), folds, seed)
+    members = []
+    for number in range(folds):
+        out, rest = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+        logger.info("Fold %d of %d: %d examples, without %d.", number + 1, folds, len(rest), len(out))
+        rows = train.take(out.tolist())
+        posterior = one(fitting, train.take(rest.tolist()), held_out, rows, seed + number, folder, f"fold-{number}")
+        members.append(predicted(posterior, rows, out, seed))
+    temperature, curve = best_temperature(members, len(train))
+    log_density = densities(members, len(train), temperature)
+    tuning = TuningResult(
+        dial="temperature",
+        rows="out-of-fold",
+        chosen=temperature,
+        temperature=temperature,
+        curve=curve,
+        log_density=log_density,
+        fold=fold.astype(np.float64),
+        digest=digest(train),
+    )
+    if refit:
+        logger.info("Refit: all %d examples, at a temperature of %.3f.", len(train), temperature)
+        found = one(fitting, train, held_out, None, seed, folder, "refit")
+        found.temperature = temperature
+    else:
+        shared = mixture_temperature(members, train, fold, temperature, seed)
+        logger.info("Temperature: %.3f of a member, %.3f of their mixture.", temperature, shared)
+        found = Mixture([member.posterior for member in members], temperature=shared)
+    found.tuning = dataclasses.replace(tuning, temperature=found.temperature)
+    if folder is not None and int(os.environ.get("RANK", "0")) == 0:
+        found.save(folder)
+    return found
+
+
+def check(fitting: Fitting, train: Source, folds: int) -> None:
+    """Raise an `ArgumentError` unless rows can be divided into folds, and members are trained without theirs."""
+    if train.dataset is None or train.is_stream:
+        kind = "a stream" if train.is_stream else "a DataLoader"
+        raise ArgumentError(f"folds={folds} divides rows by number, and data is {kind}: give a dataset.")
+    if len(train) < 2 * folds:
+        raise ArgumentError(f"folds={folds}: data has {len(train)} examples, enough for {len(train) // 2} folds.")
+    if fitting.method.post_hoc:
+        raise ArgumentError(
+            f"folds={folds}: with post_hoc=True the adapters of init=… stay, and have seen every row. Leave one out."
+        )
+
+
+def folds_of(labels: np.ndarray | None, count: int, folds: int, seed: int) -> np.ndarray:
+    """Return the fold of each row, `[row]`: their sizes, and those of each class in them, differ by one at most.
+
+    Args:
+        labels: Labels of all rows; classes, if they are whole numbers, one for each row.
+        count: The number of rows.
+        folds: K.
+        seed: Seed of the order within a class.
+    """
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(count)
+    if labels is not None and labels.ndim == 1 and labels.dtype.kind in "iub":
+        order = order[np.argsort(labels[order], kind="stable")]
+    fold = np.empty(count, np.int64)
+    fold[order] = np.arange(count) % folds
+    return generator.permutation(folds)[fold]
+
+
+def one(
+    fitting: Fitting,
+    train: Source,
+    held_out: Source | None,
+    rows: Source | None,
+    seed: int,
+    folder: str | os.PathLike[str] | None,
+    name: str,
+) -> Posterior:
+    """Fit one member, in a folder of its own, with a likelihood of its own.
+
+    Args:
+        fitting: The fit.
+        train: Its training data.
+        held_out: Held-out data.
+        rows: Those of its fold, for methods that learn from held-out data.
+        seed: Its seed.
+        folder: That of the whole fit, if there is one.
+        name: The name of its own folder in there.
+    """
+    own = None if folder is None else Path(folder) / name
+    args = copy.copy(fitting.args)
+    if args is not None:
+        args.output_dir, args.seed = str(own), seed
+    member = dataclasses.replace(fitting, likelihood=copy.deepcopy(fitting.likelihood), args=args)
+    with seeded(seed % 2**32):
+        return member(train, held_out, rows if fitting.method.tuning() else None, seed % 2**32, own)
+
+
+def predicted(posterior: Posterior, source: Source, rows: np.ndarray, seed: int) -> OutOfFold:
+    """Run a member on the rows of its fold."""
+    found, labels = posterior._labelled(source, NUM_DRAWS, seed, BATCH_SIZE)
+    return OutOfFold(posterior, found, labels, rows)
+
+
+def densities(members: Sequence[OutOfFold], count: int, temperature: float) -> FloatArray:
+    """Return the log-density of each row under the member that has not seen it, in nats, `[row]`."""
+    found = np.empty(count)
+    for posterior, outputs, labels, rows in members:
+        found[rows] = posterior._prediction(outputs, temperature).log_density(labels)
+    return found
+
+
+def best_temperature(members: Sequence[OutOfFold], count: int) -> tuple[float, dict[str, FloatArray]]:
+    """Return the temperature with the least out-of-fold NLL, 1 if the likelihood has none, and its curve."""
+    if not members[0].posterior._likelihood.has_temperature:
+        return 1.0, curve_of(np.ones(1), densities(members, count, 1.0)[None])
+    best = metrics.best_temperature(lambda temperature: -float(densities(members, count, temperature).mean()))
+    values = np.unique(np.append(TEMPERATURES, best))
+    return best, curve_of(values, np.stack([densities(members, count, value) for value in values]))
+
+
+def mixture_temperature(
+    members: Sequence[OutOfFold], train: Source, fold: np.ndarray, temperature: float, seed: int
+) -> float:
+    r"""Return the temperature at which the mixture of members is as sharp as a member is at its own.
+
+    The members of a mixture differ, so that it is wider than they are: at a member's out-of-fold temperature T it is
+    not sure enough. Every row has one member only that has not seen it; the others have seen it alike. Among those,
+    with $H$ the mean entropy over rows, $T' \le T$ solves
+
+    $$H\Big(\frac{1}{K-1} \sum_k p_k(\cdot\,; T')\Big) = \frac{1}{K-1} \sum_k H\big(p_k(\cdot\,; T)\big).$$
+
+    Members agree more on rows that they have seen than on new ones: the correction is rather too small. With two
+    members there is one that has seen a row, and none to compare it with: T' is T.
+
+    Args:
+        members: The members.
+        train: All training data.
+        fold: The fold of each row.
+        temperature: T.
+        seed: Seed of the draws, and of the rows that are compared.
+    """
+    if len(members) < 3 or not members[0].posterior._likelihood.has_temperature:
+        return temperature
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(fold))[:MOST_ROWS])
+    mixtures: list[Callable[[float], FloatArray]] = []
+    own = []
+    for number in range(len(members)):
+        rows = chosen[fold[chosen] == number]
+        if not len(rows):
+            continue
+        source, others = train.take(rows.tolist()), [m.posterior for k, m in enumerate(members) if k != number]
+        together = mixture(others)
+        found = together._run(source, NUM_DRAWS * len(others), seed, BATCH_SIZE, False, None)
+        mixtures.append(partial(_entropy, together, found))
+        own.append(np.mean([p.entropy for p in together._predictions(found, temperature)], axis=0))
+    target = float(np.concatenate(own).mean())
+
+    def too_wide(value: float) -> bool:
+        return float(np.concatenate([entropy(value) for entropy in mixtures]).mean()) > target
+
+    low, high = temperature / 16, temperature
+    for _ in range(30):
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if too_wide(middle) else (middle, high)
+    return high if too_wide(low) or high < temperature else temperature
+
+
+def _entropy(posterior: Mixture, outputs: Together, temperature: float) -> FloatArray:
+    return posterior._prediction(outputs, temperature).entropy
+
+
+def digest(train: Source) -> str:
+    """Return what tells the data from others."""
+    record = json.dumps(checkpoints.data_record(train), sort_keys=True, default=str)
+    return hashlib.sha256(record.encode()).hexdigest()[:16]
