@@ -142,7 +142,7 @@ def roots(posterior: Any) -> Tensor:
     return torch.cat([v.flatten() for name, v in state(posterior).items() if name.endswith("sqrt_scale")])
 
 
-@pytest.mark.parametrize("method", ["blob"])
+@pytest.mark.parametrize("method", ["ivon"])
 def test_a_fit_resumes_to_the_same_bits(method: str, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     whole = state(fit(method, folder))

@@ -27,6 +27,7 @@ from bayeslora.methods.ensemble import DeepEnsemble as DeepEnsemble
 from bayeslora.methods.ensemble import CheckpointEnsemble as CheckpointEnsemble
 from bayeslora.methods.swag import SWAG as SWAG
 from bayeslora.methods.blob import BLoB as BLoB
+from bayeslora.methods.ivon import IVON as IVON
 from bayeslora.methods.tfb import TFB as TFB
 from bayeslora.methods.scalabl import ScalaBL as ScalaBL
 from bayeslora.methods.laplace import Laplace as Laplace
