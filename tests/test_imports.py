@@ -28,6 +28,7 @@ ORDER = (
     ("posterior",),
     ("mixture", "unpacking"),
     ("loading", "testing", "checkpoints", "divergence"),
+    ("harness",),
     ("watching",),
     ("trainer",),
     ("training",),
