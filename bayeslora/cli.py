@@ -2,11 +2,9 @@
 
 import json
 import math
-import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,15 +17,17 @@ from bayeslora.methods import METHODS
 from bayeslora.shell import (
     FitCommand,
     check_output,
-    described,
+    columns_named,
+    errors,
+    held_out_of,
     method_fields,
     progress,
-    wants_traceback,
+    split_to_predict,
     with_columns,
+    with_decisions,
     write_table,
 )
 from bayeslora.tasks import LIKELIHOODS
-from bayeslora.types import Data
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,7 +81,7 @@ def demo(
     _quiet()
     start = time.perf_counter()
     doing = "Fitting LoRA and MonteCLoRA to 300 words, predicting 1,000 (under 3 minutes on 2 cores)…"
-    with _errors(), console.status(doing):
+    with errors(), console.status(doing):
         result = main_job.run(seed)
         main_job.write(result, output)
     table = result.table()
@@ -149,9 +149,9 @@ def fit(
     from bayeslora.data import read, split
 
     _quiet()
-    with _errors():
+    with errors():
         settings: dict[str, Any] = {
-            **_columns(text, label, id),
+            **columns_named(text, label, id),
             "answers": "last" if last_answer else "all",
             "likelihood": likelihood,
             "init": init,
@@ -193,6 +193,19 @@ def predict(
             "are shown."
         ),
     ] = None,
+    decide: Annotated[
+        str | None, typer.Option(help="Held-out data, by which to abstain and give sets of labels or intervals.")
+    ] = None,
+    risk: Annotated[
+        float | None,
+        typer.Option(help="Error rate of the rows that are answered; by default 0.05 with --decide. Column abstain."),
+    ] = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of labels in their sets; by default 0.9 with --decide. Column set, or lower and upper."
+        ),
+    ] = None,
     num_draws: Draws = 32,
     seed: Seed = 0,
     model: Base = None,
@@ -205,15 +218,23 @@ def predict(
     from bayeslora.data import read
     from bayeslora.loading import load
     from bayeslora.posterior import Posterior
+    from bayeslora.tasks.prediction import BasePrediction
 
     _quiet()
-    with _errors():
-        columns = _columns(text, label, id)
+    with errors():
+        columns = columns_named(text, label, id)
         contracts.check_arguments(Posterior.predict, None, data, num_draws=num_draws, seed=seed, **columns)
         check_output(output, is_table=True)
-        loaded, rows = load(posterior, model), _test_split(read(data))
+        contracts.check_arguments(BasePrediction.abstain, None, **({} if risk is None else {"risk": risk}))
+        contracts.check_arguments(BasePrediction.sets, None, **({} if coverage is None else {"coverage": coverage}))
+        loaded, rows = load(posterior, model), split_to_predict(read(data))
+        if decide is not None:
+            held_out = held_out_of(read(decide))
+            with narrating(True), progress("Predicting held-out rows", held_out):
+                loaded.decide(held_out, num_draws, seed=seed, **columns)
         with narrating(True), progress("Predicting", rows):
-            table = loaded.predict(rows, num_draws, seed=seed, **columns).to_pandas()
+            predicted = loaded.predict(rows, num_draws, seed=seed, **columns)
+        table = with_decisions(predicted.to_pandas(), predicted, risk, coverage, decide is not None)
         known = loaded.columns
         table = with_columns(table, rows, [id or known.id, *(text or known.text), label or known.label])
         if output is not None:
@@ -242,10 +263,10 @@ def evaluate(
     from bayeslora.posterior import Posterior
 
     _quiet()
-    with _errors():
-        columns = _columns(text, label, id)
+    with errors():
+        columns = columns_named(text, label, id)
         contracts.check_arguments(Posterior.evaluate, None, data, num_draws=num_draws, seed=seed, **columns)
-        loaded, rows = load(posterior, model), _test_split(read(data))
+        loaded, rows = load(posterior, model), split_to_predict(read(data))
         with narrating(True), progress("Predicting", rows, passes=2):  # draws, and the centre
             scores = loaded.evaluate(rows, num_draws, seed=seed, **columns)
     typer.echo(as_json(scores))
@@ -259,20 +280,23 @@ def calibrate(
     num_draws: Draws = 32,
     seed: Seed = 0,
     model: Base = None,
+    text: Text = None,
+    label: Label = None,
+    id: Id = None,
 ) -> None:
     """Divide the logits by the temperature that fits held-out data best, and save the posterior."""
-    from bayeslora.data import read, split
+    from bayeslora.data import read
     from bayeslora.loading import load
     from bayeslora.posterior import Posterior
 
     _quiet()
-    with _errors():
-        contracts.check_arguments(Posterior.calibrate, None, data, num_draws=num_draws, seed=seed)
+    with errors():
+        columns = columns_named(text, label, id)
+        contracts.check_arguments(Posterior.calibrate, None, data, num_draws=num_draws, seed=seed, **columns)
         check_output(output)
-        loaded, table = load(posterior, model), read(data)
-        rows = split(table, "validation") if "validation" in table else _test_split(table)
+        loaded, rows = load(posterior, model), held_out_of(read(data))
         with progress("Predicting", rows):
-            calibrated = loaded.calibrate(rows, num_draws, seed=seed)
+            calibrated = loaded.calibrate(rows, num_draws, seed=seed, **columns)
         calibrated.save(output)
     console.print(f"Saved in {output}, at a temperature of {calibrated.temperature:.3f}.")
 
@@ -287,7 +311,7 @@ def merge(
     from bayeslora.loading import load
 
     _quiet()
-    with _errors():
+    with errors():
         check_output(output)
         loaded = load(posterior, model)
         merged: Any = loaded.merge()
@@ -314,7 +338,7 @@ def export(
     from bayeslora.posterior import Posterior
 
     _quiet()
-    with _errors():
+    with errors():
         contracts.check_arguments(Posterior.export_peft, None, output, num_draws, seed=seed)
         check_output(output)
         folders = load(posterior, model).export_peft(output, num_draws, seed=seed)
@@ -331,16 +355,6 @@ def main() -> None:
     app()
 
 
-def _columns(text: list[str] | None, label: str | None, id: str | None) -> dict[str, Any]:
-    """Return the columns that are named as keywords of `fit`, `predict` and `evaluate`."""
-    return {"text": text or None, "label": label, "id": id}
-
-
-def _test_split(data: Mapping[str, Data]) -> Data:
-    """Return the split to predict: `test`, else `validation`, else `train`."""
-    return next(data[name] for name in ("test", "validation", "train") if name in data)
-
-
 def _quiet() -> None:
     """Turn off the reports of libraries: loading a model for fine-tuning always reports that its head is new."""
     from datasets.utils.logging import disable_progress_bar
@@ -349,30 +363,6 @@ def _quiet() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     disable_progress_bar()
-
-
-class _errors:
-    """A context that turns errors into one line and an exit status: 2 for the user's input, 1 for what else failed."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        from bayeslora.divergence import DivergedError
-
-        if isinstance(error, (ValueError, TypeError, FileNotFoundError, ImportError)):
-            status = 2
-        elif isinstance(error, (DivergedError, OSError)):
-            status = 1
-        elif isinstance(error, KeyboardInterrupt):
-            status = 128 + signal.SIGINT
-        elif isinstance(error, Exception) and not isinstance(error, typer.Exit | typer.Abort) and not wants_traceback():
-            status = 1
-        else:
-            return
-        typer.secho(f"bayeslora: {described(error)}", fg="red", err=True)
-        raise typer.Exit(status) from None
 
 
 def _print(frame: "pd.DataFrame", title: str, key: str) -> None:

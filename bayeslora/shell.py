@@ -5,13 +5,17 @@ import inspect
 import json
 import os
 import re
+import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,9 +24,14 @@ from typer.core import TyperCommand
 from bayeslora import contracts, prediction
 from bayeslora.methods import METHODS, named, own_fields
 from bayeslora.methods.fields import describe
+from bayeslora.tasks.prediction import BasePrediction, names_of
+from bayeslora.types import Data
 
 if TYPE_CHECKING:
     import pandas as pd
+
+RISK, COVERAGE = 0.05, 0.9
+"""What is promised where nothing is asked for."""
 
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")
 """Endings of the tables that are written."""
@@ -218,3 +227,87 @@ def described(error: BaseException) -> str:
 def wants_traceback() -> bool:
     """Return whether the environment asks for the traceback of an error that nobody expected."""
     return bool(os.environ.get("BAYESLORA_TRACEBACK"))
+
+
+class errors:
+    """A context that turns errors into one line and an exit status: 2 for the user's input, 1 for what else failed."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        from bayeslora.divergence import DivergedError
+
+        if isinstance(error, (ValueError, TypeError, FileNotFoundError, ImportError)):
+            status = 2
+        elif isinstance(error, (DivergedError, OSError)):
+            status = 1
+        elif isinstance(error, KeyboardInterrupt):
+            status = 128 + signal.SIGINT
+        elif isinstance(error, Exception) and not isinstance(error, typer.Exit | typer.Abort) and not wants_traceback():
+            status = 1
+        else:
+            return
+        typer.secho(f"bayeslora: {described(error)}", fg="red", err=True)
+        raise typer.Exit(status) from None
+
+
+def columns_named(text: list[str] | None, label: str | None, id: str | None) -> dict[str, Any]:
+    """Return the columns that are named as keywords of `fit`, `predict` and `evaluate`."""
+    return {"text": text or None, "label": label, "id": id}
+
+
+def split_to_predict(data: Mapping[str, Data]) -> Data:
+    """Return the split to predict: `test`, else `validation`, else `train`."""
+    return next(data[name] for name in ("test", "validation", "train") if name in data)
+
+
+def held_out_of(data: Mapping[str, Data]) -> Data:
+    """Return the split to learn decisions from: `validation`, else `test`, else `train`."""
+    return data["validation"] if "validation" in data else split_to_predict(data)
+
+
+def with_decisions(
+    table: "pd.DataFrame", predicted: BasePrediction, risk: float | None, coverage: float | None, by_default: bool
+) -> "pd.DataFrame":
+    """Return predictions with what is decided about them: `abstain`, and `set`, or `lower` and `upper`.
+
+    Args:
+        table: The predictions.
+        predicted: The same, with held-out rows, if there are any.
+        risk: Error rate of the rows that are answered.
+        coverage: Share of the labels that are in their sets.
+        by_default: Whether to decide what this kind of prediction can, at a risk of 0.05 and a coverage of 0.9, where
+            neither is given.
+
+    Raises:
+        ValueError: If there are no held-out rows, or this kind of prediction knows no such decision.
+    """
+    columns = {} if predicted.held_out is None else predicted.held_out.columns
+    has_sets = any(name.startswith("conformity/") for name in columns)
+    if predicted.held_out is None and not (risk is None and coverage is None):
+        given = "--coverage" if risk is None else "--risk"
+        raise ValueError(f"{given} goes by held-out rows, and there are none: name labelled data, --decide FILE.")
+    if by_default and risk is None and coverage is None:
+        risk, coverage = RISK if "wrong" in columns else None, COVERAGE if has_sets else None
+    with _said():
+        abstained = {} if risk is None else {"abstain": predicted.abstain(risk)}
+        sets = None if coverage is None else predicted.sets(coverage)
+    table = table.assign(**abstained)
+    if sets is None:
+        return table
+    if sets.dtype != bool:
+        return table.assign(lower=sets[:, 0], upper=sets[:, 1])
+    names = np.asarray(names_of(getattr(predicted, "class_names", None), sets.shape[1]))
+    return table.assign(set=[" | ".join(map(str, names[row])) for row in sets])
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """Say warnings in a line each, without the place in the code where they arose."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        yield
+    for warning in found:
+        typer.secho(f"bayeslora: {warning.message}", fg="yellow", err=True)

