@@ -41,16 +41,17 @@ def features(encoder: str, data: Any) -> np.ndarray:
     """Means of the frozen encoder's last hidden states over a row's tokens, both texts of a pair in one input."""
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer, model = AutoTokenizer.from_pretrained(encoder), AutoModel.from_pretrained(encoder).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer, model = AutoTokenizer.from_pretrained(encoder), AutoModel.from_pretrained(encoder).eval().to(device)
     texts = [data[name] for name in data.column_names if name != "label"]
     means = []
     with torch.inference_mode():
         for start in range(0, len(data), 32):
             rows = [list(column[start : start + 32]) for column in texts]
-            inputs = tokenizer(*rows, padding=True, truncation=True, return_tensors="pt")
+            inputs = tokenizer(*rows, padding=True, truncation=True, return_tensors="pt").to(device)
             mask = inputs["attention_mask"].unsqueeze(-1)
             means.append((model(**inputs).last_hidden_state * mask).sum(1) / mask.sum(1))
-    return torch.cat(means).numpy()
+    return torch.cat(means).cpu().numpy()
 
 
 def regression(encoder: str, task: glue.Task) -> np.ndarray:

@@ -89,7 +89,7 @@ def contenders(encoder: str, task: glue.Task, seed: int) -> Iterator[Contender]:
     yield "lora, temperature on 20 %", lambda: held_out(0.2)
     yield "lora, temperature by folds", lambda: refit("lora")
     yield "lora, folds' members", lambda: probs(members("lora"))
-    yield "last-layer laplace", lambda: probs(fitted(bayeslora.Laplace(last_layer=True), init=plain("lora"), epochs=0))
+    yield "last-layer laplace", lambda: probs(fitted("laplace", last_layer=True, post_hoc=True, init=plain("lora")))
     for method in METHODS:
         yield method, lambda method=method: probs(plain(method))
         yield f"{method}, temperature by folds", lambda method=method: refit(method)
