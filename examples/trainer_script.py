@@ -16,57 +16,64 @@ from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
     EarlyStoppingCallback,
+    EvalPrediction,
     Trainer,
     TrainingArguments,
 )
 
 from bayeslora.demo import dataset, lexicon
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--model", default=str(get_model_path()))  # or a name on the hub
-parser.add_argument("--train", type=int, default=300)
-parser.add_argument("--output-dir", default="runs/trainer_script")
-options = parser.parse_args()
 
-words = lexicon()  # columns "text" and "label"; yours may come from `datasets.load_dataset`
-train, held_out, test = (dataset(part) for part in (words.train[: options.train], words.held_out, words.test[:500]))
-data = DatasetDict(train=train, validation=held_out, test=test)
-
-tokenizer = AutoTokenizer.from_pretrained(options.model)
-tokenized = data.map(lambda rows: tokenizer(rows["text"], truncation=True), batched=True)
-model = AutoModelForSequenceClassification.from_pretrained(
-    options.model, num_labels=2, id2label={0: "negative", 1: "positive"}, label2id={"negative": 0, "positive": 1}
-)
-
-
-def compute_metrics(evaluated):
+def compute_metrics(evaluated: EvalPrediction) -> dict[str, float]:
+    """Return the share of right classes."""
     return {"accuracy": (np.argmax(evaluated.predictions, axis=-1) == evaluated.label_ids).mean()}
 
 
-args = TrainingArguments(
-    output_dir=options.output_dir,
-    learning_rate=2e-3,
-    per_device_train_batch_size=16,
-    per_device_eval_batch_size=64,
-    num_train_epochs=8,
-    eval_strategy="epoch",
-    save_strategy="epoch",
-    logging_strategy="epoch",
-    load_best_model_at_end=True,
-    metric_for_best_model="accuracy",
-    disable_tqdm=True,
-    report_to=[],
-)
-config = LoraConfig(task_type=TaskType.SEQ_CLS, r=8, lora_alpha=16, target_modules=["query", "value"])
-trainer = Trainer(
-    get_peft_model(model, config),
-    train_dataset=tokenized["train"],
-    args=args,
-    eval_dataset=tokenized["validation"],
-    processing_class=tokenizer,
-    data_collator=DataCollatorWithPadding(tokenizer),
-    compute_metrics=compute_metrics,
-    callbacks=[EarlyStoppingCallback(early_stopping_patience=3)],
-)
-trainer.train()
-print(trainer.evaluate(tokenized["test"])["eval_accuracy"])
+def main() -> None:
+    """Fine-tune, and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default=str(get_model_path()))  # or a name on the hub
+    parser.add_argument("--train", type=int, default=300)
+    parser.add_argument("--output-dir", default="runs/trainer_script")
+    options = parser.parse_args()
+
+    words = lexicon()  # columns "text" and "label"; yours may come from `datasets.load_dataset`
+    train, held_out, test = (dataset(part) for part in (words.train[: options.train], words.held_out, words.test[:500]))
+    data = DatasetDict(train=train, validation=held_out, test=test)
+
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenized = data.map(lambda rows: tokenizer(rows["text"], truncation=True), batched=True)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        options.model, num_labels=2, id2label={0: "negative", 1: "positive"}, label2id={"negative": 0, "positive": 1}
+    )
+    args = TrainingArguments(
+        output_dir=options.output_dir,
+        learning_rate=2e-3,
+        per_device_train_batch_size=16,
+        per_device_eval_batch_size=64,
+        num_train_epochs=8,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="accuracy",
+        disable_tqdm=True,
+        report_to=[],
+    )
+    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=8, lora_alpha=16, target_modules=["query", "value"])
+    trainer = Trainer(
+        get_peft_model(model, config),
+        train_dataset=tokenized["train"],
+        args=args,
+        eval_dataset=tokenized["validation"],
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=compute_metrics,
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=3)],
+    )
+    trainer.train()
+    print(trainer.evaluate(tokenized["test"])["eval_accuracy"])
+
+
+if __name__ == "__main__":
+    main()

@@ -82,7 +82,7 @@ def test_the_trainers_script_and_its_twin(
     for path in SCRIPTS:
         words = ("--model", tmp_path / "model", "--train", "16", "--output-dir", tmp_path / path.stem)
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, words)])
-        runpy.run_path(str(path))
+        runpy.run_path(str(path), run_name="__main__")
         *log, accuracy = capsys.readouterr().out.splitlines()
         assert 0 <= float(accuracy) <= 1
         assert sum("eval_accuracy" in line for line in log) >= 4  # it stops at the third that is no better
