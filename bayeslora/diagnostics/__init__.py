@@ -1,16 +1,19 @@
 """Whether a posterior can be trusted: draws for arviz, fits as chains, weights against the target."""
 
 from bayeslora.diagnostics.chains import chains, to_arviz
+from bayeslora.diagnostics.gold import Gold, gold
 from bayeslora.diagnostics.groups import single
 from bayeslora.diagnostics.simulation import Calibration, sbc
 from bayeslora.diagnostics.weights import KHat, LeaveOneOut, Weighed, khat, leave_one_out
 
 __all__ = [
     "Calibration",
+    "Gold",
     "KHat",
     "LeaveOneOut",
     "Weighed",
     "chains",
+    "gold",
     "khat",
     "leave_one_out",
     "sbc",

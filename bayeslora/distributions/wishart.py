@@ -8,8 +8,60 @@ import torch
 from jaxtyping import Float
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints, register_kl
+from torch.distributions import Transform, biject_to, constraints, register_kl, transform_to
 from torch.distributions.utils import lazy_property
+
+
+class LowerCholesky(type(constraints.lower_cholesky)):  # type: ignore[misc]
+    """Lower triangular matrices with a positive diagonal, to which there is a map from as many reals, one to one.
+
+    torch has a map to its own constraint from whole matrices, whose upper half does not count.
+    """
+
+
+lower_cholesky = LowerCholesky()
+
+
+class FillLowerCholesky(Transform):
+    r"""Write $r (r + 1) / 2$ reals into a lower triangular matrix, row by row, with $\exp$ on its diagonal."""
+
+    domain = constraints.real_vector
+    codomain = lower_cholesky
+    bijective = True
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FillLowerCholesky)
+
+    def _call(self, x: Tensor) -> Tensor:
+        rank = _rank(x.shape[-1])
+        rows, columns = torch.tril_indices(rank, rank, device=x.device)
+        matrix = x.new_zeros(*x.shape[:-1], rank, rank)
+        matrix[..., rows, columns] = x
+        return matrix.tril(-1) + torch.diag_embed(matrix.diagonal(dim1=-2, dim2=-1).exp())
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        rows, columns = torch.tril_indices(*y.shape[-2:], device=y.device)
+        return (y.tril(-1) + torch.diag_embed(y.diagonal(dim1=-2, dim2=-1).log()))[..., rows, columns]
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return y.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    def forward_shape(self, shape: Sequence[int]) -> torch.Size:
+        return torch.Size((*shape[:-1], _rank(shape[-1]), _rank(shape[-1])))
+
+    def inverse_shape(self, shape: Sequence[int]) -> torch.Size:
+        return torch.Size((*shape[:-2], shape[-1] * (shape[-1] + 1) // 2))
+
+
+def _rank(count: int) -> int:
+    """Return r, of which r (r + 1) / 2 is given."""
+    return (math.isqrt(8 * count + 1) - 1) // 2
+
+
+@biject_to.register(LowerCholesky)
+@transform_to.register(LowerCholesky)
+def _to_lower_cholesky(constraint: LowerCholesky) -> FillLowerCholesky:
+    return FillLowerCholesky()
 
 
 class WishartCholesky(TorchDistribution):
@@ -29,7 +81,7 @@ class WishartCholesky(TorchDistribution):
     """
 
     arg_constraints = {"scale_diag": constraints.independent(constraints.positive, 1)}
-    support = constraints.lower_cholesky
+    support = lower_cholesky
     has_rsample = True
 
     def __init__(self, df: float, scale_diag: Float[Tensor, "*batch rank"], validate_args: bool | None = None):

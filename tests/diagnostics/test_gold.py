@@ -1,0 +1,58 @@
+"""The sampler has the exact posterior where that is known, and the product's own priors everywhere."""
+
+import pytest
+import torch
+from torch.autograd.functional import jacobian
+from torch.distributions import biject_to
+
+from bayeslora import Posterior, diagnostics
+from bayeslora.distributions import WishartCholesky
+from bayeslora.methods import MonteCLoRA
+from tests.diagnostics.conjugate import Conjugate
+from tests.helpers import assert_mean_close
+
+
+@pytest.fixture(scope="module")
+def problem() -> Conjugate:
+    return Conjugate()
+
+
+@pytest.mark.parametrize("samples", [25, pytest.param(500, marks=pytest.mark.slow)])
+def test_the_sampler_has_the_exact_posterior(problem: Conjugate, samples: int) -> None:
+    posterior = problem.full()
+    found = diagnostics.gold(posterior, problem.rows, samples, 15 if samples < 100 else 200)
+    assert found.divergences == 0
+    A = found.sites["3x2.A"].flatten(1)
+    error = (A.mean(0) - problem.mean(problem.labels)) / problem.covariance.diagonal().sqrt()
+    width = 4.8 / min(found.effective, samples) ** 0.5
+    assert float(error.abs().max()) < width
+    same, wide = found.against(posterior, problem.rows), found.against(problem.full(1.5), problem.rows)
+    assert same["bias"] < width
+    assert same["sd"] == pytest.approx(1, abs=width / 1.4)  # a standard deviation is known to 1 / √(2 S)
+    assert wide["sd"] == pytest.approx(1.5 * same["sd"], rel=0.1)
+    assert wide["coverage"] > same["coverage"]
+
+
+def test_it_draws_covariances_and_weights_too(problem: Conjugate) -> None:
+    program = problem.program(MonteCLoRA(objective="elbo", temperature=1.0, components=2))
+    found = diagnostics.gold(Posterior(program), problem.rows, 5, 5)
+    tril = found.sites["3x2.cov_tril"]
+    assert tril.shape == (5, 1, 2, 2)
+    assert bool((tril.diagonal(dim1=-2, dim2=-1) > 0).all())
+    assert bool((tril[..., 0, 1] == 0).all())
+    assert (found.sites["3x2.B"] == program.centre()["3x2.B"]).all()
+
+
+def test_the_map_to_the_support_of_a_wishart_factor_is_one_to_one() -> None:
+    distribution = WishartCholesky(5.0, torch.ones(3, dtype=torch.float64))
+    to = biject_to(distribution.support)
+    x = torch.randn(6, dtype=torch.float64)
+    y = to(x)
+    torch.testing.assert_close(to.inv(y), x)
+    assert bool(distribution.support.check(y))
+    below = torch.tril_indices(3, 3)
+    matrix = jacobian(lambda value: to(value)[below[0], below[1]], x)
+    torch.testing.assert_close(to.log_abs_det_jacobian(x, y), matrix.det().abs().log())
+    assert to.forward_shape((4, 6)) == (4, 3, 3)
+    assert to.inverse_shape((4, 3, 3)) == (4, 6)
+    assert_mean_close(distribution.sample((2_000,)).diagonal(dim1=-2, dim2=-1), distribution.mean.diagonal())
