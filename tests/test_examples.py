@@ -30,6 +30,7 @@ def run(path: Path, *words: str, **environment: str) -> str:
 SCRIPTS = (FOLDER / "trainer_script.py", FOLDER / "trainer_script_bayeslora.py")
 NEED_DATA = {FOLDER / "glue.py", FOLDER / "question_answering.py"}
 SMALL = {
+    "instructions": "--pretraining 1 --epochs 1 --draws 2",
     "images": "--shots 2 --pretraining 1 --epochs 1",
     "language_model": "--pretraining 2 --train 16 --test 2 --epochs 1",
     "text_classification": "--train 32 --test 16 --epochs 1",
