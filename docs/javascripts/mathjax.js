@@ -1,4 +1,4 @@
-// Read by MathJax, which mkdocs.yml loads from a CDN: formulas are what pymdownx.arithmatex marked, and nothing else.
+// Read by MathJax 3.2.2 in mathjax/, which needs no network: formulas are what pymdownx.arithmatex marked, and nothing else.
 window.MathJax = {
   tex: {
     inlineMath: [["\\(", "\\)"]],
