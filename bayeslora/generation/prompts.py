@@ -101,7 +101,7 @@ def _records(inputs: Any) -> list[Mapping[str, Any]] | None:
         columns = conversations.columns_in(inputs, answered=False)
         if not columns or "input_ids" in inputs:
             return None
-        if all(isinstance(inputs[name], str) for name in columns) or _are_messages(inputs[columns[-1]]):
+        if all(isinstance(inputs[name], str | None) for name in columns) or _are_messages(inputs[columns[-1]]):
             return [inputs]
         values = [inputs[name] for name in columns]
         return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]

@@ -130,7 +130,13 @@ def read(row: Mapping[str, Any], where: str, answers: Answers = "all", answered:
         last = max(index for index, counted in enumerate(counts) if counted)
         counts = [index == last for index in range(len(counts))]
     tools = row.get("tools")
-    tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools or "null")
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{where}: 'tools' is a text that is not JSON, {tools!r:.60}: {error}. Correct it."
+            ) from None
     return Conversation(messages, counts, None if is_nothing(tools) else _plain(tools))
 
 

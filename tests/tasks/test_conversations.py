@@ -304,6 +304,7 @@ def test_every_published_form_is_read(row: dict[str, Any], roles: str, counts: l
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "not a text"),
         ({"instruction": None, "output": "a"}, "'instruction' is None"),
         ({"prompt": "a", "completion": None}, "'completion' is None"),
+        ({"messages": TURNS, "tools": "{bad"}, "'tools' is a text that is not JSON"),
     ],
 )
 def test_what_is_no_conversation_is_said(row: dict[str, Any], words: str) -> None:
@@ -462,6 +463,7 @@ PROMPT = f"<|begin_of_text|>{header('user')}one?<|eot_id|>{header('assistant')}"
         [{"messages": TURNS[:1], "source": "a"}],
         {"prompt": TURNS[:1]},
         {"instruction": "one?", "input": "", "output": "1"},
+        {"instruction": "one?", "input": None},
         {"instruction": ["one?"], "input": [""], "output": ["1"]},
         datasets.Dataset.from_list([{"messages": TURNS[:2]}]),
         pd.DataFrame({"instruction": ["one?"]}),
