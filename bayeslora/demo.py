@@ -174,7 +174,9 @@ def write(demo: Demo, folder: Path) -> None:
     demo.posterior.save(folder / "posterior")
     demo.posterior.to_arviz(dataset(demo.words.test.head(100))).to_netcdf(str(folder / "arviz.nc"))
     labels = demo.words.test["label"].to_numpy()
-    curves = {row.name: metrics.reliability(row.test.probs, labels) for row in (demo.rows[0], demo.rows[-1])}
+    curves = {
+        row.name: metrics.reliability(row.test.probs, labels, adaptive=True) for row in (demo.rows[0], demo.rows[-1])
+    }
     plots.reliability(curves).savefig(folder / "reliability.png", dpi=150)
     demo.table().to_csv(folder / "table.csv", index=False)
     demo.least_sure(50).to_csv(folder / "least-sure.csv", index=False)

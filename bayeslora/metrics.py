@@ -59,8 +59,17 @@ def brier(probs: Probabilities, labels: Finite) -> float:
 
 
 @checked(also=check_labels)
-def reliability(probs: Probabilities, labels: Finite, num_bins: Count = NUM_BINS) -> dict[str, FloatArray]:
+def reliability(
+    probs: Probabilities, labels: Finite, num_bins: Count = NUM_BINS, adaptive: bool = False
+) -> dict[str, FloatArray]:
     """Compare confidence with accuracy, in equal-width bins of the top-class probability on [0, 1].
+
+    Args:
+        probs: `[example, class]`.
+        labels: The classes, `[example]`.
+        num_bins: Number of bins.
+        adaptive: Whether to divide bins further at the quantiles of the confidence k / `num_bins`, so that none holds
+            more than that share of the examples, ties apart: the top bin often holds most.
 
     Returns:
         `edges` `[bin + 1]`; `count`, and mean `confidence` and `accuracy` `[bin]`, which are NaN in empty bins.
@@ -69,6 +78,10 @@ def reliability(probs: Probabilities, labels: Finite, num_bins: Count = NUM_BINS
     confidence = probs.max(-1)
     correct = (probs.argmax(-1) == np.asarray(labels)).astype(np.float64)
     edges = np.linspace(0, 1, num_bins + 1)
+    if adaptive:
+        quantiles = np.quantile(confidence, np.linspace(0, 1, num_bins + 1)[1:-1])
+        edges = np.unique(np.concatenate([edges, quantiles]))
+        num_bins = len(edges) - 1
     # Bins are (lower, upper]: a confidence of 1 belongs to the last.
     index = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, num_bins - 1)
     count = np.bincount(index, minlength=num_bins).astype(np.float64)

@@ -70,7 +70,8 @@ def reliability(curves: Bins, least: Count = LEAST) -> "Figure":
     the accuracy; a curve whose bars touch the diagonal may be calibrated.
 
     Args:
-        curves: Name to the bins of `metrics.reliability`: `edges`, `count`, `confidence` and `accuracy`.
+        curves: Name to the bins of `metrics.reliability`, best with `adaptive=True`: `edges`, `count`, `confidence` and
+            `accuracy`.
         least: Examples in a point; 1 to leave out empty bins alone.
 
     References:
@@ -105,12 +106,12 @@ def reliability(curves: Bins, least: Count = LEAST) -> "Figure":
             capsize=2,
             label=name,
         )
-        share = bins["count"] / bins["count"].sum()
-        histogram.stairs(share, bins["edges"], color=style["color"], linestyle=style["linestyle"], linewidth=1.5)
+        density = bins["count"] / bins["count"].sum() / np.diff(bins["edges"])  # as bins may differ in width
+        histogram.stairs(density, bins["edges"], color=style["color"], linestyle=style["linestyle"], linewidth=1.5)
         low = min(low, bins["edges"][:-1][bins["count"] > 0].min())
     diagram.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(low, 1))
     _name_curves(figure, diagram, len(curves), "lower right")
-    histogram.set(xlabel="confidence", ylabel="share")
+    histogram.set(xlabel="confidence", ylabel="density")
     for axes in (diagram, histogram):
         axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -47,7 +47,9 @@ def run_seed(seed: int) -> None:
 def draw_reliability(record: dict) -> None:
     """Draw the README's figure from a stored seed."""
     rows, labels = record["rows"], record["labels"]
-    curves = {name: metrics.reliability(probabilities(rows[name]["test"]), labels) for name in (LORA, DRAWS)}
+    curves = {
+        name: metrics.reliability(probabilities(rows[name]["test"]), labels, adaptive=True) for name in (LORA, DRAWS)
+    }
     (ROOT / "docs" / "images").mkdir(exist_ok=True)
     plots.reliability(curves).savefig(ROOT / "docs" / "images" / "reliability.png", dpi=110)
 

@@ -70,8 +70,8 @@ def test_reliability_shows_wilsons_intervals_of_merged_bins() -> None:
     for segment, accuracy, count in zip(bars.get_segments(), merged["accuracy"], merged["count"], strict=True):
         interval = binomtest(round(accuracy * count), int(count)).proportion_ci(method="wilson")
         np.testing.assert_allclose(segment[:, 1], [interval.low, interval.high], atol=1e-12)
-    shares = figure.axes[1].patches[0].get_data().values
-    np.testing.assert_allclose(shares, bins["count"] / 200)  # the histogram is not merged
+    densities = figure.axes[1].patches[0].get_data().values
+    np.testing.assert_allclose(densities * np.diff(bins["edges"]), bins["count"] / 200)  # the histogram is not merged
 
 
 def test_a_perfect_accuracy_has_an_interval_too() -> None:
@@ -88,3 +88,19 @@ def test_risk_coverage_draws_the_curve_and_names_its_area() -> None:
     np.testing.assert_array_equal(line.get_xdata(), curve["coverage"])
     np.testing.assert_array_equal(line.get_ydata(), curve["risk"])
     assert line.get_label() == f"draws (area {curve['risk'].mean():.3f})"
+
+
+def test_a_crowded_bin_of_the_reliability_diagram_is_split() -> None:
+    # Nearly all examples are in the top bin: its confidences differ, and their accuracies.
+    rng = np.random.default_rng(0)
+    confidence = 1 - rng.uniform(0, 0.06, 600)
+    probs = np.stack([confidence, 1 - confidence], axis=-1)
+    labels = (rng.random(600) > np.where(confidence > 0.97, 0.99, 0.8)).astype(int)
+    plain, adaptive = (metrics.reliability(probs, labels, adaptive=adaptive) for adaptive in (False, True))
+    assert (plain["count"] > 0).sum() == 1
+    assert adaptive["count"].sum() == 600
+    assert adaptive["count"].max() <= 600 / 15 + 1
+    assert {*np.round(plain["edges"], 12)} <= {*np.round(adaptive["edges"], 12)}
+    total = (np.nan_to_num(adaptive["accuracy"]) * adaptive["count"]).sum()
+    assert np.isclose(total, (labels == 0).sum())
+    assert len(plots.reliability({"draws": adaptive}).axes[0].containers[0][0].get_xdata()) == 15
