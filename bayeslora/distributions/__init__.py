@@ -2,7 +2,7 @@
 
 from torch.distributions import kl_divergence
 
-from bayeslora.distributions.columns import ColumnNormal, StandardColumns
+from bayeslora.distributions.columns import ColumnNormal, SharedColumns, StandardColumns
 from bayeslora.distributions.deviations import Deviations, SharedNoise
 from bayeslora.distributions.dirichlet import Dirichlet, expected_square_sum
 from bayeslora.distributions.kronecker import KroneckerNormal
@@ -22,6 +22,7 @@ __all__ = [
     "Mask",
     "RelaxedMask",
     "Seed",
+    "SharedColumns",
     "SharedNoise",
     "StandardColumns",
     "WishartCholesky",

@@ -95,6 +95,30 @@ class ColumnNormal(TorchDistribution):
         return logdet if self.scale is None else logdet + 2 * self.event_shape[0] * self.scale.log()
 
 
+class SharedColumns(ColumnNormal):
+    r"""The prior $N(0, c^2 \Sigma)$ of columns, given the same $\Sigma$ and c as their posterior has.
+
+    Its divergence from a `ColumnNormal` with these is $\frac{1}{2 c^2} \sum_i m_i^\top \Sigma^{-1} m_i$, in expectation
+    $E[\Sigma^{-1}] = V^{-1} / (\nu - r - 1)$ if that one has a `covariance`, with ν > r + 1.
+    """
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "SharedColumns":
+        batch_shape = torch.Size(batch_shape)
+        cov_tril = self.cov_tril.expand(batch_shape + self.cov_tril.shape[-2:])
+        scale = None if self.scale is None else self.scale.expand(batch_shape)
+        return SharedColumns(cov_tril, self.event_shape[-1], scale=scale, validate_args=False)
+
+
+@register_kl(ColumnNormal, SharedColumns)
+def _kl_shared(q: ColumnNormal, p: SharedColumns) -> Tensor:
+    assert q.loc is not None
+    loc = q.loc if q.scale is None else q.loc / q.scale[..., None, None]
+    if q.covariance is None:
+        return torch.linalg.solve_triangular(q.cov_tril, loc, upper=False).square().sum((-2, -1)) / 2
+    mean_inverse = 1 / (q.covariance.scale_diag * (q.covariance.df - q.covariance.rank - 1))
+    return (loc.square().sum(-1) * mean_inverse).sum(-1) / 2
+
+
 class StandardColumns(TorchDistribution):
     r"""A matrix of independent $N(0, \sigma^2)$ entries: the prior to which `ColumnNormal` has a closed-form KL.
 

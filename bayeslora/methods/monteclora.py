@@ -54,9 +54,9 @@ class MonteCLoRA(NoisyColumns):
         df: Degrees of freedom ν of Σ: `"features"` ($d_{in}$, and at least the rows of Σ), `"rank"` (the rows of Σ, r),
             a number of at least that, or `inf`: no Wishart distribution, Σ = diag(v), which ε then scales directly.
         objective: `"paper"`, the loss above, or `"elbo"`: NLL and `temperature` / n times all KLs in full, with priors
-            $A_{ij} \sim N(0, \sigma_A^2)$ and $B_{ij} \sim N(0, \sigma_B^2)$ (`B` at a point), and no cooperative term.
+            $a_i \mid \pi, \Sigma \sim N(0, \epsilon^2 \sum_k \pi_k^2\, \Sigma)$ and $B_{ij} \sim N(0, \sigma_B^2)$.
         temperature: Multiplies the KLs of `"elbo"`.
-        prior_scale: $\sigma_A$ of `"elbo"`, in units of the weights; None for the unit of `noise_ratio`.
+        prior_scale: Standard deviation of `A` under the prior of `"elbo"`, which sets ε; None for `noise_ratio`'s.
         prior_scale_B: $\sigma_B$ of `"elbo"`, of `B` and any other point but DoRA's `m`, in units of the weights.
         analytic: Whether regularisers are taken in expectation over π and Σ, in closed form and free of noise, or at
             the draws, as the paper does. (Of `"elbo"`, the KL of `A` is in expectation over Σ, at the drawn π.)

@@ -1,8 +1,11 @@
 r"""MonteCLoRA's other objective: the evidence lower bound per example, with all KLs in full.
 
-The site of the noise is replaced by one of the random factor itself, which has its own prior:
+The site of the noise is replaced by one of the random factor itself, whose prior is hierarchical:
 
-$$p(a_i) = N(0, \sigma_A^2 I), \qquad q(a_i \mid \pi, \Sigma) = N\Big(\mu_i, \epsilon^2 \sum_k \pi_k^2\, \Sigma\Big).$$
+$$p(a_i \mid \pi, \Sigma) = N\Big(0, \epsilon^2 \sum_k \pi_k^2\, \Sigma\Big), \qquad
+  q(a_i \mid \pi, \Sigma) = N\Big(\mu_i, \epsilon^2 \sum_k \pi_k^2\, \Sigma\Big),$$
+
+with the priors of π and Σ above. The guide contains the prior, and is the prior where there are no data.
 """
 
 from typing import TYPE_CHECKING
@@ -14,7 +17,7 @@ from pyro import poutine
 
 from bayeslora import priors
 from bayeslora.adapters import Stack
-from bayeslora.distributions import ColumnNormal, Dirichlet, StandardColumns
+from bayeslora.distributions import ColumnNormal, Dirichlet, SharedColumns
 from bayeslora.types import FactorTuple
 
 if TYPE_CHECKING:
@@ -30,13 +33,13 @@ def prior(method: "MonteCLoRA", stack: Stack) -> FactorTuple:
     """
     rows = method.rows(stack)
     with stack.layers:
-        method.ratio(stack)
+        epsilon = method.scale_of_noise(stack, method.ratio(stack))
         with poutine.scale(scale=method.temperature / stack.num_examples):
             alpha = torch.full((method.components,), method.concentration)
-            pyro.sample(stack.site("weights"), Dirichlet(alpha))
-            pyro.sample(stack.site("cov_tril"), method.covariance(stack, torch.ones(rows), is_prior=True))
-            scale = method.prior_scale or stack.family.start_scale(stack.d_in)
-            A = pyro.sample(stack.site(method.noisy), StandardColumns(rows, stack.d_in, scale))
+            pi = pyro.sample(stack.site("weights"), Dirichlet(alpha))
+            cov_tril = pyro.sample(stack.site("cov_tril"), method.covariance(stack, torch.ones(rows), is_prior=True))
+            spread = epsilon * method.square_sum(pi).sqrt()
+            A = pyro.sample(stack.site(method.noisy), SharedColumns(cov_tril, stack.d_in, scale=spread))
             points = {
                 name: pyro.sample(stack.site(name), _of_point(stack, name, method.prior_scale_B))
                 for name in method.points(stack)

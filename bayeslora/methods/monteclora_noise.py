@@ -34,6 +34,7 @@ class NoisyColumns(PerStackMethod):
     df: Literal["features", "rank"] | float
     noise_ratio: float | Literal["auto"]
     objective: Literal["paper", "elbo"]
+    prior_scale: float | None
     sample_scale: float | None
     sparse: bool
 
@@ -90,12 +91,16 @@ class NoisyColumns(PerStackMethod):
         Raises:
             ValueError: If it is less than the rows of Σ.
         """
-        if isinstance(self.df, str):
-            return max(stack.d_in, self.rows(stack)) if self.df == "features" else self.rows(stack)
-        if not self.df >= self.rows(stack):
-            what = "rank" if stack.family.has_rank else "d_out"
-            raise ValueError(f"df={self.df}: Σ needs at least {what} = {self.rows(stack)} degrees of freedom.")
-        return self.df
+        rows, what = self.rows(stack), "rank" if stack.family.has_rank else "d_out"
+        # The mean of Σ⁻¹, which the divergence from the hierarchical prior has in it, is finite from r + 2 on.
+        least = rows + 2 if self.objective == "elbo" else rows
+        if self.df == "features":
+            return max(stack.d_in, least)
+        df = rows if self.df == "rank" else self.df
+        if not df >= least:
+            more = " + 2" if least > rows else ""
+            raise ValueError(f"df={self.df!r}: Σ needs at least {what}{more} = {least} degrees of freedom.")
+        return df
 
     def square_sum(self, weights: Tensor) -> Tensor:
         r"""Return $\sum_k \pi_k^2$, which is 1 for a one-hot π, `[*draw, layer]`."""
@@ -111,8 +116,9 @@ class NoisyColumns(PerStackMethod):
         # Expected under the prior, because a random start of α is meant to change the size of the noise.
         square_sum = 1.0 if self.sparse else (self.concentration + 1) / (self.components * self.concentration + 1)
         df = self.degrees_of_freedom(stack)
-        unit = stack.family.start_scale(stack.d_in)
-        return ratio * unit / math.sqrt(square_sum * (df if df < math.inf else 1))
+        of_prior = self.prior_scale if self.objective == "elbo" else None
+        scale = ratio * stack.family.start_scale(stack.d_in) if of_prior is None else of_prior
+        return scale / math.sqrt(square_sum * (df if df < math.inf else 1))
 
     def tuning(self) -> Tuning | None:
         return Tuning(TUNE_AFTER, TUNE_DRAWS + 1) if self.noise_ratio == "auto" else None

@@ -23,7 +23,7 @@ with warnings.catch_warnings():  # arviz announces its own next version
     import arviz as az
 
 EXAMPLES = 12
-PROPER = {"monteclora", "monteclora elbo", "blob", "scalabl", "laplace", "autoguide", "autoguide full"}
+PROPER = {"monteclora", "monteclora elbo", "blob", "scalabl", "ivon", "laplace", "autoguide", "autoguide full"}
 PROPER |= {"lora map", "lora_dropout", "lora_dropout learn", "mc_dropout"}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in sorted(METHODS)} | {
     "monteclora elbo": ("monteclora", {"objective": "elbo"}),

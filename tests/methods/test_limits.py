@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pytest
@@ -12,7 +13,7 @@ from scipy import stats
 import bayeslora
 from bayeslora.adapters import Stack, Stacks
 from bayeslora.elbo import MeanFieldELBO, total
-from bayeslora.methods import BLoB, Method, MonteCLoRA, ScalaBL
+from bayeslora.methods import BLoB, Method, MonteCLoRA, ScalaBL, make_method
 from bayeslora.methods.point import LoRA
 from bayeslora.program import Program
 from tests.helpers import FAILURE_RATE, assert_mean_close, assert_uniform, batch, tiny_bert, tokens
@@ -26,11 +27,13 @@ def settle(method: Method, stack: Stack, steps: int = 1500) -> torch.nn.Module:
     stacks = Stacks([stack])
     guide = method.guide(stacks)
     optimizer = torch.optim.Adam(guide.parameters(), lr=0.02)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     for _ in range(steps):
         optimizer.zero_grad()
         terms, _ = MeanFieldELBO().terms(lambda: method.prior(stacks), guide)
         total(terms).backward()
         optimizer.step()
+        schedule.step()
     return guide
 
 
@@ -217,11 +220,66 @@ def brute_force(program: Program, inputs: dict[str, torch.Tensor]) -> torch.Tens
     return nll + 0.3 / 48 * divergence
 
 
-def test_elbo_scale_of_the_prior_is_that_of_loras_start(stack: Stack) -> None:
-    method = MonteCLoRA(objective="elbo")
-    trace = poutine.trace(method.prior).get_trace(Stacks([stack]))
-    assert trace.nodes["6x5.A"]["fn"].scale == pytest.approx(1 / math.sqrt(18))
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_elbo_has_a_prior_of_the_stated_scale(stack: Stack, scale: float | None) -> None:
+    method = MonteCLoRA(objective="elbo", noise_ratio=2.0, prior_scale=scale)
+    with pyro.plate("draws", 20_000, dim=-2):
+        trace = poutine.trace(method.prior).get_trace(Stacks([stack]))
+    expected = 2 / math.sqrt(18) if scale is None else scale
+    assert_mean_close(trace.nodes["6x5.A"]["value"].square(), expected**2)
     assert trace.nodes["6x5.A"]["scale"] == pytest.approx(1 / 10)
+
+
+def test_elbo_needs_a_finite_mean_of_the_inverse_covariance(stack: Stack) -> None:
+    with pytest.raises(ValueError, match=r"df=4.0: Σ needs at least rank \+ 2 = 5 degrees of freedom"):
+        MonteCLoRA(objective="elbo", df=4.0).guide(Stacks([stack]))
+    assert MonteCLoRA(objective="elbo", df=5.0).degrees_of_freedom(stack) == 5
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        ("blob", {}),
+        ("scalabl", {}),
+        ("ivon", {}),
+        ("autoguide", {}),
+        ("monteclora", {"objective": "elbo"}),
+        ("monteclora", {"objective": "elbo", "analytic": False, "df": 9.0}),
+        ("lora_dropout", {"p": "learn", "prior_p": 0.3}),
+    ],
+)
+def test_without_data_the_law_of_a_posterior_is_its_prior(stack: Stack, method: str, fields: dict[str, Any]) -> None:
+    chosen, stacks = make_method(method, **fields, temperature=1.0), Stacks([stack])
+    assert chosen.claims == "posterior"
+    torch.manual_seed(0)
+    guide = settle(chosen, stack, steps=800).eval()
+    with torch.no_grad(), pyro.validation_enabled(False):
+        q, p = (draws_of(run) for run in (guide, lambda: chosen.prior(stacks)))
+    random = [name for name, value in q.items() if not bool((value == value[:1]).all())]
+    assert random
+    for name in random:
+        for power in (1, 2):
+            values = [sites[name].double().pow(power) for sites in (q, p)]
+            # All entries of a site are alike under the prior: together they show a spread that is 3 % off.
+            by_draw = [value.flatten(1).mean(1) for value in values]
+            error = sum(each.var() / len(each) for each in by_draw).sqrt()
+            floor = 0.02 * float(by_draw[1].abs().mean())  # what Adam's last steps leave
+            assert abs(float(by_draw[0].mean() - by_draw[1].mean())) < 4.3 * float(error) + floor, (name, power)
+
+
+def draws_of(run: Callable[[], Any], num_draws: int = 4_000) -> dict[str, torch.Tensor]:
+    """Draws of the sites of a program, `[draw, layer, …]`."""
+    with pyro.plate("draws", num_draws, dim=-2):
+        nodes = poutine.trace(run).get_trace().nodes
+    return {name: site["value"] for name, site in nodes.items() if name.startswith("6x5.") and is_latent(site)}
+
+
+def is_latent(site: Any) -> bool:
+    return site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample" and not is_auxiliary(site)
+
+
+def is_auxiliary(site: Any) -> bool:
+    return bool(site["infer"].get("is_auxiliary"))
 
 
 def test_post_hoc_trains_nothing_but_the_spread(make_program: Make) -> None:
