@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from bayeslora.display import Shown
 from bayeslora.metrics import FloatArray
@@ -19,6 +19,53 @@ CURVE = ("value", "nll", "se", "difference", "se_difference")
 
 OUT_OF_FOLD = ("log_density", "fold")
 """Columns of rows that a member predicted which had not seen them."""
+
+
+@dataclass(frozen=True)
+class Dial:
+    """The one number that says how loud a method is: how it is set, and which values are worth a try.
+
+    Args:
+        field: The field of the method that holds it, where `"auto"` has it set by prediction.
+        grid: Values to try, at least two, in order.
+        buffer: The name of the buffers of a guide that hold it, so that it can be set on a trained one. None if it acts
+            in training alone: then each value takes a fit.
+        in_training: Whether a fit finds it while it trains (`Method.tune`), and leaves it in the buffers.
+    """
+
+    field: str
+    grid: tuple[float, ...]
+    buffer: str | None = None
+    in_training: bool = False
+
+    def put(self, guide: nn.Module, value: float) -> None:
+        """Set it on a trained guide."""
+        for buffer in self._buffers(guide):
+            buffer.fill_(value)
+
+    def value(self, guide: nn.Module) -> float:
+        """Return what a guide has."""
+        return float(self._buffers(guide)[0].flatten()[0])
+
+    def _buffers(self, guide: nn.Module) -> list[Tensor]:
+        return [value for name, value in guide.named_buffers() if name.rpartition(".")[2] == self.buffer]
+
+
+def wanted(method: Any) -> Dial | None:
+    """Return the dial of a method, if it is to be set by prediction, and None otherwise."""
+    dial: Dial | None = method.dial
+    return dial if dial is not None and getattr(method, dial.field) == "auto" else None
+
+
+def with_default(method: Any) -> Any:
+    """Return the same method with its dial at the default, where there is nothing to set it by.
+
+    A dial that is found in training stays: it starts from its default.
+    """
+    dial = wanted(method)
+    if dial is None or dial.in_training:
+        return method
+    return method.replace(**{dial.field: getattr(type(method), dial.field)})
 
 
 @dataclass(frozen=True, repr=False)

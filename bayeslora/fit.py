@@ -13,6 +13,8 @@ from torch import nn
 from bayeslora import arguments, bases, choice, interop, storage
 from bayeslora.contracts import ArgumentError, Count, Scale
 from bayeslora.data import Columns, Reading, Source, Weight, apart, plain, read, split
+from bayeslora.dialling import by_fits
+from bayeslora.dials import wanted, with_default
 from bayeslora.divergence import check_weights
 from bayeslora.fitting import Fitting, Read
 from bayeslora.folds import cross_fit
@@ -215,8 +217,9 @@ def fit(
             check_rows(source)
         train = weigh(train, weights, class_weights, classes, likelihood)
         tuning_data = held_out
-        if chosen.tuning() and held_out is None and folds is None:
+        if (chosen.tuning() or wanted(chosen)) and held_out is None and folds is None:
             train, tuning_data = _hold_out(train, chosen)
+            chosen = with_default(chosen) if tuning_data is None else chosen
         layers: dict[str, Any] = {"targets": targets, "exclude": exclude, "rank": rank, "alpha": alpha}
         layers = adapters.network_settings() if adapters else layers | {"start_rank": chosen.start_rank}
         trained = None if adapters is None else () if adapters.reference else tuple(adapters.head)
@@ -242,6 +245,8 @@ def fit(
         )
         if folds is not None:
             return cross_fit(fitting, train, held_out, folds, refit, seed, output_dir)
+        if tuning_data is not None and (dial := wanted(chosen)) and dial.buffer is None:
+            return by_fits(fitting, train, held_out, tuning_data, seed, output_dir)
         return fitting(train, held_out, tuning_data, seed, output_dir)
 
 

@@ -1,19 +1,21 @@
 """One fit of what has been read: a program is built, trained and refined."""
 
+import copy
 import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from bayeslora import arguments, bases, choice, interop, recipe, verdict
+from bayeslora import arguments, bases, choice, dialling, interop, recipe, verdict
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.data import Columns, Source, to_device
+from bayeslora.dials import wanted
 from bayeslora.isolation import give_way, seeded
 from bayeslora.methods import Method
 from bayeslora.networks import output_names
@@ -93,6 +95,7 @@ class Fitting:
         tuning_data: Source | None,
         seed: int,
         output_dir: str | os.PathLike[str] | None,
+        settles: bool = True,
     ) -> Posterior:
         """Fit, within the random state of the caller.
 
@@ -102,6 +105,7 @@ class Fitting:
             tuning_data: Held-out data for methods that learn from some.
             seed: Seed of the order of the data and of the noise.
             output_dir: Where to save checkpoints and the posterior, if anywhere; `args` has its own.
+            settles: Whether a dial that can be set after training is set by `tuning_data`.
         """
         program, weighted = self._program(train), train.weighted()
         with seeded(0):  # a loader that shuffles takes its seed from the global state
@@ -146,9 +150,18 @@ class Fitting:
         batches = [Batches(part, self.batch_size, program.device) if part else () for part in (weighted, held_out)]
         program.guide = self.method.refine(program, program.guide, *batches)
         program.network.unbind()
+        if settles and tuning_data is not None and wanted(self.method):
+            dialling.settle(posterior, tuning_data, seed)
         if (output_dir or self.args) and training.should_save:
             posterior.save(training.output_dir)
         return posterior
+
+    def apart(self, seed: int, output_dir: str | os.PathLike[str] | None) -> "Fitting":
+        """Return one of several fits, whose likelihood, seed and folder are its own."""
+        args = copy.copy(self.args)
+        if args is not None:
+            args.output_dir, args.seed = str(output_dir), seed
+        return replace(self, likelihood=copy.deepcopy(self.likelihood), args=args)
 
     def _program(self, train: Source) -> Program:
         """Build the program, whose outputs start at the mean of the labels where labels are numbers."""

@@ -1,6 +1,5 @@
 """Cross-fitting: members that have each been trained without a fold set a dial and a temperature, and lose no label."""
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -8,17 +7,15 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bayeslora import checkpoints, metrics
+from bayeslora import checkpoints, dialling, metrics
 from bayeslora.contracts import ArgumentError
 from bayeslora.data import Source
-from bayeslora.dials import TuningResult, curve_of
+from bayeslora.dials import TuningResult, curve_of, wanted
 from bayeslora.fitting import Fitting
-from bayeslora.isolation import seeded
 from bayeslora.metrics import FloatArray
 from bayeslora.mixture import mixture
 from bayeslora.posterior import Posterior
@@ -76,40 +73,129 @@ def cross_fit(
         output_dir: Where members are saved, in `fold-0`, `fold-1`, …, and, when all is done, the posterior.
     """
     check(fitting, train, folds)
-    refit = fitting.method.refit if refit is None else refit
+    method = fitting.method
+    refit = method.refit if refit is None else refit
     folder = fitting.args.output_dir if fitting.args is not None else output_dir
     fold = folds_of(train.labels, len(train), folds, seed)
-    members = []
-    for number in range(folds):
-        out, rest = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
-        logger.info("Fold %d of %d: %d examples, without %d.", number + 1, folds, len(rest), len(out))
-        rows = train.take(out.tolist())
-        posterior = one(fitting, train.take(rest.tolist()), held_out, rows, seed + number, folder, f"fold-{number}")
-        members.append(predicted(posterior, rows, out, seed))
-    temperature, curve = best_temperature(members, len(train))
-    log_density = densities(members, len(train), temperature)
-    tuning = TuningResult(
-        dial="temperature",
+    trained = Trained(fitting, train, held_out, fold, seed, folder)
+    members, found = chosen_members(trained)
+    if refit:
+        logger.info("Refit: all %d examples, at a temperature of %.3f.", len(train), found.temperature)
+        dial = wanted(method)
+        again = dialling.at(fitting, found.chosen) if dial and not trained.acts_after else fitting
+        posterior = dialling.one(again, train, held_out, None, seed, folder, "refit")
+        if dial and trained.acts_after:
+            dial.put(posterior.guide, found.chosen)
+        posterior.temperature = found.temperature
+    else:
+        shared = mixture_temperature(members, train, fold, found.temperature, seed)
+        logger.info("Temperature: %.3f of a member, %.3f of their mixture.", found.temperature, shared)
+        posterior = Mixture([member.posterior for member in members], temperature=shared)
+    posterior.tuning = dataclasses.replace(found, temperature=posterior.temperature)
+    dialling.save(posterior, folder)
+    return posterior
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What members are trained on, and how.
+
+    Args:
+        fitting: The fit.
+        train: All training data.
+        held_out: Held-out data, whose NLL at the centre is recorded.
+        fold: The fold of each row, `[row]`.
+        seed: Seed of the first member.
+        folder: Where they are saved.
+    """
+
+    fitting: Fitting
+    train: Source
+    held_out: Source | None
+    fold: np.ndarray
+    seed: int
+    folder: str | os.PathLike[str] | None
+
+    @property
+    def acts_after(self) -> bool:
+        """Whether the dial is to be found, and can be set on trained members."""
+        dial = wanted(self.fitting.method)
+        return dial is not None and dial.buffer is not None and not dial.in_training
+
+    def members(self, fitting: Fitting, within: str = "") -> list[OutOfFold]:
+        """Train a member without each fold, and let it predict that."""
+        members = []
+        for number in range(int(self.fold.max()) + 1):
+            out, rest = np.flatnonzero(self.fold == number), np.flatnonzero(self.fold != number)
+            logger.info("Fold %d: %d examples, without %d.", number + 1, len(rest), len(out))
+            rows, name, seed = self.train.take(out.tolist()), f"{within}fold-{number}", self.seed + number
+            tuned = rows if fitting.method.tuning() else None
+            member = dialling.one(
+                fitting, self.train.take(rest.tolist()), self.held_out, tuned, seed, self.folder, name
+            )
+            members.append(predicted(member, rows, out, self.seed))
+        return members
+
+
+def chosen_members(trained: Trained) -> tuple[list[OutOfFold], TuningResult]:
+    """Return the members at the dial chosen, and how it was: by the out-of-fold NLL at each value's own temperature.
+
+    Where the temperature is the dial, the curve is over temperatures.
+    """
+    fitting, count = trained.fitting, len(trained.fold)
+    dial = wanted(fitting.method)
+    if dial is None:
+        members = trained.members(fitting)
+        temperature, curve = best_temperature(members, count)
+        return members, _result("temperature", temperature, temperature, curve, members, trained)
+    candidates: list[tuple[float, list[OutOfFold]]] = []
+    if dial.buffer is None:
+        for value in dial.grid:
+            candidates.append((value, trained.members(dialling.at(fitting, value), f"{dialling.named(dial, value)}/")))
+    else:
+        members = trained.members(fitting)
+        own = [dial.value(member.posterior.guide) for member in members] if dial.in_training else []
+        if own:
+            candidates.append((float(np.exp(np.log(own).mean())), members))
+        for value in dial.grid:
+            for member in members:
+                dial.put(member.posterior.guide, value)
+            few = [predicted(m.posterior, trained.train.take(m.rows.tolist()), m.rows, trained.seed) for m in members]
+            candidates.append((value, few))
+        for member, value in zip(members, own, strict=False):
+            dial.put(member.posterior.guide, value)
+        candidates.sort(key=lambda candidate: candidate[0])
+    temperatures = [best_temperature(each, count)[0] for _, each in candidates]
+    found = [densities(each, count, t) for (_, each), t in zip(candidates, temperatures, strict=True)]
+    values = [value for value, _ in candidates]
+    best, curve = dialling.best_of(values, found)
+    if dial.in_training:
+        best = next(index for index, (_, each) in enumerate(candidates) if each is members)
+    elif dial.buffer is not None:
+        for member in members:
+            dial.put(member.posterior.guide, values[best])
+    chosen = candidates[best][1]
+    return chosen, _result(dial.field, values[best], temperatures[best], curve, chosen, trained)
+
+
+def _result(
+    dial: str,
+    chosen: float,
+    temperature: float,
+    curve: dict[str, FloatArray],
+    members: Sequence[OutOfFold],
+    trained: Trained,
+) -> TuningResult:
+    return TuningResult(
+        dial=dial,
         rows="out-of-fold",
-        chosen=temperature,
+        chosen=chosen,
         temperature=temperature,
         curve=curve,
-        log_density=log_density,
-        fold=fold.astype(np.float64),
-        digest=digest(train),
+        log_density=densities(members, len(trained.fold), temperature),
+        fold=trained.fold.astype(np.float64),
+        digest=digest(trained.train),
     )
-    if refit:
-        logger.info("Refit: all %d examples, at a temperature of %.3f.", len(train), temperature)
-        found = one(fitting, train, held_out, None, seed, folder, "refit")
-        found.temperature = temperature
-    else:
-        shared = mixture_temperature(members, train, fold, temperature, seed)
-        logger.info("Temperature: %.3f of a member, %.3f of their mixture.", temperature, shared)
-        found = Mixture([member.posterior for member in members], temperature=shared)
-    found.tuning = dataclasses.replace(tuning, temperature=found.temperature)
-    if folder is not None and int(os.environ.get("RANK", "0")) == 0:
-        found.save(folder)
-    return found
 
 
 def check(fitting: Fitting, train: Source, folds: int) -> None:
@@ -143,35 +229,6 @@ def folds_of(labels: np.ndarray | None, count: int, folds: int, seed: int) -> np
     return generator.permutation(folds)[fold]
 
 
-def one(
-    fitting: Fitting,
-    train: Source,
-    held_out: Source | None,
-    rows: Source | None,
-    seed: int,
-    folder: str | os.PathLike[str] | None,
-    name: str,
-) -> Posterior:
-    """Fit one member, in a folder of its own, with a likelihood of its own.
-
-    Args:
-        fitting: The fit.
-        train: Its training data.
-        held_out: Held-out data.
-        rows: Those of its fold, for methods that learn from held-out data.
-        seed: Its seed.
-        folder: That of the whole fit, if there is one.
-        name: The name of its own folder in there.
-    """
-    own = None if folder is None else Path(folder) / name
-    args = copy.copy(fitting.args)
-    if args is not None:
-        args.output_dir, args.seed = str(own), seed
-    member = dataclasses.replace(fitting, likelihood=copy.deepcopy(fitting.likelihood), args=args)
-    with seeded(seed % 2**32):
-        return member(train, held_out, rows if fitting.method.tuning() else None, seed % 2**32, own)
-
-
 def predicted(posterior: Posterior, source: Source, rows: np.ndarray, seed: int) -> OutOfFold:
     """Run a member on the rows of its fold."""
     found, labels = posterior._labelled(source, NUM_DRAWS, seed, BATCH_SIZE)
@@ -182,7 +239,8 @@ def densities(members: Sequence[OutOfFold], count: int, temperature: float) -> F
     """Return the log-density of each row under the member that has not seen it, in nats, `[row]`."""
     found = np.empty(count)
     for posterior, outputs, labels, rows in members:
-        found[rows] = posterior._prediction(outputs, temperature).log_density(labels)
+        prediction = posterior._prediction(outputs, temperature)
+        found[rows] = dialling.density(prediction, labels, dialling.is_sampled(posterior))
     return found
 
 

@@ -32,6 +32,7 @@ ORDER = (
     ("watching",),
     ("trainer",),
     ("training",),
+    ("dialling",),
     ("fitting",),
     ("folds",),
     ("fit", "texts"),

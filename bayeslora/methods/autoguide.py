@@ -16,7 +16,7 @@ from torch import nn
 
 from bayeslora import guides
 from bayeslora.adapters import Stack
-from bayeslora.methods.fields import NonNegative, Positive
+from bayeslora.methods.fields import NonNegative, Positive, PositiveOrAuto
 from bayeslora.methods.spreads import LearnedSpreads
 from bayeslora.natural import Gaussian
 from bayeslora.types import FactorTuple
@@ -43,7 +43,7 @@ class AutoGuide(LearnedSpreads):
         prior_scale: $\sigma_p$ of the default prior, in units of the weights; or `"learn"`, for each factor of each
             layer by empirical Bayes, the root of its numbers' mean square under the guide, after every step.
         init_scale: Starting standard deviation of every number, for guides that have one.
-        temperature: Multiplies the divergence.
+        temperature: Multiplies the divergence; or `"auto"`, that of several fits which predicts new rows best.
         spread_rate: ρ, peak rate of the natural steps of the scales of $C$ (`natural`): in a step, a precision goes
             this part of the way to what prior and batch ask for. None for 20 / steps of the fit, and no more than ½.
             Correlations are left to the Trainer's optimiser.
@@ -66,7 +66,7 @@ class AutoGuide(LearnedSpreads):
     usual_scale = 0.2
     prior_scale: Positive | Literal["learn"] = 0.2
     init_scale: Positive = 0.01
-    temperature: Positive = 0.03
+    temperature: PositiveOrAuto = 0.03
     spread_rate: Positive | None = None
     guide_learning_rate: NonNegative | None = None
 

@@ -10,6 +10,7 @@ from torch.distributions import Distribution
 
 from bayeslora import contracts, guides, natural
 from bayeslora.adapters import Family, LowRank, Stack, Stacks
+from bayeslora.dials import Dial
 from bayeslora.fitted import FittedProgram
 from bayeslora.methods import fields
 from bayeslora.types import Batch, FactorsByStack, FactorTuple, Sites
@@ -37,16 +38,15 @@ class Method(abc.ABC):
     Attributes:
         name: Its key in `METHODS`.
         family: Which factors a layer of the body has.
-        head_family: Which factors a linear layer of the task head has, for a method that treats the head as further
-            stacks (`stack.in_head`); None if the head is trained as a point.
+        head_family: Those of a linear layer of the task head, as further stacks (`stack.in_head`); None for a point.
         num_particles: Draws of the weights per training step, if `fit` is given no number.
-        own_batches: Whether the particles are the `num_particles` members of an ensemble, each of which trains on its
-            own batches.
+        own_batches: Whether particles are members of an ensemble, each of which trains on its own batches.
         guide_learning_rate: Learning rate of the guide's spreads (`guides.spreads`) with the Trainer's optimiser; None
-            for the common rate, or for the natural steps of methods that have them (`spreads.LearnedSpreads`).
+            for the common rate, or for natural steps (`spreads.LearnedSpreads`).
         spread_rate: Peak rate of natural steps, for methods that have them; None for one that is fit for the run.
         rate_factor: What the default learning rate of `fit` is multiplied by, that of LoRA in a network of this width.
-        refit: Whether cross-fitting returns one fit of all examples by default, instead of its members.
+        dial: The number that says how loud it is; None if that is the temperature of its predictions.
+        refit: Whether cross-fitting returns one fit of all data by default, not its members.
         post_hoc: Whether adapters and task head stay as they were passed to `fit(init=…)`.
         approximation: How a posterior predicts by default: `"draws"`, running the network on draws, or `"linear"`.
         claims: What its draws are: of a `"posterior"`, whose prior, temperature and likelihood the program states;
@@ -62,6 +62,7 @@ class Method(abc.ABC):
     guide_learning_rate: float | None = None
     spread_rate: float | None = None
     rate_factor: ClassVar[float] = 1.0
+    dial: ClassVar[Dial | None] = None
     refit: ClassVar[bool] = False
     post_hoc: bool = False
     approximation: ClassVar[str] = "draws"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora import guides, priors
 from bayeslora.adapters import Factors, Stack
-from bayeslora.methods.fields import NonNegative, Positive
+from bayeslora.methods.fields import NonNegative, Positive, PositiveOrAuto
 from bayeslora.methods.spreads import LearnedSpreads
 
 
@@ -33,7 +33,7 @@ class BLoB(LearnedSpreads):
             Bayes, $\sigma_p^2 = \overline{M_{ij}^2 + \Omega_{ij}^2}$ after every step.
         init_root: Largest starting value of $G$, which is drawn from U(`init_root` / √2, `init_root`): at 0.05, Ω
             starts between 0.00125 and 0.0025, in units of the weights.
-        temperature: Multiplies the KL.
+        temperature: Multiplies the KL; or `"auto"`, that of several fits which predicts rows not trained on best.
         spread_rate: ρ, peak rate of the natural steps of Ω (`natural`): in a step, its precision goes this part of the
             way to what prior and batch ask for. None for 20 / steps of the fit, and no more than ½.
         guide_learning_rate: Learning rate of $G$ with the Trainer's optimiser instead of natural steps, as in the
@@ -53,7 +53,7 @@ class BLoB(LearnedSpreads):
     usual_scale = 0.2
     prior_scale: Positive | Literal["learn"] = 0.2
     init_root: Positive = 0.05
-    temperature: Positive = 0.03
+    temperature: PositiveOrAuto = 0.03
     spread_rate: Positive | None = None
     guide_learning_rate: NonNegative | None = None
 

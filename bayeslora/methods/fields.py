@@ -8,7 +8,7 @@ is checked against its declarations when it is made. `describe` puts them into w
 import dataclasses
 import inspect
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from bayeslora.contracts import (
     Count,
@@ -24,12 +24,18 @@ from bayeslora.contracts import (
     in_words,
 )
 
+if TYPE_CHECKING:  # what computes with it has a number: `dialling` puts one in the place of "auto"
+    PositiveOrAuto: TypeAlias = float
+else:
+    PositiveOrAuto: TypeAlias = Positive | Literal["auto"]
+
 __all__ = [
     "Count",
     "DropRate",
     "NonNegative",
     "PartOfRun",
     "Positive",
+    "PositiveOrAuto",
     "Share",
     "StandardDeviation",
     "Within",

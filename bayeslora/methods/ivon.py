@@ -9,7 +9,7 @@ from torch import nn
 from bayeslora import guides, natural
 from bayeslora.adapters import Stack
 from bayeslora.fitted import FittedProgram
-from bayeslora.methods.fields import Positive, Share
+from bayeslora.methods.fields import Positive, PositiveOrAuto, Share
 from bayeslora.methods.spreads import LearnedSpreads
 from bayeslora.types import FactorTuple
 
@@ -41,7 +41,7 @@ class IVON(LearnedSpreads):
         prior_scale: Standard deviation $\sigma_p$, in units of the weights; or `"learn"`, for each factor of each layer
             by empirical Bayes, $\sigma_p^2 = \overline{m^2 + \sigma^2}$ after every step.
         init_scale: Starting value of σ, in units of the weights.
-        temperature: Multiplies the KL.
+        temperature: Multiplies the KL; or `"auto"`, that of several fits which predicts rows not trained on best.
         mean_rate: η at its peak: the part of a Newton step that a mean makes.
         spread_rate: ρ at its peak, $1 - \beta_2$ in the paper; None for 20 / steps of the fit, and no more than ½. Both
             decay with the learning rate.
@@ -63,7 +63,7 @@ class IVON(LearnedSpreads):
     usual_scale = 0.2
     prior_scale: Positive | Literal["learn"] = 0.2
     init_scale: Positive = 0.01
-    temperature: Positive = 0.03
+    temperature: PositiveOrAuto = 0.03
     mean_rate: Positive = 0.1
     spread_rate: Positive | None = None
     momentum: Share = 0.9

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import pyro
@@ -13,11 +14,12 @@ from torch.distributions import Distribution
 
 from bayeslora import curvature, guides, priors
 from bayeslora.adapters import Affine, Family, Stack, Stacks, split_site
+from bayeslora.dials import Dial
 from bayeslora.distributions import KroneckerNormal
 from bayeslora.fitted import FittedProgram
 from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import Count, Positive
-from bayeslora.precision import largest_evidence, least_nll
+from bayeslora.precision import CANDIDATES, largest_evidence, least_nll
 from bayeslora.types import Batch, FactorTuple
 
 logger = logging.getLogger(__name__)
@@ -33,14 +35,14 @@ class Laplace(PerStackMethod):
 
     with $\hat F$ trained as a point under flat priors, $R \otimes C$ its Kronecker-factored Gauss-Newton matrix, summed
     over the training data (`curvature.gauss_newton`), and $p(F) = N(0, 1/\tau)$ entry by entry, one τ for all. C
-    stands over the inputs of F, R over the gradients of its outputs. Different matrices are independent.
-
-    Predictions are linearised by default; `predict(approximation="draws")` runs the network on draws.
+    stands over the inputs of F, R over the gradients of its outputs. Different matrices are independent. Predictions
+    are linearised by default; `predict(approximation="draws")` runs the network on draws.
 
     Args:
         prior_precision: τ, in inverse squared units of the weights; or how to choose it: `"validation"`, the least NLL
             of the linearised predictions on the validation data among 0.1, 0.32, 1, … 10⁶; `"evidence"`, the largest
-            marginal likelihood, by MacKay's fixed point, which is also used if there is no validation data.
+            marginal likelihood, by MacKay's fixed point, also used without validation data; or `"auto"`, the value at
+            which rows that were not trained on are predicted best.
         last_layer: Whether only the task head is random, and the adapters are points.
         max_width: Largest number of rows or columns over which R or C is held in full.
         kept: Eigenvectors of R or C that are kept beyond that width; other directions have the prior's variance.
@@ -50,16 +52,17 @@ class Laplace(PerStackMethod):
         ValueError: If a field is out of its range, or `last_layer` is asked of a network without a task head.
 
     References:
-        MacKay (1992), A practical Bayesian framework for backpropagation networks;
-        Ritter et al. (2018), A scalable Laplace approximation for neural networks;
-        Daxberger et al. (2021), [Laplace Redux](https://arxiv.org/abs/2106.14806);
-        Yang et al. (2023), [Bayesian low-rank adaptation](https://arxiv.org/abs/2308.13111).
+        MacKay (1992), A practical Bayesian framework for backpropagation networks; Ritter et al. (2018), A scalable
+        Laplace approximation for neural networks; Daxberger et al. (2021), [Laplace
+        Redux](https://arxiv.org/abs/2106.14806); Yang et al. (2023), [Bayesian low-rank
+        adaptation](https://arxiv.org/abs/2308.13111).
     """
 
     name = "laplace"
     head_family: ClassVar[Family | None] = Affine()
     approximation: ClassVar[str] = "linear"
-    prior_precision: Literal["validation", "evidence"] | Positive = "validation"
+    dial = Dial("prior_precision", CANDIDATES[1::2], "precision")
+    prior_precision: Literal["validation", "evidence", "auto"] | Positive = "validation"
     last_layer: bool = False
     max_width: Count = 1024
     kept: Count = 64
@@ -94,18 +97,13 @@ class Laplace(PerStackMethod):
         found = curvature.gauss_newton(program, train, {site: matrix.ranks for site, matrix in matrices.items()})
         for site, matrix in matrices.items():
             matrix.put(found[site])
-
-        def put(precision: float) -> None:
-            for matrix in matrices.values():
-                matrix.precision.fill_(precision)
-
         tau, how = self.prior_precision, "given"
         if tau == "validation" and validation:
-            tau, how = least_nll(program, validation, put), "validation"
+            tau, how = least_nll(program, validation, partial(self.dial.put, guide)), "validation"
         elif isinstance(tau, str):
             weights = [matrix.loc.detach() + _frozen(program, site) for site, matrix in matrices.items()]
             tau, how = largest_evidence([matrix.eigenvalues() for matrix in matrices.values()], weights), "evidence"
-        put(tau)
+        self.dial.put(guide, tau)
         logger.info("Laplace: prior precision %.3g (%s).", tau, how)
         return guide
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora import priors
 from bayeslora.adapters import Family, Stack
+from bayeslora.dials import Dial
 from bayeslora.distributions import Mask, RelaxedMask
 from bayeslora.fitted import FittedProgram
 from bayeslora.methods.adalora import AdaLoRA
@@ -48,7 +49,8 @@ class LoRADropout(PerStackMethod):
     rows of $P$, and none on λ.
 
     Args:
-        p: Probability that a feature is dropped, $0 \le p < 1$, or `"learn"`.
+        p: Probability that a feature is dropped, below 1; `"learn"`; or `"auto"`, the best of several fits at
+            predicting rows that they were not trained on.
         rescale: Whether kept features are multiplied by 1/(1−p): then $E[\hat B \hat A] = BA$. In the paper's form it
             is $(1-p)^2 BA$. The centre, which `predict(center=True)` and `merge` use, is this mean.
         sparsity: λ, of the penalty on dropped entries, in nats.
@@ -63,9 +65,7 @@ class LoRADropout(PerStackMethod):
     Raises:
         ValueError: If a field is out of its range, or does not go with `"learn"`.
 
-    `num_particles` of `fit` is N, the masks drawn per step.
-
-    Differs from the paper: `rescale` and `"learn"` are ours.
+    `num_particles` of `fit` is N, the masks drawn per step. Differs from the paper: `rescale` and `"learn"` are ours.
 
     References:
         Lin et al. (2024), [LoRA Dropout](https://arxiv.org/abs/2404.09610), §3.2-3.4, Eq. 4-6 and 11.
@@ -73,7 +73,8 @@ class LoRADropout(PerStackMethod):
 
     name = "lora_dropout"
     claims = property(lambda self: "posterior" if self.p == "learn" else "noise")
-    p: DropRate | Literal["learn"] = 0.5
+    dial = Dial("p", (0.1, 0.25, 0.5))
+    p: DropRate | Literal["learn", "auto"] = 0.5
     rescale: bool = False
     sparsity: NonNegative = 0.0
     train_dropout: bool = True
@@ -118,7 +119,7 @@ class LoRADropout(PerStackMethod):
 
     def stack_prior(self, stack: Stack) -> FactorTuple:
         A, B = self.masked(stack)
-        p = self.prior_p if self.p == "learn" else self.p
+        p = self.prior_p if self.p == "learn" else float(self.p)
         with stack.layers:
             with poutine.scale(scale=1 / stack.num_examples):
                 factors = priors.flat_factors(stack)
@@ -180,7 +181,7 @@ class LoRADropoutGuide(nn.Module):
         method = self.method
         if not (method.train_dropout if self.training else method.test_dropout):
             return 0.0
-        return self.get_parameter(f"log_odds_{factor}").sigmoid() if method.p == "learn" else method.p
+        return self.get_parameter(f"log_odds_{factor}").sigmoid() if method.p == "learn" else float(method.p)
 
     def spreads(self) -> Iterator[nn.Parameter]:
         """Yield the log-odds of the learned rates."""

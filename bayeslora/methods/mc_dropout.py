@@ -1,6 +1,7 @@
 """Monte Carlo dropout: LoRA whose input dropout stays on in prediction."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import pyro
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from bayeslora import guides, priors
 from bayeslora.adapters import InputDropout, SeededFactors, Stack
+from bayeslora.dials import Dial
 from bayeslora.distributions import Seed
 from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import DropRate
@@ -26,7 +28,8 @@ class MCDropout(PerStackMethod):
     gives the same prediction of the same batch. The centre has no dropout.
 
     Args:
-        p: Probability that an entry of the adapter's input is dropped, $0 \le p < 1$.
+        p: Probability that an entry of the adapter's input is dropped, $0 \le p < 1$; or `"auto"`, that of several
+            fits which predicts rows that were not trained on best.
 
     Raises:
         ValueError: If p is out of its range.
@@ -39,11 +42,12 @@ class MCDropout(PerStackMethod):
 
     name = "mc_dropout"
     claims = "noise"
-    p: DropRate = 0.1
+    dial = Dial("p", (0.05, 0.1, 0.25, 0.5))
+    p: DropRate | Literal["auto"] = 0.1
 
     @property
     def family(self) -> InputDropout:  # type: ignore[override]
-        return InputDropout(self.p)
+        return InputDropout(0.1 if self.p == "auto" else self.p)
 
     def stack_prior(self, stack: Stack) -> SeededFactors:
         with stack.layers:

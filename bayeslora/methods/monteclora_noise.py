@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bayeslora import priors
 from bayeslora.adapters import SVD, DoRA, Family, Full, LowRank, Stack
+from bayeslora.dials import Dial
 from bayeslora.distributions import WishartCholesky
 from bayeslora.fitted import FittedProgram
 from bayeslora.methods.base import PerStackMethod, Tuning
@@ -28,6 +29,7 @@ class NoisyColumns(PerStackMethod):
     """
 
     refit = True
+    dial = Dial("noise_ratio", (1.0, 2.0, 4.0, 8.0, 16.0), "noise_ratio", in_training=True)
     base: Literal["lora", "full", "dora", "adalora"]
     components: int
     concentration: float

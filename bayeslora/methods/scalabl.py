@@ -11,7 +11,7 @@ from torch import nn
 
 from bayeslora import guides, priors
 from bayeslora.adapters import Factors, Stack
-from bayeslora.methods.fields import NonNegative, Positive
+from bayeslora.methods.fields import NonNegative, Positive, PositiveOrAuto
 from bayeslora.methods.spreads import LearnedSpreads
 
 
@@ -30,7 +30,7 @@ class ScalaBL(LearnedSpreads):
         prior_scale: Standard deviation $\sigma_p$ of $g$, which has no unit and starts at mean 1; or `"learn"`, for
             each layer by empirical Bayes, $\sigma_p^2 = \overline{m_i^2 + \omega_i^2}$ after every step.
         init_scale: Largest starting value of $\omega$, which is drawn from U(`init_scale` / √2, `init_scale`).
-        temperature: Multiplies the KL.
+        temperature: Multiplies the KL; or `"auto"`, that of several fits which predicts rows not trained on best.
         spread_rate: ρ, peak rate of the natural steps of ω (`natural`): in a step, its precision goes this part of the
             way to what prior and batch ask for. None for 20 / steps of the fit, and no more than ½.
         guide_learning_rate: Learning rate of ω with the Trainer's optimiser instead of natural steps.
@@ -48,7 +48,7 @@ class ScalaBL(LearnedSpreads):
     usual_scale = 1.0
     prior_scale: Positive | Literal["learn"] = 1.0
     init_scale: Positive = 0.05
-    temperature: Positive = 1.0
+    temperature: PositiveOrAuto = 1.0
     spread_rate: Positive | None = None
     guide_learning_rate: NonNegative | None = None
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bayeslora import guides, natural, priors
 from bayeslora.adapters import Stack
+from bayeslora.dials import Dial
 from bayeslora.fitted import FittedProgram
 from bayeslora.methods.base import PerStackMethod
 
@@ -37,6 +38,7 @@ class LearnedSpreads(PerStackMethod):
         usual_scale: Where a learned one starts.
     """
 
+    dial = Dial("temperature", (0.003, 0.01, 0.03, 0.1, 0.3, 1.0))
     prior_scale: float | Literal["learn"]
     usual_scale: float
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bayeslora import guides, priors
 from bayeslora.adapters import Factors, Stack
+from bayeslora.dials import Dial
 from bayeslora.fitted import FittedProgram
 from bayeslora.isolation import seeded
 from bayeslora.methods.base import PerStackMethod
@@ -43,6 +44,8 @@ class TFB(PerStackMethod):
     is 0.
 
     Args:
+        sigma: σ, in units of the weights: None for the search above, a number, or `"auto"`, the one of several at which
+            rows that were not trained on are predicted best.
         tolerance: By how much the NLL may rise, relative to the NLL: 0.003 is 0.3 %.
         post_hoc: Whether `A`, `B` and the task head stay as they were passed to `fit(init=…)`: nothing is trained.
             Otherwise they are trained first, as a LoRA.
@@ -59,6 +62,8 @@ class TFB(PerStackMethod):
 
     name = "tfb"
     claims = "noise"
+    dial = Dial("sigma", tuple(0.00125 * 2**k for k in range(9)), "sigma")
+    sigma: Positive | Literal["auto"] | None = None
     tolerance: Positive = 0.003
     post_hoc: bool = False
 
@@ -79,6 +84,9 @@ class TFB(PerStackMethod):
         parts: Any = guide.values()  # type: ignore[operator]
         for part in parts:
             part.rotate()
+        if self.sigma is not None:
+            self.dial.put(guide, FIRST_SIGMA if self.sigma == "auto" else self.sigma)
+            return guide
         anchors = validation or train
         seed = int(torch.randint(2**31, ()))
 
