@@ -63,14 +63,15 @@ def mixture(
             raise ArgumentError(
                 f"weights={weights!r}: give one for each of {len(posteriors)} posteriors, and one above 0."
             )
-    components, own = [], []
+    components, own, sizes = [], [], []
     for posterior, share in zip(posteriors, shares / shares.sum(), strict=True):
-        for component, weight in _taken_apart(posterior):
+        parts = _taken_apart(posterior)
+        sizes.append(len(parts))
+        for component, weight in parts:
             components.append(component)
             own.append(share * weight)
     check(components)
-    whole = stack is not None and len(components) == len(posteriors)
-    return Mixture(components, own, densities=stack if whole else None)
+    return Mixture(components, own, densities=stack, sizes=sizes)
 
 
 def _densities(

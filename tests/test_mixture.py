@@ -114,6 +114,19 @@ def test_stacking_by_held_out_rows_says_what_each_component_is_worth(pair: tuple
     np.testing.assert_allclose(table["se_difference"], apart.std(1, ddof=1) / 24**0.5, atol=1e-12)
 
 
+def test_a_mixture_among_them_counts_as_one(pair: tuple[Posterior, Posterior], tmp_path: Path) -> None:
+    inner = mixture([pair[0], pair[1]], [1, 2])
+    whole = mixture([inner, pair[0]], "stacking", validation=DATA, num_draws=4)
+    table = whole.elpd
+    assert table["method"].tolist() == ["2 × lora", "lora"]
+    assert table["weight"].sum() == pytest.approx(1)
+    np.testing.assert_allclose(whole.weights[:2], table["weight"][0] * np.array([1, 2]) / 3)
+    whole.save(tmp_path)
+    loaded = bayeslora.load(tmp_path, MODEL)
+    assert isinstance(loaded, Mixture)
+    assert loaded.elpd.equals(table)
+
+
 def tuned(posterior: Posterior, digest: str = "a") -> Posterior:
     other = posterior._at_temperature(posterior.temperature)
     densities = posterior.predict(DATA, 4).log_density(DATA[1].numpy())
@@ -257,6 +270,7 @@ def test_a_strangers_mixture_is_checked(pair: tuple[Posterior, Posterior], tmp_p
         (lambda f, r: r["components"].extend(r["components"] * 600), "may be 1 to 1000"),
         (lambda f, r: r.update(temperature=0), "a positive number"),
         (lambda f, r: r.update(densities=["0"]), "no tensor 'densities/0'"),
+        (lambda f, r: r["components"].pop(), "the weights do not sum to 1"),
         (lambda f, r: (first(f, r) / "bayeslora.json").write_text("{}"), "not the one it is named after"),
         (link, "no such folder of its own"),
         (mix, "not the one it is named after"),

@@ -65,7 +65,8 @@ class Mixture(Posterior):
         weights: w, one for each, at least 0; they are divided by their sum.
         temperature: Divides every logit, beside the components' own.
         tuning: How its dial was set by folds, if it was.
-        densities: Log predictive densities of rows that set the weights, in nats, `[component, row]`.
+        densities: Log predictive densities of rows that set the weights, in nats, `[posterior, row]`.
+        sizes: How many components, one after another, belong to each posterior of `densities`; None for one.
 
     Attributes:
         components: The posteriors.
@@ -79,12 +80,14 @@ class Mixture(Posterior):
         temperature: float = 1.0,
         tuning: TuningResult | None = None,
         densities: FloatArray | None = None,
+        sizes: Sequence[int] | None = None,
     ):
         self.components = tuple(components)
         given = np.ones(len(self.components)) if weights is None else np.asarray(weights, dtype=np.float64)
         self.weights: FloatArray = given / given.sum()
         first = self.components[0]
         self.temperature, self.tuning, self.densities = temperature, tuning, densities
+        self.sizes = tuple(sizes or [1] * len(self.components))
         self.tokenizer, self.class_names, self.columns = first.tokenizer, first.class_names, first.columns
         unfinished = [component.state for component in self.components if component.state is not None]
         self.state = unfinished[0] if unfinished else None
@@ -110,10 +113,11 @@ class Mixture(Posterior):
 
     @property
     def elpd(self) -> "pd.DataFrame":
-        """The components' expected log predictive densities, of the rows that set the weights, in nats per row.
+        """Expected log predictive densities of what was put together, by the rows that set the weights, in nats a row.
 
-        A row per component: its `weight`, `elpd` with its standard error `se`, and its `difference` from the mixture's,
-        with its own standard error, `se_difference`. The mixture's weights were chosen on these rows.
+        A row per posterior that was given, which may be a mixture itself: its `weight`, `elpd` with its standard error
+        `se`, and its `difference` from the whole mixture's, with its own standard error, `se_difference`. The weights
+        were chosen on these rows.
 
         Raises:
             ValueError: If the weights were not set by any.
@@ -122,11 +126,15 @@ class Mixture(Posterior):
 
         if self.densities is None:
             raise ValueError("The weights were not set by predictive densities: make it with weights='stacking'.")
-        apart = self.densities - mixed(self.densities, self.weights)
+        starts = np.cumsum([0, *self.sizes[:-1]])
+        weights = np.add.reduceat(self.weights, starts)
+        kinds = [self.components[start].method.name for start in starts]
+        names = [kind if size == 1 else f"{size} × {kind}" for kind, size in zip(kinds, self.sizes, strict=True)]
+        apart = self.densities - mixed(self.densities, weights)
         return pd.DataFrame(
             {
-                "method": [component.method.name for component in self.components],
-                "weight": self.weights,
+                "method": names,
+                "weight": weights,
                 "elpd": self.densities.mean(1),
                 "se": [standard_error(row) for row in self.densities],
                 "difference": apart.mean(1),
@@ -287,7 +295,7 @@ class Mixture(Posterior):
         Raises:
             NotSavedError: If a file cannot be written; what was saved there before is as it was.
         """
-        columns = {} if self.densities is None else {str(k): row for k, row in enumerate(self.densities)}
+        columns = {} if self.densities is None else dict(zip(_ranges(self.sizes), self.densities, strict=True))
         tensors = tables.state(self) | {f"densities/{name}": torch.from_numpy(row) for name, row in columns.items()}
         record = {"temperature": self.temperature, "densities": list(columns), **tables.record(self)}
         components = list(zip([each.save for each in self.components], self.weights.tolist(), strict=True))
@@ -304,12 +312,14 @@ class Mixture(Posterior):
         """Return a saved mixture of these components."""
         with reading(folder, record["tensors"]):
             names = record["densities"]
-            if names and names != [str(number) for number in range(len(components))]:
-                raise ValueError("densities: there is a column for each component, or none")
+            ends = [int(name.rpartition("-")[2]) + 1 if name.rpartition("-")[2].isdecimal() else 0 for name in names]
+            sizes = np.diff([0, *ends]).tolist()
+            if names and (names != _ranges(sizes) or min(sizes) < 1 or ends[-1] != len(components)):
+                raise ValueError(f"densities is {names!r:.100}: give a range of components for each posterior, or none")
             densities = np.stack([tensors[f"densities/{name}"].numpy() for name in names]) if names else None
             tuning = TuningResult.restored(record.get("tuning"), tensors)
             weights = [each["weight"] for each in record["components"]]
-            found = cls(components, weights, record["temperature"], tuning, densities)
+            found = cls(components, weights, record["temperature"], tuning, densities, sizes if names else None)
             found.held_out = tables.held_out(tensors, cast(Record, record))
         check(components)
         return found
@@ -337,6 +347,12 @@ def check(components: Sequence[Posterior]) -> None:
 
 def _labels(posterior: Posterior) -> str:
     return posterior._likelihood.name + (f" of {', '.join(posterior.class_names)}" if posterior.class_names else "")
+
+
+def _ranges(sizes: Sequence[int]) -> list[str]:
+    """Return the first and last component of each posterior, `0-4`, `5-5`."""
+    ends = np.cumsum(sizes).tolist()
+    return [f"{end - size}-{end - 1}" for end, size in zip(ends, sizes, strict=True)]
 
 
 def _resampled(weights: FloatArray, count: int) -> np.ndarray:
