@@ -2,12 +2,14 @@
 
     python benchmarks/gold_study.py
 
+Every method is stored as it ends, so that an interrupted study goes on; the table has what is there.
+
 Logits are s·BAx plus those of a frozen layer. Each method is fitted with its defaults, but temperature 1 where it has
 one; a reference is then drawn with NUTS given the points of that fit: from the posterior that the method claims, or, of
 noise and points, from that under A ~ N(0, 0.2²) given the method's B.
 """
 
-import math
+import json
 import time
 import warnings
 from typing import Any
@@ -26,6 +28,7 @@ from bayeslora.priors import normal
 from bayeslora.program import Program
 from bayeslora.tasks import Classification
 
+STORE = ROOT / "benchmarks" / "results" / "gold.jsonl"
 NUM_EXAMPLES, D_IN, RANK, PRIOR = 60, 5, 2, 0.2
 SETTINGS: dict[str, Any] = {"rank": RANK, "epochs": 60, "batch_size": 20, "learning_rate": 1e-2, "progress": False}
 SAMPLES, WARMUP, DRAWS = 300, 100, 2000
@@ -83,24 +86,32 @@ def run(name: str) -> dict[str, Any]:
     return {
         "method": name,
         "claims": method.claims,
-        **{column: round(value, 2) for column, value in found.items()},
-        "k-hat": round(khat.khat, 2) if khat else math.nan,
-        "width": round(khat.width, 2) if khat else math.nan,
+        **{column: f"{value:.2f}" for column, value in found.items()},
+        "k-hat": f"{khat.khat:.2f}" if khat else "–",
+        "width": f"{khat.width:.2f}" if khat else "–",
         "good": {True: "yes", False: "no", None: "–"}[khat.good if khat else None],
         "NUTS": f"{gold.effective:.0f} effective, {gold.divergences} divergent",
     }
 
 
 def main() -> None:
-    """Run every method, and write the table."""
-    lines = []
-    begun = time.process_time()
-    for name in VARIANTS:
+    """Run what is missing, posteriors first, and write the table."""
+    done = [json.loads(line) for line in STORE.read_text().splitlines()] if STORE.exists() else []
+    known = {line["method"] for line in done}
+    claims = {name: make_method(key, **fields).claims for name, (key, fields) in VARIANTS.items()}
+    order = sorted(VARIANTS, key=lambda name: ("posterior", "noise", "points").index(claims[name]))
+    for name in order:
+        if name in known:
+            continue
+        begun = time.process_time()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            lines.append(run(name))
-        print(lines[-1], f"{time.process_time() - begun:.0f} s", flush=True)
-    fill(ROOT / "docs" / "trust.md", "gold", markdown(pd.DataFrame(lines)).replace("nan", "–"))
+            done.append(run(name))
+        with STORE.open("a") as file:
+            file.write(json.dumps(done[-1]) + "\n")
+        print(done[-1], f"{time.process_time() - begun:.0f} s", flush=True)
+        done.sort(key=lambda line: order.index(line["method"]))
+        fill(ROOT / "docs" / "trust.md", "gold", markdown(pd.DataFrame(done).astype(object)))
 
 
 if __name__ == "__main__":
