@@ -25,6 +25,7 @@ ORDER = (
     ("tables", "stacking"),
     ("prediction", "storage", "choice", "facts"),
     ("diagnostics", "generation", "interop"),
+    ("distilling",),
     ("posterior",),
     ("mixture", "unpacking"),
     ("loading", "testing", "checkpoints", "divergence"),

@@ -6,6 +6,7 @@ from bayeslora.distributions.columns import ColumnNormal, SharedColumns, Standar
 from bayeslora.distributions.deviations import Deviations, SharedNoise
 from bayeslora.distributions.dirichlet import Dirichlet, expected_square_sum
 from bayeslora.distributions.kronecker import KroneckerNormal
+from bayeslora.distributions.low_rank import LowRankNormal
 from bayeslora.distributions.masks import Mask, RelaxedMask
 from bayeslora.distributions.noise import FixedNoise, Seed
 from bayeslora.distributions.points import Enumerated, Flat
@@ -19,6 +20,7 @@ __all__ = [
     "FixedNoise",
     "Flat",
     "KroneckerNormal",
+    "LowRankNormal",
     "Mask",
     "RelaxedMask",
     "Seed",

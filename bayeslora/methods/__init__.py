@@ -32,6 +32,7 @@ from bayeslora.methods.tfb import TFB as TFB
 from bayeslora.methods.scalabl import ScalaBL as ScalaBL
 from bayeslora.methods.laplace import Laplace as Laplace
 from bayeslora.methods.autoguide import AutoGuide as AutoGuide
+from bayeslora.methods.distilled import Distilled as Distilled
 # isort: on
 
 MethodName: TypeAlias = Annotated[

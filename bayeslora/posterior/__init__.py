@@ -2,11 +2,11 @@
 
 from bayeslora.posterior.deciding import Deciding
 from bayeslora.posterior.diagnosing import Diagnosing
+from bayeslora.posterior.distilling import Distilling
 from bayeslora.posterior.leaving import Leaving
-from bayeslora.posterior.predicting import Predicting
 
 
-class Posterior(Predicting, Deciding, Diagnosing, Leaving):
+class Posterior(Distilling, Deciding, Diagnosing, Leaving):
     """A posterior over the adapters of a network.
 
     Args:

@@ -191,6 +191,10 @@ class Mixture(Posterior):
     def _likelihood(self) -> Likelihood:
         return self.components[0]._likelihood
 
+    def _start(self) -> Posterior:
+        """Return the component with the largest weight."""
+        return self.components[int(self.weights.argmax())]
+
     def _run(
         self, source: Source, num_draws: int, seed: int | None, batch_size: int, center: bool, approximation: str | None
     ) -> Together:

@@ -19,6 +19,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from bayeslora.metrics import FloatArray
 from bayeslora.tasks.classes import Classes
 from bayeslora.tasks.collecting import Collector, Everything, Outputs
 from bayeslora.tasks.conversations import Answers
@@ -262,6 +263,15 @@ class Likelihood(nn.Module, abc.ABC):
     def collector(self, with_labels: bool, context: Any = None) -> Collector:
         """Make the collector of the network's outputs, which come batch by batch."""
         return Everything(self, with_labels, context)
+
+    def latent(self, prediction: Any) -> tuple[FloatArray, FloatArray]:
+        """Return the logits that a prediction of this kind comes from: those of each draw, and those of their average.
+
+        They are `[draw, example, …]` and `[example, …]`, up to a constant where that does not count, and at a
+        temperature of 1. A kind whose predictions say what the logits of an example are writes this, and can be
+        distilled.
+        """
+        raise NotImplementedError(f"{self.name!r} predictions do not say what the logits of an example are.")
 
     def tokens(self, batch: Batch, logits: Tensor, labels: Tensor | None) -> Tensor | None:
         """Return which tokens are rows of the prediction, `[batch, token]`; None if rows are examples."""

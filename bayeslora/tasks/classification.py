@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+TINY = np.finfo(np.float64).tiny
+
+
 class ClassProbabilities(BasePrediction):
     """Class probabilities of rows that each have one class.
 
@@ -228,3 +231,7 @@ class Classification(Categorical):
     @classmethod
     def model_settings(cls, model: str, names: Sequence[str] | None, labels: LabelColumn | None) -> dict[str, Any]:
         return class_settings(model, names, labels)
+
+    def latent(self, prediction: ClassProbabilities) -> tuple[FloatArray, FloatArray]:
+        log_draws = np.log(np.maximum(prediction.draws, TINY)) if prediction.log_draws is None else prediction.log_draws
+        return log_draws, np.log(np.maximum(prediction.probs, TINY))

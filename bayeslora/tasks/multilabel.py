@@ -187,6 +187,15 @@ class MultiLabel(Likelihood):
             return {"num_labels": len(labels[0])}
         return class_settings(model, names, labels)
 
+    def latent(self, prediction: MultiLabelPrediction) -> tuple[FloatArray, FloatArray]:
+        tiny = np.finfo(np.float64).tiny
+
+        def log_odds(probs: FloatArray) -> FloatArray:
+            return np.log(np.maximum(probs, tiny)) - np.log(np.maximum(1 - probs, np.finfo(np.float64).eps))
+
+        draws = log_odds(prediction.draws) if prediction.log_odds is None else prediction.log_odds
+        return draws, log_odds(prediction.probs)
+
     def predict(self, outputs: Outputs, temperature: float = 1.0, class_names: Names = None) -> BasePrediction:
         log_odds = outputs.logits / temperature
         return MultiLabelPrediction(metrics.sigmoid(log_odds), class_names, log_odds)

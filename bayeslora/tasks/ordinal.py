@@ -151,6 +151,17 @@ class Ordinal(Likelihood):
     def config(self) -> dict[str, Any]:
         return {"num_classes": self.num_classes}
 
+    def latent(self, prediction: OrdinalPrediction) -> tuple[FloatArray, FloatArray]:
+        r"""Return $f = c_k - \mathrm{logit}\, P(y \le k)$, on average over k, those that tell most about it first."""
+        cuts = self.cut_points.detach().double().cpu().numpy()
+
+        def logits(probs: FloatArray) -> FloatArray:
+            below = np.clip(probs.cumsum(-1)[..., :-1], 1e-12, 1 - 1e-12)
+            weights = below * (1 - below)
+            return ((cuts - np.log(below / (1 - below))) * weights).sum(-1) / weights.sum(-1)
+
+        return logits(prediction.draws), logits(prediction.probs)
+
     def predict(self, outputs: Outputs, temperature: float = 1.0, class_names: Names = None) -> BasePrediction:
         # The temperature flattens the classes' distribution. Dividing c − f by it would move everything to both ends.
         with torch.no_grad():

@@ -227,6 +227,9 @@ class RealValued(Likelihood):
     def model_settings(cls, model: str, names: Sequence[str] | None, labels: LabelColumn | None) -> dict[str, Any]:
         return {"num_labels": 1}
 
+    def latent(self, prediction: RegressionPrediction) -> tuple[FloatArray, FloatArray]:
+        return prediction.draws, prediction.predicted
+
     def predict(self, outputs: Outputs, temperature: float = 1.0, class_names: Names = None) -> BasePrediction:
         return RegressionPrediction(outputs.logits, self.scale, self.df)
 
