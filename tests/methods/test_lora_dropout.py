@@ -284,7 +284,7 @@ def test_dropped_shares_are_summaries(make_program: Make) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"p": 1.0}, "p=1.0: give a probability of at least 0 and less than 1, or 'learn'"),
+        ({"p": 1.0}, "p=1.0: give a probability of at least 0 and less than 1, 'learn', or 'auto'"),
         ({"p": -0.1}, "p=-0.1: give a probability"),
         ({"p": "learn", "rescale": True}, "rescale=True: p='learn' has no fixed rate to rescale by"),
         ({"p": "learn", "train_dropout": False}, "train_dropout=False: p='learn' learns the rates"),
