@@ -13,6 +13,7 @@ from bayeslora.mixture import mixture
 from bayeslora.posterior import Posterior
 from bayeslora.posterior.mixture import Mixture
 from bayeslora.registry import register
+from bayeslora.study import Comparison, compare
 from bayeslora.tasks import LIKELIHOODS, Likelihood
 from bayeslora.tasks.classification import Prediction
 from bayeslora.tasks.language_model import LanguagePrediction
@@ -28,6 +29,7 @@ __all__ = [
     "LIKELIHOODS",
     "METHODS",
     "ArgumentError",
+    "Comparison",
     "LanguagePrediction",
     "Likelihood",
     "Method",
@@ -41,6 +43,7 @@ __all__ = [
     "RegressionPrediction",
     "SpanPrediction",
     "TokenPrediction",
+    "compare",
     "diagnostics",
     "distributions",
     "fit",

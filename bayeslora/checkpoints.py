@@ -107,16 +107,16 @@ def data_record(source: Source) -> dict[str, Any]:
         first = _first_rows(source)
         record[f"columns of {name}"] = {column: _shape(value) for column, value in first[0].items()}
         again = _first_rows(source)
-        if _hash(first) != _hash(again):
+        if hashed(first) != hashed(again):
             return record
-        record[f"rows of {name}"] = _hash(_rows(source))
+        record[f"rows of {name}"] = hashed(_rows(source))
     if source.weights is not None:
-        record[f"weights of {name}"] = _hash(source.weights)
+        record[f"weights of {name}"] = hashed(source.weights)
     if (labels := source.labels) is not None:
-        record[f"{ALL_LABELS} of {name}"] = _hash(labels)
+        record[f"{ALL_LABELS} of {name}"] = hashed(labels)
     columns = getattr(source.dataset, "columns", None)
     if columns is not None and sum(column.nbytes for column in columns.values()) <= MOST_BYTES:
-        record[f"{ALL_ROWS} of {name}"] = _hash(columns)
+        record[f"{ALL_ROWS} of {name}"] = hashed(columns)
     return record
 
 
@@ -312,7 +312,8 @@ def _shape(value: Any) -> str:
     return type(value).__name__
 
 
-def _hash(values: Any) -> str:
+def hashed(values: Any) -> str:
+    """Return a short hash of a value, the same in every process: see `_update`."""
     digest = hashlib.sha256()
     _update(digest, values)
     return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The command line: `bayeslora demo | fit | predict | evaluate | calibrate | merge | export`."""
+"""The command line: `bayeslora demo | fit | predict | evaluate | calibrate | merge | export | compare`."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bayeslora import contracts
+from bayeslora import commands, contracts
 from bayeslora.methods import METHODS
 from bayeslora.shell import (
     FitCommand,
@@ -22,6 +22,7 @@ from bayeslora.shell import (
     held_out_of,
     method_fields,
     progress,
+    quiet,
     split_to_predict,
     with_columns,
     with_decisions,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Bayesian adapters for pre-trained networks.")
 console = Console()
+app.add_typer(commands.app)
 
 
 def _version(asked: bool) -> bool:
@@ -78,7 +80,7 @@ def demo(
     """Learn from 300 words which words are positive: LoRA against MonteCLoRA, on a real encoder, offline."""
     from bayeslora import demo as main_job
 
-    _quiet()
+    quiet()
     start = time.perf_counter()
     doing = "Fitting LoRA and MonteCLoRA to 300 words, predicting 1,000 (under 3 minutes on 2 cores)…"
     with errors(), console.status(doing):
@@ -148,7 +150,7 @@ def fit(
     import bayeslora
     from bayeslora.data import read, split
 
-    _quiet()
+    quiet()
     with errors():
         settings: dict[str, Any] = {
             **columns_named(text, label, id),
@@ -220,7 +222,7 @@ def predict(
     from bayeslora.posterior import Posterior
     from bayeslora.tasks.prediction import BasePrediction
 
-    _quiet()
+    quiet()
     with errors():
         columns = columns_named(text, label, id)
         contracts.check_arguments(Posterior.predict, None, data, num_draws=num_draws, seed=seed, **columns)
@@ -262,7 +264,7 @@ def evaluate(
     from bayeslora.loading import load
     from bayeslora.posterior import Posterior
 
-    _quiet()
+    quiet()
     with errors():
         columns = columns_named(text, label, id)
         contracts.check_arguments(Posterior.evaluate, None, data, num_draws=num_draws, seed=seed, **columns)
@@ -289,7 +291,7 @@ def calibrate(
     from bayeslora.loading import load
     from bayeslora.posterior import Posterior
 
-    _quiet()
+    quiet()
     with errors():
         columns = columns_named(text, label, id)
         contracts.check_arguments(Posterior.calibrate, None, data, num_draws=num_draws, seed=seed, **columns)
@@ -310,7 +312,7 @@ def merge(
     """Fold the centre's adapters into the weights, and save a plain model with its tokenizer."""
     from bayeslora.loading import load
 
-    _quiet()
+    quiet()
     with errors():
         check_output(output)
         loaded = load(posterior, model)
@@ -337,7 +339,7 @@ def export(
     from bayeslora.loading import load
     from bayeslora.posterior import Posterior
 
-    _quiet()
+    quiet()
     with errors():
         contracts.check_arguments(Posterior.export_peft, None, output, num_draws, seed=seed)
         check_output(output)
@@ -353,16 +355,6 @@ def as_json(scores: Mapping[str, float]) -> str:
 def main() -> None:
     """Run the `bayeslora` command."""
     app()
-
-
-def _quiet() -> None:
-    """Turn off the reports of libraries: loading a model for fine-tuning always reports that its head is new."""
-    from datasets.utils.logging import disable_progress_bar
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    disable_progress_bar()
 
 
 def _print(frame: "pd.DataFrame", title: str, key: str) -> None:

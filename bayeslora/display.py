@@ -52,7 +52,7 @@ def as_html(title: str, facts: Mapping[str, str], table: "pd.DataFrame | None" =
         f"<td style='text-align:left'>{html.escape(fact)}</td></tr>"
         for name, fact in facts.items()
     )
-    shown = "" if table is None or not len(table) else table.to_html(float_format=_number, border=0, max_cols=20)
+    shown = "" if table is None or not len(table) else table.to_html(float_format=_number, border=0, max_cols=30)
     return f"<div><strong>{html.escape(title)}</strong><table>{rows}</table>{shown}</div>"
 
 
@@ -66,6 +66,14 @@ def table_text(table: "pd.DataFrame", width: int = WIDTH) -> str:
         if max(map(len, text.splitlines())) <= width:
             break
     return text
+
+
+def markdown(table: "pd.DataFrame") -> str:
+    """Return a table of texts as Markdown, its index first; bars and line ends in it are kept from ending a cell."""
+    rows = [[str(table.index.name or ""), *map(str, table.columns)]]
+    rows += [[str(name), *map(str, row)] for name, row in zip(table.index, table.to_numpy(dtype=object), strict=True)]
+    lines = ["| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "| --- |" + " ---: |" * len(table.columns), *lines[1:]])
 
 
 def _short(value: object) -> str:

@@ -29,7 +29,7 @@ def facts(posterior: Any) -> dict[str, str]:
     count, likelihood = learned(program), program.likelihood
     names = [] if class_names is None else [*class_names[:SHOWN_CLASSES], "…"][: len(class_names)]
     return {
-        "method": _method(program.method),
+        "method": method(program.method),
         "network": _network(program.network),
         "layers": _layers(program.network),
         "labels": likelihood.name + (f", {len(class_names or ())} classes: {', '.join(names)}" if names else ""),
@@ -49,8 +49,8 @@ def dial(tuning: TuningResult) -> str:
     return f"{tuning.dial} = {tuning.chosen:.3g}, by the NLL of {tuning.rows} rows{elpd}"
 
 
-def _method(method: Method) -> str:
-    """A method's name, and those of its fields that are not as by default."""
+def method(method: Method) -> str:
+    """Return a method's name, and those of its fields that are not as by default."""
     values = {field.name: (getattr(method, field.name), field.default) for field in dataclasses.fields(method)}  # type: ignore[arg-type]
     changed = [f"{name}={value!r:.40}" for name, (value, default) in values.items() if repr(value) != repr(default)]
     return method.name + (f", {', '.join(changed)}" if changed else "")

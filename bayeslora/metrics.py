@@ -21,6 +21,7 @@ from bayeslora.contracts.arrays import (
     check_labels,
     check_lengths,
 )
+from bayeslora.types import Seed
 
 FloatArray = NDArray[np.floating]
 
@@ -79,8 +80,7 @@ def reliability(
     correct = (probs.argmax(-1) == np.asarray(labels)).astype(np.float64)
     edges = np.linspace(0, 1, num_bins + 1)
     if adaptive:
-        quantiles = np.quantile(confidence, np.linspace(0, 1, num_bins + 1)[1:-1])
-        edges = np.unique(np.concatenate([edges, quantiles]))
+        edges = np.union1d(edges, np.quantile(confidence, edges[1:-1]))
         num_bins = len(edges) - 1
     # Bins are (lower, upper]: a confidence of 1 belongs to the last.
     index = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, num_bins - 1)
@@ -102,8 +102,19 @@ def ece(probs: Probabilities, labels: Finite, num_bins: Count = NUM_BINS) -> flo
         Guo et al. (2017), [On Calibration of Modern Neural Networks](https://arxiv.org/abs/1706.04599).
     """
     bins = reliability(probs, labels, num_bins)
-    gap = np.nan_to_num(np.abs(bins["accuracy"] - bins["confidence"]))
-    return float((bins["count"] * gap).sum() / bins["count"].sum())
+    return float(np.nansum(bins["count"] * np.abs(bins["accuracy"] - bins["confidence"])) / bins["count"].sum())
+
+
+@checked()
+def ece_floor(probs: Probabilities, num_bins: Count = NUM_BINS, num_samples: Count = 200, seed: Seed = 0) -> float:
+    """Return the ECE that these predictions would have on average if they were perfectly calibrated.
+
+    An ECE near this floor is as good as 0. Whether a top class is right is drawn by its probability, several times.
+    """
+    confidence, generator = np.asarray(probs, dtype=np.float64).max(-1), np.random.default_rng(seed)
+    index = np.searchsorted(np.linspace(0, 1, num_bins + 1), confidence, side="left")
+    drawn = ((generator.random(len(confidence)) < confidence) - confidence for _ in range(num_samples))
+    return float(np.mean([np.abs(np.bincount(index, gaps)).sum() for gaps in drawn])) / len(confidence)
 
 
 @checked()
@@ -141,9 +152,8 @@ def auroc(scores_inside: Finite, scores_outside: Finite) -> float:
     """Return the probability that an outside example scores higher than an inside one: area under the ROC curve."""
     from sklearn.metrics import roc_auc_score
 
-    inside, outside = np.asarray(scores_inside), np.asarray(scores_outside)
-    truth = np.concatenate([np.zeros(len(inside)), np.ones(len(outside))])
-    return float(roc_auc_score(truth, np.concatenate([inside, outside])))
+    truth = np.repeat([0.0, 1.0], [len(scores_inside), len(scores_outside)])
+    return float(roc_auc_score(truth, np.concatenate([scores_inside, scores_outside])))
 
 
 @checked()
@@ -270,7 +280,8 @@ def adaptive_ece(probs: Probabilities, labels: Finite, num_bins: Count = NUM_BIN
         Nixon et al. (2019), [Measuring Calibration in Deep Learning](https://arxiv.org/abs/1904.01685).
     """
     probs = np.asarray(probs, dtype=np.float64)
-    return _gap_of_equal_counts(probs.max(-1), probs.argmax(-1) == np.asarray(labels), num_bins)
+    gaps = ((probs.argmax(-1) == np.asarray(labels)) - probs.max(-1))[np.argsort(probs.max(-1), kind="stable")]
+    return float(sum(abs(part.sum()) for part in np.array_split(gaps, min(num_bins, len(gaps)))) / len(gaps))
 
 
 @checked(also=check_labels)
@@ -287,12 +298,6 @@ def classwise_ece(probs: Probabilities, labels: Finite, num_bins: Count = NUM_BI
         for c in range(probs.shape[-1])
     ]
     return float(np.mean(gaps))
-
-
-def _gap_of_equal_counts(confidence: FloatArray, correct: np.ndarray, num_bins: int) -> float:
-    order = np.argsort(confidence, kind="stable")
-    bins = np.array_split((correct.astype(np.float64) - confidence)[order], min(num_bins, len(order)))
-    return float(sum(abs(part.sum()) for part in bins) / len(order))
 
 
 @checked()

@@ -253,6 +253,16 @@ class errors:
         raise typer.Exit(status) from None
 
 
+def quiet() -> None:
+    """Turn off the reports of libraries: loading a model for fine-tuning always reports that its head is new."""
+    from datasets.utils.logging import disable_progress_bar
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    disable_progress_bar()
+
+
 def columns_named(text: list[str] | None, label: str | None, id: str | None) -> dict[str, Any]:
     """Return the columns that are named as keywords of `fit`, `predict` and `evaluate`."""
     return {"text": text or None, "label": label, "id": id}

@@ -37,7 +37,9 @@ ORDER = (
     ("fitting",),
     ("folds",),
     ("fit", "texts"),
+    ("study",),
     ("demo", "sklearn", "shell"),
+    ("commands",),
     ("cli",),
 )
 """A part imports from those before it, and from itself; parts of one row do not import each other."""

@@ -172,3 +172,14 @@ def test_unfamiliarity_judges_every_score_by_its_name() -> None:
     assert found == {"a": {"auroc": 1.0, "fpr95": 0.0}, "b": {"auroc": 0.5, "fpr95": 1.0}}
     with pytest.raises(ValueError, match="inside has the scores a, b, outside a"):
         metrics.unfamiliarity(inside, {"a": [2.0]})
+
+
+def test_the_floor_of_the_ece_is_that_of_calibrated_labels() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.beta(2, 2, 200)
+    probs = np.stack([1 - p, p], axis=-1)
+    eces = [metrics.ece(probs, (rng.random(200) < p).astype(int)) for _ in range(200)]
+    floor = metrics.ece_floor(probs)
+    width = 5 * (np.std(eces) / 200**0.5) * 2**0.5  # both are means of 200 draws
+    assert abs(np.mean(eces) - floor) < width
+    assert metrics.ece_floor(np.array([[1.0, 0.0]])) == 0

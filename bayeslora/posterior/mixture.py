@@ -52,6 +52,11 @@ class Together(NamedTuple):
         """Labels, if data has them."""
         return self.outputs.labels
 
+    def take(self, examples: np.ndarray) -> "Together | None":
+        """Return the outputs of some examples, `[example]` of truth values; None where that cannot be done."""
+        part = self.outputs.take(examples) if isinstance(self.outputs, Outputs) else None
+        return None if part is None else self._replace(outputs=part)
+
 
 class Mixture(Posterior):
     r"""Several posteriors over one base, as one: $p(y \mid x) = \sum_k w_k\, p_k(y \mid x)$.

@@ -36,6 +36,11 @@ class Rows:
         """Sum over each example's rows, `[draw, row]` to `[draw, example]`."""
         return np.stack([np.bincount(self.example, value, self.num_examples) for value in values])
 
+    def take(self, examples: np.ndarray) -> "Rows":
+        """Return the rows of some examples, `[example]` of truth values, which are numbered anew."""
+        kept = examples[self.example]
+        return Rows((np.cumsum(examples) - 1)[self.example[kept]], self.position[kept], int(examples.sum()))
+
     def beside(self, table: "pd.DataFrame") -> "pd.DataFrame":
         """Put the tokens' examples and positions in front of a table's columns."""
         table.insert(0, "example", self.example)
@@ -58,6 +63,14 @@ class Outputs:
     labels: np.ndarray | None
     rows: Rows | None = None
     context: Any = None
+
+    def take(self, examples: np.ndarray) -> "Outputs | None":
+        """Return the outputs of some examples, `[example]` of truth values; None if rows are windows of them, say."""
+        if self.context is not None:
+            return None
+        kept = examples if self.rows is None else examples[self.rows.example]
+        rows = None if self.rows is None else self.rows.take(examples)
+        return Outputs(self.logits[:, kept], None if self.labels is None else self.labels[kept], rows)
 
 
 class Collector(abc.ABC):

@@ -51,19 +51,33 @@ OWN = (ValueError, TypeError, FileNotFoundError, NotSavedError, DivergedError)
 SLOWEST = 30.0
 """Seconds that a call may take, on a busy machine."""
 
-OTHERS = ("self", "hyperparameters", "generation_settings")
-"""Parameters that no call names."""
+OTHERS = ("self", "hyperparameters", "generation_settings", "settings", "n_jobs")
+"""Parameters that no call names; more than one job starts processes."""
 
 FURTHER = {
     "fit": ("prior_scale",),
+    "compare": ("learning_rate", "epochs", "label", "targets"),
     "Posterior.generate": ("max_new_tokens", "temperature", "do_sample", "num_beams", "top_k", "top_p", "use_cache"),
 }
 """Further keywords of functions that are worth a try."""
 
-LONG = {"epochs": 2, "num_draws": 50, "num_particles": 50, "max_new_tokens": 20, "num_beams": 4, "num_bins": 1000}
+LONG = {
+    "epochs": 2,
+    "num_draws": 50,
+    "num_particles": 50,
+    "max_new_tokens": 20,
+    "num_beams": 4,
+    "num_bins": 1000,
+    "seeds": 2,
+}
 """Above this, values that fit only take long, or much memory."""
 
-ABOUT = {"data": ("label", "row"), "validation": ("label", "data"), "init": ("adapter",)}
+ABOUT = {
+    "data": ("label", "row"),
+    "test": ("label", "data", "row"),
+    "validation": ("label", "data"),
+    "init": ("adapter",),
+}
 """What else a message about an argument speaks of."""
 
 
@@ -137,6 +151,9 @@ class Subjects:
             return {**data, "method": "lora", **few}
         if name == "mixture":
             return {"posteriors": [self.posterior, self.posterior]}
+        if name == "compare":
+            few = {"rank": 2, "epochs": 0, "batch_size": 4, "num_draws": 2}
+            return {**data, "methods": ["blob"], "test": self.data, "seeds": 1, **few}
         if name == "load":
             return {"folder": self.saved, "model": self.model}
         if name in ("Posterior.generate", "Posterior.answers"):

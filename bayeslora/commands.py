@@ -1,0 +1,97 @@
+"""The commands of studies and reports: `bayeslora compare`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bayeslora.methods import METHODS
+from bayeslora.shell import columns_named, errors, quiet
+
+app = typer.Typer()
+
+Model = Annotated[str, typer.Option(help="Path or hub name of the model.")]
+Labels = Annotated[
+    str, typer.Option(help="All labels to learn from: a file, such as CSV or JSON, a folder of them, or a hub name.")
+]
+Test = Annotated[str | None, typer.Option(help="The examples that are scored; by default the data's split 'test'.")]
+Validation = Annotated[
+    str | None, typer.Option(help="Held-out labels that every method may use; by default the data's split.")
+]
+Methods = Annotated[
+    list[str],
+    typer.Option("--method", help="A method, once for each; ' + temperature' may follow: " + ", ".join(METHODS)),
+]
+FolderOfRuns = Annotated[
+    Path | None, typer.Option(help="Folder in which each run is kept as it ends; the same command goes on from there.")
+]
+Jobs = Annotated[int | None, typer.Option(help="Fits at a time, in processes of their own; -1 for all processors.")]
+Draws = Annotated[int, typer.Option(help="Draws of the weights.")]
+Text = Annotated[
+    list[str] | None, typer.Option(help="Column of the texts, twice for pairs of texts; by default found.")
+]
+Label = Annotated[str | None, typer.Option(help="Column of the labels; by default found.")]
+Id = Annotated[str | None, typer.Option(help="Column that names the rows, and is not read.")]
+Likelihood = Annotated[str | None, typer.Option(help="What the labels are; by default inferred.")]
+Targets = Annotated[list[str] | None, typer.Option(help="Layers to adapt, as in fit; by default all-linear.")]
+Rank = Annotated[int | None, typer.Option(help="Rank of the adapters.")]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the data.")]
+
+
+def settings_given(text: Any, label: Any, id: Any, targets: list[str] | None, **settings: Any) -> dict[str, Any]:
+    """Return the arguments of `fit` that a command line names."""
+    targets_given = None if not targets else targets[0] if len(targets) == 1 else targets
+    given = {**columns_named(text, label, id), "targets": targets_given, **settings}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+@app.command()
+def compare(
+    model: Model,
+    data: Labels,
+    method: Methods,
+    test: Test = None,
+    validation: Validation = None,
+    seeds: Annotated[int, typer.Option(help="Fits of each method.")] = 5,
+    folds: Annotated[int | None, typer.Option(help="Folds to find temperatures and an elpd by.")] = None,
+    num_draws: Draws = 32,
+    store: FolderOfRuns = None,
+    n_jobs: Jobs = None,
+    text: Text = None,
+    label: Label = None,
+    id: Id = None,
+    likelihood: Likelihood = None,
+    targets: Targets = None,
+    rank: Rank = None,
+    epochs: Epochs = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples per step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+) -> None:
+    """Compare methods with LoRA, with and without a temperature, on the same labels: a table in Markdown."""
+    import bayeslora
+    from bayeslora.choice import narrating
+
+    quiet()
+    with errors(), narrating(True):
+        given = settings_given(
+            *(text, label, id, targets),
+            likelihood=likelihood,
+            rank=rank,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+        )
+        found = bayeslora.compare(
+            model,
+            data,
+            method,
+            test=test,
+            validation=validation,
+            seeds=seeds,
+            folds=folds,
+            num_draws=num_draws,
+            store=store,
+            n_jobs=n_jobs,
+            **given,
+        )
+    typer.echo(found.to_markdown())

@@ -1,0 +1,86 @@
+"""A folder of finished runs: each is written as it ends, and found again by what determines it."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bayeslora import checkpoints, saving
+
+STUDY = "study.json"
+"""The file that says which study a folder is of."""
+
+
+class Store:
+    """The finished runs of one study; in memory alone if there is no folder.
+
+    Args:
+        folder: Where they are, if anywhere.
+        study: What all runs of the study have in common, by names that a user knows, ready for JSON.
+
+    Raises:
+        ValueError: If the folder is of another study; the message says what differs.
+        NotSavedError: If the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None, study: Mapping[str, Any]):
+        self.study = json.loads(json.dumps(study))
+        self.folder = None if folder is None else Path(folder)
+        self.runs: dict[str, dict[str, Any]] = {}
+        if self.folder is None:
+            return
+        with saving.saying_what_failed(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / STUDY
+        if path.exists():
+            self._check(path)
+        elif others := sorted(each.name for each in self.folder.iterdir() if not each.name.startswith(".")):
+            raise ValueError(
+                f"store={str(folder)!r} has no {STUDY}, but other files, such as {others[0]!r}: give a new folder, or "
+                "that of a study."
+            )
+        else:
+            with saving.saying_what_failed(self.folder):
+                saving.write(path, json.dumps(self.study, indent=1).encode())
+
+    def _check(self, path: Path) -> None:
+        saved = _read(path)
+        if saved is None:
+            raise ValueError(f"store={str(self.folder)!r}: {STUDY} in it cannot be read. Give another folder.")
+        differing = checkpoints.differences({"method": "", **saved}, {"method": "", **self.study})
+        if differing:
+            raise ValueError(
+                f"store={str(self.folder)!r} holds the runs of another study: {'; '.join(differing)}. Give another "
+                "folder, or the same arguments as then."
+            )
+
+    def key(self, run: Mapping[str, Any]) -> str:
+        """Return the name of a run: a digest of what determines it, with what all runs have in common."""
+        return checkpoints.hashed([json.dumps(each, sort_keys=True) for each in (self.study, run)])
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """Return a finished run; None if there is none."""
+        if key not in self.runs and self.folder is not None:
+            found = _read(self.folder / f"run-{key}.json")
+            if found is not None:
+                self.runs[key] = found
+        return self.runs.get(key)
+
+    def put(self, key: str, run: Mapping[str, Any]) -> None:
+        """Keep a finished run; it is on the disk, whole, when this returns."""
+        content = json.dumps(run)
+        self.runs[key] = json.loads(content)
+        if self.folder is not None:
+            with saving.saying_what_failed(self.folder):
+                saving.write(self.folder / f"run-{key}.json", content.encode())
+                saving.sync(self.folder)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return a file's content; None if it is not there, or not whole."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
