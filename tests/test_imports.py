@@ -25,7 +25,7 @@ ORDER = (
     ("tables", "stacking"),
     ("prediction", "storage", "choice", "facts"),
     ("diagnostics", "generation", "interop"),
-    ("distilling",),
+    ("distilling", "rounds"),
     ("posterior",),
     ("mixture", "unpacking"),
     ("loading", "testing", "checkpoints", "divergence"),

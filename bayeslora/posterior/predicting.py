@@ -1,15 +1,18 @@
 """Predictions of a posterior, and scores of them."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-from bayeslora import generation
+import numpy as np
+
+from bayeslora import generation, rounds
 from bayeslora.contracts import Count
-from bayeslora.data import Columns
+from bayeslora.data import Columns, Source
 from bayeslora.generation import Answers, Equivalence, Generation
 from bayeslora.isolation import public, seeded
 from bayeslora.posterior.state import State
 from bayeslora.prediction import centre_sites
+from bayeslora.tasks.collecting import Outputs
 from bayeslora.tasks.prediction import BasePrediction
 from bayeslora.types import Approximation, BatchSize, Data, NumDraws, Prompts, Seed
 
@@ -21,7 +24,7 @@ class Predicting(State):
     def predict(
         self,
         data: Data,
-        num_draws: NumDraws = 32,
+        num_draws: NumDraws | Literal["auto"] = 32,
         *,
         center: bool = False,
         approximation: Approximation | None = None,
@@ -38,7 +41,8 @@ class Predicting(State):
 
         Args:
             data: As in `fit`; columns are found by the names that they had there, and labels are not looked at.
-            num_draws: Draws of the weights.
+            num_draws: Draws of the weights; or `"auto"`, for each example 4, 8, 16 or 32: as many as settle its class
+                and its probabilities (`rounds.TOLERANCE`). `prediction.used` says how many.
             center: Whether to predict once, with every site at its guide's mean, at LoRA's cost.
             approximation: `"draws"` runs the network on each draw. `"linear"` runs it once, and backwards once for each
                 class but one, and takes the draws through its first-order expansion in the factors: if those are
@@ -55,6 +59,11 @@ class Predicting(State):
             ValueError: If it is empty, or its inputs are not what the network takes.
         """
         source = self._source(data, Columns.asked(text, label, id), with_labels=False)
+        if num_draws == "auto" and not center:
+            outputs, used = self._in_rounds(source, seed, batch_size, approximation)
+            made = self._made(len(outputs.logits), seed, False, approximation) | {"num_draws": "auto"}
+            return self._prediction(outputs).decided_by(self.held_out, made).of_rounds(used)
+        num_draws = 1 if num_draws == "auto" else num_draws  # at the centre, it has no effect
         found = self._run(source, num_draws, seed, batch_size, center, approximation)
         return self._prediction(found).decided_by(self.held_out, self._made(num_draws, seed, center, approximation))
 
@@ -62,7 +71,7 @@ class Predicting(State):
     def evaluate(
         self,
         data: Data,
-        num_draws: NumDraws = 32,
+        num_draws: NumDraws | Literal["auto"] = 32,
         *,
         approximation: Approximation | None = None,
         seed: Seed | None = 0,
@@ -81,11 +90,25 @@ class Predicting(State):
             ValueError: If the data has no labels, or a label that the fit did not know.
         """
         source = self._source(data, Columns.asked(text, label, id))
-        found, labels = self._labelled(source, num_draws, seed, batch_size, approximation=approximation)
-        scores = self._prediction(found).scores(labels)
+        if num_draws == "auto":
+            source.check_labels()
+            outputs, _ = self._in_rounds(source, seed, batch_size, approximation)
+            assert outputs.labels is not None  # they have been checked
+            scores = self._prediction(outputs).scores(outputs.labels)
+        else:
+            found, labels = self._labelled(source, num_draws, seed, batch_size, approximation=approximation)
+            scores = self._prediction(found).scores(labels)
         found, labels = self._labelled(source, 1, seed, batch_size, True, "draws")
         centre_scores = self._prediction(found).scores(labels)
         return scores | {f"center_{name}": value for name, value in centre_scores.items()}
+
+    def _in_rounds(
+        self, source: Source, seed: int | None, batch_size: int, approximation: str | None
+    ) -> tuple[Outputs, np.ndarray]:
+        """Run as many draws as each example needs; return the outputs, and how many those are."""
+        sites = self.draw(rounds.ROUNDS[-1], seed=seed)
+        linear = approximation or self.method.approximation
+        return rounds.predict(self.program, source, sites, seed, batch_size, linear, self._prediction)
 
     @public(fields=generation.settings_of)
     def generate(

@@ -22,6 +22,7 @@ from bayeslora.tasks.classes import Classes, numbers_of_one, of_one
 from bayeslora.tasks.collecting import Outputs
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.prediction import BasePrediction, Names, names_of, sample_classes, uncertainty
+from bayeslora.tasks.settling import settled
 from bayeslora.types import LabelColumn, LabelValues, Logits, Tokenizer
 
 if TYPE_CHECKING:
@@ -80,6 +81,14 @@ class ClassProbabilities(BasePrediction):
     def uncertainties(self) -> dict[str, FloatArray]:
         """Scores that order the rows, `[row]` each: `entropy`, `epistemic`, and 1 − `maximum_probability`."""
         return super().uncertainties | {"maximum_probability": 1 - self.probs.max(-1)}
+
+    def settled(self, tolerance: Probability) -> np.ndarray | None:
+        """Return whether all probabilities, and which class is the most probable, are settled, `[row]`."""
+        if len(self.draws) < 2 or self.weights is not None:
+            return None
+        best = np.take_along_axis(self.draws, self.predicted[None, :, None], -1)
+        margins = np.where(np.arange(self.draws.shape[-1]) == self.predicted[:, None], 1.0, best - self.draws)
+        return settled(self.draws, margins, tolerance)
 
     @checked()
     def cheapest(self, costs: Finite, abstain: Cost | None = None) -> np.ndarray:

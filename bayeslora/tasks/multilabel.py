@@ -21,6 +21,7 @@ from bayeslora.tasks.classification import Classification
 from bayeslora.tasks.collecting import Outputs
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.prediction import BasePrediction, Names, names_of, uncertainty
+from bayeslora.tasks.settling import settled
 from bayeslora.types import LabelColumn, LabelValues, Logits, Tokenizer
 
 if TYPE_CHECKING:
@@ -71,6 +72,12 @@ class MultiLabelPrediction(BasePrediction):
             return metrics.log_sigmoid(np.where(applies, self.log_odds, -self.log_odds)).sum(-1)
         chosen = np.where(applies, self.draws, 1 - self.draws)
         return np.log(np.maximum(chosen, np.finfo(np.float64).tiny)).sum(-1)
+
+    def settled(self, tolerance: Probability) -> np.ndarray | None:
+        """Return whether all probabilities, and which labels apply, are settled, `[example]`."""
+        if len(self.draws) < 2 or self.weights is not None:
+            return None
+        return settled(self.draws, self.draws - 0.5, tolerance)
 
     def wrong(self, labels: np.ndarray) -> np.ndarray:
         """Return whether any label of an example is wrong, `[example]`."""

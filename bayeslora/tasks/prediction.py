@@ -50,6 +50,8 @@ class BasePrediction(Shown, abc.ABC):
         per_draw: Fields with an entry for each draw.
         held_out: The held-out rows that `abstain` and `sets` decide by; None without `Posterior.decide`.
         made: How it was made: arguments of `Posterior.predict` that have to be those of `decide`.
+        used: How many draws each row has used, `[row]`, with `num_draws="auto"`; None otherwise. `draws` then repeats
+            those of a row that needed fewer.
     """
 
     draws: Any
@@ -57,11 +59,21 @@ class BasePrediction(Shown, abc.ABC):
     per_draw: ClassVar[tuple[str, ...]] = ("draws",)
     held_out: HeldOut | None = None
     made: Mapping[str, Any] = MappingProxyType({})
+    used: np.ndarray | None = None
 
     def __init_subclass__(cls, **settings: Any) -> None:
         """Check the arguments of every kind of prediction against what they are declared here."""
         super().__init_subclass__(**settings)
-        for name in ("log_likelihood", "row_log_likelihood", "sample", "scores", "to_pandas", "wrong", "conformity"):
+        for name in (
+            "log_likelihood",
+            "row_log_likelihood",
+            "sample",
+            "scores",
+            "to_pandas",
+            "wrong",
+            "conformity",
+            "settled",
+        ):
             if name in vars(cls):
                 setattr(cls, name, checked(like=getattr(BasePrediction, name))(vars(cls)[name]))
 
@@ -96,6 +108,8 @@ class BasePrediction(Shown, abc.ABC):
         the draws are all members of a finite posterior, such as an ensemble, `epistemic` is exact. With unequal
         weights w, 1 / S is $\sum_s w_s^2$.
         """
+        if self.used is not None:
+            return self.epistemic / np.where(self.used > 1, 1 - 1 / self.used, 1.0)
         share = 1 / len(self.draws) if self.weights is None else float(np.square(self.weights).sum())
         return self.epistemic / (1 - share) if share < 1 else self.epistemic
 
@@ -176,6 +190,16 @@ class BasePrediction(Shown, abc.ABC):
         other = copy.copy(self)
         vars(other).update(held_out=held_out, made=MappingProxyType({**made}))
         return other
+
+    def of_rounds(self: P, used: np.ndarray) -> P:
+        """Return this prediction with how many draws each row has used."""
+        other = copy.copy(self)
+        vars(other).update(used=used)
+        return other
+
+    def settled(self, tolerance: Probability) -> np.ndarray | None:
+        """Return whether more draws would leave each row as it is, `[row]`; by default None: this kind does not say."""
+        return None
 
     @checked()
     def abstain(self, risk: Probability = 0.05, *, confidence: Probability = 0.9, by: str = "entropy") -> np.ndarray:

@@ -1,0 +1,22 @@
+"""Whether draws have settled what is predicted."""
+
+import math
+
+import numpy as np
+
+from bayeslora.metrics import FloatArray
+
+
+def settled(draws: FloatArray, margins: FloatArray, tolerance: float) -> np.ndarray:
+    """Return whether draws have settled probabilities and the decisions by them, `[row]`.
+
+    They have if the standard error of every probability is at most the tolerance, and every decision's margin is two
+    standard errors from 0.
+
+    Args:
+        draws: Probabilities, `[draw, row, class]`.
+        margins: What a decision goes by the sign of, `[draw, row, decision]`.
+        tolerance: The largest standard error.
+    """
+    error, doubt = (values.std(0, ddof=1) / math.sqrt(len(values)) for values in (draws, margins))
+    return (error <= tolerance).all(-1) & (np.abs(margins.mean(0)) >= 2 * doubt).all(-1)

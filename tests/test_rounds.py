@@ -1,0 +1,89 @@
+"""As many draws as each example needs."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import bayeslora
+from bayeslora import guides
+from bayeslora.rounds import ROUNDS, TOLERANCE
+from bayeslora.tasks.classification import Prediction
+from bayeslora.tasks.multilabel import MultiLabelPrediction
+from tests.helpers import tiny_bert, tokens
+
+
+@pytest.fixture(scope="module")
+def posterior() -> bayeslora.Posterior:
+    """Draws that differ a little, so that some examples are settled soon."""
+    made = bayeslora.fit(tiny_bert(), tokens(12), "blob", progress=False, epochs=0, rank=2)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        spreads = {id(parameter) for parameter in guides.spreads(made.guide)}
+        for parameter in made.guide.parameters():
+            parameter.copy_(
+                torch.full_like(parameter, 0.2) if id(parameter) in spreads else 0.5 * torch.randn_like(parameter)
+            )
+        made.network.model.classifier.weight.mul_(40)  # type: ignore[union-attr,operator]
+    return made
+
+
+def test_every_example_has_the_average_of_its_own_draws(posterior: bayeslora.Posterior) -> None:
+    inputs, labels = tokens(40, seed=2)
+    found: Any = posterior.predict(inputs, "auto", seed=3)
+    assert set(found.used) <= set(ROUNDS)
+    assert len(set(found.used)) > 1
+    for count in ROUNDS:
+        rows = found.used == count
+        draws = posterior.predict(inputs, 32, seed=3).draws[:count]
+        whole = Prediction(draws)
+        for name in ("probs", "entropy", "epistemic", "epistemic_corrected"):
+            np.testing.assert_allclose(getattr(found, name)[rows], getattr(whole, name)[rows], rtol=1e-4, atol=1e-6)
+        settled = whole.settled(TOLERANCE)
+        assert settled is not None
+        assert settled[rows].all() or count == ROUNDS[-1]
+        assert not settled[found.used > count].any()
+    scores = posterior.evaluate((inputs, labels), "auto", seed=3)
+    assert scores["nll"] == pytest.approx(found.scores(labels.numpy())["nll"])
+
+
+def test_only_the_unsettled_run_again(posterior: bayeslora.Posterior) -> None:
+    inputs, _ = tokens(40, seed=2)
+    seen: list[int] = []
+    hook = posterior.network.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    found = posterior.predict(inputs, "auto", seed=3)
+    hook.remove()
+    assert found.used is not None
+    assert sum(seen) == found.used.sum()
+
+
+def test_decisions_promise_nothing_for_another_number_of_draws(posterior: bayeslora.Posterior) -> None:
+    assert posterior.predict(tokens(3)[0], "auto").made["num_draws"] == "auto"
+
+
+def test_a_point_has_one_draw() -> None:
+    found = bayeslora.fit(tiny_bert(), tokens(12), "lora", progress=False, epochs=0, rank=2).predict(
+        tokens(3)[0], "auto"
+    )
+    assert found.used is not None
+    assert found.used.tolist() == [1, 1, 1]
+
+
+def test_kinds_that_do_not_say_are_refused() -> None:
+    inputs, _ = tokens(12)
+    data = inputs, torch.randn(12)
+    made = bayeslora.fit(tiny_bert(num_labels=1), data, "blob", progress=False, epochs=0, rank=2)
+    with pytest.raises(ValueError, match="give a number of draws"):
+        made.predict(inputs, "auto")
+
+
+def test_what_is_settled() -> None:
+    sure, torn = np.array([0.9, 0.1]), np.array([0.6, 0.4])
+    draws = np.stack([[sure, torn, torn], [sure, torn[::-1], torn]])
+    assert Prediction(draws).settled(0.02).tolist() == [True, False, True]  # type: ignore[union-attr]
+    assert MultiLabelPrediction(draws).settled(0.02).tolist() == [True, False, True]  # type: ignore[union-attr]
+    near = np.array([[[0.52, 0.48]], [[0.49, 0.51]]])
+    assert not Prediction(near).settled(0.02).any()  # type: ignore[union-attr]
