@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bayeslora import saving
 from bayeslora.data import Source
@@ -69,7 +69,9 @@ class Unresumable(ValueError):
     """A checkpoint cannot be continued as the fit that was asked for."""
 
 
-def fit_record(posterior: Mapping[str, Any], train: Source, tuning_data: Source | None, args: Any) -> dict[str, Any]:
+def fit_record(
+    posterior: Mapping[str, Any], train: Source, tuning_data: Source | None, args: Any, prior: nn.Module | None = None
+) -> dict[str, Any]:
     """Everything that a fit's steps depend on, by names that a user knows, ready for JSON.
 
     Args:
@@ -77,6 +79,7 @@ def fit_record(posterior: Mapping[str, Any], train: Source, tuning_data: Source 
         train: The training data.
         tuning_data: The held-out data, for methods that learn from it.
         args: The Trainer's arguments.
+        prior: The guide of an earlier fit, if one is the prior.
     """
     method, network = posterior["method"], posterior["network"]
     record = {
@@ -90,6 +93,7 @@ def fit_record(posterior: Mapping[str, Any], train: Source, tuning_data: Source 
         "alpha": _alike(network["alpha"]),
         "num_particles": posterior["num_particles"],
         **{ours: getattr(args, theirs, None) for theirs, ours in TRAINING.items()},
+        **({} if prior is None else {"prior": _hash(prior.state_dict())}),
         **data_record(train),
         **({} if tuning_data is None else data_record(tuning_data)),
     }

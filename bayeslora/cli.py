@@ -102,7 +102,9 @@ def fit(
     model: Annotated[str, typer.Option(help="Path or hub name of the model.")],
     data: Annotated[str, typer.Option(help="A file, such as CSV or JSON, a folder of them, or a hub name.")],
     output: Annotated[Path, typer.Option(help="Where to save the posterior.")],
-    method: Annotated[str, typer.Option(help="One of: " + ", ".join(METHODS))] = "monteclora",
+    method: Annotated[
+        str | None, typer.Option(help=f"One of: {', '.join(METHODS)}; by default monteclora, or the prior's.")
+    ] = None,
     likelihood: Annotated[
         str | None, typer.Option(help="What the labels are; by default inferred: " + ", ".join(LIKELIHOODS))
     ] = None,
@@ -112,6 +114,7 @@ def fit(
     last_answer: Annotated[bool, typer.Option(help="Of conversations, learn the last answer alone.")] = False,
     validation: Annotated[str | None, typer.Option(help="Held-out data; by default the data's own split.")] = None,
     init: Annotated[str | None, typer.Option(help="Folder of a posterior or of a PEFT adapter to start from.")] = None,
+    prior: Annotated[Path | None, typer.Option(help="Folder of a posterior to learn on from: it is the prior.")] = None,
     targets: Annotated[
         list[str] | None,
         typer.Option(
@@ -152,7 +155,10 @@ def fit(
 
     quiet()
     with errors():
+        earlier = None if prior is None else bayeslora.load(prior, model)
+        named = method or (earlier.method.name if earlier else "monteclora")
         settings: dict[str, Any] = {
+            "prior": earlier,
             **columns_named(text, label, id),
             "answers": "last" if last_answer else "all",
             "likelihood": likelihood,
@@ -169,7 +175,7 @@ def fit(
             "seed": seed,
             "output_dir": output,
             "resume": "anyway" if resume_anyway else resume,
-            **method_fields(method, context.args),
+            **method_fields(named, context.args),
         }
         contracts.check_arguments(bayeslora.fit, model=model, data=data, method=method, **settings)  # before it reads
         check_output(output)

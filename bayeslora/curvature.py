@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import pyro
 import torch
@@ -27,6 +27,56 @@ class Kronecker(NamedTuple):
     row_values: Tensor
     column_basis: Tensor
     column_values: Tensor
+
+
+def nearest_sum(first: Kronecker, second: Kronecker) -> Kronecker:
+    r"""Return the Kronecker product nearest to the sum of two, in the Frobenius norm, of the ranks of the first.
+
+    With $R_k \otimes C_k$ the two, it is $R \otimes C$ with $R = \sum_k u_k R_k$ and $C = \sum_k v_k C_k$: their
+    rearrangement has rank 2, and $u v^\top$ comes from its largest singular vectors. These are not negative, as inner
+    products of positive semi-definite matrices are not, so that $R$ and $C$ are positive semi-definite again.
+
+    References:
+        Van Loan and Pitsianis (1993), Approximation with Kronecker products.
+    """
+    R = [(part.row_basis, part.row_values) for part in (first, second)]
+    C = [(part.column_basis, part.column_values) for part in (first, second)]
+    rows, columns = _inner_products(R), _inner_products(C)
+    # With the roots of both Gram matrices, the rearrangement's singular vectors are those of a 2 × 2 matrix.
+    left, right = _root(rows), _root(columns)
+    U, values, Vt = torch.linalg.svd(left.T @ right)
+    if not values[0] > 0:
+        return first
+    u, v = (torch.linalg.pinv(root.T) @ side for root, side in ((left, U[:, 0]), (right, Vt[0])))
+    u, v = (values[0] * u.abs()).tolist(), v.abs().tolist()
+    of_rows, of_columns = _weighted(R, u, first.row_basis.shape[1]), _weighted(C, v, first.column_basis.shape[1])
+    return Kronecker(*of_rows, *of_columns)
+
+
+Eigen: TypeAlias = tuple[Tensor, Tensor]
+"""Eigenvectors, `[size, rank]`, and eigenvalues, `[rank]`, of a symmetric matrix."""
+
+
+def _inner_products(parts: Sequence[Eigen]) -> Tensor:
+    """Return tr(M_j M_k) of matrices, in double precision."""
+    roots = [(basis * values.clamp(min=0).sqrt()).double() for basis, values in parts]
+    return torch.stack([torch.stack([(a.T @ b).square().sum() for b in roots]) for a in roots])
+
+
+def _root(gram: Tensor) -> Tensor:
+    """Return a square root S of a positive semi-definite matrix, S Sᵀ."""
+    values, basis = torch.linalg.eigh(gram)
+    return basis * values.clamp(min=0).sqrt()
+
+
+def _weighted(parts: Sequence[Eigen], weights: Sequence[float], rank: int) -> Eigen:
+    """Return the largest eigenvectors and eigenvalues of a sum of matrices with weights that are not negative."""
+    total = Gram(rank)
+    for (basis, values), weight in zip(parts, weights, strict=True):
+        total.add((basis * (weight * values.clamp(min=0)).sqrt()).T)
+    basis, values = total.eigh()
+    like = parts[0][0]
+    return basis.to(like), values.to(like)
 
 
 class Gram:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from bayeslora import arguments, bases, choice, interop, storage
+from bayeslora import arguments, bases, choice, interop, onward, storage
 from bayeslora.contracts import ArgumentError, Count, Scale
 from bayeslora.data import Columns, Reading, Source, Weight, apart, plain, read, split
 from bayeslora.dialling import by_fits
@@ -47,6 +47,9 @@ from bayeslora.weights import ClassWeights, weigh
 
 logger = logging.getLogger(__name__)
 
+DEFAULT = "monteclora"
+"""The method of a fit that names none, and has no prior."""
+
 FEWEST_TO_SPLIT = 50
 """Training examples from which on a tenth is held out, if a method needs held-out data and none is given."""
 
@@ -55,7 +58,7 @@ FEWEST_TO_SPLIT = 50
 def fit(
     model: nn.Module | ModelName,
     data: Data,
-    method: Method | MethodName = "monteclora",
+    method: Method | MethodName | None = None,
     *,
     validation: Data | None = None,
     folds: Folds | None = None,
@@ -69,6 +72,7 @@ def fit(
     class_weights: ClassWeights | None = None,
     likelihood: choosing.Given = None,
     init: Init = None,
+    prior: Posterior | None = None,
     rank: Count | Mapping[str, Count] | None = None,
     alpha: Scale | Mapping[str, Scale] = 16,
     targets: Targets = "all-linear",
@@ -103,7 +107,7 @@ def fit(
             a torch `Dataset` or `DataLoader` of mappings or `(inputs, label)` pairs; a stream, an `IterableDataset` of
             either library, with `num_examples`; or `(inputs, labels)` as arrays, a mapping of arrays, or a list of
             texts.
-        method: A name in `bayeslora.METHODS`, or an instance.
+        method: A name in `bayeslora.METHODS`, or an instance; by default `"monteclora"`, or that of `prior`.
         validation: Held-out data, in any of these forms: its NLL at the centre is recorded after each epoch. Methods
             that need some (`noise_ratio="auto"`) hold out a tenth of `data` where none is given.
         folds: K, for cross-fitting: K members are trained, each without one of K parts of the data, and predict that
@@ -127,6 +131,8 @@ def fit(
             in the log.
         init: Trained adapters and task head to start from: a `Posterior` (its centre), a PEFT model, or a folder of
             either; layers, ranks and scaling are then theirs, and `targets`, `exclude`, `rank` and `alpha` are ignored.
+        prior: A posterior of other data, to learn on from: it is the prior of this fit, and where it starts. Layers,
+            ranks, scaling, classes and the kind of label are its own ([Learning on](learning-on.md)).
         rank: r, or a mapping from module-name suffix to r. By default, and for layers that it does not name, r is 8, or
             less where a layer has fewer features.
         alpha: LoRA's alpha, or a mapping like `rank`; the update is multiplied by alpha / r.
@@ -172,11 +178,12 @@ def fit(
         DivergedError: If the loss becomes NaN or infinite, or runs away; it has the posterior at the last good state.
             That is saved in `output_dir`, as is that of a fit which is interrupted.
     """
-    chosen = make_method(method, **hyperparameters)
+    earlier = onward.of(prior, init)
+    chosen = earlier.method(method, hyperparameters) if earlier else make_method(method or DEFAULT, **hyperparameters)
     data = read(os.fspath(data)) if isinstance(data, str | os.PathLike) else data
     train_data, held_out = split(data, "train"), validation if validation is not None else split(data, "validation")
     arguments.check(args, compute_metrics, held_out is not None, callbacks)
-    tokenizer = arguments.one_tokenizer(tokenizer, processing_class)
+    tokenizer = arguments.one_tokenizer(tokenizer, processing_class) or (prior.tokenizer if prior else None)
     if folds is None and refit is not None:
         raise ArgumentError(f"refit={refit} is for folds=…: give both, or leave it out.")
     train_data, weights = apart(train_data, weight, "data")
@@ -187,15 +194,17 @@ def fit(
         asked_for = Columns.asked(text, label, id, answers)
         train_data = plain(train_data, asked_for)
         own = unwrapped(model) if isinstance(model, nn.Module) else None
+        likelihood = earlier.likelihood(likelihood) if earlier else likelihood
         kind = choosing.expected(likelihood, own, train_data.names, train_data.labels)
         if isinstance(model, str | os.PathLike):
             assert kind is not None
             columns_read = train_data.names
-            model, tokenizer, lacked = load_model(model, tokenizer, kind, columns_read, None, train_data.labels)
+            known = (earlier.class_names, None) if earlier else (None, train_data.labels)
+            model, tokenizer, lacked = load_model(model, tokenizer, kind, columns_read, *known)
         _check_model(model)
         model = unwrapped(model)
         check_weights(model)
-        adapters = _adapters(init, model)
+        adapters = earlier or _adapters(init, model)
         if interop.is_peft_model(model):
             model = interop.base_of_peft(model)
         lacked = bases.lacked_by_checkpoint(model) if lacked is None else lacked
@@ -203,9 +212,10 @@ def fit(
             raise ValueError("post_hoc=True keeps trained adapters as they are: pass them, fit(…, init=…).")
         model, tokenizer = with_padding(model, tokenizer)
         reading = Reading(asked_for, collator=data_collator)
-        train = Source(train_data, model, tokenizer, "data", num_examples, reading=reading)
+        reading = earlier.reading(reading) if earlier else reading
+        train = Source(train_data, model, tokenizer, "data", num_examples, kind if earlier else None, reading)
         _check_num_examples(train, num_examples, chosen)
-        classes = number_labels(train, model, kind)
+        classes = earlier.classes if earlier else number_labels(train, model, kind)
         model = with_output_names(model, classes.names if classes else None)
         columns = replace(train.columns, by_index=classes is None or classes.by_index)
         if held_out is not None:
@@ -232,7 +242,7 @@ def fit(
             first=first,
             lacked=lacked,
             adapters=adapters,
-            read=Read(tokenizer, classes, columns, data_collator),
+            read=Read(tokenizer, classes, columns, reading.collator),
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=learning_rate,
@@ -244,10 +254,13 @@ def fit(
             resume=resume,
         )
         if folds is not None:
-            return cross_fit(fitting, train, held_out, folds, refit, seed, output_dir)
-        if tuning_data is not None and (dial := wanted(chosen)) and dial.buffer is None:
-            return by_fits(fitting, train, held_out, tuning_data, seed, output_dir)
-        return fitting(train, held_out, tuning_data, seed, output_dir)
+            posterior = cross_fit(fitting, train, held_out, folds, refit, seed, output_dir)
+        elif tuning_data is not None and (dial := wanted(chosen)) and dial.buffer is None:
+            posterior = by_fits(fitting, train, held_out, tuning_data, seed, output_dir)
+        else:
+            posterior = fitting(train, held_out, tuning_data, seed, output_dir)
+        posterior.learned_from = earlier.kept() if earlier else None
+        return posterior
 
 
 def _check_num_examples(train: Source, num_examples: int | None, method: Method) -> None:

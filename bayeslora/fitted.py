@@ -1,6 +1,7 @@
 """What methods and diagnostics may ask of a program, without knowing how it is built."""
 
 import abc
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +21,17 @@ class FittedProgram(abc.ABC):
 
     Attributes:
         network: The adapted network: factors in, logits out.
+        method: The method.
         likelihood: Labels given logits.
         guide: The guide, which holds all learned adapter state.
+        prior: The guide of an earlier fit that replaces the method's prior (`carried.Carried`); None without one.
     """
 
     network: AdaptedNetwork
+    method: Any
     likelihood: Likelihood
     guide: nn.Module
+    prior: Any
 
     @property
     @abc.abstractmethod

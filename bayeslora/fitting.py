@@ -19,6 +19,7 @@ from bayeslora.dials import wanted
 from bayeslora.isolation import give_way, seeded
 from bayeslora.methods import Method
 from bayeslora.networks import output_names
+from bayeslora.onward import Earlier
 from bayeslora.posterior import Posterior
 from bayeslora.preparation import shift_outputs, summary
 from bayeslora.program import Program
@@ -57,7 +58,7 @@ class Fitting:
         found: Which layers are adapted.
         first: The first examples, with which the network is tried.
         lacked: Parameters that the model's checkpoint lacked.
-        adapters: Trained adapters to start from, if any.
+        adapters: Trained adapters, or an earlier posterior, to start from, if any.
         read: How the data were read.
         epochs: As `fit` takes it.
         batch_size: As `fit` takes it.
@@ -76,7 +77,7 @@ class Fitting:
     found: choice.Choice
     first: Batch
     lacked: set[str]
-    adapters: interop.Adapters | None
+    adapters: interop.Adapters | Earlier | None
     read: Read
     epochs: float | None
     batch_size: int

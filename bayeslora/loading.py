@@ -9,8 +9,9 @@ from typing import Annotated, Any, TypeAlias, cast, get_type_hints
 
 from torch import Tensor, nn
 
-from bayeslora import bases, interop, storage, tables
+from bayeslora import bases, interop, sizing, storage, tables
 from bayeslora.adapters import AdaptedNetwork
+from bayeslora.carried import carried
 from bayeslora.contracts import Kind, is_path
 from bayeslora.data import Columns
 from bayeslora.dials import TuningResult
@@ -222,11 +223,13 @@ def _built(
         raise ValueError(f"The posterior in {folder} belongs to another base model: {error}") from None
     with reading(folder, record["tensors"]):
         trusted = method is not None or not type(kind).__module__.startswith("bayeslora.")
-        storage.check_guide(network, kind, tensors, size, trusted)
+        sizing.check_guide(network, kind, tensors, size, trusted)
     with reading(folder, MANIFEST), seeded(0):  # a guide starts from random values, which the saved state replaces
         program = Program(network, kind, labels, record["num_particles"])
     with reading(folder, record["tensors"]):
         storage.load_state(program, tensors)
+    if "prior" in record:
+        _put_prior(folder, program, record["prior"], method, tensors, size)
     history = storage.history(tensors, record)
     columns = _columns(record.get("columns"))
     class_names = tuple(names) if names else None
@@ -238,6 +241,25 @@ def _built(
     if posterior.state is not None:
         logger.warning("The posterior in %s is of a fit that was not finished: %s.", folder, posterior.state)
     return posterior
+
+
+def _put_prior(
+    folder: str | os.PathLike[str],
+    program: Program,
+    record: MethodRecord,
+    given: Method | None,
+    tensors: Mapping[str, Tensor],
+    size: int,
+) -> None:
+    """Give a program the guide of the earlier fit that was its prior."""
+    earlier = given if given is not None and storage.method_record(given) == record else _method(folder, record, None)
+    with reading(folder, MANIFEST):
+        if type(earlier) is not type(program.method):
+            raise ValueError(f"prior is of method {earlier.name!r}, and the posterior is of {program.method.name!r}")
+        trusted = given is not None or not type(earlier).__module__.startswith("bayeslora.")
+        sizing.check_guide(program.network, earlier, tensors, size, trusted, "prior/")
+        with seeded(0):
+            program.prior = carried(earlier, program, storage.part(tensors, "prior/"))
 
 
 def _columns(record: ColumnsRecord | None) -> Columns | None:

@@ -12,6 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from bayeslora.adapters import AdaptedNetwork, Linearised, Stacks
+from bayeslora.carried import Carried
 from bayeslora.elbo import MeanFieldELBO, is_plate, sites
 from bayeslora.fitted import FittedProgram
 from bayeslora.isolation import exclusive
@@ -42,6 +43,7 @@ class Program(nn.Module, FittedProgram):
         num_particles: Draws per training step, run as one batch.
 
     Attributes:
+        prior: The guide of an earlier fit that replaces the method's prior; None without one.
         num_steps: Optimiser steps of the whole training, for methods with a schedule. The Trainer sets it; your own
             loop has to.
     """
@@ -63,6 +65,7 @@ class Program(nn.Module, FittedProgram):
         self.likelihood = likelihood.to(network.device, network.dtype)
         self.elbo = MeanFieldELBO(num_particles)
         self.guide = method.guide(network.stacks).to(network.device, network.dtype)
+        self.prior: Carried | None = None
         self._num_steps: int | None = None
         self._terms: tuple[list[str], Tensor] = ([], torch.zeros(0))
 
@@ -96,7 +99,11 @@ class Program(nn.Module, FittedProgram):
         return logits.unflatten(0, (self.elbo.num_particles, -1)) if rows_by_draw else logits
 
     def factors(self) -> FactorsByStack:
-        """Run the method's prior on this network's stacks and device, and return the factors."""
+        """Run the prior on this network's stacks and device, and return the factors."""
+        return self._own_factors() if self.prior is None else self.prior.factors(self._own_factors)
+
+    def _own_factors(self) -> FactorsByStack:
+        """Run the method's own prior."""
         # Priors make their constants without naming a device.
         on_device = contextlib.nullcontext() if self.device.type == "cpu" else self.device
         with on_device:
@@ -145,8 +152,9 @@ class Program(nn.Module, FittedProgram):
 
     def factors_at(self, sites: Sites) -> FactorsByStack:
         """Return the factors of every stack as the prior computes them from given sites."""
+        # How factors follow from sites is the method's, whatever the prior of the sites.
         with pyro.validation_enabled(False):
-            return poutine.condition(self.factors, data=dict(sites))()
+            return poutine.condition(self._own_factors, data=dict(sites))()
 
     def linearised(self, sites: Sites) -> Linearised:
         """Return the logits to first order in the factors, as a function of inputs, at draws `[draw, layer, …]`."""

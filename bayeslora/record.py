@@ -145,6 +145,7 @@ class Record(TypedDict):
     tokenizer_folder: NotRequired[str]
     history: list[str]
     state: NotRequired[str | None]
+    prior: NotRequired[MethodRecord]
     held_out: NotRequired[HeldOutRecord]
     tuning: NotRequired[TuningRecord]
 
@@ -251,6 +252,7 @@ def read_record(folder: str | os.PathLike[str]) -> Record:
                 check(record, Record)
                 _check_network(record["network"])
                 _check_numbers(record["method"]["fields"], "method", "fields")
+                _check_numbers(record["prior"]["fields"] if "prior" in record else {}, "prior", "fields")
             named = record.get("tokenizer_folder")
             if named is not None and not re.fullmatch(r"tokenizer-[0-9a-f]{16}", named):
                 raise ValueError(f"tokenizer_folder is {named!r:.100}: give tokenizer-<16 digits>")

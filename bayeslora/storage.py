@@ -11,14 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from bayeslora import bases, saving, tables
-from bayeslora.adapters import AdaptedNetwork, Stacks
+from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.targets import linear_layers
 from bayeslora.methods import Method
 from bayeslora.program import Program
@@ -52,6 +50,7 @@ DTYPES: dict[str, tuple[torch.dtype, ...]] = {
     "new": (*WHOLE, torch.float16, torch.bfloat16),
     "history": WHOLE,
     **dict.fromkeys(("held_out", "curve", "out_of_fold", "densities"), (torch.float64,)),
+    "prior": WHOLE,
     "head": (*WHOLE, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool),
 }
 """What the name of a tensor begins with, to what its numbers may be."""
@@ -178,12 +177,14 @@ def is_finished(folder: str | os.PathLike[str]) -> bool:
 def state(program: Program) -> dict[str, Tensor]:
     """Return all learned state: that of the guide under `guide/`, of the task head under `head/`, and `likelihood/`.
 
-    Beside it are what the base's checkpoint lacked, under `new/`, and what the base is recognised by.
+    Beside it are the guide that is the prior, if one is, under `prior/`, what the base's checkpoint lacked, under
+    `new/`, and what the base is recognised by.
     """
     parts = {
         "guide": program.guide.state_dict(),
         "head": program.network.head_state(),
         "likelihood": program.likelihood.state_dict(),
+        "prior": {} if program.prior is None else program.prior.guide.state_dict(),
     }
     learned = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
     return learned | bases.new_weights(program.network) | {"base_fingerprint": bases.fingerprint(program.network)}
@@ -198,9 +199,9 @@ def load_state(program: Program, tensors: Mapping[str, Tensor]) -> None:
     check_shapes(tensors, "guide/", program.guide.state_dict())
     check_shapes(tensors, "head/", program.network.head_state(), HEADS_DIFFER)
     check_shapes(tensors, "likelihood/", program.likelihood.state_dict())
-    program.guide.load_state_dict(_part(tensors, "guide/"))
-    program.network.load_head(_part(tensors, "head/"))
-    program.likelihood.load_state_dict(_part(tensors, "likelihood/"))
+    program.guide.load_state_dict(part(tensors, "guide/"))
+    program.network.load_head(part(tensors, "head/"))
+    program.likelihood.load_state_dict(part(tensors, "likelihood/"))
 
 
 HEADS_DIFFER = "load the model with the same class and num_labels as for the fit"
@@ -208,7 +209,7 @@ HEADS_DIFFER = "load the model with the same class and num_labels as for the fit
 
 def check_shapes(tensors: Mapping[str, Tensor], prefix: str, own: Mapping[str, Tensor], advice: str = "") -> None:
     """Raise a ValueError that names the first tensor that differs, unless saved tensors have the shapes they need."""
-    saved, has = ({n: tuple(t.shape) for n, t in part.items()} for part in (_part(tensors, prefix), own))
+    saved, has = ({n: tuple(t.shape) for n, t in values.items()} for values in (part(tensors, prefix), own))
     for name in {**has, **saved}:
         if saved.get(name) != has.get(name):
             if name not in has:
@@ -220,7 +221,8 @@ def check_shapes(tensors: Mapping[str, Tensor], prefix: str, own: Mapping[str, T
             raise ValueError(f"the tensor '{prefix}{name[:100]}' {what}" + (f": {advice}" if advice else ""))
 
 
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, without it."""
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
 
 
@@ -243,6 +245,7 @@ def posterior_record(posterior: Any) -> dict[str, Any]:
         "columns": dataclasses.asdict(posterior.columns),
         "tokenizer": posterior.tokenizer is not None,
         "history": list(posterior._history),
+        **({} if program.prior is None else {"prior": method_record(program.prior.method)}),
         **({} if posterior.state is None else {"state": posterior.state}),
         **tables.record(posterior),
     }
@@ -328,52 +331,3 @@ def check_targets(model: nn.Module, record: NetworkRecord) -> None:
     for name in record["targets"]:
         if name not in known:
             raise ValueError(f"it has no linear layer {name!r:.200}. Load the checkpoint that it was trained on.")
-
-
-def check_guide(
-    network: AdaptedNetwork, method: Method, tensors: Mapping[str, Tensor], size: int, trusted: bool
-) -> None:
-    """Raise a ValueError unless saved tensors are those of the method's guide, before it takes any memory.
-
-    The guide is made on the meta device, where tensors have a shape and nothing else.
-
-    Args:
-        network: The adapted network.
-        method: The method.
-        tensors: What was saved.
-        size: How many numbers were, to which the guide's making is limited.
-        trusted: Whether the method is the user's: then it may be one that cannot be made there, which is left alone.
-    """
-    stacks = [
-        dataclasses.replace(stack, measured={name: value.to("meta") for name, value in stack.measured.items()})
-        for stack in network.stacks.values()
-    ]
-    try:
-        with torch.device("meta"), _Limited(size), pyro.validation_enabled(False), torch.no_grad():
-            state = method.guide(Stacks(stacks)).state_dict()
-    except TooLargeError:
-        raise ValueError(f"the record of {method.name!r} asks for far more numbers than are there") from None
-    except Exception:
-        if trusted:
-            return
-        raise
-    check_shapes(tensors, "guide/", state)
-
-
-class TooLargeError(Exception):
-    """A guide would be far larger than what was saved of it."""
-
-
-class _Limited(TorchFunctionMode):
-    """Stops what makes far more tensors, or numbers in them, than were saved: a loop over a billion members."""
-
-    def __init__(self, size: int):
-        super().__init__()
-        self.left = 200 * size + 5_000_000
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        self.left -= 100 + (result.numel() if isinstance(result, Tensor) else 0)
-        if self.left < 0:
-            raise TooLargeError
-        return result

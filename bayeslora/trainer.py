@@ -247,7 +247,9 @@ class ProgramTrainer(Trainer):
     @cached_property
     def fit_record(self) -> dict[str, Any]:
         """What the fit's steps depend on, to compare checkpoints with."""
-        return checkpoints.fit_record(self.posterior.record(), self.train_source, self.tuning_data, self.args)
+        return checkpoints.fit_record(
+            self.posterior.record(), self.train_source, self.tuning_data, self.args, self.program.prior
+        )
 
     @property
     def states(self) -> list[str]:

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
 import bayeslora
-from bayeslora import bases, choice, fit, record, storage
+from bayeslora import bases, choice, fit, record, sizing, storage
 from bayeslora.contracts.door import Contract
 from bayeslora.data import checks as data_checks
 
@@ -44,7 +44,7 @@ def unchecked() -> Iterator[None]:
             (choice, "check"),
             (bases, "check"),
             (storage, "check_tensors"),
-            (storage, "check_guide"),
+            (sizing, "check_guide"),
             (storage, "check_base"),
             (storage, "check_targets"),
             (record, "check"),

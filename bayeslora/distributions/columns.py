@@ -154,3 +154,14 @@ def _kl_columns(q: ColumnNormal, p: StandardColumns) -> Tensor:
     rank, columns = q.event_shape
     kl = columns / 2 * (q.trace / p.scale**2 - q.logdet + rank * (2 * math.log(p.scale) - 1))
     return kl if q.loc is None else kl + (q.loc / p.scale).square().sum((-2, -1)) / 2
+
+
+@register_kl(ColumnNormal, ColumnNormal)
+def _kl_other_columns(q: ColumnNormal, p: ColumnNormal) -> Tensor:
+    """At the draws of both Λ, also where expectations over one could be taken."""
+    rank, columns = q.event_shape
+    own, other = (x.cov_tril if x.scale is None else x.scale[..., None, None] * x.cov_tril for x in (q, p))
+    ratio = torch.linalg.solve_triangular(other, own, upper=False)
+    shift = torch.linalg.solve_triangular(other, q.mean - p.mean, upper=False)
+    logdet = 2 * ratio.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return (columns * (ratio.square().sum((-2, -1)) - logdet - rank) + shift.square().sum((-2, -1))) / 2

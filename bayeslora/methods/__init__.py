@@ -75,5 +75,7 @@ def named(method: str) -> type[Method]:
 
 def fields_for_fit(arguments: Mapping[str, Any]) -> Fields:
     """Return the fields of the method that a call names: its further keywords."""
-    method = arguments.get("method", "monteclora")
+    method = arguments.get("method")
+    if method is None:
+        method = "monteclora" if arguments.get("prior") is None else arguments["prior"].method
     return own_fields(type(method) if isinstance(method, Method) else named(method))

@@ -41,8 +41,7 @@ class Method(abc.ABC):
         head_family: Those of a linear layer of the task head, as further stacks (`stack.in_head`); None for a point.
         num_particles: Draws of the weights per training step, if `fit` is given no number.
         own_batches: Whether particles are members of an ensemble, each of which trains on its own batches.
-        guide_learning_rate: Learning rate of the guide's spreads (`guides.spreads`) with the Trainer's optimiser; None
-            for the common rate, or for natural steps (`spreads.LearnedSpreads`).
+        guide_learning_rate: That of `guides.spreads` by the Trainer's optimiser; None for the common or its own.
         spread_rate: Peak rate of natural steps, for methods that have them; None for one that is fit for the run.
         rate_factor: What the default learning rate of `fit` is multiplied by, that of LoRA in a network of this width.
         dial: The number that says how loud it is; None if that is the temperature of its predictions.
@@ -51,7 +50,6 @@ class Method(abc.ABC):
         approximation: How a posterior predicts by default: `"draws"`, running the network on draws, or `"linear"`.
         claims: What its draws are: of a `"posterior"`, whose prior, temperature and likelihood the program states;
             `"noise"`, whose loudness a field, a search or the optimiser's path sets; or `"points"`, one or several.
-            `khat` and `loo` ask.
     """
 
     name: ClassVar[str]
@@ -108,6 +106,9 @@ class Method(abc.ABC):
         """
         return {}
 
+    def carry_on(self, guide: nn.Module) -> None:
+        """Prepare a guide to be trained on: it is in the state of an earlier fit, whose guide is the prior."""
+
     def optimizer_groups(self, program: FittedProgram, learning_rate: float) -> list[natural.Group]:
         """Return groups of parameters that the Trainer's optimiser does not step; each names one of `natural.STEPS`.
 
@@ -135,8 +136,7 @@ class Method(abc.ABC):
     ) -> nn.Module:
         """Return the guide to use, once after training, or instead of it if there is nothing to train.
 
-        Its results belong in parameters and buffers that a new guide already has, because a saved posterior is loaded
-        into a new guide by their names.
+        Its results belong in parameters and buffers of a new guide, which a saved posterior is loaded into by name.
 
         Args:
             program: The fitted program, in evaluation mode.

@@ -84,7 +84,8 @@ class IVON(LearnedSpreads):
         )
 
     def optimizer_groups(self, program: FittedProgram, learning_rate: float) -> list[natural.Group]:
-        # Of a prior whose scale changes, the pull is part of the gradient that has the momentum.
-        precision = 0.0 if self.prior_scale == "learn" else self.prior_scale**-2
+        # Where the prior is an earlier guide, or its scale changes, its pull is part of the gradient with the momentum.
+        fixed = self.prior_scale if program.prior is None else "learn"
+        precision = 0.0 if fixed == "learn" else fixed**-2
         normals, rate = guides.gaussians(program.guide), self.rate_of_spreads(program)
         return natural.of_both(normals, rate, self.mean_rate, self.momentum, precision, self.clip)

@@ -9,16 +9,17 @@ from typing import Any, ClassVar, Literal
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from bayeslora import curvature, guides, priors
 from bayeslora.adapters import Affine, Family, Stack, Stacks, split_site
 from bayeslora.dials import Dial
-from bayeslora.distributions import KroneckerNormal
 from bayeslora.fitted import FittedProgram
 from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import Count, Positive
+from bayeslora.methods.laplace_matrix import Matrix
 from bayeslora.precision import CANDIDATES, largest_evidence, least_nll
 from bayeslora.types import Batch, FactorTuple
 
@@ -37,6 +38,10 @@ class Laplace(PerStackMethod):
     over the training data (`curvature.gauss_newton`), and $p(F) = N(0, 1/\tau)$ entry by entry, one τ for all. C
     stands over the inputs of F, R over the gradients of its outputs. Different matrices are independent. Predictions
     are linearised by default; `predict(approximation="draws")` runs the network on draws.
+
+    With `fit(prior=…)`, training has the earlier Gaussian as its prior, and its precision is added to the new
+    curvature: the sum of two Kronecker products is replaced by the nearest one, which is the sum itself where a matrix
+    has one row or one column, and τ is that of the first fit.
 
     Args:
         prior_precision: τ, in inverse squared units of the weights; or how to choose it: `"validation"`, the least NLL
@@ -84,7 +89,13 @@ class Laplace(PerStackMethod):
     def num_draws(self, guide: nn.Module) -> int | None:
         return None if any(bool(site.precision > 0) for site in _matrices(guide).values()) else 1
 
+    def carry_on(self, guide: nn.Module) -> None:
+        for matrix in _matrices(guide).values():
+            matrix.precision.zero_()
+
     def claimed_priors(self, program: FittedProgram) -> dict[str, Distribution]:
+        if program.prior is not None:
+            return {}
         found = {site: matrix for site, matrix in _matrices(program.guide).items() if matrix.precision > 0}
         means = {site: (torch.zeros_like(matrix.loc) - _frozen(program, site)) for site, matrix in found.items()}
         return {site: dist.Normal(mean, found[site].precision.rsqrt()).to_event(2) for site, mean in means.items()}
@@ -92,11 +103,15 @@ class Laplace(PerStackMethod):
     def refine(
         self, program: FittedProgram, guide: nn.Module, train: Iterable[Batch], validation: Iterable[Batch]
     ) -> nn.Module:
-        """Measure the curvature, and choose τ."""
+        """Measure the curvature, and choose τ, or add the precision of the Gaussian that is the prior."""
         matrices = _matrices(guide)
         found = curvature.gauss_newton(program, train, {site: matrix.ranks for site, matrix in matrices.items()})
         for site, matrix in matrices.items():
             matrix.put(found[site])
+        if program.prior is not None:
+            for site, matrix in matrices.items():
+                matrix.add(program.prior.distribution(site))
+            return guide
         tau, how = self.prior_precision, "given"
         if tau == "validation" and validation:
             tau, how = least_nll(program, validation, partial(self.dial.put, guide)), "validation"
@@ -124,7 +139,8 @@ class LaplaceGuide(nn.Module):
         self.start(stack.initial())
 
     def forward(self) -> None:
-        with self.stack.layers:
+        # The weight matters where an earlier fit is the prior: flat ones have no density.
+        with self.stack.layers, poutine.scale(scale=1 / self.stack.num_examples):
             for name, matrix in self.matrices.items():
                 pyro.sample(self.stack.site(name), matrix())
 
@@ -133,51 +149,6 @@ class LaplaceGuide(nn.Module):
         with torch.no_grad():
             for name, value in self.stack.family.matrices(factors).items():
                 self.matrices[name].get_parameter("loc").copy_(value)
-
-
-class Matrix(guides.Site):
-    """A point, which becomes a Normal around it once its curvature and τ are known.
-
-    Args:
-        loc: Starting point, `[layer, row, column]`.
-        row_rank: Eigenvectors that are kept, of the rows.
-        column_rank: Eigenvectors that are kept, of the columns.
-
-    Attributes:
-        precision: τ, 0 until it is known.
-    """
-
-    precision: Tensor
-    row_basis: Tensor
-    row_values: Tensor
-    column_basis: Tensor
-    column_values: Tensor
-
-    def __init__(self, loc: Tensor, row_rank: int, column_rank: int):
-        super().__init__()
-        layers, rows, columns = loc.shape
-        self.ranks = row_rank, column_rank
-        self.loc = nn.Parameter(loc)
-        self.register_buffer("precision", torch.zeros(()))
-        self.register_buffer("row_basis", torch.zeros(layers, rows, row_rank))
-        self.register_buffer("row_values", torch.zeros(layers, row_rank))
-        self.register_buffer("column_basis", torch.zeros(layers, columns, column_rank))
-        self.register_buffer("column_values", torch.zeros(layers, column_rank))
-
-    def forward(self) -> dist.Distribution:
-        if not self.precision > 0:
-            return dist.Delta(self.loc, event_dim=2)
-        factored = {name: getattr(self, name) for name in curvature.Kronecker._fields}
-        return KroneckerNormal(self.loc, **factored, precision=self.precision)
-
-    def put(self, layers: list[curvature.Kronecker]) -> None:
-        """Take the curvature of each layer."""
-        for name in curvature.Kronecker._fields:
-            getattr(self, name).copy_(torch.stack([getattr(layer, name) for layer in layers]))
-
-    def eigenvalues(self) -> Tensor:
-        """Return the eigenvalues of the curvature, `[layer, a, b]`."""
-        return self.row_values[..., :, None] * self.column_values[..., None, :]
 
 
 def _matrices(guide: nn.Module) -> dict[str, Matrix]:

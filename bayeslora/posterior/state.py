@@ -33,6 +33,8 @@ S = TypeVar("S", bound="State")
 class State(Shown):
     """The fitted program, with what it takes to read data and to describe itself; see `Posterior`."""
 
+    learned_from: "State | None" = None
+
     def __init__(
         self,
         program: Program,

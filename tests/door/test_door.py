@@ -91,13 +91,17 @@ BAD: dict[str, list[tuple[Any, str]]] = {
     "callbacks": [(print, "a list, each a TrainerCallback of transformers"), (["early"], "")],
     "args": [({"lr": 1}, "transformers' TrainingArguments, or None")],
     "init": [(3, "a Posterior, a torch.nn.Module, the folder of either, or None")],
+    "prior": [("folder", "a Posterior, or None"), (3, ""), (nn.Identity(), "")],
     "num_examples": [(0, "a whole number of at least 1, or None")],
     "validation": [(3, "a datasets.Dataset or DatasetDict, a pandas DataFrame"), (nn.Identity(), "")],
     "folds": [(1, "a whole number of at least 2 and at most 1000, or None"), (2.5, ""), (True, ""), ("5", "")],
     "refit": [(1, "True or False, or None"), ("yes", "")],
     "model": [(3, "a torch.nn.Module, or the path or hub name of a model"), (nn.Linear, "Give an instance, Linear(…)")],
     "data": [(None, "a datasets.Dataset or DatasetDict"), (3, ""), (b"x", ""), (object(), ""), (list, "")],
-    "method": [(3, "a Method, or the name of one in bayeslora.METHODS"), (MonteCLoRA, "an instance, MonteCLoRA(…)")],
+    "method": [
+        (3, "a Method, the name of one in bayeslora.METHODS, or None"),
+        (MonteCLoRA, "an instance, MonteCLoRA(…)"),
+    ],
 }
 
 
