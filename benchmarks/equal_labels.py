@@ -43,6 +43,7 @@ TITLES = {
     "cola": "CoLA",
 }
 METHODS = ("monteclora", "lora_dropout", "blob")
+USUAL = "lora, temperature on 10 %"
 FOLDS, NUM_TEST, NUM_DRAWS, MEMBER_DRAWS = 5, 1000, 16, 8
 Contender = tuple[str, Callable[[], np.ndarray]]
 
@@ -160,8 +161,15 @@ def interval(differences: np.ndarray) -> str:
     return f"{mean:+.3f} ± {half:.3f}"
 
 
+def beside_usual(runs: pd.DataFrame, name: str) -> str:
+    """The interval of a contender's NLL less the usual rival's, averaged over tasks, by seed."""
+    nll = runs.pivot_table(index=["seed", "task"], columns="contender", values="nll")
+    differences = nll[name] - nll[USUAL]
+    return "" if differences.isna().any() else interval(differences.groupby("seed").mean().to_numpy())
+
+
 def means(stage: str) -> str:
-    """NLL of every contender on every task, and its average over tasks."""
+    """NLL of every contender on every task, its average over tasks, and that less the usual rival's."""
     found = results(stage)
     if found.empty:
         return ""
@@ -170,6 +178,7 @@ def means(stage: str) -> str:
         table = runs.pivot_table(index="contender", columns="task", values="nll")
         table = table[[name for name in TITLES if name in table]].rename(columns=TITLES)
         table.insert(0, "mean", table.mean(axis=1, skipna=False))
+        table.insert(1, "mean − usual, 95 %", [beside_usual(runs, str(name)) for name in table.index])
         seeds = runs["seed"].nunique()
         text = markdown(table.sort_values("mean").reset_index().rename(columns={"contender": ""}))
         parts.append(f"n = {size}, {seeds} seeds, NLL:\n\n{text}")
