@@ -93,7 +93,7 @@ def fit_record(
         "alpha": _alike(network["alpha"]),
         "num_particles": posterior["num_particles"],
         **{ours: getattr(args, theirs, None) for theirs, ours in TRAINING.items()},
-        **({} if prior is None else {"prior": _hash(prior.state_dict())}),
+        **({} if prior is None else {"prior": hashed(prior.state_dict())}),
         **data_record(train),
         **({} if tuning_data is None else data_record(tuning_data)),
     }
