@@ -338,7 +338,7 @@ def differing(network: AdaptedNetwork, factors: FactorsByStack) -> Mapping[str, 
         for factor in factors[name]:
             for others in (factor[1:2], factor[2:]):  # most often the first two tell
                 if not bool(differs.all()):
-                    differs |= (others != factor[:1]).reshape(len(others), len(stack), -1).any(-1).any(0)
+                    differs |= (others != factor[:1]).unsqueeze(-1).flatten(2).any(-1).any(0)
         found[name] = differs
     return found
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.adapters import AdaptedNetwork, Factors, Shared
+from bayeslora.adapters.sharing import differing
 from bayeslora.methods import make_method
 from bayeslora.prediction import chunks
 from bayeslora.program import Program
@@ -203,3 +204,11 @@ def test_the_body_runs_once_if_only_the_head_is_random() -> None:
     assert shares
     assert seen == [SIZE]
     torch.testing.assert_close(found, expected)
+
+
+def test_two_draws_are_enough_to_differ() -> None:
+    network = network_of(tiny_bert())
+    draws = {name: Factors(*(factor[:2] for factor in value)) for name, value in some(network, "layer.1.").items()}
+    found = differing(network, draws)
+    for name, stack in network.stacks.items():
+        assert found[name].tolist() == ["layer.1." in layer for layer in stack.layer_names]
