@@ -20,6 +20,12 @@ MARKERS = ("o", "s", "^", "D")
 LEAST = 30
 """Examples in a point of the reliability diagram: its 95 % interval is then at most ±0.17 wide."""
 
+NARROWEST = 0.02
+"""Confidences that a point covers at least, so that points do not hide each other."""
+
+CELLS = np.linspace(0, 1, 16)
+"""Edges of the histogram below."""
+
 INSIDE_LEGEND = 6
 """Curves whose names have room inside a figure; those of more stand below it."""
 
@@ -106,12 +112,13 @@ def reliability(curves: Bins, least: Count = LEAST) -> "Figure":
             capsize=2,
             label=name,
         )
-        density = bins["count"] / bins["count"].sum() / np.diff(bins["edges"])  # as bins may differ in width
-        histogram.stairs(density, bins["edges"], color=style["color"], linestyle=style["linestyle"], linewidth=1.5)
+        middles = (bins["edges"][1:] + bins["edges"][:-1]) / 2  # bins may differ in width
+        share = np.histogram(middles, CELLS, weights=bins["count"] / bins["count"].sum())[0]
+        histogram.stairs(share, CELLS, color=style["color"], linestyle=style["linestyle"], linewidth=1.5)
         low = min(low, bins["edges"][:-1][bins["count"] > 0].min())
     diagram.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(low, 1))
     _name_curves(figure, diagram, len(curves), "lower right")
-    histogram.set(xlabel="confidence", ylabel="density")
+    histogram.set(xlabel="confidence", ylabel="share")
     for axes in (diagram, histogram):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -120,7 +127,7 @@ def reliability(curves: Bins, least: Count = LEAST) -> "Figure":
 def _merged(bins: Mapping[str, np.ndarray], least: int) -> dict[str, np.ndarray]:
     """Merge neighbouring bins of `metrics.reliability`, from the lowest on, until each holds a number of examples.
 
-    What is left at the top joins the last bin that is full.
+    None is narrower than `NARROWEST`. What is left at the top joins the last bin that is full.
 
     Args:
         bins: What `metrics.reliability` returned.
@@ -129,11 +136,11 @@ def _merged(bins: Mapping[str, np.ndarray], least: int) -> dict[str, np.ndarray]
     Returns:
         As `metrics.reliability`, with as many bins as remain: none of them is empty if there are examples.
     """
-    count = np.asarray(bins["count"])
+    count, edges = np.asarray(bins["count"]), np.asarray(bins["edges"])
     ends, held = [], 0.0
     for index, number in enumerate(count):
         held += number
-        if held >= max(least, 1):
+        if held >= max(least, 1) and edges[index + 1] - edges[ends[-1] if ends else 0] >= NARROWEST:
             ends.append(index + 1)
             held = 0.0
     ends = [*ends[:-1], len(count)]
@@ -143,7 +150,7 @@ def _merged(bins: Mapping[str, np.ndarray], least: int) -> dict[str, np.ndarray]
         name: np.add.reduceat(np.nan_to_num(bins[name]) * count, starts) / np.where(total > 0, total, np.nan)
         for name in ("confidence", "accuracy")
     }
-    return {"edges": np.asarray(bins["edges"])[[0, *ends]], "count": total, **means}
+    return {"edges": edges[[0, *ends]], "count": total, **means}
 
 
 @checked()

@@ -70,8 +70,16 @@ def test_reliability_shows_wilsons_intervals_of_merged_bins() -> None:
     for segment, accuracy, count in zip(bars.get_segments(), merged["accuracy"], merged["count"], strict=True):
         interval = binomtest(round(accuracy * count), int(count)).proportion_ci(method="wilson")
         np.testing.assert_allclose(segment[:, 1], [interval.low, interval.high], atol=1e-12)
-    densities = figure.axes[1].patches[0].get_data().values
-    np.testing.assert_allclose(densities * np.diff(bins["edges"]), bins["count"] / 200)  # the histogram is not merged
+    shares = figure.axes[1].patches[0].get_data().values
+    np.testing.assert_allclose(shares, bins["count"] / 200)  # the histogram is not merged
+
+
+def test_points_of_crowded_bins_do_not_hide_each_other() -> None:
+    confidence = np.linspace(0.9, 0.99, 1000)
+    bins = metrics.reliability(np.stack([confidence, 1 - confidence], -1), np.zeros(1000, int), adaptive=True)
+    merged = plots._merged(bins, 30)
+    assert (np.diff(merged["edges"]) >= plots.NARROWEST).all()
+    assert len(merged["count"]) > 3
 
 
 def test_a_perfect_accuracy_has_an_interval_too() -> None:
