@@ -10,6 +10,7 @@ from bayeslora.fit import fit
 from bayeslora.loading import load
 from bayeslora.methods import METHODS, Method, MonteCLoRA, PerStackMethod
 from bayeslora.mixture import mixture
+from bayeslora.pipelines import pipeline
 from bayeslora.posterior import Posterior
 from bayeslora.posterior.mixture import Mixture
 from bayeslora.registry import register
@@ -51,6 +52,7 @@ __all__ = [
     "methods",
     "metrics",
     "mixture",
+    "pipeline",
     "rank_for_budget",
     "register",
     "tasks",

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias, cast, get_type_hints
 
 from torch import Tensor, nn
 
-from bayeslora import bases, interop, sizing, storage, tables
+from bayeslora import bases, hub, interop, sizing, storage, tables
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.carried import carried
 from bayeslora.contracts import Kind, is_path
@@ -135,6 +135,7 @@ def load(
     likelihood: Callable[[Tensor, Tensor | None], Any] | type[Likelihood] | None = None,
     method: Method | None = None,
     download: bool = False,
+    revision: str | None = None,
 ) -> Posterior:
     """Read a posterior that `Posterior.save` wrote, here or elsewhere; a mixture comes back as one.
 
@@ -142,7 +143,8 @@ def load(
     code of theirs is run, no file outside the folder is opened but the base model's, and nothing is fetched.
 
     Args:
-        folder: Where it was saved.
+        folder: Where it was saved; or its name on the hub, `user/name`, of which there has to be a copy in the hub's
+            cache, unless `download=True`.
         model: The base model, an instance or a path or hub name; a PEFT model stands for its base. None for the one
             named at the fit, if it is on this machine: a folder with `config.json` and safetensors, or a model in the
             hub's cache.
@@ -150,7 +152,8 @@ def load(
             likelihood, if that is not registered, because code is not saved.
         method: The method that it was fitted with, if that holds a function of your own, which is not saved; None for
             the saved method.
-        download: Whether the model named at the fit may be fetched from the hub.
+        download: Whether the posterior, and the model named at the fit, may be fetched from the hub.
+        revision: Branch, tag or commit of a posterior on the hub; None for the newest.
 
     Raises:
         ArgumentError: If an argument does not fit.
@@ -159,6 +162,7 @@ def load(
             one given, or was fitted with a likelihood or function of your own that is not given; or if its base model
             is neither given nor here.
     """
+    folder = hub.located(folder, download, revision)
     found = unpack(folder)
     if not found.components:
         return _built(found, model, likelihood, method, download)

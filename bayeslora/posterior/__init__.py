@@ -3,11 +3,11 @@
 from bayeslora.posterior.deciding import Deciding
 from bayeslora.posterior.diagnosing import Diagnosing
 from bayeslora.posterior.distilling import Distilling
-from bayeslora.posterior.leaving import Leaving
 from bayeslora.posterior.remembering import Remembering
+from bayeslora.posterior.sharing import Sharing
 
 
-class Posterior(Distilling, Deciding, Diagnosing, Remembering, Leaving):
+class Posterior(Distilling, Deciding, Diagnosing, Remembering, Sharing):
     """A posterior over the adapters of a network.
 
     Args:

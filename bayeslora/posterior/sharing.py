@@ -1,0 +1,164 @@
+"""A posterior on the hub."""
+
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+
+from bayeslora import hub
+from bayeslora.contracts import Kind
+from bayeslora.isolation import public
+from bayeslora.metrics import reliability as bins
+from bayeslora.plots import reliability
+from bayeslora.posterior.leaving import Leaving
+from bayeslora.types import Data, Folder, NumDraws, Seed
+
+Metrics = Mapping[str, float]
+HubName = Annotated[str, Kind("a name on the hub, user/name", lambda v: isinstance(v, str) and "/" in v)]
+
+FIGURE = "reliability.png"
+
+
+class Sharing(Leaving):
+    """Writes a card, and pushes to the hub."""
+
+    @public()
+    def card(
+        self,
+        name: str = "user/name",
+        *,
+        test: Data | None = None,
+        metrics: Metrics | None = None,
+        intended_use: str | None = None,
+        num_draws: NumDraws = 32,
+        seed: Seed | None = 0,
+    ) -> str:
+        """Return a model card in Markdown: method, data, metrics with intervals, intended use, and how to load it.
+
+        Args:
+            name: The name on the hub.
+            test: Labelled data that the fit has not seen, to compute metrics on, with 95 % intervals over examples for
+                NLL and accuracy.
+            metrics: Metrics that you have: results of `evaluate`. They have no intervals.
+            intended_use: What it is meant for, and what not.
+            num_draws: Draws of the weights, for `test`.
+            seed: Seed of the draws.
+        """
+        measured = self._measured(test, num_draws, seed)[0] if test is not None else {}
+        return self._card(name, measured, metrics, intended_use, None)
+
+    @public()
+    def save_pretrained(
+        self,
+        folder: Folder,
+        *,
+        name: str = "user/name",
+        test: Data | None = None,
+        metrics: Metrics | None = None,
+        intended_use: str | None = None,
+        num_draws: NumDraws = 32,
+        seed: Seed | None = 0,
+    ) -> None:
+        """Save as `save` does, and write a card beside, `README.md`, with a reliability diagram of `test` data.
+
+        Arguments are those of `card`.
+        """
+        path = Path(folder)
+        self.save(path)
+        measured: dict[str, hub.Measured] = {}
+        figure = None
+        if test is not None:
+            measured, probs, labels = self._measured(test, num_draws, seed)
+            if probs is not None:
+                curves = {self.method.name: bins(probs, labels)}
+                reliability(curves).savefig(path / FIGURE, dpi=120)
+                figure = FIGURE
+        text = self._card(name, measured, metrics, intended_use, figure)
+        (path / "README.md").write_text(text, encoding="utf-8")
+
+    @public()
+    def push_to_hub(
+        self,
+        repo_id: HubName,
+        *,
+        test: Data | None = None,
+        metrics: Metrics | None = None,
+        intended_use: str | None = None,
+        num_draws: NumDraws = 32,
+        seed: Seed | None = 0,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a posterior of bayeslora",
+    ) -> str:
+        """Upload everything that `save_pretrained` writes to the hub, and return the address.
+
+        `bayeslora.load(repo_id, download=True)` reads it there. You are logged in by `hf auth login` or `HF_TOKEN`.
+
+        Args:
+            repo_id: The name on the hub, `user/name`, which is made if it is not there.
+            test: As in `card`.
+            metrics: As in `card`.
+            intended_use: As in `card`.
+            num_draws: As in `card`.
+            seed: As in `card`.
+            private: Whether a new repository is private; None for the hub's default.
+            revision: The branch to push to; None for the main one.
+            commit_message: Of the commit.
+        """
+        settings: dict[str, Any] = {"test": test, "metrics": metrics, "intended_use": intended_use}
+        with tempfile.TemporaryDirectory() as scratch:
+            self.save_pretrained(scratch, name=repo_id, num_draws=num_draws, seed=seed, **settings)
+            return hub.push(Path(scratch), repo_id, private, revision, commit_message)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], model: Any = None, *, revision: str | None = None, **settings: Any
+    ) -> "Sharing":
+        """Load a posterior from a folder or from the hub, and fetch what is not on this machine.
+
+        It is `bayeslora.load(name, model, download=True, revision=revision, …)`.
+
+        Args:
+            name: Its folder, or its name on the hub.
+            model: As in `load`.
+            revision: As in `load`.
+            settings: Further arguments of `load`.
+        """
+        from bayeslora.loading import load
+
+        return load(name, model, **{"download": True, "revision": revision, **settings})
+
+    def _card(
+        self,
+        name: str,
+        measured: Mapping[str, hub.Measured],
+        metrics: Metrics | None,
+        intended_use: str | None,
+        figure: str | None,
+    ) -> str:
+        record = self.record()
+        record = record if "method" in record else self.components[0].record()  # type: ignore[attr-defined]
+        given = {key: hub.Measured(float(value)) for key, value in (metrics or {}).items()}
+        auto_class = self._likelihood.auto_class
+        return hub.card(record, self._shown()[1], auto_class, name, given | dict(measured), intended_use, figure)
+
+    def _measured(
+        self, test: Data, num_draws: int, seed: int | None
+    ) -> tuple[dict[str, hub.Measured], np.ndarray | None, np.ndarray]:
+        """Return metrics, and probabilities and labels where they are of classes."""
+        found, labels = self._labelled(self._source(test), num_draws, seed, 64)
+        prediction = self._prediction(found)
+        measured = {name: hub.Measured(float(value)) for name, value in prediction.scores(labels).items()}
+        wrong = prediction.wrong(labels)
+        columns = {"nll": -prediction.log_density(labels)} | ({} if wrong is None else {"accuracy": 1.0 - wrong})
+        for name, values in columns.items():
+            if name in measured and len(values) > 1:
+                mean, width = float(values.mean()), 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
+                measured[name] = hub.Measured(measured[name].value, mean - width, mean + width)
+        probs = getattr(prediction, "probs", None)
+        usable = wrong is not None and isinstance(probs, np.ndarray) and probs.ndim == 2
+        return measured, probs if usable else None, labels
