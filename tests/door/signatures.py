@@ -31,6 +31,7 @@ def public() -> dict[str, Callable[..., Any]]:
     for module in (bayeslora.metrics, bayeslora.theory, bayeslora.plots):
         short = module.__name__.partition(".")[2]
         own = {name: value for name, value in vars(module).items() if name[0] != "_" and inspect.isfunction(value)}
-        found |= {f"{short}.{name}": value for name, value in own.items() if value.__module__ == module.__name__}
+        at_home = {name: value for name, value in own.items() if value.__module__.startswith(module.__name__)}
+        found |= {f"{short}.{name}": value for name, value in at_home.items()}
     found |= {f"METHODS[{name!r}]": cls.__init__ for name, cls in METHODS.items()}
     return found
