@@ -9,6 +9,7 @@ stopped, and studies share the fits they have in common. The tables go into docs
 import argparse
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from scipy import stats
 import bayeslora
 from bayeslora import demo, metrics
 from bayeslora.methods import Tuning
+from bayeslora.study.intervals import estimate
 from bayeslora.tuning import TUNE_AFTER, TUNE_DRAWS, nll_by_loudness
 
 STORE = ROOT / "benchmarks" / "results" / "demo-fits.jsonl"
@@ -134,11 +136,10 @@ def complete(items: Iterable[Fit]) -> None:
 
 def difference(pairs: Iterable[tuple[float, float]]) -> str:
     """Mean and 95 % t interval over seeds of the first minus the second; of one seed, the difference alone."""
-    values = np.asarray([a - b for a, b in pairs])
-    if len(values) == 1:
-        return f"{values[0]:+.3f}"
-    width = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return f"{values.mean():+.3f} ({values.mean() - width:+.3f} to {values.mean() + width:+.3f})"
+    found = estimate(np.asarray([a - b for a, b in pairs]))
+    if math.isnan(found.half):
+        return f"{found.value:+.3f}"
+    return f"{found.value:+.3f} ({found.value - found.half:+.3f} to {found.value + found.half:+.3f})"
 
 
 # What changes, the change, and what the paper finds.

@@ -17,6 +17,7 @@ import argparse
 import copy
 import functools
 import json
+import math
 import multiprocessing
 import os
 import time
@@ -32,6 +33,7 @@ from demo_study import ROOT, fill, markdown
 
 import bayeslora
 from bayeslora import demo, metrics
+from bayeslora.study.intervals import estimate
 
 STORE = ROOT / "benchmarks" / "results" / "equal-labels"
 STAGES = {"development": 100, "report": 200}
@@ -152,13 +154,8 @@ def results(stage: str) -> pd.DataFrame:
 
 def interval(differences: np.ndarray) -> str:
     """Mean and 95 % interval of differences by seed, Student's."""
-    from scipy import stats
-
-    mean, count = float(differences.mean()), len(differences)
-    if count < 2:
-        return f"{mean:+.3f}"
-    half = float(stats.t.ppf(0.975, count - 1) * differences.std(ddof=1) / count**0.5)
-    return f"{mean:+.3f} ± {half:.3f}"
+    found = estimate(differences)
+    return f"{found.value:+.3f}" + ("" if math.isnan(found.half) else f" ± {found.half:.3f}")
 
 
 def beside_usual(runs: pd.DataFrame, name: str) -> str:
