@@ -71,7 +71,7 @@ def test_fit_predict_and_evaluate(tmp_path: Path) -> None:
 
     evaluated = run("evaluate", str(out), str(data), "--num-draws", "2")
     assert evaluated.returncode == 0, evaluated.stderr
-    assert {"accuracy", "nll", "ece", "brier", "center_nll"} <= set(json.loads(evaluated.stdout))
+    assert {"accuracy", "nll", "ece", "ece_floor", "brier", "center_nll"} <= set(json.loads(evaluated.stdout))
 
 
 @pytest.mark.parametrize(

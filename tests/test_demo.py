@@ -42,7 +42,9 @@ def test_demo_makes_its_table_and_files(tmp_path: Path, monkeypatch: pytest.Monk
         "MonteCLoRA, centre",
         "MonteCLoRA, 2 draws",
     ]
-    assert list(table.columns[1:]) == ["majority", "accuracy", "nll", "ece", "brier", "auroc_unfamiliar", "seconds"]
+    assert list(table.columns[1:]) == [
+        *("majority", "accuracy", "nll", "ece", "ece_floor", "brier", "auroc_unfamiliar", "seconds")
+    ]
     assert np.isfinite(table.iloc[:, 1:].to_numpy()).all()
     assert len(result.rows[-1].test.draws) == 2
     surest = result.least_sure(20)

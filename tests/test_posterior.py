@@ -57,7 +57,7 @@ def test_a_point_estimate_has_one_draw_and_no_epistemic_uncertainty(point: Poste
     assert len(prediction.draws) == 1
     assert (prediction.epistemic == 0).all()
     scores = point.evaluate(TEST)
-    assert all(scores[name] == scores[f"center_{name}"] for name in ("accuracy", "nll", "ece", "brier"))
+    assert all(scores[name] == scores[f"center_{name}"] for name in ("accuracy", "nll", "ece", "ece_floor", "brier"))
 
 
 def test_to_pandas_has_a_row_per_example() -> None:

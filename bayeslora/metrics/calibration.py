@@ -59,9 +59,20 @@ def ece(probs: Probabilities, labels: Finite, num_bins: Count = NUM_BINS) -> flo
 
 @checked()
 def ece_floor(probs: Probabilities, num_bins: Count = NUM_BINS, num_samples: Count = 200, seed: Seed = 0) -> float:
-    """Return the ECE that these predictions would have on average if they were perfectly calibrated.
+    r"""Return the ECE that these predictions would have on average if they were perfectly calibrated.
 
-    An ECE near this floor is as good as 0. Whether a top class is right is drawn by its probability, several times.
+    With $c_i$ the confidence of example i of n, its top-class probability, and independent $z_i \sim
+    \mathrm{Bernoulli}(c_i)$,
+
+    $$\mathbb{E} \sum_{\mathrm{bins}\ b} \frac1n \Big| \sum_{i \in b} (z_i - c_i) \Big|.$$
+
+    An ECE near this floor is as good as 0. The floor falls as $1 / \sqrt n$.
+
+    Args:
+        probs: `[example, class]`.
+        num_bins: Number of equal-width bins, as for `ece`.
+        num_samples: How often all $z_i$ are drawn.
+        seed: Of these draws.
     """
     confidence, generator = np.asarray(probs, dtype=np.float64).max(-1), np.random.default_rng(seed)
     index = np.searchsorted(np.linspace(0, 1, num_bins + 1), confidence, side="left")

@@ -7,7 +7,7 @@ import numpy as np
 from bayeslora.contracts import checked
 from bayeslora.contracts.arrays import Finite, Numbers, Probabilities, check_labels, check_lengths
 from bayeslora.metrics.arrays import FloatArray
-from bayeslora.metrics.calibration import adaptive_ece, classwise_ece, ece
+from bayeslora.metrics.calibration import adaptive_ece, classwise_ece, ece, ece_floor
 from bayeslora.metrics.uncertainty import aurc, auroc_errors, entropy
 
 
@@ -55,11 +55,12 @@ def frequency_nll(labels: Finite) -> float:
 
 @checked(also=check_labels)
 def classification_scores(probs: Probabilities, labels: Finite) -> dict[str, float]:
-    """Return accuracy, NLL, ECE (15 bins) and Brier score."""
+    """Return accuracy, NLL, ECE (15 bins) and its floor (`ece_floor`), and Brier score."""
     return {
         "accuracy": accuracy(probs, labels),
         "nll": nll(probs, labels),
         "ece": ece(probs, labels),
+        "ece_floor": ece_floor(probs),
         "brier": brier(probs, labels),
     }
 

@@ -20,6 +20,9 @@ TEMPERED = " + temperature"
 BASELINE = f"lora{TEMPERED}"
 """What others are held against, where labels have a temperature; otherwise `lora`."""
 
+FLOOR = "ece_floor"
+"""A score without an interval, which stands beside the ECE."""
+
 FIRST = ("nll", "ece", "brier", "accuracy", "auroc_errors")
 """Scores that stand first, and of classes alone."""
 
@@ -60,6 +63,7 @@ class Comparison(Shown):
         )
         if {*FIRST} <= {*names}:
             return list(FIRST)
+        names = [name for name in names if name != FLOOR]
         return [*(name for name in FIRST if name in names), *(name for name in names if name not in FIRST)]
 
     def results(self, method: str) -> dict[int, dict[str, Any]]:
@@ -180,7 +184,7 @@ class Comparison(Shown):
                 row |= {"nll_difference": apart.value if is_other else math.nan}
                 row |= {"±nll_difference": apart.half if is_other else math.nan}
             if metric == "ece":
-                row["ece_floor"] = _mean(each.get("ece_floor") for each in results.values())
+                row[FLOOR] = _mean(each["scores"].get(FLOOR) for each in results.values())
         elpd, apart = self.elpd(method), self.elpd(method, self.baseline)
         is_other = method != self.baseline
         row |= {"elpd": elpd.value, "elpd_difference": apart.value if is_other else math.nan}

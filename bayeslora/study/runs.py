@@ -241,8 +241,6 @@ class Evaluation:
             "parameters": learned(self.posterior),
             "examples": len(log_density),
         }
-        if "ece" in scores:
-            found["ece_floor"] = metrics.ece_floor(prediction.probs)  # type: ignore[attr-defined]
         if self.labels.ndim == 1 and self.labels.dtype.kind in "iu" and "accuracy" in scores:
             found["majority"] = metrics.majority_rate(self.labels)
         return found

@@ -166,7 +166,7 @@ class Prediction(ClassProbabilities):
         return decisions.conformal_scores(self.probs)[method] <= self._largest_score(coverage, method)
 
     def scores(self, labels: np.ndarray) -> dict[str, float]:
-        """Return accuracy, NLL, ECE and Brier score, and `metrics.class_scores`."""
+        """Return accuracy, NLL, ECE and its floor, Brier score, and `metrics.class_scores`."""
         scores = metrics.classification_scores(self.probs, labels) | metrics.class_scores(self.probs, labels)
         return scores | {"nll": self.mixture_nll(self.log_likelihood(labels))}
 
