@@ -137,7 +137,8 @@ def _merged(bins: Mapping[str, np.ndarray], least: int) -> dict[str, np.ndarray]
         As `metrics.reliability`, with as many bins as remain: none of them is empty if there are examples.
     """
     count, edges = np.asarray(bins["count"]), np.asarray(bins["edges"])
-    ends, held = [], 0.0
+    ends: list[int] = []
+    held = 0.0
     for index, number in enumerate(count):
         held += number
         if held >= max(least, 1) and edges[index + 1] - edges[ends[-1] if ends else 0] >= NARROWEST:

@@ -45,7 +45,7 @@ ORDER = (
 )
 """A part imports from those before it, and from itself; parts of one row do not import each other."""
 
-LEAVES = ("decisions", "display", "metrics", "plots", "theory")
+LEAVES = ("decisions", "display", "metrics", "plots", "serving", "theory")
 """These rest on `types` and `contracts` alone, and any part may use them."""
 
 HEAVY = ("transformers", "datasets", "arviz", "pandas", "matplotlib", "sklearn", "scipy", "peft")

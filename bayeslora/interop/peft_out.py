@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from bayeslora import saving
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.weights import is_transposed, is_within, names_of, share_weights, swap
 from bayeslora.interop.peft_fields import PREFIX
@@ -23,6 +24,7 @@ from bayeslora.interop.peft_in import _is_a, _peft_pattern, _read_by_peft
 from bayeslora.interop.starting import distance, from_factors, trained_head
 from bayeslora.networks import is_a, output_names
 from bayeslora.program import Program, evaluating
+from bayeslora.serving import MANIFEST
 from bayeslora.types import Batch, FactorsByStack, Sites, Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ def export_draws(
     Args:
         program: The program.
         sites: Sites, or draws of them.
-        folder: Where to write; draws go to `draw-0`, `draw-1`, … in it.
+        folder: Where to write; draws go to `draw-0`, `draw-1`, … in it, and what they are to `draws.json`.
         several: Whether they are draws.
         about: What cards say; the part is filled in.
         settings: Of `export_peft`.
@@ -83,6 +85,9 @@ def export_draws(
             factors = program.factors_at(one)
             export_peft(program.network, factors, path, about=own, check=index == 0, **settings)
         paths.append(path)
+    if several:
+        record = {"draws": [path.name for path in paths], "temperature": about.temperature, "method": about.method}
+        saving.write(folder / MANIFEST, json.dumps(record, indent=2).encode())
     return paths
 
 

@@ -33,8 +33,9 @@ class Leaving(State):
 
         Args:
             folder: Where to write.
-            num_draws: Draws to write, each to a folder of its own, `draw-0`, `draw-1`, …; None for the centre, in
-                `folder` itself. A finite posterior writes its members.
+            num_draws: Draws to write, each to a folder of its own, `draw-0`, `draw-1`, …, with a list of them,
+                `draws.json`, for `serving`; None for the centre, in `folder` itself. A finite posterior writes its
+                members.
             seed: Seed of the draws.
 
         Returns:

@@ -1,0 +1,201 @@
+"""Exported draws, served: one base with K adapters of PEFT, in this process or behind an HTTP server such as vLLM's.
+
+Nothing here needs a posterior: only what `Posterior.export_peft(folder, num_draws=K)` wrote.
+"""
+
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bayeslora.contracts import Scale, checked
+from bayeslora.types import Folder
+
+MANIFEST = "draws.json"
+"""Says which folders hold the draws, and what their logits are divided by."""
+
+
+def draws_in(folder: Path) -> tuple[list[Path], float]:
+    """Return the folders of exported draws, in order, and the temperature that divides their logits.
+
+    Raises:
+        FileNotFoundError: If there are none.
+        ValueError: If the manifest names other things than folders of draws that are there.
+    """
+    if (folder / MANIFEST).is_file():
+        try:
+            record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            names, temperature = [str(name) for name in record["draws"]], float(record["temperature"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder / MANIFEST} is damaged ({error}): export the draws again.") from None
+        if bad := [name for name in names if not re.fullmatch(r"draw-\d+", name) or not (folder / name).is_dir()]:
+            raise ValueError(f"{folder / MANIFEST} names {bad[0]!r:.100}, which is not a draw: export again.")
+    else:
+        found = [path.name for path in folder.glob("draw-*") if re.fullmatch(r"draw-\d+", path.name)]
+        names, temperature = sorted(found, key=lambda name: int(name[5:])), 1.0
+    if not names:
+        raise FileNotFoundError(f"{folder} has no draws: write some, posterior.export_peft(folder, num_draws=8).")
+    return [folder / name for name in names], temperature
+
+
+@dataclass(frozen=True)
+class Served:
+    """Probabilities from K draws, in numpy.
+
+    Args:
+        draws: Of each draw, `[draw, row, class]`.
+    """
+
+    draws: np.ndarray
+
+    @property
+    def probs(self) -> np.ndarray:
+        """The average, `[row, class]`."""
+        return self.draws.mean(0)
+
+    @property
+    def entropy(self) -> np.ndarray:
+        """Entropy of the average in nats, `[row]`."""
+        return _entropy(self.probs)
+
+    @property
+    def aleatoric(self) -> np.ndarray:
+        """Average entropy of the draws in nats, `[row]`."""
+        return _entropy(self.draws).mean(0)
+
+    @property
+    def epistemic(self) -> np.ndarray:
+        """What the draws differ by, entropy − aleatoric, in nats, `[row]`."""
+        return np.maximum(self.entropy - self.aleatoric, 0)
+
+
+def _entropy(probs: np.ndarray) -> np.ndarray:
+    return -(probs * np.log(np.maximum(probs, np.finfo(np.float64).tiny))).sum(-1)
+
+
+class AdapterEnsemble(nn.Module):
+    """One base with the adapters of all draws, which averages their probabilities; it needs torch and peft alone.
+
+    Args:
+        model: PEFT's model, with an adapter for each draw.
+        names: The names of the adapters.
+        temperature: Divides every logit.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str], temperature: float = 1.0):
+        super().__init__()
+        self.model = model
+        self.names = list(names)
+        self.temperature = temperature
+
+    @classmethod
+    @checked()
+    def from_folder(cls, base: nn.Module, folder: Folder) -> "AdapterEnsemble":
+        """Load the draws that `Posterior.export_peft(folder, num_draws=K)` wrote onto their base.
+
+        Args:
+            base: The base model, with as many outputs as the fit; PEFT puts its layers into it.
+            folder: Where the draws were written.
+        """
+        from peft import PeftModel
+
+        paths, temperature = draws_in(Path(folder))
+        names = [path.name for path in paths]
+        model: Any = PeftModel.from_pretrained(base, paths[0], adapter_name=names[0])
+        for name, path in zip(names[1:], paths[1:], strict=True):
+            model.load_adapter(str(path), adapter_name=name)
+        return cls(model.eval(), names, temperature)
+
+    @torch.inference_mode()
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """Return the logits of every draw, `[draw, batch, …]`, in one pass each, divided by the temperature."""
+        found = []
+        for name in self.names:
+            self.model.set_adapter(name)  # type: ignore[operator]
+            found.append(self.model(**inputs).logits / self.temperature)
+        return torch.stack(found)
+
+    def predict(self, **inputs: Tensor) -> Served:
+        """Return probabilities of classes: those of `Posterior.predict(…, num_draws=K)` with the seed of the export."""
+        return Served(self(**inputs).double().softmax(-1).cpu().numpy())
+
+
+class CompletionsClient:
+    """Scores answers under the draws that a server has as adapters, through OpenAI's interface of completions.
+
+    Each adapter is a model of its own there, which is how vLLM serves `--lora-modules draw-0=…/draw-0 draw-1=…`.
+
+    Args:
+        url: Where the interface is, such as `http://localhost:8000/v1`.
+        adapters: Names of the adapters there.
+        temperature: Divides the log-probabilities of answers before they are normalised.
+        timeout: Seconds to wait for an answer.
+        key: The server's key, if it wants one.
+    """
+
+    @checked()
+    def __init__(
+        self,
+        url: str,
+        adapters: Sequence[str],
+        *,
+        temperature: Scale = 1.0,
+        timeout: Scale = 60.0,
+        key: str | None = None,
+    ):
+        if not adapters:
+            raise ValueError("adapters is empty: name those that the server has, such as ['draw-0', 'draw-1'].")
+        self.url = url.rstrip("/")
+        self.adapters = list(adapters)
+        self.temperature, self.timeout, self.key = temperature, timeout, key
+
+    @checked()
+    def log_probs(self, prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+        """Return ln p(answer | prompt) under each adapter, summed over tokens, in nats, `[draw, prompt, answer]`.
+
+        Args:
+            prompts: The prompts.
+            answers: The answers, as they continue a prompt: with their leading space, if there is to be one.
+        """
+        return np.array([[[self._score(a, p, text) for text in answers] for p in prompts] for a in self.adapters])
+
+    @checked()
+    def predict(self, prompts: Sequence[str], answers: Sequence[str]) -> Served:
+        """Return the probability of each answer among the answers, averaged over the adapters."""
+        scores = self.log_probs(prompts, answers) / self.temperature
+        scores = scores - scores.max(-1, keepdims=True)
+        return Served(np.exp(scores) / np.exp(scores).sum(-1, keepdims=True))
+
+    def _score(self, adapter: str, prompt: str, answer: str) -> float:
+        # One token more is asked for, because servers write at least one; it begins where the text ends.
+        text = prompt + answer
+        body = {"model": adapter, "prompt": text, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
+        found = self._post(body)["choices"][0]["logprobs"]
+        pairs = zip(found["text_offset"], found["token_logprobs"], strict=True)
+        ends = [*found["text_offset"][1:], len(text) + 1]
+        own = [
+            value for (start, value), end in zip(pairs, ends, strict=True) if end > len(prompt) and start < len(text)
+        ]
+        if not own or any(value is None for value in own):
+            raise ValueError(
+                f"The server has no log-probabilities for {answer!r:.50}: it has to support echo and logprobs."
+            )
+        return float(sum(own))
+
+    def _post(self, body: Mapping[str, Any]) -> Any:
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        request = urllib.request.Request(f"{self.url}/completions", json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            said = " ".join(error.read().decode(errors="replace").split())
+            raise ValueError(f"{self.url} refused a request for {body['model']!r}: {error.code} {said:.200}") from None

@@ -1,0 +1,135 @@
+"""Exported draws, served by PEFT and over HTTP."""
+
+import json
+import math
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import bayeslora
+from bayeslora.serving import AdapterEnsemble, CompletionsClient, Served, draws_in
+from tests.helpers import tiny_bert, tokens
+
+
+@pytest.fixture(scope="module")
+def posterior() -> bayeslora.Posterior:
+    fitted = bayeslora.fit(tiny_bert(), tokens(24), "blob", rank=2, epochs=0, progress=False)
+    with torch.no_grad():
+        for _, parameter in fitted.program.trainable():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    fitted.temperature = 1.7
+    return fitted
+
+
+def test_adapters_averaged_equal_predict(posterior: bayeslora.Posterior, tmp_path: Path) -> None:
+    posterior.export_peft(tmp_path, num_draws=3, seed=4)
+    served = AdapterEnsemble.from_folder(tiny_bert(), tmp_path)
+    inputs = tokens(8, seed=1)[0]
+    expected, found = posterior.predict(inputs, 3, seed=4), served.predict(**inputs)
+    np.testing.assert_allclose(found.draws, expected.draws, atol=1e-5)
+    np.testing.assert_allclose(found.probs, expected.probs, atol=1e-5)
+    for name in ("entropy", "aleatoric", "epistemic"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-5)
+    assert expected.epistemic.max() > 1e-4  # the draws differ
+
+
+def test_folders_of_draws_are_read_in_order(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no draws: write some.*num_draws=8"):
+        draws_in(tmp_path)
+    for number in (0, 2, 10):
+        (tmp_path / f"draw-{number}").mkdir()
+    paths, temperature = draws_in(tmp_path)
+    assert [path.name for path in paths] == ["draw-0", "draw-2", "draw-10"]
+    assert temperature == 1.0
+    for content, message in (("{", "is damaged"), ('{"draws": ["../x"], "temperature": 1}', "names '../x'")):
+        (tmp_path / "draws.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            draws_in(tmp_path)
+
+
+def log_prob(adapter: str, text: str, place: int) -> float:
+    """What the stand-in thinks of a character, given those before it."""
+    number = int(adapter[5:]) + 1
+    return -((ord(text[place]) * number + place) % 7) / 3
+
+
+class Server(BaseHTTPRequestHandler):
+    """A stand-in for vLLM's interface of completions: its tokens are two characters long, and it writes one more."""
+
+    bodies: list[dict[str, Any]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.bodies.append({**body, "path": self.path, "key": self.headers.get("Authorization")})
+        if not body["model"].startswith("draw-"):
+            self.send_response(404)
+            self.end_headers()
+            self.wfile.write(b'{"error": "no such model"}')
+            return
+        text = body["prompt"]
+        offsets = list(range(0, len(text), 2))
+        values: list[float | None] = [
+            None
+            if start == 0
+            else sum(log_prob(body["model"], text, p) for p in range(start, min(start + 2, len(text))))
+            for start in offsets
+        ]
+        found = {"text_offset": [*offsets, len(text)], "token_logprobs": [*values, -0.5]}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"choices": [{"text": text + "!", "logprobs": found}]}).encode())
+
+    def log_message(self, *parts: Any) -> None: ...
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    Server.bodies.clear()
+    yield f"http://127.0.0.1:{server.server_port}/v1/"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_the_client_averages_over_adapters(url: str) -> None:
+    prompts, answers = ["What is it? ", "Is it so? "], [" yes", " no!", "maybe"]
+    client = CompletionsClient(url, ["draw-0", "draw-1"], key="secret")
+    found = client.log_probs(prompts, answers)
+    assert found.shape == (2, 2, 3)
+    for d, adapter in enumerate(client.adapters):
+        for p, prompt in enumerate(prompts):
+            for a, answer in enumerate(answers):
+                text = prompt + answer
+                expected = sum(log_prob(adapter, text, place) for place in range(len(prompt), len(text)))
+                assert found[d, p, a] == pytest.approx(expected)
+    served = client.predict(prompts, answers)
+    by_hand = np.exp(found) / np.exp(found).sum(-1, keepdims=True)
+    np.testing.assert_allclose(served.probs, by_hand.mean(0))
+    assert {body["path"] for body in Server.bodies} == {"/v1/completions"}
+    assert {body["key"] for body in Server.bodies} == {"Bearer secret"}
+    with pytest.raises(ValueError, match=r"refused a request for 'nobody': 404 .*no such model"):
+        CompletionsClient(url, ["nobody"]).predict(prompts, answers)
+
+
+def test_uncertainty_of_what_was_served() -> None:
+    apart = Served(np.array([[[1.0, 0.0]], [[0.0, 1.0]]]))
+    assert apart.entropy[0] == pytest.approx(math.log(2))
+    assert apart.aleatoric[0] == pytest.approx(0.0)
+    assert apart.epistemic[0] == pytest.approx(math.log(2))
+
+
+def test_a_merged_centre_is_exported_as_a_program(posterior: bayeslora.Posterior) -> None:
+    inputs = tokens(4)[0]
+    merged = posterior.merge().eval()
+    program = torch.export.export(merged, (), dict(inputs))
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(**inputs).logits, merged(**inputs).logits, rtol=1e-5, atol=1e-6)
