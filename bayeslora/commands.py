@@ -1,4 +1,4 @@
-"""The commands of studies and reports: `bayeslora compare`."""
+"""The commands of studies and reports: `bayeslora compare | report`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from bayeslora.methods import METHODS
-from bayeslora.shell import columns_named, errors, quiet
+from bayeslora.shell import columns_named, errors, quiet, split_to_predict
 
 app = typer.Typer()
 
@@ -57,6 +57,7 @@ def compare(
     num_draws: Draws = 32,
     store: FolderOfRuns = None,
     n_jobs: Jobs = None,
+    page: Annotated[Path | None, typer.Option(help="An HTML page to write as well.")] = None,
     text: Text = None,
     label: Label = None,
     id: Id = None,
@@ -94,4 +95,34 @@ def compare(
             n_jobs=n_jobs,
             **given,
         )
+        if page is not None:
+            found.report(page)
     typer.echo(found.to_markdown())
+
+
+@app.command()
+def report(
+    posterior: Annotated[Path, typer.Argument(help="A saved posterior.")],
+    data: Annotated[str, typer.Argument(help="Labelled data that the fit has not seen; its split 'test', if any.")],
+    output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    familiar: Annotated[str | None, typer.Option(help="The training data: the nearest are shown.")] = None,
+    validation: Annotated[str | None, typer.Option(help="Other held-out rows, to decide by.")] = None,
+    num_draws: Draws = 32,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    model: Annotated[str | None, typer.Option(help="The base model, if it is not the one named at the fit.")] = None,
+    text: Text = None,
+    label: Label = None,
+    id: Id = None,
+) -> None:
+    """Write one self-contained page about a saved posterior: verdicts, figures, examples and why, decisions."""
+    from bayeslora.data import read, split
+    from bayeslora.loading import load
+
+    quiet()
+    with errors():
+        loaded = load(posterior, model)
+        others = {"familiar": familiar, "validation": validation}
+        known = {name: split(read(each), "train") for name, each in others.items() if each is not None}
+        named = columns_named(text, label, id)
+        written = loaded.report(output, split_to_predict(read(data)), num_draws=num_draws, seed=seed, **known, **named)
+    typer.echo(f"Written to {written}.")

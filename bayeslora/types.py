@@ -51,6 +51,8 @@ Prompts: TypeAlias = Annotated[
 
 Folder: TypeAlias = Annotated[str | os.PathLike[str], Kind("the path of a folder", is_path)]
 
+FileName: TypeAlias = Annotated[str | os.PathLike[str], Kind("the path of a file", is_path)]
+
 ModelName: TypeAlias = Annotated[str | os.PathLike[str], Kind("the path or hub name of a model", is_path)]
 
 Seed: TypeAlias = Annotated[int, Within(at_least=0, at_most=2**32 - 1)]

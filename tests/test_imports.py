@@ -39,6 +39,7 @@ ORDER = (
     ("folds",),
     ("fit", "texts"),
     ("study",),
+    ("report",),
     ("demo", "sklearn", "shell"),
     ("commands",),
     ("cli",),

@@ -1,11 +1,18 @@
 """Figures show what they are given."""
 
+import math
+
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
+import bayeslora
 from bayeslora import metrics, plots
+from bayeslora.plots.base import NARROWEST
+from bayeslora.plots.scores import _merged
+from tests.study.networks import DATA, FEW, network
 
 PROBS = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.45, 0.55]])
 LABELS = np.array([0, 1, 1, 1])
@@ -48,7 +55,7 @@ def test_no_curve_is_dropped_and_no_two_look_alike(number: int) -> None:
 def test_merged_bins_hold_enough_and_keep_the_means(least: int) -> None:
     probs, labels = predictions(500)
     bins = metrics.reliability(probs, labels)
-    merged = plots._merged(bins, least)
+    merged = _merged(bins, least)
     assert (merged["count"] >= min(least, 500)).all()
     assert merged["edges"][0] == 0
     assert merged["edges"][-1] == 1
@@ -63,7 +70,7 @@ def test_merged_bins_hold_enough_and_keep_the_means(least: int) -> None:
 def test_reliability_shows_wilsons_intervals_of_merged_bins() -> None:
     probs, labels = predictions(200)
     bins = metrics.reliability(probs, labels)
-    merged = plots._merged(bins, 30)
+    merged = _merged(bins, 30)
     figure = plots.reliability({"draws": bins})
     (points, _, (bars,)) = figure.axes[0].containers[0]
     np.testing.assert_allclose(points.get_ydata(), merged["accuracy"])
@@ -77,8 +84,8 @@ def test_reliability_shows_wilsons_intervals_of_merged_bins() -> None:
 def test_points_of_crowded_bins_do_not_hide_each_other() -> None:
     confidence = np.linspace(0.9, 0.99, 1000)
     bins = metrics.reliability(np.stack([confidence, 1 - confidence], -1), np.zeros(1000, int), adaptive=True)
-    merged = plots._merged(bins, 30)
-    assert (np.diff(merged["edges"]) >= plots.NARROWEST).all()
+    merged = _merged(bins, 30)
+    assert (np.diff(merged["edges"]) >= NARROWEST).all()
     assert len(merged["count"]) > 3
 
 
@@ -112,3 +119,66 @@ def test_a_crowded_bin_of_the_reliability_diagram_is_split() -> None:
     total = (np.nan_to_num(adaptive["accuracy"]) * adaptive["count"]).sum()
     assert np.isclose(total, (labels == 0).sum())
     assert len(plots.reliability({"draws": adaptive}).axes[0].containers[0][0].get_xdata()) >= 3
+
+
+def test_losses_are_smoothed_and_held_out_ones_are_not() -> None:
+    history = pd.DataFrame({"step": range(1, 101), "epoch": 1.0, "loss": 2.0, "nll": np.arange(100.0), "s.A": 0.5})
+    history["validation_nll"] = [math.nan] * 99 + [7.0]
+    (axes,) = plots.losses(history).axes
+    lines = {str(line.get_label()): line for line in axes.get_lines()}
+    assert list(lines) == ["loss", "nll", "s.A", "NLL of held-out data, centre"]
+    assert lines["nll"].get_ydata()[50] == pytest.approx(49.5)
+    assert lines["NLL of held-out data, centre"].get_ydata().tolist() == [7.0]
+
+
+def test_uncertainties_are_shares_on_common_bins() -> None:
+    figure = plots.uncertainties({"familiar": np.zeros(10), "$unfamiliar$": np.ones(30)})
+    first, second = (patch.get_data() for patch in figure.axes[0].patches)
+    np.testing.assert_array_equal(first.edges, second.edges)
+    assert first.values.sum() == second.values.sum() == pytest.approx(1)
+    assert names(figure) == ["familiar (10)", r"\$unfamiliar\$ (30)"]
+
+
+def test_layers_show_medians_and_intervals_over_draws() -> None:
+    posterior = bayeslora.fit(network(), DATA, "monteclora", progress=False, **FEW)
+    groups = posterior.to_arviz(num_draws=50, prior=False)
+    norm, noise = plots.layers(groups).axes[0], groups.posterior["delta_norm_4x6"].to_numpy().ravel()
+    (points, _, (bars,)) = norm.containers[0]
+    assert points.get_xdata() == pytest.approx(np.median(noise))
+    np.testing.assert_allclose(bars.get_segments()[0][:, 0], np.quantile(noise, (0.05, 0.95)), atol=1e-12)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_draws_on_the_simplex_are_where_their_probabilities_are(classes: int) -> None:
+    draws = np.eye(classes)[[0, 1]][:, None]  # one example, of which two draws are sure of different classes
+    (axes,) = plots.simplex(draws, [f"${c}" for c in range(classes)]).axes
+    cloud, mean = axes.get_lines()[1:]
+    np.testing.assert_allclose(cloud.get_xydata(), [[0, 0], [1, 0]], atol=1e-12)
+    np.testing.assert_allclose(mean.get_xydata(), [[0.5, 0]], atol=1e-12)
+
+
+def test_differences_have_the_intervals_of_the_comparison() -> None:
+    result = {"scores": {"nll": 1.0}, "left_out": {"nll": [1.0, 1.1, 0.9]}, "temperature": 1.0}
+    other = {"scores": {"nll": 0.5}, "left_out": {"nll": [0.5, 0.61, 0.4]}, "temperature": 1.0}
+    run = {"seed": 0, "results": {"lora + temperature": result, "mine": other}, "failed": None, "names": []}
+    found = bayeslora.Comparison([run], ["lora + temperature", "mine"], {})
+    (axes,) = plots.differences(found).axes
+    (points, _, (bars,)) = axes.containers[0]
+    expected = found.difference("mine")
+    assert points.get_xdata() == [-0.5]
+    assert np.ptp(bars.get_segments()[0][:, 0]) == pytest.approx(2 * expected.half)
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["mine"]
+
+
+def test_boxes_have_a_point_for_each_cell() -> None:
+    (axes,) = plots.boxes({"a": np.array([1.0, 2, 9]), "b": np.array([3.0, 4])}).axes
+    points = [line.get_xdata().tolist() for line in axes.get_lines() if line.get_marker() == "o"]
+    assert points == [[1, 2, 9], [3, 4]]
+
+
+def test_regression_shows_intervals_of_few_examples() -> None:
+    prediction = bayeslora.RegressionPrediction(np.array([[0.0, 1.0], [2.0, 1.0]]), 0.5)
+    (axes,) = plots.regression(prediction, np.array([1.0, 3.0])).axes
+    (points, _, (bars,)) = axes.containers[0]
+    assert points.get_xydata().tolist() == [[1, 1], [3, 1]]
+    np.testing.assert_allclose([s[:, 1] for s in bars.get_segments()], prediction.interval(0.9))

@@ -1,15 +1,22 @@
-"""Where a posterior goes: into a plain model, into PEFT, onto a disk."""
+"""Where a posterior goes: into a plain model, into PEFT, onto a disk, onto a page."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import torch
 from torch import nn
 
 from bayeslora import interop, storage, tables
+from bayeslora.contracts import Count, Kind, Probability
 from bayeslora.isolation import public
 from bayeslora.posterior.state import State
-from bayeslora.types import Folder, NumDraws, Seed
+from bayeslora.types import BatchSize, Data, FileName, Folder, NumDraws, Seed
+
+if TYPE_CHECKING:
+    KHatGiven: TypeAlias = Any
+else:
+    KHatGiven: TypeAlias = Annotated[Any, Kind("what posterior.khat returns", lambda v: hasattr(v, "verdict"))]
 
 
 class Leaving(State):
@@ -48,6 +55,59 @@ class Leaving(State):
         about = interop.About(self.method.name, temperature=self.temperature)
         settings: dict[str, Any] = {"about": about, "tokenizer": self.tokenizer, "batch": self._example()}
         return interop.export_draws(self.program, sites, Path(folder), num_draws is not None, **settings)
+
+    @public()
+    def report(
+        self,
+        path: FileName,
+        test: Data,
+        *,
+        familiar: Data | None = None,
+        validation: Data | None = None,
+        khat: KHatGiven | None = None,
+        risks: Sequence[Probability] = (0.01, 0.05, 0.1),
+        examples: Count = 8,
+        num_draws: NumDraws = 32,
+        seed: Seed = 0,
+        batch_size: BatchSize = 64,
+        text: str | Sequence[str] | None = None,
+        label: str | None = None,
+        id: str | None = None,
+    ) -> Path:
+        """Write one self-contained HTML page about this posterior, to be read on a screen or printed.
+
+        It says what was fitted on what; verdicts in words, with numbers and intervals; figures; the least and the most
+        certain examples, and why; what can be decided at chosen risks; how the fit went; and how to reproduce it. It
+        has no scripts, and loads nothing from the network. Examples are shown as they are: mind who may read them.
+
+        Args:
+            path: The file to write.
+            test: Labelled data that the fit has not seen.
+            familiar: The training data, say: the nearest of them are shown beside each example, by the features of the
+                output layer.
+            validation: Other held-out rows, for decisions with a promise (`decide`).
+            khat: What `khat` returned.
+            risks: Error rates that the answered rows may have.
+            examples: Rows in each table of examples.
+            num_draws: Draws of the weights.
+            seed: Seed of the draws.
+            batch_size: Examples per batch.
+            text: The column of the texts, or two, if called otherwise than in the fit.
+            label: The column of the labels, if called otherwise.
+            id: A column that names the rows.
+
+        Returns:
+            The file.
+
+        Raises:
+            ValueError: If the data has no labels, or `validation` is given for labels that know no decisions.
+            NotSavedError: If the file cannot be written.
+        """
+        from bayeslora.report import report
+
+        columns = {"text": text, "label": label, "id": id}
+        how = (num_draws, seed, batch_size, risks, examples, columns)
+        return report(self, path, test, familiar, validation, khat, *how)
 
     @public()
     def save(self, folder: Folder) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from bayeslora.contracts import ArgumentError, checked
 from bayeslora.display import Shown, as_html, markdown
 from bayeslora.study.intervals import Estimate, estimate, estimate_of_rows
+from bayeslora.types import FileName
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -217,6 +219,13 @@ class Comparison(Shown):
     def to_markdown(self) -> str:
         """Return the table as Markdown, with each interval beside its number."""
         return markdown(self.shown())
+
+    @checked()
+    def report(self, path: FileName) -> Path:
+        """Write one self-contained HTML page: verdicts, the table, a figure, every run, and how to reproduce it."""
+        from bayeslora.report import of_comparison
+
+        return of_comparison(self, path)
 
     def _shown(self) -> tuple[str, dict[str, str], Any]:
         data, test = self.about["data"], self.about["test"]

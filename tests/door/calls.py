@@ -106,6 +106,9 @@ def arrays(name: str) -> dict[str, Any]:
     good |= {"inside": {"entropy": [0.1, 0.2]}, "outside": {"entropy": [0.2, 0.3]}, "least": 2}
     good |= {"costs": 1 - np.eye(2)}
     good |= {"curves": {"a": bayeslora.metrics.reliability(probs, [1, 0, 1])}}
+    if name in ("plots.uncertainties", "plots.boxes"):
+        good["values"] = {"a": probs[:, 0]}
+    good |= {"draws": probs[None, :, :]}
     if name == "plots.risk_coverage":
         good["curves"] = {"a": bayeslora.metrics.risk_coverage([0.1, 0.2], [0, 1])}
     if name == "metrics.fit_temperature":

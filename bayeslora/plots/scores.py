@@ -1,71 +1,29 @@
-"""Figures, in matplotlib."""
+"""Figures of predictions against labels."""
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bayeslora.contracts import Count, Kind, checked
+from bayeslora.contracts import Count, checked
+from bayeslora.contracts.arrays import Finite
+from bayeslora.plots.base import (
+    CELLS,
+    COLOURS,
+    LEAST,
+    NARROWEST,
+    Bins,
+    Regressed,
+    Risks,
+    Values,
+    axes_of,
+    name_curves,
+    plain,
+    styles,
+)
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-# Colours that remain distinct in print and to colour-blind readers (Okabe and Ito).
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-LINES = ("-", "--", ":", "-.")
-MARKERS = ("o", "s", "^", "D")
-
-LEAST = 30
-"""Examples in a point of the reliability diagram: its 95 % interval is then at most ±0.17 wide."""
-
-NARROWEST = 0.02
-"""Confidences that a point covers at least, so that points do not hide each other."""
-
-CELLS = np.linspace(0, 1, 16)
-"""Edges of the histogram below."""
-
-INSIDE_LEGEND = 6
-"""Curves whose names have room inside a figure; those of more stand below it."""
-
-
-def _styles() -> Iterator[dict[str, Any]]:
-    """Yield the style of one curve after another, without end: colours first, then other lines and markers."""
-    for line, marker in itertools.cycle(zip(LINES, MARKERS, strict=True)):
-        for colour in COLOURS:
-            yield {"color": colour, "linestyle": line, "marker": marker}
-
-
-def _curves(*parts: str) -> Callable[[Any], bool]:
-    """Return a test whether a value maps names to curves, each a mapping with these arrays of numbers."""
-
-    def holds(value: Any) -> bool:
-        if not isinstance(value, Mapping) or not value or not all(isinstance(each, Mapping) for each in value.values()):
-            return False
-        arrays = [each.get(part) for each in value.values() for part in parts]
-        return all(isinstance(each, np.ndarray) and each.ndim == 1 and each.dtype.kind in "iuf" for each in arrays)
-
-    return holds
-
-
-def _is_tuned(value: Any) -> bool:
-    curve = getattr(value, "curve", None)
-    return isinstance(curve, Mapping) and _curves("value", "nll", "se_difference")({"": curve})
-
-
-if TYPE_CHECKING:
-    Tuned: TypeAlias = Any
-    Bins: TypeAlias = Mapping[str, Mapping[str, np.ndarray]]
-    Risks: TypeAlias = Mapping[str, Mapping[str, np.ndarray]]
-else:
-    _bins = Kind(
-        "a mapping from names to what metrics.reliability returns", _curves("edges", "count", "confidence", "accuracy")
-    )
-    _risks = Kind("a mapping from names to what metrics.risk_coverage returns", _curves("coverage", "risk"))
-    Tuned: TypeAlias = Annotated[Any, Kind("how a dial was set, posterior.tuning", _is_tuned)]
-    Bins: TypeAlias = Annotated[Any, _bins]
-    Risks: TypeAlias = Annotated[Any, _risks]
 
 
 @checked()
@@ -91,7 +49,7 @@ def reliability(curves: Bins, least: Count = LEAST) -> "Figure":
     diagram, histogram = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
     diagram.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="calibrated")
     low = 1.0
-    for style, (name, bins) in zip(_styles(), curves.items(), strict=False):  # styles do not end
+    for style, (name, bins) in zip(styles(), curves.items(), strict=False):  # styles do not end
         points = _merged(bins, least)
         right = np.rint(points["accuracy"] * points["count"]).astype(int)
         ranges = [
@@ -117,7 +75,7 @@ def reliability(curves: Bins, least: Count = LEAST) -> "Figure":
         histogram.stairs(share, CELLS, color=style["color"], linestyle=style["linestyle"], linewidth=1.5)
         low = min(low, bins["edges"][:-1][bins["count"] > 0].min())
     diagram.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(low, 1))
-    _name_curves(figure, diagram, len(curves), "lower right")
+    name_curves(figure, diagram, len(curves), "lower right")
     histogram.set(xlabel="confidence", ylabel="share")
     for axes in (diagram, histogram):
         axes.spines[["top", "right"]].set_visible(False)
@@ -165,48 +123,50 @@ def risk_coverage(curves: Risks) -> "Figure":
 
     figure = Figure(figsize=(5.2, 4.2), layout="constrained")
     axes = figure.subplots()
-    for style, (name, curve) in zip(_styles(), curves.items(), strict=False):
+    for style, (name, curve) in zip(styles(), curves.items(), strict=False):
         label = f"{name} (area {np.mean(curve['risk']):.3f})"
         axes.plot(curve["coverage"], curve["risk"], **style | {"marker": ""}, linewidth=1.5, label=label)
     axes.set(xlabel="coverage", ylabel="risk", xlim=(0, 1))
     axes.set_ylim(bottom=0)
-    _name_curves(figure, axes, len(curves), "upper left")
+    name_curves(figure, axes, len(curves), "upper left")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 @checked()
-def dial(tuning: Tuned) -> "Figure":
-    """Plot the NLL of rows that were not trained on against the values of a dial.
-
-    The bars are standard errors of the differences from the best value: a value whose bar reaches down to its line is
-    as good, as far as these rows can tell.
+def uncertainties(values: Values, label: str = "entropy, nats") -> "Figure":
+    """Plot how often each uncertainty occurs: of familiar and unfamiliar examples, or of right and wrong ones.
 
     Args:
-        tuning: How the dial was set: `posterior.tuning`.
+        values: Name to one number for each example, such as `prediction.entropy`.
+        label: What they are.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.2, 4.2), layout="constrained")
-    axes = figure.subplots()
-    values, nll = tuning.curve["value"], tuning.curve["nll"]
-    style = next(_styles())
-    axes.errorbar(values, nll, tuning.curve["se_difference"], **style, ms=4, elinewidth=1, capsize=2)
-    axes.axhline(nll.min(), color="0.6", linewidth=1, linestyle="--")
-    axes.axvline(tuning.chosen, color=COLOURS[1], linewidth=1, label=f"chosen: {tuning.chosen:.3g}")
-    if len(values) > 1 and values.min() > 0:
-        axes.set_xscale("log")
-    axes.set(xlabel=tuning.dial, ylabel=f"NLL of {tuning.rows} rows, nats")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    figure, axes = axes_of(5.2, 3.2)
+    edges = np.histogram_bin_edges(np.concatenate([*values.values()]), 30)
+    for style, (name, each) in zip(styles(), values.items(), strict=False):
+        shares = np.histogram(each, edges)[0] / len(each)
+        look = {"color": style["color"], "linestyle": style["linestyle"]}
+        axes.stairs(shares, edges, **look, linewidth=1.5, label=plain(f"{name} ({len(each):,})"))
+    axes.set(xlabel=plain(label), ylabel="share")
+    name_curves(figure, axes, len(values), None)
     return figure
 
 
-def _name_curves(figure: "Figure", axes: "Axes", number: int, corner: Any) -> None:
-    """Name the curves in a corner, or, where they are many, below the axes, on paper that is taller for it."""
-    if number <= INSIDE_LEGEND:
-        axes.legend(frameon=False, loc=corner)
-        return
-    width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height + 0.22 * (number // 2 + 1))
-    figure.legend(frameon=False, loc="outside lower center", ncols=2)
+@checked()
+def regression(prediction: Regressed, labels: Finite) -> "Figure":
+    """Plot labels against their predicted means, with 90 % intervals where examples are few.
+
+    Args:
+        prediction: The prediction.
+        labels: The labels, `[example]`.
+    """
+    figure, axes = axes_of(5.2, 4.6)
+    mean, (low, high), truth = prediction.mean, prediction.interval(0.9).T, np.asarray(labels)
+    shown = np.linspace(0, len(mean) - 1, min(len(mean), 1000)).astype(int)
+    bars = [(mean - low)[shown], (high - mean)[shown]] if len(mean) <= 200 else None
+    style = {"fmt": "o", "ms": 3, "alpha": 0.5, "elinewidth": 0.7}
+    axes.errorbar(truth[shown], mean[shown], yerr=bars, color=COLOURS[1], **style)
+    ends = [min(truth.min(), mean.min()), max(truth.max(), mean.max())]
+    axes.plot(ends, ends, color="0.6", linewidth=1, linestyle="--")
+    axes.set(xlabel="label", ylabel="predicted mean, 90 % interval")
+    return figure
