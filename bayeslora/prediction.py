@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,8 +16,10 @@ from torch import Tensor
 from bayeslora import metrics
 from bayeslora.adapters import Linearised, Shared
 from bayeslora.adapters.rows import has_rows
+from bayeslora.adapters.sharing import differing
 from bayeslora.data import Source, to_device
 from bayeslora.decisions import Familiar
+from bayeslora.drawing import Drawn
 from bayeslora.isolation import seeded
 from bayeslora.limits import naming_inputs
 from bayeslora.program import Program, evaluating
@@ -52,22 +53,15 @@ def watched(watcher: Callable[[int], None]) -> Iterator[None]:
         _watcher.reset(token)
 
 
-def draw(program: Program, num_draws: int, seed: int | None) -> dict[str, Tensor]:
-    """Draw every site, `[draw, layer, …]`; of a finite posterior, return the members, each once."""
-    if num_draws < 1:
-        raise ValueError(f"num_draws={num_draws}: give a whole number of at least 1.")
-    finite = program.method.num_draws(program.guide)
-    with seeded(seed):
-        return {name: value.detach() for name, value in program.draw(finite or operator.index(num_draws)).items()}
-
-
-def run(program: Program, source: Source, sites: Sites, seed: int | None, batch_size: int, approximation: str) -> Any:
+def run(
+    program: Program, source: Source, sites: Sites | Drawn, seed: int | None, batch_size: int, approximation: str
+) -> Any:
     """Run the network on data at draws of the sites, and return its outputs as the likelihood's `predict` takes them.
 
     Args:
         program: The program.
         source: The data.
-        sites: Draws, `[draw, layer, …]`.
+        sites: Draws, `[draw, layer, …]`, or what makes them.
         seed: Seed of a loader that shuffles.
         batch_size: Examples per batch.
         approximation: `"draws"` or `"linear"`.
@@ -80,23 +74,35 @@ def run(program: Program, source: Source, sites: Sites, seed: int | None, batch_
         return run_parts([part], source.batches_by_length(batch_size), source.with_labels, source.context)
 
 
-def part_of(program: Program, sites: Sites, approximation: str) -> "Part":
+def part_of(program: Program, sites: Sites | Drawn, approximation: str) -> "Part":
     """Return what `run_parts` takes; the arguments are those of `run`."""
     if approximation == "linear" and (program.method.num_draws(program.guide) or 1) > 1:
         raise ValueError(
             f"The members of {program.method.name!r} lie around no common centre to linearise the network at: predict "
             "with approximation='draws'."
         )
-    return Part(program, sites, len(next(iter(sites.values()))), approximation == "linear")
+    num_draws = sites.num_draws if isinstance(sites, Drawn) else len(next(iter(sites.values())))
+    return Part(program, sites, num_draws, approximation == "linear")
 
 
 class Part(NamedTuple):
     """A program and draws of its sites, `[draw, layer, …]`, and whether to run its first-order expansion at them."""
 
     program: Program
-    sites: Sites
+    sites: Sites | Drawn
     num_draws: int
     linear: bool = False
+
+    def blocks(self) -> Callable[[], Iterator[FactorsByStack]]:
+        """Return what iterates over factors at the draws, as many at once as are held."""
+        program, held = self.program, self.sites
+        if isinstance(held, Drawn):
+            drawn = held
+            if drawn.kept is None:
+                return lambda: map(program.factors_at, drawn)
+            held = drawn.kept
+        factors = program.factors_at(held)
+        return lambda: iter([factors])
 
 
 def run_parts(
@@ -136,14 +142,14 @@ class _Run(NamedTuple):
 
     Args:
         part: The part.
-        factors: Factors at the draws.
+        blocks: Iterates over factors at the draws, some at a time.
         expansion: The first-order expansion, if that is run.
         shared: What the draws have in common, if several are run.
         at_once: Whether another part of the same batches needs gradients, which this one does without.
     """
 
     part: Part
-    factors: FactorsByStack
+    blocks: Callable[[], Iterator[FactorsByStack]]
     expansion: Linearised | None
     shared: Shared | None
     at_once: bool
@@ -151,10 +157,10 @@ class _Run(NamedTuple):
     @classmethod
     def of(cls, part: Part, at_once: bool) -> "_Run":
         program, linear = part.program, part.linear
-        factors = program.factors_at(part.sites)
-        expansion = program.linearised(part.sites) if linear else None
-        shared = Shared(program.network, factors) if part.num_draws > 1 and not linear else None
-        return cls(part, factors, expansion, shared, at_once)
+        blocks = part.blocks()
+        expansion = program.linearised(blocks) if linear else None
+        shared = _in_common(program, blocks()) if part.num_draws > 1 and not linear else None
+        return cls(part, blocks, expansion, shared, at_once)
 
     def logits(self, batch: Batch, is_first: bool) -> Iterable[Tensor]:
         """Return the logits of a batch, a few draws at a time.
@@ -169,7 +175,7 @@ class _Run(NamedTuple):
         program, inputs = self.part.program, {name: value for name, value in batch.items() if name != "labels"}
         logits = self.expansion(inputs)
         if is_first and program.method.approximation != "linear":
-            _check_linear(program, self.factors, inputs, logits)
+            _check_linear(program, next(self.blocks()), inputs, logits)
         return [logits]
 
     def _chunks(self, batch: Batch) -> Iterator[Tensor]:
@@ -179,7 +185,29 @@ class _Run(NamedTuple):
             if self.shared
             else nullcontext() as together
         ):
-            yield from chunks(self.part.program.network_logits, self.factors, batch, self.part.num_draws, together)
+            for factors in self.blocks():
+                size = len(next(iter(factors.values()))[0])
+                yield from chunks(self.part.program.network_logits, factors, batch, size, together)
+                del factors  # and the copies that are bound, before the next ones are made
+                self.part.program.network.unbind()
+
+
+def _in_common(program: Program, blocks: Iterator[FactorsByStack]) -> Shared:
+    """Return what draws have in common; layers whose factors are the same in the first ones may differ later."""
+    network, first = program.network, next(blocks)
+    differ = differing(network, first)
+    one = {name: type(value)(*(factor[:1].clone() for factor in value)) for name, value in first.items()}
+    del first
+    for block in blocks:
+        if all(bool(layers.all()) for layers in differ.values()):
+            break
+        both = {
+            name: type(value)(*(torch.cat(pair) for pair in zip(one[name], value, strict=True)))
+            for name, value in block.items()
+        }
+        differ = {name: layers | differ[name] for name, layers in differing(network, both).items()}
+        del block, both
+    return Shared(network, one, differ)
 
 
 def _told(batches: Iterable[tuple[np.ndarray, Batch]]) -> Iterator[tuple[np.ndarray, Batch]]:

@@ -1,7 +1,7 @@
 """p(y, A, B given x), its guide, and their ELBO as one `nn.Module`."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import pyro
@@ -156,9 +156,14 @@ class Program(nn.Module, FittedProgram):
         with pyro.validation_enabled(False):
             return poutine.condition(self._own_factors, data=dict(sites))()
 
-    def linearised(self, sites: Sites) -> Linearised:
-        """Return the logits to first order in the factors, as a function of inputs, at draws `[draw, layer, …]`."""
-        centre, draws = self.factors_at(self.centre()), self.factors_at(sites)
+    def linearised(self, sites: Sites | Callable[[], Iterable[FactorsByStack]]) -> Linearised:
+        """Return the logits to first order in the factors, as a function of inputs, at draws `[draw, layer, …]`.
+
+        The draws may be given as what iterates over the factors at them, some at a time.
+        """
+        centre = self.factors_at(self.centre())
+        held = [] if callable(sites) else [self.factors_at(sites)]
+        draws = sites if callable(sites) else lambda: held
         return Linearised(self.network, centre, draws, self.likelihood.select, self.likelihood.up_to_constant)
 
     def centre(self, auxiliary: bool = False) -> dict[str, Tensor]:

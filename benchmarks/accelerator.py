@@ -35,8 +35,9 @@ from transformers.utils import logging
 
 from bayeslora import generation
 from bayeslora.adapters import AdaptedNetwork
+from bayeslora.drawing import draw
 from bayeslora.methods import make_method
-from bayeslora.prediction import chunks, draw
+from bayeslora.prediction import chunks
 from bayeslora.program import Program, evaluating
 from bayeslora.tasks import CausalLM, Classification
 

@@ -13,8 +13,9 @@ from timing import median_ratio, report, taking_turns, words
 from transformers import AutoModelForSequenceClassification
 
 from bayeslora.adapters import AdaptedNetwork
+from bayeslora.drawing import draw
 from bayeslora.methods import make_method
-from bayeslora.prediction import centre_sites, chunks, draw
+from bayeslora.prediction import centre_sites, chunks
 from bayeslora.program import Program, evaluating
 from bayeslora.tasks import Classification
 

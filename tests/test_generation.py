@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from bayeslora import Posterior
 from bayeslora.adapters import AdaptedNetwork
+from bayeslora.drawing import draw
 from bayeslora.methods import make_method
-from bayeslora.prediction import draw
 from bayeslora.program import Program
 from bayeslora.tasks import CausalLM, Classification, Seq2SeqLM
 from tests.helpers import tiny_bert

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from bayeslora.drawing import draw
 from bayeslora.harness import HarnessModel
-from bayeslora.prediction import draw
 from tests.tasks.cases import model
 from tests.tasks.templates import byte_tokenizer
 from tests.test_generation import MODELS, posterior

@@ -23,7 +23,7 @@ ORDER = (
     ("carried",),
     ("program", "budget", "record", "registry", "preparation", "arguments", "recipe", "verdict", "weights"),
     ("bases",),
-    ("tables", "stacking"),
+    ("tables", "stacking", "drawing"),
     ("prediction", "storage", "choice", "facts"),
     ("diagnostics", "generation", "interop", "sizing", "hub"),
     ("distilling", "rounds"),

@@ -1,6 +1,7 @@
 """A network to first order in its factors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Linearised:
     Args:
         network: The network.
         centre: Factors at which it is expanded, by stack, `[layer, …]`.
-        draws: Factors, by stack, `[draw, layer, …]`.
+        draws: Iterates over factors, by stack, `[draw, layer, …]`, some draws at a time.
         select: Selects the wanted part of the network's output, given output and inputs: a number, or one for each
             class or choice, per example.
         contrasts: Whether logits matter only up to a constant, as under a softmax. This saves one backward pass; the
@@ -42,7 +43,7 @@ class Linearised:
         self,
         network: AdaptedNetwork,
         centre: FactorsByStack,
-        draws: FactorsByStack,
+        draws: Callable[[], Iterable[FactorsByStack]],
         select: Callable[[Tensor, Batch], Tensor],
         contrasts: bool = False,
     ):
@@ -56,15 +57,26 @@ class Linearised:
         self.centre = {name: type(value)(*(factor.detach() for factor in value)) for name, value in centre.items()}
         self.select = select
         self.contrasts = contrasts
-        self.num_draws = len(next(iter(draws.values()))[0])
-        self.differences: dict[tuple[str, int], Tensor] = {}
-        for name, value in draws.items():
-            for index, (factor, at_centre) in enumerate(zip(value, self.centre[name], strict=True)):
-                difference = (factor - at_centre).detach().flatten(1)
-                if bool(difference.any()):  # points need no gradient
-                    self.differences[name, index] = difference
-        numbers = sum(difference.shape[1] for difference in self.differences.values())
+        self.draws = draws
+        self.num_draws = 0
+        wanted: set[tuple[str, int]] = set()
+        for size, found in map(self._moving, draws()):
+            self.num_draws += size
+            wanted |= found
+        places = [(name, index) for name, value in self.centre.items() for index in range(len(value))]
+        self.wanted = [place for place in places if place in wanted]
+        numbers = sum(self.centre[name][index].numel() for name, index in self.wanted)
         self.rows = max(1, GRADIENT_NUMBERS // max(numbers, 1))
+
+    def _moving(self, block: FactorsByStack) -> tuple[int, set[tuple[str, int]]]:
+        """Return the number of draws, and the factors that are not at the centre: points need no gradient."""
+        found = {
+            (name, index)
+            for name, value in block.items()
+            for index, (factor, at_centre) in enumerate(zip(value, self.centre[name], strict=True))
+            if bool((factor != at_centre).any())
+        }
+        return len(next(iter(block.values()))[0]), found
 
     def __call__(self, inputs: Batch) -> Tensor:
         """Return logits, `[draw, batch, class]`, or `[draw, batch]` if they are numbers, without a gradient.
@@ -87,7 +99,7 @@ class Linearised:
             name: type(value)(*(factor.expand(size, *factor.shape) for factor in value))
             for name, value in self.centre.items()
         }
-        wanted = [factors[name][index].requires_grad_() for name, index in self.differences]
+        wanted = [factors[name][index].requires_grad_() for name, index in self.wanted]
         with torch.enable_grad():
             folds = self.network.folds(self.centre, inputs)
             self.network.bind(factors, size, sequences_in(inputs), apart=not folds)
@@ -121,5 +133,11 @@ class Linearised:
     def _change(self, output: Tensor, wanted: list[Tensor]) -> Tensor:
         """Return J δ of one output, `[draw, batch]`."""
         gradients = torch.autograd.grad(output, wanted, retain_graph=True)
-        parts = zip(self.differences.values(), gradients, strict=True)
-        return torch.stack([difference @ gradient.flatten(1).T for difference, gradient in parts]).sum(0)
+        with torch.no_grad():
+            return torch.cat([*map(partial(self._along, gradients), self.draws())])
+
+    def _along(self, gradients: tuple[Tensor, ...], block: FactorsByStack) -> Tensor:
+        parts = zip(self.wanted, gradients, strict=True)
+        return torch.stack(
+            [(block[n][i] - self.centre[n][i]).flatten(1) @ gradient.flatten(1).T for (n, i), gradient in parts]
+        ).sum(0)

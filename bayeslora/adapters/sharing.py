@@ -64,13 +64,14 @@ class Shared:
 
     Args:
         network: The adapted network, in evaluation mode.
-        factors: Stack name to factors of several draws, `[draw, layer, …]`.
+        factors: Stack name to factors of several draws, `[draw, layer, …]`; of one of them, with `differ`.
+        differ: Which layers' factors differ between draws, if it is known.
     """
 
-    def __init__(self, network: AdaptedNetwork, factors: FactorsByStack):
+    def __init__(self, network: AdaptedNetwork, factors: FactorsByStack, differ: Mapping[str, Tensor] | None = None):
         self.network = network
         self.factors = factors
-        self.differ = differing(network, factors)
+        self.differ = differing(network, factors) if differ is None else differ
         layers = {
             called: layer
             for name, stack in network.stacks.items()
@@ -217,7 +218,7 @@ class Shared:
             given = self.factors[name]
             draws[name] = type(value)(
                 *(
-                    torch.where(self.differ[name].view(1, -1, *[1] * (new.dim() - 2)), new, old[:2])
+                    torch.where(self.differ[name].view(1, -1, *[1] * (new.dim() - 2)), new, old[:1])
                     for new, old in zip(value, given, strict=True)
                 )
             )

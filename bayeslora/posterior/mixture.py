@@ -16,6 +16,7 @@ from bayeslora.contracts import ArgumentError
 from bayeslora.data import NOTHING, Columns, Source
 from bayeslora.diagnostics.groups import from_dict
 from bayeslora.dials import TuningResult, standard_error
+from bayeslora.drawing import Drawn
 from bayeslora.facts import dial
 from bayeslora.isolation import public, seeded
 from bayeslora.metrics import FloatArray
@@ -175,19 +176,17 @@ class Mixture(Posterior):
                 its members, each once.
             seed: The same seed gives the same draws; None uses and advances torch's global state.
         """
-        drawn = self._drawn(num_draws, seed)
-        return {f"{number}/{name}": value for number, sites in drawn.items() for name, value in sites.items()}
+        return {
+            f"{number}/{name}": value
+            for number, drawn in self._drawn(num_draws, seed).items()
+            for name, value in drawn.together().items()
+        }
 
-    def _drawn(self, num_draws: int, seed: int | None, center: bool = False) -> dict[int, dict[str, Tensor]]:
+    def _drawn(self, num_draws: int, seed: int | None) -> dict[int, Drawn]:
         numbers = np.flatnonzero(self.weights).tolist()
         size = math.ceil(num_draws / len(numbers))
         with seeded(seed):  # one after another: components of one method do not share their noise
-            return {
-                number: centre_sites(self.components[number].program)
-                if center
-                else self.components[number].draw(size, seed=None)
-                for number in numbers
-            }
+            return {number: Drawn(self.components[number].program, size, None) for number in numbers}
 
     def _source(self, data: Data, asked: Columns = NOTHING, with_labels: bool = True) -> Source:
         return self.components[0]._source(data, asked, with_labels)
@@ -205,8 +204,10 @@ class Mixture(Posterior):
     ) -> Together:
         parts: list[Part] = []
         components, weights = [], []
-        for number, sites in self._drawn(num_draws, seed, center).items():
+        drawn = dict.fromkeys(np.flatnonzero(self.weights).tolist()) if center else self._drawn(num_draws, seed)
+        for number, draws in drawn.items():
             component = self.components[number]
+            sites = draws or centre_sites(component.program)
             parts.append(part_of(component.program, sites, approximation or component.method.approximation))
             size = parts[-1].num_draws
             components.append((component, size))

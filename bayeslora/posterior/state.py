@@ -14,9 +14,10 @@ from bayeslora.data import NOTHING, Columns, Reading, Source, to_device
 from bayeslora.decisions import HeldOut
 from bayeslora.dials import TuningResult
 from bayeslora.display import Shown
+from bayeslora.drawing import Drawn, draw
 from bayeslora.isolation import isolated, public, seeded
 from bayeslora.methods import Method
-from bayeslora.prediction import centre_sites, draw, how_made, run
+from bayeslora.prediction import centre_sites, how_made, run
 from bayeslora.program import Program
 from bayeslora.tasks import Likelihood
 from bayeslora.tasks.classes import Classes
@@ -132,7 +133,7 @@ class State(Shown):
         self, source: Source, num_draws: int, seed: int | None, batch_size: int, center: bool, approximation: str | None
     ) -> Any:
         """Run the network on data at draws, or at the centre, and return its outputs as `_prediction` takes them."""
-        sites = centre_sites(self.program) if center else self.draw(num_draws, seed=seed)
+        sites = centre_sites(self.program) if center else Drawn(self.program, num_draws, seed)
         return run(self.program, source, sites, seed, batch_size, approximation or self.method.approximation)
 
     def _labelled(

@@ -91,7 +91,8 @@ def predictive_covariance(program: Program, inputs: dict[str, Tensor]) -> Tensor
         root = torch.linalg.cholesky(dense_precision(matrix)[0].inverse()).T
         draws = {other: value.detach().expand(len(root), *value.shape) for other, value in centre.items()}
         draws[site] = draws[site] + root.reshape(-1, *centre[site].shape)
-        linearised = Linearised(program.network, at_centre, program.factors_at(draws), program.likelihood.select)
+        factors = [program.factors_at(draws)]
+        linearised = Linearised(program.network, at_centre, factors.copy, program.likelihood.select)
         directions.append(linearised(inputs) - logits)
     change = torch.cat(directions)
     return torch.einsum("sec,sed->ecd", change, change)

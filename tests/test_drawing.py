@@ -1,0 +1,132 @@
+"""Draws that are made when they are needed: the same each time, in memory that does not grow with their number."""
+
+import gc
+from typing import Any
+from weakref import WeakSet, finalize
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import bayeslora
+from bayeslora import metrics
+from bayeslora.drawing import BLOCK, HELD, Drawn
+from bayeslora.isolation import seeded
+from bayeslora.prediction import Part, run_parts
+from tests.helpers import tiny_bert, tokens
+
+MANY = HELD + BLOCK + 3
+
+
+class Live(TorchDispatchMode):
+    """Bytes of storages that operators have made and that still live, at their most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: WeakSet[torch.UntypedStorage] = WeakSet()
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, torch.Tensor) and (storage := leaf.untyped_storage()) not in self.storages:
+                self.storages.add(storage)
+                self.count(storage.nbytes())
+                finalize(storage, self.count, -storage.nbytes())
+        return made
+
+    def count(self, change: int) -> None:
+        self.now += change
+        self.most = max(self.most, self.now)
+
+
+def made(method: str, **fields: Any) -> bayeslora.Posterior:
+    base = tiny_bert().double()
+    fitted = bayeslora.fit(base, tokens(12), method, progress=False, epochs=0, rank=8, **fields)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in fitted.guide.parameters():
+            parameter.copy_(0.1 * torch.randn_like(parameter))
+    return fitted
+
+
+@pytest.fixture(scope="module")
+def posterior() -> bayeslora.Posterior:
+    return made("blob")
+
+
+def most_bytes(posterior: bayeslora.Posterior, num_draws: int, linear: bool) -> int:
+    """The most bytes of all that a prediction of one example makes, and of the network and the guide."""
+    program, inputs = posterior.program, {name: value[:1] for name, value in tokens(4)[0].items()}
+    gc.collect()
+    with Live() as live:
+        part = Part(program, Drawn(program, num_draws, 0), num_draws, linear)
+        run_parts([part], [(np.arange(1), inputs), (np.ones(1, int), inputs)], with_labels=False)
+    return live.most + sum(parameter.numel() * parameter.element_size() for parameter in program.parameters())
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_memory_does_not_grow_with_the_draws(posterior: bayeslora.Posterior, linear: bool) -> None:
+    few, many = (most_bytes(posterior, num_draws, linear) for num_draws in (BLOCK, 16 * BLOCK))
+    assert many <= 1.05 * few
+
+
+def test_draws_are_the_same_each_time(posterior: bayeslora.Posterior) -> None:
+    drawn = Drawn(posterior.program, MANY, 1)
+    sizes = [len(next(iter(block.values()))) for block in drawn]
+    assert sizes == [BLOCK] * (MANY // BLOCK) + [MANY % BLOCK]
+    together = posterior.draw(MANY, seed=1)
+    for name, value in drawn.together().items():
+        assert len(value) == MANY
+        assert torch.equal(value, together[name])
+    A = next(value for name, value in together.items() if name.endswith(".A"))
+    assert len({float(draw.sum()) for draw in A}) == MANY  # no two blocks are alike
+
+
+def test_a_prediction_runs_these_draws(posterior: bayeslora.Posterior) -> None:
+    inputs, _ = tokens(5)
+    for approximation in ("draws", "linear"):
+        sites, kind = posterior.draw(MANY, seed=1), approximation
+        found = run_parts([Part(posterior.program, sites, MANY, kind == "linear")], [(np.arange(5), inputs)], False)
+        own = posterior.predict(inputs, MANY, seed=1, batch_size=2, approximation=kind)  # type: ignore[arg-type]
+        np.testing.assert_allclose(own.draws, metrics.softmax(found.logits), rtol=1e-6)
+
+
+def test_the_global_state_is_advanced_and_decides(posterior: bayeslora.Posterior) -> None:
+    torch.manual_seed(3)
+    first, second = (posterior.draw(MANY, seed=None) for _ in range(2))
+    torch.manual_seed(3)
+    again = posterior.draw(MANY, seed=None)
+    for name in (name for name in first if name.endswith(".A")):
+        assert torch.equal(first[name], again[name])
+        assert not torch.equal(first[name], second[name])
+
+
+def test_a_layer_that_differs_only_later_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    posterior = made("blob", targets=["layer.1.output.dense", "layer.0.output.dense"])
+    drawn = Drawn(posterior.program, MANY, 0)
+    own = drawn._block
+
+    def block(index: int, seed: int) -> Any:
+        made = {name: value.clone() for name, value in own(index, seed).items()}
+        if index == 0:
+            for value in made.values():
+                value[:, 0] = value[0, 0].clone()
+        return made
+
+    monkeypatch.setattr(drawn, "_block", block)
+    inputs, _ = tokens(3)
+    batches = [(np.arange(3), inputs)]
+    found, expected = (
+        run_parts([Part(posterior.program, sites, MANY)], batches, False) for sites in (drawn, drawn.together())
+    )
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-9)
+
+
+def test_up_to_as_many_draws_as_are_held_they_are_drawn_at_once(posterior: bayeslora.Posterior) -> None:
+    with seeded(4):
+        at_once = posterior.program.draw(HELD)
+    for name, value in posterior.draw(HELD, seed=4).items():
+        assert torch.equal(value, at_once[name])
