@@ -73,6 +73,7 @@ def of_both(
     momentum: float,
     prior_precision: float,
     clip: float = float("inf"),
+    reach: float = float("inf"),
 ) -> list[Group]:
     """Return the groups in which spreads and means take natural steps, under a prior N(0, 1 / `prior_precision`).
 
@@ -82,7 +83,9 @@ def of_both(
         mean_rate: The part of a Newton step that a mean makes; a learning-rate schedule acts on both.
         momentum: β₁, of the gradient without the prior's part.
         prior_precision: Of the means, in inverse squared units of the weights.
-        clip: The largest Newton step, in units of the weights.
+        clip: The largest Newton step of an entry, in units of the weights.
+        reach: The largest root mean square of a parameter's steps at the peak, to which longer ones are shortened; it
+            decays with the schedule.
     """
     groups: list[Group] = []
     for each in gaussians:
@@ -96,6 +99,7 @@ def of_both(
                 "momentum": momentum,
                 "prior_precision": prior_precision,
                 "clip": clip,
+                "reach": reach / mean_rate,
                 "weight_decay": 0.0,
             }
         )
@@ -177,7 +181,9 @@ def step_mean(optimizer: torch.optim.Optimizer, group: Group, before: Group, ind
     state = _state(optimizer, value, moment=torch.zeros_like(value))
     state["moment"].mul_(momentum).add_(value.grad - decay * value, alpha=1 - momentum)
     gradient = state["moment"] / (1 - momentum ** float(state["step"])) + decay * value
-    value.sub_(group["lr"] * (gradient * variance).clamp(-group["clip"], group["clip"]))
+    newton = (gradient * variance).clamp(-group["clip"], group["clip"])
+    size = newton.square().mean().sqrt()
+    value.sub_(newton * (group["lr"] * torch.clamp(group["reach"] / size, max=1.0)))
 
 
 Step: TypeAlias = Callable[[torch.optim.Optimizer, Group, Group, int], None]

@@ -8,6 +8,7 @@ from torch import nn
 
 from bayeslora import guides, natural
 from bayeslora.adapters import Stack
+from bayeslora.dials import Dial
 from bayeslora.fitted import FittedProgram
 from bayeslora.methods.fields import Positive, PositiveOrAuto, Share
 from bayeslora.methods.spreads import LearnedSpreads
@@ -35,14 +36,17 @@ class IVON(LearnedSpreads):
     \end{aligned}$$
 
     h averages the curvature of the NLL, so that a number that the data say much about has a small spread. What is
-    stored is ln σ. The task head is a point, stepped by the Trainer's optimiser at the rate of `fit`.
+    stored is ln σ. Curvature that a few batches tell is rough, and a Newton step by it is often far too long: where the
+    root mean square of the steps of a factor, in the layers of one shape, exceeds the learning rate of `fit`, they are
+    shortened to it. Means then move as far as Adam would move them. The task head is a point, stepped by the Trainer's
+    optimiser.
 
     Args:
         prior_scale: Standard deviation $\sigma_p$, in units of the weights; or `"learn"`, for each factor of each layer
             by empirical Bayes, $\sigma_p^2 = \overline{m^2 + \sigma^2}$ after every step.
         init_scale: Starting value of σ, in units of the weights.
         temperature: Multiplies the KL; or `"auto"`, that of several fits which predicts rows not trained on best.
-        mean_rate: η at its peak: the part of a Newton step that a mean makes.
+        mean_rate: η at its peak: the part of a Newton step that a mean makes, before steps are shortened.
         spread_rate: ρ at its peak, $1 - \beta_2$ in the paper; None for 20 / steps of the fit, and no more than ½. Both
             decay with the learning rate.
         momentum: β, of the gradient.
@@ -51,8 +55,8 @@ class IVON(LearnedSpreads):
     Raises:
         ValueError: If a field is out of its range.
 
-    Differs from the paper: ρ and η follow the schedule of the learning rate, ρ by the length of the fit; η is a part of
-    a Newton step, not multiplied by the $h + \delta$ of the start.
+    Differs from the paper: steps of means are no longer than the learning rate; ρ and η follow its schedule, ρ by the
+    length of the fit; η is a part of a Newton step, not multiplied by the $h + \delta$ of the start.
 
     References:
         Shen et al. (2024), [IVON](https://arxiv.org/abs/2402.17641);
@@ -61,10 +65,11 @@ class IVON(LearnedSpreads):
 
     name = "ivon"
     usual_scale = 0.2
+    dial = Dial("temperature", (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1))
     prior_scale: Positive | Literal["learn"] = 0.2
     init_scale: Positive = 0.01
-    temperature: PositiveOrAuto = 0.03
-    mean_rate: Positive = 0.1
+    temperature: PositiveOrAuto = 0.01
+    mean_rate: Positive = 1.0
     spread_rate: Positive | None = None
     momentum: Share = 0.9
     clip: Positive = 1.0
@@ -88,4 +93,4 @@ class IVON(LearnedSpreads):
         fixed = self.prior_scale if program.prior is None else "learn"
         precision = 0.0 if fixed == "learn" else fixed**-2
         normals, rate = guides.gaussians(program.guide), self.rate_of_spreads(program)
-        return natural.of_both(normals, rate, self.mean_rate, self.momentum, precision, self.clip)
+        return natural.of_both(normals, rate, self.mean_rate, self.momentum, precision, self.clip, learning_rate)

@@ -67,11 +67,11 @@ def test_its_posterior_is_that_of_nuts() -> None:
     )
     steps = 800
     torch.manual_seed(0)
-    program = Program(network, IVON(prior_scale=record["prior"], temperature=1.0), Classification(2), 4)
+    program = Program(network, IVON(prior_scale=record["prior"], temperature=1.0, mean_rate=0.1), Classification(2), 4)
     (name,) = network.stacks
     program.guide[name].sites["B"] = guides.Point(B[None]).requires_grad_(False)
     program.num_steps = steps
-    optimizer = NaturalAdamW(program.method.optimizer_groups(program, 1e-3))
+    optimizer = NaturalAdamW(program.method.optimizer_groups(program, 0.1))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -95,3 +95,45 @@ def test_every_number_of_the_guide_takes_its_steps(make_program: Any) -> None:
     assert [group["steps"] for group in found] == ["spread", "mean"] * (len(found) // 2)
     learned = {id(parameter) for parameter in program.guide.parameters()}
     assert {id(parameter) for group in found for parameter in group["params"]} == learned
+
+
+def test_means_move_no_farther_than_the_learning_rate(make_program: Any) -> None:
+    program = make_program("ivon", double=True, mean_rate=0.5)
+    program.num_steps = 100
+    groups = program.method.optimizer_groups(program, 1e-3)
+    means = [group["params"][0] for group in groups if group["steps"] == "mean"]
+    optimizer = NaturalAdamW(groups)
+    for group in groups:
+        group["lr"] *= 0.25  # as a schedule does
+    before = [mean.detach().clone() for mean in means]
+    for group in groups:
+        group["params"][0].grad = torch.zeros_like(group["params"][0])
+    means[0].grad = torch.randn_like(means[0]) * 1e6
+    optimizer.step()
+    moved = (means[0].detach() - before[0]).square().mean().sqrt()
+    assert float(moved) == pytest.approx(0.25e-3)
+    # No data and a prior at 0: a Newton step to it is −m δ / (h + δ), and is not shortened where it is short enough.
+    for mean, old in zip(means[1:], before[1:], strict=True):
+        assert float((mean.detach() - old).square().mean().sqrt()) <= 0.25e-3 * (1 + 1e-9)
+
+
+def test_its_defaults_learn() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 6).double()
+    labels = (x[:, 0] > x[:, 1]).long()
+    layers = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    network = AdaptedNetwork(layers, targets=["0"], rank=2, alpha=4, num_examples=len(x), head=())
+    program = Program(network, IVON(), Classification(2), 1)
+    program.num_steps = 200
+    optimizer = NaturalAdamW(program.method.optimizer_groups(program, 2e-2))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 200)
+    losses = []
+    for _ in range(200):
+        optimizer.zero_grad()
+        output = program(input=x, labels=labels)
+        losses.append(nn.functional.cross_entropy(output.logits.detach().reshape(64, 2), labels).item())
+        output.loss.backward()
+        optimizer.step()
+        schedule.step()
+    # In the labels there is no noise: the loss can fall to 0. At a spread too loud to learn it stays at ln 2.
+    assert sum(losses[-20:]) / 20 < 0.5 * sum(losses[:3]) / 3
