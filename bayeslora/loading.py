@@ -168,10 +168,12 @@ def load(
         return _built(found, model, likelihood, method, download)
     base = None if model is None or isinstance(model, nn.Module) else os.fspath(model)
     model = model if isinstance(model, nn.Module) else _base(found.components[0], base, likelihood, method, download)
-    components = []
+    built: dict[str, Posterior] = {}  # a component that is named twice is one posterior
     for part in found.components:
         its_method = method if method is not None and part.record["method"]["name"] == method.name else None
-        components.append(_built(part, model, likelihood, its_method, download))
+        if str(part.folder) not in built:
+            built[str(part.folder)] = _built(part, model, likelihood, its_method, download)
+    components = [built[str(part.folder)] for part in found.components]
     return Mixture.restored(components, found.tensors, cast(MixtureRecord, found.record), folder)
 
 

@@ -23,7 +23,7 @@ from bayeslora.metrics import FloatArray
 from bayeslora.posterior import Posterior
 from bayeslora.prediction import Part, centre_sites, part_of, run_parts
 from bayeslora.program import Program
-from bayeslora.record import MixtureRecord, Record, reading
+from bayeslora.record import MANIFEST, MixtureRecord, Record, reading
 from bayeslora.stacking import mixed
 from bayeslora.tasks import Likelihood
 from bayeslora.tasks.collecting import Outputs
@@ -331,14 +331,18 @@ class Mixture(Posterior):
             weights = [each["weight"] for each in record["components"]]
             found = cls(components, weights, record["temperature"], tuning, densities, sizes if names else None)
             found.held_out = tables.held_out(tensors, cast(Record, record))
-        check(components)
+        with reading(folder, MANIFEST):
+            check(components)
         return found
 
 
 def check(components: Sequence[Posterior]) -> None:
     """Raise a ValueError unless components have one base and one kind of labels."""
-    first = components[0]
-    for number, other in enumerate(components[1:], start=1):
+    first, looked_at = components[0], {id(components[0])}
+    for number, other in enumerate(components):
+        if id(other) in looked_at:
+            continue
+        looked_at.add(id(other))
         own, its_own = (storage.likelihood_record(each._likelihood) for each in (first, other))
         learned = "scale" in own["config"]
         same = own["name"] == its_own["name"] and (learned or own["config"] == its_own["config"])

@@ -534,3 +534,165 @@ def tokenizers_files(random: Random, folder: Path) -> None:
             file.symlink_to(secret(folder))
         elif kind == "folder":
             file.mkdir()
+
+
+# Mixtures
+
+
+WHOLE = (
+    *("value", "values", "number", "missing_entry", "further_entry", "entry_twice", "moved_entry", "record_bytes"),
+    *("tensor_bytes", "signed_bytes", "tensors", "header", "links", "odd_files", "unreadable", "elsewhere"),
+)
+"""Mutations of any folder, whatever its record is of; the others are of one posterior's."""
+
+MIXTURES: dict[str, Mutation] = {}
+"""Mutations of mixtures alone."""
+
+
+def of_mixtures(function: Mutation) -> Mutation:
+    """Add a mutation of mixtures to their table."""
+    MIXTURES[function.__name__] = function
+    return function
+
+
+def in_component(random: Random, folder: Path, mutate: Mutation) -> None:
+    """Mutate one component, and let the mixture's record name it by what its own record is afterwards."""
+    record = record_of(folder)
+    name = random.choice(record["components"])["folder"]
+    workshop = folder.parent / "workshop" / "component"
+    workshop.parent.mkdir()
+    shutil.move(folder / name, workshop)
+    mutate(random, workshop)
+    put_component(folder, name, workshop)
+
+
+def put_component(folder: Path, name: str, component: Path) -> None:
+    """Move a folder into a mixture's, in the place of one of its components."""
+    path, digest = component / MANIFEST, name.removeprefix("component-")
+    if path.is_file() and not path.is_symlink() and os.access(path, os.R_OK):  # a device or a pipe never ends
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    new = f"component-{digest}"
+    if not (folder / new).exists():
+        shutil.move(component, folder / new)
+    text = json.dumps(record_of(folder)).replace(f'"{name}"', f'"{new}"')
+    write(folder, text)
+
+
+def first(folder: Path) -> str:
+    return record_of(folder)["components"][0]["folder"]
+
+
+@of_mixtures
+def weights(random: Random, folder: Path) -> None:
+    """Weights that are none, or others."""
+    record = record_of(folder)
+    components = record["components"]
+    chosen = random.choice(
+        (
+            [1.0] * len(components),
+            [1.0] + [0.0] * (len(components) - 1),
+            [0.0] * len(components),
+            [2.0, -1.0, *[0.0] * (len(components) - 2)],
+            [float("nan")] * len(components),
+            [1e-320] * len(components),
+            [1 / len(components)] * len(components),
+            [True] + [False] * (len(components) - 1),
+            ["1"] * len(components),
+        )
+    )
+    for component, weight in zip(components, chosen, strict=True):
+        component["weight"] = weight
+    write(folder, record)
+
+
+@of_mixtures
+def components(random: Random, folder: Path) -> None:
+    """Components that are fewer, more, far too many, in another order, or each other."""
+    record = record_of(folder)
+    own = record["components"]
+    share = {"folder": own[0]["folder"], "weight": 0.0}
+    record["components"] = random.choice(
+        (
+            own[::-1],
+            own[:1],
+            own[1:],
+            [],
+            [*own, share],
+            [*own, *[share] * 900],
+            [*own, *[share] * 10**5],
+            [own[0] | {"weight": 1 / len(own)}] * len(own),
+            [each["folder"] for each in own],
+            {each["folder"]: each["weight"] for each in own},
+            [each | {"folder": each["folder"].upper()} for each in own],
+            None,
+            3,
+        )
+    )
+    write(folder, record)
+
+
+@of_mixtures
+def paths(random: Random, folder: Path) -> None:
+    """Folders that are elsewhere, or nowhere."""
+    record = record_of(folder)
+    name = record["components"][0]["folder"]
+    outside = folder.parent / name
+    shutil.copytree(folder / name, outside)
+    odd = (f"../{name}", str(outside), f"./{name}", f"{name}/", f"{name}/../{name}", ".", "", "..", "/dev", "\0", "~")
+    record["components"][0]["folder"] = random.choice((*odd, f"{name}\n", f"{name}\0", "component-*", name * 1000))
+    write(folder, record)
+
+
+@of_mixtures
+def odd_folders(random: Random, folder: Path) -> None:
+    """Folders that are links, files, pipes, or not there."""
+    name = first(folder)
+    path, outside = folder / name, folder.parent / "outside"
+    shutil.move(path, outside)
+    kind = random.choice(("link", "link to another", "to itself", "file", "pipe", "gone", "empty", "links in it"))
+    if kind == "link":
+        path.symlink_to(outside)
+    elif kind == "link to another":
+        shutil.move(outside, folder / "other")
+        path.symlink_to("other")
+    elif kind == "to itself":
+        path.symlink_to(path)
+    elif kind == "file":
+        path.write_text("a")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "empty":
+        path.mkdir()
+    elif kind == "links in it":
+        path.mkdir()
+        for file in outside.iterdir():
+            (path / file.name).symlink_to(file)
+
+
+@of_mixtures
+def nested(random: Random, folder: Path) -> None:
+    """A mixture in a mixture, many times over."""
+    for _ in range(random.choice((1, 2, 40))):
+        inner = folder.parent / "inner"
+        shutil.rmtree(inner, ignore_errors=True)
+        shutil.copytree(folder, inner)
+        for name in {each["folder"] for each in record_of(folder)["components"]}:
+            shutil.rmtree(folder / name)
+        record = record_of(folder)
+        names = [each["folder"] for each in record["components"]]
+        (folder / names[0]).mkdir()
+        record["components"] = [{"folder": names[0], "weight": 1.0}]
+        write(folder, record)
+        shutil.rmtree(folder / names[0])
+        put_component(folder, names[0], inner)
+
+
+@of_mixtures
+def of_others(random: Random, folder: Path) -> None:
+    """Components over another base, or of other labels."""
+    from tests.fixtures.make import FOLDER
+
+    name = first(folder)
+    workshop = folder.parent / "workshop"
+    shutil.copytree(FOLDER / random.choice(("regression", "causal_lm", "multilabel", "observation")), workshop)
+    put_component(folder, name, workshop)

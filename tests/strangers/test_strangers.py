@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,7 +23,8 @@ from safetensors.torch import load, save
 
 import bayeslora
 from tests.fixtures.make import CASES, FOLDER
-from tests.strangers.mutants import MUTATIONS, canary, sign, tensors_file
+from tests.strangers import further
+from tests.strangers.mutants import MIXTURES, MUTATIONS, WHOLE, Mutation, in_component, sign, tensors_file
 
 SECONDS = 10
 """Within which loading ends."""
@@ -37,6 +39,7 @@ MAY_DIFFER = {
     **dict.fromkeys(("names", "greedy"), (*OTHER, "cannot predict")),
     "tokenizers_settings": ("cannot predict",),
     "tokenizers_files": ("cannot predict",),
+    **dict.fromkeys(("weights", "components"), ("other",)),
 }
 """Mutations that may leave a posterior which is sound, and another one: of another kind of label, with other numbers,
 or with a tokenizer that does not pad. Nobody can tell that it was changed."""
@@ -48,8 +51,8 @@ class Worker:
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
 
-    def load(self, folder: Path, case: str, seconds: float = SECONDS) -> dict[str, Any]:
-        """What loading a posterior came to."""
+    def load(self, folder: Path, case: str, pristine: Path, seconds: float = SECONDS) -> dict[str, Any]:
+        """What loading a posterior came to, of which there is one that nobody has changed, too."""
         if self.process is None:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.strangers.worker"],
@@ -60,10 +63,10 @@ class Worker:
                 cwd=Path(__file__).parents[2],
                 env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
             )
-            assert self.load(FOLDER / case, case, 120)["outcome"] == "same"
+            assert self.load(pristine, case, pristine, 120)["outcome"] == "same"
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        task = {"folder": str(folder), "case": case, "pristine": str(FOLDER / case)}
+        task = {"folder": str(folder), "case": case, "pristine": str(pristine)}
         self.process.stdin.write(json.dumps(task) + "\n")
         self.process.stdin.flush()
         ready, _, _ = select.select([self.process.stdout], [], [], seconds)
@@ -97,26 +100,33 @@ def faults(result: dict[str, Any], folder: Path, size: int, mutation: str) -> li
             found.append("an error of another kind")
         if str(folder) not in message or "\n" in message or not message.endswith(".") or len(message) > 1500:
             found.append("a message that is not ours")
-    elif result["outcome"] not in ("same", *MAY_DIFFER.get(mutation, ())):
+    elif result["outcome"] not in ("same", *MAY_DIFFER.get(mutation.rpartition("/")[2], ())):
         found.append(result["outcome"])
     inside = os.path.realpath(folder)
     found += [f"opened {path}" for path in result.get("opened", []) if not path.startswith(inside)]
     found += result.get("done", [])
-    if canary(folder).exists():
+    if [*folder.parent.rglob("*-canary")]:
         found.append("ran code")
     if result.get("memory", 0) > 4 * size + BASE_MEMORY:
         found.append(f"took {result['memory'] >> 20} MiB for {size >> 10} KiB")
     return found
 
 
-def check(worker: Worker, case: str, mutation: str, random: Random) -> str:
+def mutation_of(name: str) -> Mutation:
+    """The mutation of a name; `component/value` is that of a component."""
+    outer, _, inner = name.rpartition("/")
+    own = (MUTATIONS | MIXTURES)[inner]
+    return partial(in_component, mutate=own) if outer else own
+
+
+def check(worker: Worker, pristine: Path, case: str, mutation: str, random: Random) -> str:
     """Load a mutant, and return what came of it."""
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "posterior"
-        shutil.copytree(FOLDER / case, folder)
-        MUTATIONS[mutation](random, folder)
-        size = sum(path.lstat().st_size for path in folder.iterdir())
-        result = worker.load(folder, case)
+        shutil.copytree(pristine, folder)
+        mutation_of(mutation)(random, folder)
+        size = sum(path.lstat().st_size for path in folder.rglob("*"))
+        result = worker.load(folder, case, pristine)
         found = faults(result, folder, size, mutation)
     assert not found, f"{found}: {result}"
     return result["outcome"]
@@ -139,14 +149,46 @@ MUTANTS = given(
 @settings(max_examples=150, **FUZZ)
 @MUTANTS
 def test_a_mutant_is_refused_or_predicts(worker: Worker, case: str, mutation: str, seed: int) -> None:
-    check(worker, case, mutation, Random(seed))
+    check(worker, FOLDER / case, case, mutation, Random(seed))
 
 
 @pytest.mark.slow
 @settings(max_examples=2400, **FUZZ)
 @MUTANTS
 def test_many_mutants_are_refused_or_predict(worker: Worker, case: str, mutation: str, seed: int) -> None:
-    check(worker, case, mutation, Random(seed))
+    check(worker, FOLDER / case, case, mutation, Random(seed))
+
+
+FURTHER = [(case, mutation) for case in ("refit", "student") for mutation in MUTATIONS]
+FURTHER += [(case, mutation) for case in ("mixture", "members") for mutation in [*MIXTURES] * 3 + [*WHOLE]]
+FURTHER += [(case, f"component/{mutation}") for case in ("mixture", "members") for mutation in MUTATIONS]
+FURTHER_MUTANTS = given(kind=st.sampled_from(FURTHER), seed=st.integers(0, 2**32))
+
+
+@pytest.fixture(scope="module")
+def further_kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("further")
+    further.make(folder)
+    return folder
+
+
+@settings(max_examples=60, **FUZZ)
+@FURTHER_MUTANTS
+def test_a_mutant_of_a_mixture_or_student_is_refused_or_predicts(
+    worker: Worker, further_kinds: Path, kind: tuple[str, str], seed: int
+) -> None:
+    case, mutation = kind
+    check(worker, further_kinds / case, case, mutation, Random(seed))
+
+
+@pytest.mark.slow
+@settings(max_examples=1200, **FUZZ)
+@FURTHER_MUTANTS
+def test_many_mutants_of_mixtures_and_students_are_refused_or_predict(
+    worker: Worker, further_kinds: Path, kind: tuple[str, str], seed: int
+) -> None:
+    case, mutation = kind
+    check(worker, further_kinds / case, case, mutation, Random(seed))
 
 
 def test_the_worker_sees_what_it_should(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ import transformers.utils.logging
 from torch import nn
 
 import bayeslora
+import bayeslora.plots
 from tests.fixtures.make import CASES, Case
+from tests.strangers.further import KINDS
 
 FORBIDDEN = (
     *("builtins.input", "ctypes.dlopen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"),
@@ -73,8 +75,24 @@ def answer(task: dict[str, str], case: Case, network: nn.Module, expected: np.nd
         actual = posterior.predict(case.test, num_draws=2, seed=0).draws
     except Exception as error:
         return result | {"type": type(error).__name__, "message": str(error)}
+    try:
+        shown(posterior)
+    except Exception as error:
+        return result | {"outcome": "cannot be shown", "type": type(error).__name__, "message": str(error)}
     same = actual.shape == expected.shape and np.array_equal(actual, expected, equal_nan=True)
     return result | {"outcome": "same" if same else "other" if np.isfinite(actual).all() else "not finite"}
+
+
+def shown(posterior: Any) -> None:
+    """Look at all that a posterior says of itself."""
+    repr(posterior)
+    posterior._repr_html_()
+    if posterior.tuning is not None:
+        repr(posterior.tuning)
+        posterior.tuning.to_pandas()
+        bayeslora.plots.dial(posterior.tuning)
+    if getattr(posterior, "densities", None) is not None:
+        repr(posterior.elpd)
 
 
 def memory(field: str) -> int:
@@ -105,7 +123,7 @@ def main() -> None:
     known: dict[str, tuple[nn.Module, np.ndarray]] = {}
     for line in sys.stdin:
         task = json.loads(line)
-        case = CASES[task["case"]]
+        case = (CASES | KINDS)[task["case"]]
         if task["case"] not in known:
             network = case.network()
             own = bayeslora.load(task["pristine"], network, **case.own())
