@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -123,12 +124,12 @@ def train(program: Program, source: Source, targets: Tensor, settings: Settings)
     steps_an_epoch = -(-len(source) // batch_size)
     if epochs is None:
         epochs = min(max(FEWEST_STEPS / steps_an_epoch, FEWEST_EPOCHS), MOST_EPOCHS)
-    steps = round(epochs * steps_an_epoch)
+    steps = math.ceil(epochs * steps_an_epoch)
     rate = settings.learning_rate or recipe.learning_rate(program.network, program.method)
     logger.info("Distilling: %d inputs, %d steps at a peak rate of %g.", len(source), steps, rate)
     parameters = [parameter for _, parameter in program.trainable()]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max(steps, 1))
     history: History = {"step": [], "epoch": [], "loss": [], "nll": []}
     program.train()
     for step, (where, batch) in zip(range(steps), _shuffled(source, batch_size), strict=False):

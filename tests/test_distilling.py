@@ -55,6 +55,11 @@ def test_a_student_of_other_adapters_starts_at_the_base_with_the_teachers_head()
     assert all(torch.equal(value, head[name]) for name, value in student.network.head_state().items())
 
 
+def test_a_part_of_a_step_is_a_step() -> None:
+    student = teacher().distil(tokens(12)[0], num_draws=2, epochs=0.01)
+    assert len(student.history) == 1
+
+
 def test_a_student_is_a_posterior_of_one_pass(pair: tuple[Any, Any], tmp_path: Path) -> None:
     _, student = pair
     inputs, labels = tokens(12, seed=1)

@@ -4,10 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 
 from bayeslora import metrics
 from bayeslora.tasks.multilabel import multilabel_scores
 from bayeslora.tasks.question_answering import span_scores
+from tests.door.calls import arrays
+from tests.door.signatures import public
 
 PROBS = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.45, 0.55]])
 LABELS = np.array([0, 1, 1, 1])
@@ -183,3 +186,11 @@ def test_the_floor_of_the_ece_is_that_of_calibrated_labels() -> None:
     width = 5 * (np.std(eces) / 200**0.5) * 2**0.5  # both are means of 200 draws
     assert abs(np.mean(eces) - floor) < width
     assert metrics.ece_floor(np.array([[1.0, 0.0]])) == 0
+
+
+def test_arrays_may_be_tensors() -> None:
+    calls = {name: function for name, function in public().items() if name.startswith("metrics.")}
+    for name, function in calls.items():
+        plain = arrays(name)
+        tensors = {k: torch.as_tensor(v) if isinstance(v, np.ndarray) else v for k, v in plain.items()}
+        np.testing.assert_equal(function(**tensors), function(**plain))

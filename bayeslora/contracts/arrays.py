@@ -26,8 +26,10 @@ def _array(least_dims: int = 1, most_dims: int | None = None, finite: bool = Fal
 
 
 def _are_probabilities(value: Any) -> bool:
-    # Rounding in single precision may go beyond 1.
-    return _array(2, 2, finite=True)(value) and bool(0 <= np.min(value) <= np.max(value) <= 1.001)
+    if not _array(2, 2, finite=True)(value):
+        return False
+    array = np.asarray(value)  # a tensor's own minimum takes other arguments
+    return bool(0 <= array.min() <= array.max() <= 1.001)  # rounding in single precision may go beyond 1
 
 
 if TYPE_CHECKING:

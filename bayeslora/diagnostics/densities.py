@@ -72,6 +72,7 @@ def draw_with_latents(program: Program, num_draws: int, seed: int | None) -> tup
     return own, {name: value for name, value in drawn.items() if name not in own}
 
 
+@seeded(0)  # everything that counts is given: what programs draw besides must not advance the caller's state
 def densities(program: Program, sites: Sites, latents: Sites) -> Densities:
     """Return the densities at draws.
 
@@ -124,8 +125,8 @@ def prior_sites(program: Program, num_draws: int, seed: int | None) -> dict[str,
     Returns:
         None if all sites are such points, or a site that the guide draws has a flat prior.
     """
-    own, centre = program.method.claimed_priors(program), program.centre()
     with pyro.validation_enabled(False), seeded(0):
+        own, centre = program.method.claimed_priors(program), program.centre()
         prior = dict(sites_of(poutine.trace(program.factors).get_trace()))
         drawn = program.draw(2)
     improper = {name for name in centre if name not in own and isinstance(prior[name]["fn"], Flat)}

@@ -32,7 +32,7 @@ def auroc(scores_inside: Finite, scores_outside: Finite) -> float:
     """Return the probability that an outside example scores higher than an inside one: area under the ROC curve."""
     from sklearn.metrics import roc_auc_score
 
-    truth = np.repeat([0.0, 1.0], [np.size(scores_inside), np.size(scores_outside)])
+    truth = np.repeat([0.0, 1.0], [np.asarray(scores).size for scores in (scores_inside, scores_outside)])
     return float(roc_auc_score(truth, np.concatenate([scores_inside, scores_outside])))
 
 

@@ -180,6 +180,15 @@ def test_an_automatic_guides_density_is_that_of_its_latents(name: str) -> None:
     np.testing.assert_allclose(stats["log_q"][0], log_q, rtol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["blob", "laplace"])
+def test_looking_at_densities_leaves_the_random_state(name: str) -> None:
+    posterior, rows = fitted(name), (data()["input"], data()["labels"])
+    before = torch.get_rng_state()
+    for look in (posterior.to_arviz, posterior.khat):
+        look(rows, 20)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_one_draw_gets_a_sentence_instead_of_an_index_error() -> None:
     posterior = fitted("lora")
     with pytest.warns(UserWarning, match="'lora' is a point, whose one draw stands here twice"):

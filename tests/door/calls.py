@@ -154,6 +154,8 @@ class Subjects:
             return {**data, "method": "lora", **few}
         if name == "mixture":
             return {"posteriors": [self.posterior, self.posterior]}
+        if name == "Posterior.distil":
+            return {"data": self.data, "num_draws": 2, "epochs": 1}
         if name == "compare":
             few = {"rank": 2, "epochs": 0, "batch_size": 4, "num_draws": 2}
             return {**data, "methods": ["blob"], "test": self.data, "seeds": 1, **few}
@@ -276,7 +278,8 @@ class Tally:
         self.ended[f"exit {result.exit_code}"] += 1
         said = " ".join(result.output.split())
         # A flag that is good leads to what is missing: the model, the data, the name of the base.
-        named = any(word in said for word in (flag, flag.strip("-").replace("-", "_"), "missing", "posterior", "hub"))
+        words_of_it = (flag, flag.strip("-").replace("-", "_"), repr(words[-1]))
+        named = any(word in said for word in (*words_of_it, "missing", "posterior", "hub"))
         if result.exit_code != 2 or not isinstance(result.exception, SystemExit) or not named:
             self.faults.append(f"bayeslora {' '.join(words)}: {result.exception!r:.200}, {said[:200]}")
 
