@@ -91,6 +91,12 @@ Probability = Annotated[float, Within(above=0, below=1, noun="probability")]
 PartOfRun = Annotated[float, Within(above=0, at_most=1, noun="fraction of the run")]
 Finite = Annotated[float, Within(above=-math.inf, below=math.inf)]
 Scale = Annotated[float, Within(above=0, below=math.inf)]
+Natural = Annotated[int, Within(at_least=0)]
+Few = Annotated[int, Within(at_least=1, at_most=10_000)]
+"""Of what takes memory for each: members, components, snapshots."""
+ClassCount = Annotated[int, Within(at_least=1, at_most=2**24)]
+Freedom = Annotated[float, Within(above=2, below=math.inf)]
+"""Degrees of freedom with which a variance is finite."""
 
 KINDS: dict[Any, tuple[type, str]] = {
     bool: (bool, "True or False"),

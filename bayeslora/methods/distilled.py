@@ -12,7 +12,7 @@ from bayeslora import guides, priors
 from bayeslora.adapters import Affine, Family, Stack, Stacks
 from bayeslora.distributions import LowRankNormal
 from bayeslora.methods.base import PerStackMethod
-from bayeslora.methods.fields import Count
+from bayeslora.methods.fields import Few
 from bayeslora.types import FactorTuple
 
 
@@ -38,7 +38,7 @@ class Distilled(PerStackMethod):
 
     name = "distilled"
     head_family: ClassVar[Family | None] = Affine()
-    spread_rank: Count = 16
+    spread_rank: Few = 16
 
     def stack_prior(self, stack: Stack) -> FactorTuple:
         if not stack.in_head:

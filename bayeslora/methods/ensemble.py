@@ -10,7 +10,7 @@ from bayeslora import guides, priors
 from bayeslora.adapters import Affine, Stack
 from bayeslora.fitted import FittedProgram
 from bayeslora.methods.base import PerStackMethod
-from bayeslora.methods.fields import Count, PartOfRun
+from bayeslora.methods.fields import Few, PartOfRun
 from bayeslora.types import FactorTuple
 
 
@@ -24,7 +24,7 @@ class Ensemble(PerStackMethod):
 
     head_family = Affine()
     claims = "points"
-    members: Count = 3
+    members: Few = 3
 
     def stack_prior(self, stack: Stack) -> FactorTuple:
         with stack.layers:
@@ -107,7 +107,7 @@ class CheckpointEnsemble(Ensemble):
     """
 
     name = "checkpoint_ensemble"
-    members: Count = 5
+    members: Few = 5
     last_part: PartOfRun = 0.5
 
     def stack_guide(self, stack: Stack) -> nn.Module:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from bayeslora.contracts import (
     Count,
     DropRate,
+    Few,
     NonNegative,
     PartOfRun,
     Positive,
@@ -32,6 +33,7 @@ else:
 __all__ = [
     "Count",
     "DropRate",
+    "Few",
     "NonNegative",
     "PartOfRun",
     "Positive",

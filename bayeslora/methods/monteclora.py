@@ -14,7 +14,7 @@ from bayeslora import priors
 from bayeslora.adapters import Stack
 from bayeslora.distributions import ColumnNormal, Dirichlet, StandardColumns, WishartCholesky, expected_square_sum
 from bayeslora.methods import monteclora_elbo
-from bayeslora.methods.fields import Count, NonNegative, Positive
+from bayeslora.methods.fields import Few, NonNegative, Positive
 from bayeslora.methods.monteclora_noise import NoisyColumns
 from bayeslora.tuning import USUAL_RATIO
 from bayeslora.types import FactorTuple, Sites
@@ -77,7 +77,7 @@ class MonteCLoRA(NoisyColumns):
     """
 
     name = "monteclora"
-    components: Count = 4
+    components: Few = 4
     concentration: Positive = 1.0
     concentration_init: Literal["prior", "random"] = "prior"
     noise_ratio: NonNegative | Literal["auto"] = USUAL_RATIO

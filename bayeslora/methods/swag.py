@@ -12,7 +12,7 @@ from bayeslora.adapters import Affine, Stack, Stacks
 from bayeslora.distributions import Deviations, SharedNoise
 from bayeslora.fitted import FittedProgram
 from bayeslora.methods.base import PerStackMethod
-from bayeslora.methods.fields import Count, PartOfRun
+from bayeslora.methods.fields import Few, PartOfRun
 from bayeslora.types import FactorTuple
 
 
@@ -47,8 +47,8 @@ class SWAG(PerStackMethod):
     name = "swag"
     claims = "noise"
     head_family = Affine()
-    snapshots: Count = 20
-    deviations: Count = 10
+    snapshots: Few = 20
+    deviations: Few = 10
     last_part: PartOfRun = 0.5
 
     def stack_prior(self, stack: Stack) -> FactorTuple:

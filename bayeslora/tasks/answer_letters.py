@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bayeslora.contracts import Natural, checked
 from bayeslora.networks import continues
 from bayeslora.tasks import choices
 from bayeslora.tasks.base import Reader
@@ -35,7 +36,8 @@ class AnswerLetters(Categorical):
     up_to_constant = True
     answer_columns = choices.KEYS
 
-    def __init__(self, token_ids: Sequence[int]):
+    @checked()
+    def __init__(self, token_ids: Sequence[Natural]):
         super().__init__()
         if len(set(token_ids)) < 2 or len(set(token_ids)) < len(token_ids):
             raise ValueError(f"token_ids={list(token_ids)}: give two or more different tokens, one for each answer.")

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayeslora import decisions, metrics
+from bayeslora.contracts import ClassCount, Probability, checked
 from bayeslora.contracts import Finite as Cost
-from bayeslora.contracts import Probability, checked
 from bayeslora.contracts.arrays import Finite
 from bayeslora.display import SHOWN_CLASSES
 from bayeslora.metrics import FloatArray
@@ -208,7 +208,8 @@ class Classification(Categorical):
     weighs_classes = True
     up_to_constant = True
 
-    def __init__(self, num_classes: int):
+    @checked()
+    def __init__(self, num_classes: ClassCount):
         super().__init__()
         if num_classes < 2:
             raise ValueError(

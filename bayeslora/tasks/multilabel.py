@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from bayeslora import metrics
-from bayeslora.contracts import Probability, checked
+from bayeslora.contracts import ClassCount, Probability, checked
 from bayeslora.metrics import FloatArray
 from bayeslora.tasks import words
 from bayeslora.tasks.base import Likelihood, class_settings, precise
@@ -137,7 +137,8 @@ class MultiLabel(Likelihood):
     name = "multilabel"
     one_of = Classification
 
-    def __init__(self, num_classes: int):
+    @checked()
+    def __init__(self, num_classes: ClassCount):
         super().__init__()
         self.num_classes = num_classes
 

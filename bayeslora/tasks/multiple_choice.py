@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+from bayeslora.contracts import ClassCount, checked
 from bayeslora.networks import continues, is_a
 from bayeslora.tasks import choices
 from bayeslora.tasks.base import Reader, precise
@@ -30,7 +31,8 @@ class MultipleChoice(Categorical):
     auto_class: ClassVar[str] = "AutoModelForMultipleChoice"
     answer_columns = choices.KEYS
 
-    def __init__(self, num_choices: int):
+    @checked()
+    def __init__(self, num_choices: ClassCount):
         super().__init__()
         self.num_classes = num_choices
 

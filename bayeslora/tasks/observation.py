@@ -8,6 +8,7 @@ import pyro.distributions as dist
 from pyro import poutine
 from torch import Tensor
 
+from bayeslora.contracts import checked
 from bayeslora.tasks.base import Likelihood, class_settings, precise
 from bayeslora.types import LabelColumn, LabelValues, Tokenizer
 
@@ -29,6 +30,7 @@ class Observation(Likelihood):
     has_temperature = False
     needs_code: ClassVar[bool] = True
 
+    @checked()
     def __init__(self, observe: Callable[[Tensor, Tensor | None], Any]):
         super().__init__()
         self.make = observe

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from bayeslora import metrics
+from bayeslora.contracts import ClassCount, Finite, checked
 from bayeslora.metrics import FloatArray
 from bayeslora.tasks.base import Likelihood, check_classes, precise
 from bayeslora.tasks.classes import Classes, numbers_of_one, of_one
@@ -75,7 +76,8 @@ class Ordinal(Likelihood):
     name = "ordinal"
     weighs_classes = True
 
-    def __init__(self, num_classes: int, cut_points: Sequence[float] | None = None):
+    @checked()
+    def __init__(self, num_classes: ClassCount, cut_points: Sequence[Finite] | None = None):
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"num_classes={num_classes}: give at least two ordered classes.")

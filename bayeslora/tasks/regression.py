@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayeslora import metrics
-from bayeslora.contracts import Probability, checked
+from bayeslora.contracts import Freedom, Probability, Scale, checked
 from bayeslora.metrics import FloatArray
 from bayeslora.networks import is_a
 from bayeslora.tasks.base import Likelihood, precise
@@ -166,10 +166,9 @@ class RealValued(Likelihood):
     has_temperature = False
     df: float = math.inf
 
-    def __init__(self, scale: float = 1.0, learned: bool = True):
+    @checked()
+    def __init__(self, scale: Scale = 1.0, learned: bool = True):
         super().__init__()
-        if not 0 < scale < math.inf:
-            raise ValueError(f"scale={scale!r}: give a positive number, the noise's scale in units of the labels.")
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learned)
         self.unit = max(scale, 1.0)
 
@@ -279,10 +278,9 @@ class StudentT(RealValued):
 
     name = "student_t"
 
-    def __init__(self, scale: float = 1.0, df: float = 4.0, learned: bool = True):
+    @checked()
+    def __init__(self, scale: Scale = 1.0, df: Freedom = 4.0, learned: bool = True):
         super().__init__(scale, learned)
-        if not 2 < df < math.inf:
-            raise ValueError(f"df={df!r}: give a number above 2.")
         self.df = df
 
     def distribution(self, logits: RealLogits) -> dist.Distribution:

@@ -14,6 +14,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from bayeslora import metrics
+from bayeslora.contracts import ClassCount, checked
 from bayeslora.metrics import FloatArray
 from bayeslora.networks import answers, continues, is_a, vocabulary
 from bayeslora.tasks import words
@@ -103,7 +104,8 @@ class PerToken(Likelihood):
     shift: ClassVar[int] = 0
     num_classes: int
 
-    def __init__(self, num_classes: int):
+    @checked()
+    def __init__(self, num_classes: ClassCount):
         super().__init__()
         self.num_classes = num_classes
 

@@ -36,7 +36,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import bayeslora
-from bayeslora import METHODS
+from bayeslora import LIKELIHOODS, METHODS
 from bayeslora.cli import app
 from bayeslora.divergence import DivergedError
 from bayeslora.methods.fields import declarations
@@ -178,13 +178,16 @@ class Subjects:
             "budget": 100,
             "validation": self.data,
         }
-        good |= {"folder": Path("out"), "num_draws": 2}
+        good |= {"folder": Path("out"), "num_draws": 2, "num_classes": 3, "num_choices": 3, "token_ids": [4, 5]}
+        good |= {"observe": print}
         return {key: good[key] for key in inspect.signature(public()[name]).parameters if key in good}
 
     def function(self, name: str) -> Callable[..., Any]:
         """What is called."""
         if name.startswith("METHODS"):
             return METHODS[name.split("'")[1]]
+        if name.startswith("LIKELIHOODS"):
+            return LIKELIHOODS[name.split("'")[1]]
         if name.startswith("Posterior."):
             subject = self.writer if name.endswith(("generate", "answers")) else self.posterior
             return getattr(subject, name.partition(".")[2])

@@ -6,7 +6,7 @@ from typing import Any
 
 import bayeslora
 import bayeslora.plots
-from bayeslora import METHODS, Mixture, Posterior
+from bayeslora import LIKELIHOODS, METHODS, Likelihood, Mixture, Posterior
 from bayeslora.tasks.prediction import BasePrediction
 
 PREDICTIONS = tuple(
@@ -33,5 +33,7 @@ def public() -> dict[str, Callable[..., Any]]:
         own = {name: value for name, value in vars(module).items() if name[0] != "_" and inspect.isfunction(value)}
         at_home = {name: value for name, value in own.items() if value.__module__.startswith(module.__name__)}
         found |= {f"{short}.{name}": value for name, value in at_home.items()}
+    likelihoods = {name: cls for name, cls in LIKELIHOODS.items() if cls.__init__ is not Likelihood.__init__}
+    found |= {f"LIKELIHOODS[{name!r}]": cls.__init__ for name, cls in likelihoods.items()}
     found |= {f"METHODS[{name!r}]": cls.__init__ for name, cls in METHODS.items()}
     return found

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
 import bayeslora
-from bayeslora import MonteCLoRA, contracts
+from bayeslora import LIKELIHOODS, MonteCLoRA, contracts
 from bayeslora.contracts import ArgumentError, Count, Scale, checked, declared
 from bayeslora.isolation import seeded
 from tests.door.signatures import public
@@ -183,6 +183,24 @@ def test_names_that_mean_nothing_get_the_list_alone() -> None:
 def test_other_calls_say_so_too(posterior: bayeslora.Posterior, call: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=re.escape(message)):
         call(posterior)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: bayeslora.tasks.Classification(-1), "num_classes=-1: give a whole number of at least 1"),
+        (lambda: LIKELIHOODS["ordinal"](10**12), "num_classes=1000000000000: give a whole number"),
+        (lambda: LIKELIHOODS["ordinal"](3, [0.0, "a"]), "cut_points=[0.0, 'a']: give a list, each a finite number"),
+        (lambda: LIKELIHOODS["student_t"](df=2), "df=2: give a finite number above 2."),
+        (lambda: LIKELIHOODS["regression"](math.nan), "scale=nan: give a positive finite number."),
+        (lambda: LIKELIHOODS["answer_letters"]("ab"), "token_ids='ab': give a list, each a whole number of at least 0"),
+        (lambda: LIKELIHOODS["multilabel"](num_labels=3), "num_labels"),
+        (lambda: MonteCLoRA(components=10**12), "components=1000000000000: give a whole number of at least 1 and at"),
+    ],
+)
+def test_constructors_have_contracts(make: Any, message: str) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        make()
 
 
 def test_training_arguments_in_the_wrong_place_are_shown_theirs(tmp_path: Path) -> None:

@@ -38,10 +38,10 @@ def make(method: Callable[[], Method], **fields: Any) -> Any:
 @pytest.mark.parametrize(
     ("method", "fields", "message"),
     [
-        (MonteCLoRA, {"components": 1.5}, "components=1.5: give a whole number of at least 1."),
-        (MonteCLoRA, {"components": True}, "components=True: give a whole number of at least 1."),
-        (MonteCLoRA, {"components": math.nan}, "components=nan: give a whole number of at least 1."),
-        (MonteCLoRA, {"components": None}, "components=None: give a whole number of at least 1."),
+        (MonteCLoRA, {"components": 1.5}, "components=1.5: give a whole number of at least 1 and at most 10000."),
+        (MonteCLoRA, {"components": True}, "components=True: give a whole number of at least 1 and at most 10000."),
+        (MonteCLoRA, {"components": math.nan}, "components=nan: give a whole number of at least 1 and at most 10000."),
+        (MonteCLoRA, {"components": None}, "components=None: give a whole number of at least 1 and at most 10000."),
         (MonteCLoRA, {"temperature": "warm"}, "temperature='warm': give a positive number."),
         (MonteCLoRA, {"temperature": math.nan}, "temperature=nan: give a positive number."),
         (MonteCLoRA, {"noise_ratio": "loud"}, "noise_ratio='loud': give a number of at least 0, or 'auto'."),
