@@ -113,6 +113,17 @@ def fit(
     id: Id = None,
     last_answer: Annotated[bool, typer.Option(help="Of conversations, learn the last answer alone.")] = False,
     validation: Annotated[str | None, typer.Option(help="Held-out data; by default the data's own split.")] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Cross-fit: that many members, each without its part of the data, set the dial.")
+    ] = None,
+    refit: Annotated[
+        bool | None,
+        typer.Option(help="Of --folds, save one fit of all data, or the mixture of members; by default the method's."),
+    ] = None,
+    weight: Annotated[str | None, typer.Option(help="The column that says how much rows count.")] = None,
+    class_weights: Annotated[
+        str | None, typer.Option(help="balanced: classes count inversely to their frequency.")
+    ] = None,
     init: Annotated[str | None, typer.Option(help="Folder of a posterior or of a PEFT adapter to start from.")] = None,
     prior: Annotated[Path | None, typer.Option(help="Folder of a posterior to learn on from: it is the prior.")] = None,
     targets: Annotated[
@@ -162,6 +173,10 @@ def fit(
             **columns_named(text, label, id),
             "answers": "last" if last_answer else "all",
             "likelihood": likelihood,
+            "folds": folds,
+            "refit": refit,
+            "weight": weight,
+            "class_weights": class_weights,
             "init": init,
             "targets": "all-linear" if not targets else targets[0] if len(targets) == 1 else targets,
             "exclude": exclude,

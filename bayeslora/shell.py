@@ -224,6 +224,26 @@ def described(error: BaseException) -> str:
     return " ".join(" ".join([text, *getattr(error, "__notes__", ())]).split())
 
 
+def with_flag(text: str) -> str:
+    """Return a message about an argument as one about the flag of the running command that it came from."""
+    context, named = _current_context(), re.match(r"(\w+)=", text)
+    if context is None or named is None:
+        return text
+    flag = f"--{named[1].replace('_', '-')}"
+    known = {option for each in context.command.params for option in each.opts}
+    known |= {word.partition("=")[0] for word in context.args}  # fields of the method
+    return f"{flag} {text[named.end() :]}" if flag in known else text
+
+
+def _current_context() -> Any:
+    """Return the context of the running command; None outside of one."""
+    try:  # recent versions of typer have a click of their own
+        from typer._click.globals import get_current_context
+    except ImportError:
+        from click import get_current_context  # type: ignore[no-redef,unused-ignore]
+    return get_current_context(silent=True)
+
+
 def wants_traceback() -> bool:
     """Return whether the environment asks for the traceback of an error that nobody expected."""
     return bool(os.environ.get("BAYESLORA_TRACEBACK"))
@@ -249,7 +269,7 @@ class errors:
             status = 1
         else:
             return
-        typer.secho(f"bayeslora: {described(error)}", fg="red", err=True)
+        typer.secho(f"bayeslora: {with_flag(described(error))}", fg="red", err=True)
         raise typer.Exit(status) from None
 
 

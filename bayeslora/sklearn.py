@@ -51,6 +51,8 @@ class _Estimator(BaseEstimator):
         epochs: Passes over the data; None to choose by their number.
         batch_size: Examples per training step.
         learning_rate: Peak learning rate; None to choose by the network's width.
+        folds: K, for cross-fitting, as in `bayeslora.fit`; None for one fit.
+        refit: Whether one fit of all data follows, as in `bayeslora.fit`.
         num_draws: Draws of the weights in predictions.
         random_state: Seed of the fit and of predictions: a whole number, a `RandomState`, or None for another one in
             each fit.
@@ -76,6 +78,8 @@ class _Estimator(BaseEstimator):
         epochs: Any = None,
         batch_size: Any = 16,
         learning_rate: Any = None,
+        folds: Any = None,
+        refit: Any = None,
         num_draws: Any = 32,
         random_state: Any = 0,
         progress: Any = False,
@@ -93,6 +97,8 @@ class _Estimator(BaseEstimator):
         self.epochs = epochs
         self.batch_size = batch_size
         self.learning_rate = learning_rate
+        self.folds = folds
+        self.refit = refit
         self.num_draws = num_draws
         self.random_state = random_state
         self.progress = progress
@@ -169,6 +175,8 @@ class _Estimator(BaseEstimator):
             epochs=self.epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
+            folds=self.folds,
+            refit=self.refit,
             seed=self._seed,
             progress=self.progress,
         )
@@ -266,6 +274,8 @@ class Classifier(ClassifierMixin, _Estimator):
         epochs: Any = None,
         batch_size: Any = 16,
         learning_rate: Any = None,
+        folds: Any = None,
+        refit: Any = None,
         num_draws: Any = 32,
         random_state: Any = 0,
         progress: Any = False,

@@ -77,9 +77,11 @@ def test_fit_predict_and_evaluate(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--method", "nonsense"], f"method='nonsense' is not known. Methods: {', '.join(METHODS)}"),
+        (["--method", "nonsense"], f"--method 'nonsense' is not known. Methods: {', '.join(METHODS)}"),
         (["--nonsense", "1"], "MonteCLoRA has no field 'nonsense'; its fields are: components"),
-        (["--df", "nonsense"], "df='nonsense': give 'features', 'rank' or a positive number"),
+        (["--df", "nonsense"], "--df 'nonsense': give 'features', 'rank' or a positive number"),
+        (["--batch-size", "0"], "bayeslora: --batch-size 0: give a whole number of at least 1"),
+        (["--folds", "1"], "bayeslora: --folds 1: give a whole number of at least 2"),
     ],
 )
 def test_errors_are_one_line(tmp_path: Path, flags: list[str], message: str) -> None:

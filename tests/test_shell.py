@@ -62,7 +62,7 @@ def test_decisions_need_held_out_rows_and_shares(posterior: Path, base: Path, tm
     assert "--risk goes by held-out rows, and there are none: name labelled data, --decide FILE." in done.stderr
     done, written = predicted(posterior, base, tmp_path, "--coverage", "90")
     assert done.exit_code == 2
-    assert "coverage=90.0: give a probability between 0 and 1" in done.stderr
+    assert "--coverage 90.0: give a probability between 0 and 1" in done.stderr
     assert not written.exists()
 
 

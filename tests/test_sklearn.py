@@ -50,6 +50,15 @@ def run(estimator: Any, check: Any) -> None:
     check(estimator)
 
 
+def test_an_estimator_may_cross_fit() -> None:
+    X, y = make_classification(12, random_state=0)
+    model = Classifier(**UNTRAINED, folds=2, refit=False).fit(X, y)
+    assert isinstance(model.posterior_, bayeslora.Mixture)
+    assert model.predict_proba(X).shape == (12, 2)
+    with pytest.raises(ValueError, match="folds=1: give a whole number of at least 2"):
+        Classifier(**UNTRAINED, folds=1).fit(X, y)
+
+
 @pytest.mark.filterwarnings("default")  # scikit-learn's checks give warnings of their own
 @pytest.mark.parametrize(("estimator", "check"), checks(Classifier(**UNTRAINED), Regressor(**UNTRAINED)))
 def test_what_scikit_learn_checks_holds_before_any_training(estimator: Any, check: Any) -> None:
