@@ -148,6 +148,31 @@ def test_a_save_killed_at_any_operation_leaves_the_old_posterior_or_the_new(
     assert {before, NEW} == set(found)
 
 
+@pytest.mark.parametrize("every", [10, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_mixture_whose_save_is_killed_is_there_whole_or_not_at_all(
+    posteriors: dict[str, Posterior], tmp_path: Path, every: int
+) -> None:
+    mixture = bayeslora.mixture([posteriors[OLD], posteriors[NEW]], [3, 1])
+    posteriors[OLD].save(tmp_path / "start")
+    found = []
+    with copies(tmp_path / "start") as fresh:
+        folder = fresh()
+        count = processes.count_operations(lambda: mixture.save(folder))
+        assert count > 40
+        for operation in {*range(0, count, every), *range(count - 8, count)}:
+            folder = fresh()
+            processes.kill_at(partial(mixture.save, folder), operation)
+            read = bayeslora.load(folder, network())
+            found.append(isinstance(read, bayeslora.Mixture))
+            if isinstance(read, bayeslora.Mixture):
+                assert [each.temperature for each in read.components] == [2.0, 3.0]
+                assert read.weights.tolist() == [0.75, 0.25]
+            else:
+                assert loaded(folder) == OLD
+            assert_nothing_left_over(folder, posteriors[OLD])
+    assert {*found} == {False, True}
+
+
 def test_a_save_killed_in_the_middle_of_any_file_leaves_the_old_posterior(
     posteriors: dict[str, Posterior], tmp_path: Path
 ) -> None:
