@@ -21,6 +21,7 @@ from bayeslora.shell import (
     errors,
     held_out_of,
     method_fields,
+    number_or_auto,
     progress,
     quiet,
     split_to_predict,
@@ -57,6 +58,10 @@ def common(
 
 
 Draws = Annotated[int, typer.Option(help="Draws of the weights.")]
+DrawsOrAuto = Annotated[
+    Any,
+    typer.Option(parser=number_or_auto, metavar="INTEGER|auto", help="Draws of the weights; auto: as many as needed."),
+]
 Seed = Annotated[int, typer.Option(help="Seed of all randomness.")]
 DataName = Annotated[
     str, typer.Argument(help="A file (CSV, TSV, JSON, JSON lines, Parquet, Excel), a folder of them, or a hub name.")
@@ -229,7 +234,7 @@ def predict(
             help="Share of labels in their sets; by default 0.9 with --decide. Column set, or lower and upper."
         ),
     ] = None,
-    num_draws: Draws = 32,
+    num_draws: DrawsOrAuto = 32,
     seed: Seed = 0,
     model: Base = None,
     text: Text = None,
@@ -257,7 +262,8 @@ def predict(
                 loaded.decide(held_out, num_draws, seed=seed, **columns)
         with narrating(True), progress("Predicting", rows):
             predicted = loaded.predict(rows, num_draws, seed=seed, **columns)
-        table = with_decisions(predicted.to_pandas(), predicted, risk, coverage, decide is not None)
+        table = predicted.to_pandas() if predicted.used is None else predicted.to_pandas().assign(draws=predicted.used)
+        table = with_decisions(table, predicted, risk, coverage, decide is not None)
         known = loaded.columns
         table = with_columns(table, rows, [id or known.id, *(text or known.text), label or known.label])
         if output is not None:
@@ -272,7 +278,7 @@ def predict(
 def evaluate(
     posterior: Folder,
     data: DataName,
-    num_draws: Draws = 32,
+    num_draws: DrawsOrAuto = 32,
     seed: Seed = 0,
     model: Base = None,
     text: Text = None,

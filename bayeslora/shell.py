@@ -283,6 +283,14 @@ def quiet() -> None:
     disable_progress_bar()
 
 
+def number_or_auto(value: str) -> int | str:
+    """Read a number, or the word auto."""
+    try:
+        return value if value == "auto" else int(value)
+    except ValueError:
+        raise typer.BadParameter(f"{value!r} is neither a whole number nor 'auto'.") from None
+
+
 def columns_named(text: list[str] | None, label: str | None, id: str | None) -> dict[str, Any]:
     """Return the columns that are named as keywords of `fit`, `predict` and `evaluate`."""
     return {"text": text or None, "label": label, "id": id}

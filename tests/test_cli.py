@@ -52,10 +52,11 @@ def test_fit_predict_and_evaluate(tmp_path: Path) -> None:
     assert "head         'classifier', trained" in fitted.stderr
 
     table = tmp_path / "predictions.csv"
-    predicted = run("predict", str(out), str(data), "--num-draws", "2", "--output", str(table))
+    predicted = run("predict", str(out), str(data), "--num-draws", "auto", "--output", str(table))
     assert predicted.returncode == 0, predicted.stderr
     written = pd.read_csv(table)
-    assert {"predicted", "p(0)", "p(1)", "entropy", "aleatoric", "epistemic", "text", "label"} == set(written.columns)
+    columns = {"predicted", "p(0)", "p(1)", "entropy", "aleatoric", "epistemic", "draws", "text", "label"}
+    assert columns == set(written.columns)
     assert list(zip(written["text"], written["label"], strict=True)) == rows
 
     calibrated = run("calibrate", str(out), str(data), "--output", str(tmp_path / "calibrated"), "--num-draws", "2")

@@ -80,6 +80,11 @@ def test_kinds_that_do_not_say_are_refused() -> None:
         made.predict(inputs, "auto")
 
 
+def test_a_mixture_is_refused(posterior: bayeslora.Posterior) -> None:
+    with pytest.raises(ValueError, match="give a mixture a number of draws"):
+        bayeslora.mixture([posterior, posterior]).predict(tokens(3)[0], "auto")
+
+
 def test_what_is_settled() -> None:
     sure, torn = np.array([0.9, 0.1]), np.array([0.6, 0.4])
     draws = np.stack([[sure, torn, torn], [sure, torn[::-1], torn]])

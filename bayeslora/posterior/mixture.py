@@ -218,6 +218,9 @@ class Mixture(Posterior):
             found = run_parts(parts, batches, source.with_labels, source.context, together)
         return Together(found, components, together)
 
+    def _in_rounds(self, *_: Any) -> tuple[Outputs, np.ndarray]:
+        raise ArgumentError("num_draws='auto' is for a single posterior: give a mixture a number of draws.")
+
     def _made(self, num_draws: int, seed: int | None, center: bool, approximation: str | None) -> dict[str, Any]:
         own = {approximation or component.method.approximation for component in self.components}
         linear = "draws" if center else own.pop() if len(own) == 1 else "own"
