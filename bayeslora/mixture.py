@@ -87,7 +87,8 @@ def _densities(
             "weights='stacking' needs predictions of rows that no posterior was trained on: pass validation=…, or fit "
             "each with folds=…."
         )
-    if len({each.tuning.digest for each in posteriors if each.tuning is not None}) > 1:
+    digests = {(each.tuning.digest, len(row)) for each, row in zip(posteriors, rows, strict=True) if each.tuning}
+    if len(digests) > 1:
         raise ValueError(
             "weights='stacking': the posteriors were fitted with folds of different data: pass validation=…, or fit "
             "them on the same."
