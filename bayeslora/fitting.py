@@ -147,6 +147,7 @@ class Fitting:
                 train_in_place(posterior, history, *sources, training, *users, keep, lines, self.compute_metrics)
                 if weighted is train and program.likelihood.token_weights is None:  # else its loss is weighted, too
                     verdict.has_learned(history, program.likelihood, train.labels)
+                verdict.still_falls(history)
         program.eval()
         batches = [Batches(part, self.batch_size, program.device) if part else () for part in (weighted, held_out)]
         program.guide = self.method.refine(program, program.guide, *batches)

@@ -1,4 +1,4 @@
-"""Whether a fit has learned anything, and whether its spreads have come to rest."""
+"""Whether a fit has learned anything, and whether its loss and its spreads have come to rest."""
 
 import logging
 import math
@@ -12,6 +12,12 @@ logger = logging.getLogger(__name__)
 
 FEWEST_STEPS = 8
 """Steps below which a training NLL is too rough to be judged."""
+
+LAST_PART = 0.1
+"""The part of a fit, its last, in which the training NLL must not fall any more."""
+
+FALL = 0.01
+"""Nats per example that it may fall there."""
 
 UNSETTLED = 0.25
 """Mean distance of spreads from their optimum, as a part of the precision, above which they have not come to rest."""
@@ -71,3 +77,34 @@ def has_learned(history: History, likelihood: Likelihood, labels: LabelValues | 
         baseline,
     )
     return False
+
+
+def still_falls(history: History) -> bool | None:
+    """Return whether the training NLL still falls in the last tenth of a fit, by more than its noise.
+
+    The fall is that of a line through the NLLs of these steps. It counts if it is three times its standard error, and
+    more than 0.01 nats per example; a warning then says so.
+
+    Args:
+        history: Columns by step: `nll`.
+
+    Returns:
+        None if it cannot be said: the last tenth has fewer than 8 steps.
+    """
+    nll = np.asarray(history.get("nll", ()), dtype=np.float64)
+    last = nll[len(nll) - int(len(nll) * LAST_PART) :]
+    if len(last) < FEWEST_STEPS or not np.isfinite(last).all():
+        return None
+    x = np.linspace(-0.5, 0.5, len(last))
+    slope = float(x @ last / (x @ x))
+    rest = last - last.mean() - slope * x
+    error = math.sqrt(float(rest @ rest) / (len(last) - 2) / float(x @ x))
+    if -slope <= max(3 * error, FALL):
+        return False
+    logger.warning(
+        "The training NLL still falls: by %.3f ± %.3f nats per example in the last tenth of this fit. Train for more "
+        "epochs (epochs=…).",
+        -slope,
+        error,
+    )
+    return True

@@ -111,6 +111,17 @@ def test_verdict_is_open_without_a_baseline_or_enough_steps() -> None:
     assert verdict.has_learned({"epoch": [1.0] * 9, "nll": [0.7] * 9}, Classification(2), None) is None
 
 
+@pytest.mark.parametrize(("fall", "noise", "falls"), [(0.3, 0.05, True), (0.3, 1.0, False), (0.005, 0.0, False)])
+def test_verdict_compares_the_fall_in_the_last_tenth_with_its_noise(
+    fall: float, noise: float, falls: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    last = np.linspace(fall, 0, 20) + noise * np.random.default_rng(0).standard_normal(20)
+    history = {"nll": [*np.linspace(3, 1, 180), *last]}
+    assert verdict.still_falls(history) is falls
+    assert ("still falls" in caplog.text) is falls
+    assert verdict.still_falls({"nll": [1.0] * 79}) is None
+
+
 def test_a_fit_on_labels_without_a_pattern_says_so(caplog: pytest.LogCaptureFixture) -> None:
     x, y = torch.ones(64, 4), torch.arange(64) % 2
     network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))

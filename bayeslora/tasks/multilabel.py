@@ -102,6 +102,13 @@ class MultiLabelPrediction(BasePrediction):
     def sample(self, seed: int | None = 0) -> np.ndarray:
         return (np.random.default_rng(seed).random(self.draws.shape) < self.draws).astype(np.int64)
 
+    def _statistics(self, labels: np.ndarray, observed: np.ndarray) -> dict[str, FloatArray]:
+        """Frequencies of the labels, and mean and sd of how many an example has."""
+        applies = labels > 0.5
+        names, counts = names_of(self.class_names, labels.shape[-1]), applies.sum(-1)
+        each = {f"frequency of {name}": applies[..., index].mean(-1) for index, name in enumerate(names)}
+        return {**each, "mean number": counts.mean(-1), "sd of the number": counts.std(-1)}
+
     def scores(self, labels: np.ndarray) -> dict[str, float]:
         """Return the NLL of an example's labels together; accuracy and Brier score per label, exact match, macro F1."""
         return {

@@ -20,6 +20,9 @@ from bayeslora.decisions import HeldOut
 from bayeslora.display import Shown
 from bayeslora.isolation import seeded
 from bayeslora.metrics import FloatArray
+from bayeslora.tasks.summing import Names as Names
+from bayeslora.tasks.summing import names_of as names_of
+from bayeslora.tasks.summing import summed
 from bayeslora.types import Seed
 
 if TYPE_CHECKING:
@@ -296,6 +299,10 @@ class BasePrediction(Shown, abc.ABC):
         """What is shown of this kind beside the numbers of rows and draws."""
         return {}
 
+    def _statistics(self, labels: np.ndarray, observed: np.ndarray) -> dict[str, FloatArray]:
+        """Numbers that sum up labels, `[set]` of `[set, row, …]`, by name; `observed` are those of the data."""
+        return summed(labels, observed, getattr(self, "class_names", None))
+
 
 @dataclass(frozen=True, repr=False)
 class ObservationPrediction(BasePrediction):
@@ -376,18 +383,9 @@ def _joined(values: Sequence[Any]) -> Any:
     return np.concatenate(values) if isinstance(values[0], np.ndarray) else [each for value in values for each in value]
 
 
-Names = tuple[str, ...] | None
-"""Names of the classes, if they are known."""
-
-
 def uncertainty(prediction: BasePrediction) -> dict[str, FloatArray]:
     """Return the three uncertainties of a prediction as columns of a table."""
     return {name: getattr(prediction, name) for name in ("entropy", "aleatoric", "epistemic")}
-
-
-def names_of(class_names: Names, count: int) -> tuple[str, ...]:
-    """Return the names of the classes, or their numbers if they have none."""
-    return class_names or tuple(str(index) for index in range(count))
 
 
 def sample_classes(probs: FloatArray, seed: int | None) -> np.ndarray:

@@ -111,6 +111,15 @@ class SpanPrediction(BasePrediction):
     def sample(self, seed: int | None = 0) -> np.ndarray:
         return sample_classes(np.moveaxis(self.draws, -1, -2), seed)
 
+    def _statistics(self, labels: np.ndarray, observed: np.ndarray) -> dict[str, FloatArray]:
+        """Means and sds of the first token and of the number of tokens."""
+        first, length = labels[..., 0], labels[..., 1] - labels[..., 0] + 1
+        return {
+            f"{name} of the {what}": getattr(value, how)(-1)
+            for what, value in (("first token", first), ("length", length))
+            for name, how in (("mean", "mean"), ("sd", "std"))
+        }
+
     def scores(self, labels: np.ndarray) -> dict[str, float]:
         """Return the NLL of first and last token; exact match and F1 (SQuAD's, on token positions instead of words)."""
         return {
