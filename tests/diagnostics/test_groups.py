@@ -1,5 +1,6 @@
 """What arviz is given: predictions as `predict` makes them, priors, densities, names, chains."""
 
+import functools
 import json
 import math
 import warnings
@@ -34,6 +35,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in 
 }
 
 
+FAST = {"lora", "monteclora", "mc_dropout", "deep_ensemble", "blob", "laplace", "autoguide full"}
+"""One of every kind: point, noise in the weights and in the pass, members, with and without correlations."""
+
+EVERY = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in VARIANTS]
+
+
 def data() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(EXAMPLES, 6, generator=generator, dtype=torch.float64)
@@ -52,6 +59,7 @@ class Network(nn.Module):
         return self.classifier(torch.tanh(self.second(torch.tanh(self.first(input)))))
 
 
+@functools.cache
 def fitted(name: str, seed: int = 5) -> Posterior:
     """A posterior as after a fit, without one: parameters are moved, and post-hoc methods refined."""
     method = make_method(VARIANTS[name][0], **VARIANTS[name][1])
@@ -78,7 +86,7 @@ def arviz_of(posterior: Posterior, **settings: Any) -> Any:
         return posterior.to_arviz((data()["input"], data()["labels"]), 7, seed=2, **settings)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", EVERY)
 def test_log_likelihoods_mixed_over_draws_are_what_evaluate_scores(name: str) -> None:
     posterior = fitted(name)
     rows = (data()["input"], data()["labels"])
@@ -99,7 +107,7 @@ def test_log_likelihoods_mixed_over_draws_are_what_evaluate_scores(name: str) ->
         assert len(terms) == max(2, posterior.method.num_draws(posterior.guide) or 7)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", EVERY)
 def test_every_method_has_names_attributes_and_what_it_says_of_itself(name: str) -> None:
     posterior = fitted(name)
     idata = arviz_of(posterior, raw=True)

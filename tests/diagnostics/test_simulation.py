@@ -25,20 +25,28 @@ def ranked(problem: Conjugate, scale: float, simulations: int = 120) -> Calibrat
     return diagnostics.sbc(posterior, problem.rows, fit, simulations, 39, probes=1)
 
 
-def test_the_exact_posterior_is_calibrated(problem: Conjugate) -> None:
-    found = ranked(problem, 1.0)
+@pytest.mark.parametrize("simulations", [30, pytest.param(120, marks=pytest.mark.slow)])
+def test_the_exact_posterior_is_calibrated(problem: Conjugate, simulations: int) -> None:
+    found = ranked(problem, 1.0, simulations)
     assert found.passes(FAILURE_RATE)
     assert found.ranks.keys() == {"log_likelihood", "logits[0, 0]", "logits[0, 1]", "delta_norm_3x2[0]"}
-    assert all(ranks.shape == (120,) for ranks in found.ranks.values())
+    assert all(ranks.shape == (simulations,) for ranks in found.ranks.values())
 
 
-@pytest.mark.parametrize(("scale", "word"), [(1 / 1.5, "narrow"), (1.5, "wide")])
+@pytest.mark.parametrize(("scale", "word"), [(1 / 1.5, "narrow"), pytest.param(1.5, "wide", marks=pytest.mark.slow)])
 def test_what_is_narrower_or_wider_is_caught(problem: Conjugate, scale: float, word: str) -> None:
     found = ranked(problem, scale)
     assert not found.passes(FAILURE_RATE)
     assert f"too {word}" in found.verdict
     spread = found.table().set_index("quantity")["spread"]["logits[0, 0]"]
     assert spread == pytest.approx(1 / scale, rel=0.25)
+
+
+def test_ranks_in_the_middle_are_called_too_wide() -> None:
+    ranks = np.random.default_rng(0).integers(0, 50, (3, 150)).mean(0).astype(int)
+    found = Calibration({"x": ranks}, 49)
+    assert not found.passes(FAILURE_RATE)
+    assert "too wide" in found.verdict
 
 
 def test_a_shift_is_caught() -> None:

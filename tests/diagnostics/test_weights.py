@@ -9,7 +9,7 @@ import pytest
 from bayeslora import METHODS
 from bayeslora.diagnostics import weights
 from tests.diagnostics.conjugate import Conjugate
-from tests.diagnostics.test_groups import VARIANTS, data, fitted
+from tests.diagnostics.test_groups import FAST, VARIANTS, data, fitted
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,14 @@ def test_what_is_not_a_posterior_is_refused(name: str) -> None:
             call((data()["input"], data()["labels"]))
 
 
-@pytest.mark.parametrize("name", [name for name, claim in CLAIMS.items() if claim == "posterior"])
+POSTERIORS = [
+    pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
+    for name, claim in CLAIMS.items()
+    if claim == "posterior"
+]
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
 def test_every_posterior_is_weighed(name: str) -> None:
     posterior, rows = fitted(name), (data()["input"], data()["labels"])
     with warnings.catch_warnings():
