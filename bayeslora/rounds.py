@@ -12,8 +12,8 @@ from bayeslora.tasks.collecting import Outputs
 from bayeslora.tasks.prediction import BasePrediction
 from bayeslora.types import Sites
 
-ROUNDS = (4, 8, 16, 32)
-"""Draws after each round; each number divides the last one."""
+ROUNDS = (8, 16, 32)
+"""Draws after each round; each number divides the last one. The spread of fewer than 8 is often small by luck."""
 
 TOLERANCE = 0.02
 """The largest standard error, by the draws, of a probability that counts as settled."""
