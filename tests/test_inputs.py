@@ -240,6 +240,20 @@ def test_a_mask_of_another_length(form: str) -> None:
         fit(tiny_bert(), TOKEN_FORMS[form](bad), tokenizer=tiny_tokenizer(), **stream_settings(form))
 
 
+@pytest.mark.parametrize("count", [4, 8])
+@pytest.mark.parametrize("kind", ["tags", "causal"])
+@pytest.mark.parametrize("form", RAGGED)
+def test_tags_of_another_number_than_tokens(form: str, kind: str, count: int) -> None:
+    bad = columns()
+    bad["labels"] = [[index % 3 for index, _ in enumerate(row)] for row in bad["input_ids"]]
+    bad["labels"][BAD] = [1] * count
+    model = (
+        small("GPT2", "LMHeadModel")() if kind == "causal" else small("Bert", "ForTokenClassification", num_labels=3)()
+    )
+    with pytest.raises(ValueError, match=rf"'labels' and 'input_ids' differ in length in .*row {BAD}, {count} and 6"):
+        fit(model, TOKEN_FORMS[form](bad), tokenizer=tiny_tokenizer(), **stream_settings(form))
+
+
 @pytest.mark.parametrize("key", ["attention_mask", "labels"])
 @pytest.mark.parametrize("form", ["rows", "stream"])
 def test_a_row_that_lacks_what_others_have(form: str, key: str) -> None:

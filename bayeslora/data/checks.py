@@ -4,7 +4,7 @@ Each check looks at all numbers of a column, or of a batch, at once; rows are to
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,11 +78,11 @@ def check_column(data: str, name: str, column: Column, limits: Limits, start: in
 
 
 def check_lengths(data: str, columns: Mapping[str, Column], start: int = 0) -> None:
-    """Raise a ValueError if a row has more tokens than numbers beside them, or fewer."""
+    """Raise a ValueError if a row has more tokens than numbers beside them, or fewer; labels count if they are there."""
     tokens = columns.get(TOKENS[0])
     if tokens is None:
         return
-    for name in BESIDE_TOKENS:
+    for name in (*BESIDE_TOKENS, "labels"):
         if name in columns and len(columns[name].lengths) == len(tokens.lengths):
             differing = np.flatnonzero(columns[name].lengths != tokens.lengths)
             if len(differing):
@@ -159,15 +159,11 @@ def check_stored(data: str, rows: Any, limits: Limits) -> bool:
     Raises:
         ValueError: If the network cannot read them; it names the first such row.
     """
-    listed = getattr(rows, "rows", None)
     if isinstance(rows, Arrays):
         check_batch(data, rows.columns, limits)
         return True
-    if isinstance(listed, list):
-        parts: Any = [(0, columns_of_rows(listed, [name for name in listed[0] if name != "labels"]))]
-    elif hasattr(rows, "column_names") and rows.format["type"] != "custom":
-        parts = columns_of_table(rows, [name for name in rows.column_names if name != "labels"])
-    else:
+    parts = _stored(rows, lambda name: name != "labels")
+    if parts is None:
         return False
     for start, columns in parts:
         for name, column in columns.items():
@@ -176,8 +172,25 @@ def check_stored(data: str, rows: Any, limits: Limits) -> bool:
     return True
 
 
-def check_rows(data: str, rows: Sequence[Row]) -> None:
-    """Raise a ValueError if a row lacks what others have."""
+def _stored(rows: Any, chosen: Callable[[str], bool]) -> Iterable[tuple[int, dict[str, Column]]] | None:
+    """Return the chosen columns of rows as they are stored, some rows at a time; None if they are not."""
+    listed = getattr(rows, "rows", None)
+    if isinstance(listed, list):
+        return [(0, columns_of_rows(listed, [name for name in listed[0] if chosen(name)]))]
+    if hasattr(rows, "column_names") and rows.format["type"] != "custom":
+        return columns_of_table(rows, [name for name in rows.column_names if chosen(name)])
+    return None
+
+
+def check_tags(data: str, rows: Any, per_token: bool) -> None:
+    """Raise a ValueError if stored rows have another number of labels than of tokens, where each token has one."""
+    for start, columns in (_stored(rows, lambda name: name in (TOKENS[0], "labels")) or ()) if per_token else ():
+        check_lengths(data, columns, start)
+
+
+def check_rows(data: str, rows: Sequence[Row], per_token: bool = False) -> None:
+    """Raise a ValueError if a row lacks what others have, or a label for each token, where each token has one."""
+    beside = (*BESIDE_TOKENS, "labels") if per_token else BESIDE_TOKENS
     for place, row in enumerate(rows):
         if row.keys() != rows[0].keys():
             name = next(name for name in (*rows[0], *row) if (name in row) != (name in rows[0]))
@@ -190,7 +203,7 @@ def check_rows(data: str, rows: Sequence[Row]) -> None:
             if value is None or (name in TOKENS and not len(value)):
                 what = "is missing" if value is None else "has no tokens, as of an empty text,"
                 raise ValueError(f"{data}: {name!r} {what} in {called(row, place)}. {REPAIR}.")
-            if name in BESIDE_TOKENS and TOKENS[0] in row and len(value) != len(row[TOKENS[0]]):
+            if name in beside and TOKENS[0] in row and len(value) != len(row[TOKENS[0]]):
                 raise ValueError(
                     f"{data}: {name!r} and 'input_ids' differ in length in {called(row, place)}, {len(value)} and "
                     f"{len(row[TOKENS[0]])}: give a number for each token."

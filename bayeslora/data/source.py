@@ -265,7 +265,7 @@ class Source:
             weights = self.reader.tensor(np.array([row.pop(WEIGHTS) for row in rows]))  # rows are made for the batch
             return {**self.collate(rows), WEIGHTS: weights}
         if self.checks_batches:
-            checks.check_rows(self.name, rows)
+            checks.check_rows(self.name, rows, getattr(self.likelihood, "labels_tokens", False))
         if any(row.get("labels", 0) is None for row in rows):
             checking.check_present(self.name, [row["labels"] for row in rows], numbers_of(rows))
         if self.collator is not None:
@@ -348,12 +348,12 @@ class Source:
         """
         self.checks_labels = True
         rows = self.label_rows()
-        if rows is None:
-            if self.first_batch().get("labels") is None:
-                name = "The data" if self.name == "data" else self.name
-                raise ValueError(f"{name} has no labels: give (inputs, labels), a column 'labels', or label=….")
-            return
-        self._check_labels(rows)
+        if rows is not None:
+            checks.check_tags(self.name, self.dataset, getattr(self.likelihood, "labels_tokens", False))
+            self._check_labels(rows)
+        elif self.first_batch().get("labels") is None:
+            name = "The data" if self.name == "data" else self.name
+            raise ValueError(f"{name} has no labels: give (inputs, labels), a column 'labels', or label=….")
 
     def _check_labels(self, rows: Any, numbers: Sequence[int] | None = None) -> None:
         assert isinstance(self.likelihood, Likelihood)

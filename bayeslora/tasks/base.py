@@ -68,6 +68,7 @@ class Likelihood(nn.Module, abc.ABC):
         has_temperature: Whether dividing the logits by a temperature sharpens or flattens the distribution.
         up_to_constant: Whether adding a constant to all logits of an example leaves its distribution unchanged.
         inputs_are_labels: Whether examples without labels are labelled with their tokens.
+        labels_tokens: Whether every token of `input_ids` has a label.
         label_columns: Columns of published data that together form its labels, stacked along the last dimension.
         answer_columns: Columns of published tables that `read` takes labels from, besides `labels`.
         reads_labels: Whether a prediction is about given labels, so that `predict` reads them, too.
@@ -86,6 +87,7 @@ class Likelihood(nn.Module, abc.ABC):
     has_temperature: ClassVar[bool] = True
     up_to_constant: ClassVar[bool] = False
     inputs_are_labels: ClassVar[bool] = False
+    labels_tokens: ClassVar[bool] = False
     label_columns: ClassVar[tuple[str, ...]] = ()
     answer_columns: ClassVar[tuple[str, ...]] = ()
     reads_labels: ClassVar[bool] = False

@@ -199,6 +199,7 @@ class CausalLM(LanguageModel):
     name = "causal_lm"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     inputs_are_labels = True
+    labels_tokens = True
     shift = 1
 
     @classmethod

@@ -158,6 +158,7 @@ class TokenClassification(PerToken):
     """
 
     name = "token_classification"
+    labels_tokens = True
     weighs_classes = True
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
 
