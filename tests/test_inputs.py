@@ -247,11 +247,9 @@ def test_tags_of_another_number_than_tokens(form: str, kind: str, count: int) ->
     bad = columns()
     bad["labels"] = [[index % 3 for index, _ in enumerate(row)] for row in bad["input_ids"]]
     bad["labels"][BAD] = [1] * count
-    model = (
-        small("GPT2", "LMHeadModel")() if kind == "causal" else small("Bert", "ForTokenClassification", num_labels=3)()
-    )
+    make = small("GPT2", "LMHeadModel") if kind == "causal" else small("Bert", "ForTokenClassification", num_labels=3)
     with pytest.raises(ValueError, match=rf"'labels' and 'input_ids' differ in length in .*row {BAD}, {count} and 6"):
-        fit(model, TOKEN_FORMS[form](bad), tokenizer=tiny_tokenizer(), **stream_settings(form))
+        fit(make(), TOKEN_FORMS[form](bad), tokenizer=tiny_tokenizer(), **stream_settings(form))
 
 
 @pytest.mark.parametrize("key", ["attention_mask", "labels"])

@@ -78,7 +78,7 @@ def check_column(data: str, name: str, column: Column, limits: Limits, start: in
 
 
 def check_lengths(data: str, columns: Mapping[str, Column], start: int = 0) -> None:
-    """Raise a ValueError if a row has more tokens than numbers beside them, or fewer; labels count if they are there."""
+    """Raise a ValueError if a row has more tokens than numbers beside them, or fewer; labels among them."""
     tokens = columns.get(TOKENS[0])
     if tokens is None:
         return
