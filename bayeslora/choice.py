@@ -280,10 +280,14 @@ _narrators = 0
 
 
 @contextmanager
-def narrating(shows: bool) -> Iterator[None]:
+def narrating(shows: bool, once: bool = False) -> Iterator[None]:
     """Let the library's logger print what it says at INFO, unless logging is set up or nothing is to be shown.
 
     Where the root logger, or the library's, has a handler, who set it up decides what is seen.
+
+    Args:
+        shows: Whether anything is to be shown.
+        once: Whether what has been said is not said again: the fits of a study say much the same.
     """
     global _narrators
     root = logging.getLogger("bayeslora")
@@ -294,6 +298,8 @@ def narrating(shows: bool) -> Iterator[None]:
         if first:
             handler = _Narrator()
             handler.setFormatter(logging.Formatter("%(message)s"))
+            if once:
+                handler.addFilter(_Once())
             root.addHandler(handler)
             handler.changed_level = root.level == logging.NOTSET
             if handler.changed_level:
@@ -309,6 +315,18 @@ def narrating(shows: bool) -> Iterator[None]:
                     root.removeHandler(handler)
                     if handler.changed_level:
                         root.setLevel(logging.NOTSET)
+
+
+class _Once:
+    """Lets each message pass the first time."""
+
+    def __init__(self) -> None:
+        self.said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        is_new = record.getMessage() not in self.said
+        self.said.add(record.getMessage())
+        return is_new
 
 
 class _Narrator(logging.StreamHandler):

@@ -558,3 +558,11 @@ def test_two_fits_at_once_share_what_shows_the_log(capsys: Any) -> None:
             logger.info("still")
         logger.info("after")
     assert capsys.readouterr().err.split() == ["inner", "outer", "still"]
+
+
+def test_a_study_says_what_its_fits_have_in_common_once(capsys: Any) -> None:
+    with unconfigured(), choice.narrating(True, once=True):
+        for number in range(2):
+            for said in ("same", f"run {number}"):
+                logging.getLogger("bayeslora").info(said)
+    assert capsys.readouterr().err.splitlines() == ["same", "run 0", "run 1"]
