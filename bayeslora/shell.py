@@ -134,14 +134,25 @@ def _value(word: str) -> Any:
         return word
 
 
-def check_output(output: Path | None, is_table: bool = False) -> None:
-    """Raise a ValueError unless an output can be written: a table with a known ending, or a folder."""
+def check_output(
+    output: Path | None, is_table: bool = False, flag: str = "--output", endings: Sequence[str] = ()
+) -> None:
+    """Raise a ValueError unless an output can be written: a file with a known ending, or a folder.
+
+    Args:
+        output: The output, if any.
+        is_table: Whether it is a table, with one of the endings of `TABLES`.
+        flag: The flag that names it.
+        endings: Endings of a file that is no table; without any, it is a folder.
+    """
+    endings = TABLES if is_table else endings
     if output is None:
         return
-    if is_table and output.suffix.lower() not in TABLES:
-        raise ValueError(f"--output {output} ends in {output.suffix!r}: give a file that ends in {', '.join(TABLES)}.")
-    if output.is_dir() if is_table else output.exists() and not output.is_dir():
-        raise ValueError(f"--output {output} is a {'folder' if is_table else 'file'}: give a {_wanted(is_table)}.")
+    kind = f"file that ends in {', '.join(endings)}" if endings else "folder"
+    if output.is_dir() if endings else output.exists() and not output.is_dir():
+        raise ValueError(f"{flag} {output} is a {'folder' if endings else 'file'}: give a {kind}.")
+    if endings and output.suffix.lower() not in endings:
+        raise ValueError(f"{flag} {output} ends in {output.suffix!r}: give a {kind}.")
     there = output if output.is_dir() else output.parent
     while not there.exists() and there != there.parent:
         there = there.parent
@@ -151,16 +162,12 @@ def check_output(output: Path | None, is_table: bool = False) -> None:
         if output.is_file():
             output.open("ab").close()
     except OSError as error:
-        raise ValueError(f"--output {output} cannot be written: {error.strerror} at {there}.") from None
+        raise ValueError(f"{flag} {output} cannot be written: {error.strerror} at {there}.") from None
     if is_table and output.suffix.lower() == ".xlsx":
         try:
             import openpyxl  # type: ignore[import-untyped,import-not-found,unused-ignore]  # noqa: F401
         except ImportError:
-            raise ImportError(f"--output {output}: pip install openpyxl, or give a .csv file.") from None
-
-
-def _wanted(is_table: bool) -> str:
-    return f"file that ends in {', '.join(TABLES)}" if is_table else "folder"
+            raise ImportError(f"{flag} {output}: pip install openpyxl, or give a .csv file.") from None
 
 
 def write_table(table: "pd.DataFrame", output: Path) -> None:
