@@ -14,7 +14,7 @@ from bayeslora.pipelines import pipeline
 from bayeslora.posterior import Posterior
 from bayeslora.posterior.mixture import Mixture
 from bayeslora.registry import register
-from bayeslora.study import Comparison, compare
+from bayeslora.study import Comparison, Sweep, compare, sweep
 from bayeslora.tasks import LIKELIHOODS, Likelihood
 from bayeslora.tasks.classification import Prediction
 from bayeslora.tasks.language_model import LanguagePrediction
@@ -43,6 +43,7 @@ __all__ = [
     "Prediction",
     "RegressionPrediction",
     "SpanPrediction",
+    "Sweep",
     "TokenPrediction",
     "compare",
     "diagnostics",
@@ -55,6 +56,7 @@ __all__ = [
     "pipeline",
     "rank_for_budget",
     "register",
+    "sweep",
     "tasks",
     "theory",
 ]

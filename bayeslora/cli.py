@@ -1,4 +1,4 @@
-"""The command line: `bayeslora demo | fit | predict | evaluate | calibrate | merge | export | compare`."""
+"""The command line: `bayeslora demo | fit | predict | evaluate | calibrate | merge | export`, and `commands`."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The commands of studies and reports: `bayeslora compare | report`."""
+"""The commands of studies and reports: `bayeslora compare | sweep | report`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,9 +6,15 @@ from typing import Annotated, Any
 import typer
 
 from bayeslora.methods import METHODS
-from bayeslora.shell import columns_named, errors, quiet, split_to_predict
+from bayeslora.shell import check_output, columns_named, errors, quiet, split_to_predict
 
 app = typer.Typer()
+
+PAGES = (".html", ".htm")
+"""Endings of the pages that are written."""
+
+FIGURES = (".png", ".pdf", ".svg")
+"""Endings of the pictures that are written."""
 
 Model = Annotated[str, typer.Option(help="Path or hub name of the model.")]
 Labels = Annotated[
@@ -73,7 +79,8 @@ def compare(
     from bayeslora.choice import narrating
 
     quiet()
-    with errors(), narrating(True):
+    with errors(), narrating(True, once=True):
+        check_output(page, flag="--page", endings=PAGES)
         given = settings_given(
             *(text, label, id, targets),
             likelihood=likelihood,
@@ -101,6 +108,60 @@ def compare(
 
 
 @app.command()
+def sweep(
+    model: Model,
+    data: Labels,
+    method: Methods,
+    test: Test = None,
+    validation: Validation = None,
+    learning_rate: Annotated[
+        list[float] | None, typer.Option(help="A peak learning rate, once for each; by default 3e-4, 5e-5 and 1e-5.")
+    ] = None,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(help="Examples per step, once for each; by default 8, 32 and 64.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Fits of each method at each point of the grid.")] = 1,
+    num_draws: Draws = 32,
+    store: FolderOfRuns = None,
+    n_jobs: Jobs = None,
+    figure: Annotated[Path | None, typer.Option(help="A picture of the boxes to write as well, .png or .pdf.")] = None,
+    text: Text = None,
+    label: Label = None,
+    id: Id = None,
+    likelihood: Likelihood = None,
+    targets: Targets = None,
+    rank: Rank = None,
+    epochs: Epochs = None,
+) -> None:
+    """Fit methods at every learning rate, batch size and seed: a table of robustness against the first, in Markdown."""
+    import bayeslora
+    from bayeslora.choice import narrating
+
+    quiet()
+    with errors(), narrating(True, once=True):
+        check_output(figure, flag="--figure", endings=FIGURES)
+        given = settings_given(text, label, id, targets, likelihood=likelihood, rank=rank, epochs=epochs)
+        grid: dict[str, Any] = {"learning_rates": learning_rate, "batch_sizes": batch_size}
+        found = bayeslora.sweep(
+            model,
+            data,
+            method,
+            test=test,
+            validation=validation,
+            **{name: values for name, values in grid.items() if values},
+            seeds=seeds,
+            num_draws=num_draws,
+            store=store,
+            n_jobs=n_jobs,
+            **given,
+        )
+        if figure is not None:
+            figure.parent.mkdir(parents=True, exist_ok=True)
+            found.plot().savefig(figure, bbox_inches="tight")
+    typer.echo(found.to_markdown())
+
+
+@app.command()
 def report(
     posterior: Annotated[Path, typer.Argument(help="A saved posterior.")],
     data: Annotated[str, typer.Argument(help="Labelled data that the fit has not seen; its split 'test', if any.")],
@@ -120,6 +181,7 @@ def report(
 
     quiet()
     with errors():
+        check_output(output, endings=PAGES)
         loaded = load(posterior, model)
         others = {"familiar": familiar, "validation": validation}
         known = {name: split(read(each), "train") for name, each in others.items() if each is not None}

@@ -2,5 +2,7 @@
 
 from bayeslora.study.comparing import compare
 from bayeslora.study.comparison import Comparison
+from bayeslora.study.robustness import Sweep
+from bayeslora.study.sweeping import sweep
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "Sweep", "compare", "sweep"]

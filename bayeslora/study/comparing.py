@@ -1,8 +1,8 @@
 """`compare`: several methods on the same labels, over seeds, in one table with intervals."""
 
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from torch import nn
 
@@ -22,6 +22,8 @@ OWN = (
 )
 """Arguments of `fit` that a study sets itself, or that no study has."""
 
+T = TypeVar("T")
+
 Jobs = Count | Literal[-1]
 """Runs at a time; −1 for as many as there are processors."""
 
@@ -34,14 +36,18 @@ class Entry(NamedTuple):
     tempered: bool
 
 
-def settings_of_fit(arguments: Mapping[str, Any]) -> Fields:
-    """Return the arguments of `fit` that a study passes on."""
-    declared = contracts.declared(fit)
-    known = [name for name in inspect.signature(fit).parameters if name not in OWN]
-    return Fields({name: declared[name] for name in known}, "compare", "argument")
+def settings_of_fit(whose: str, *varied: str) -> Callable[[Mapping[str, Any]], Fields]:
+    """Return what says which arguments of `fit` a study passes on: all but its own and those that it varies."""
+
+    def fields(arguments: Mapping[str, Any]) -> Fields:
+        declared = contracts.declared(fit)
+        known = [name for name in inspect.signature(fit).parameters if name not in (*OWN, *varied)]
+        return Fields({name: declared[name] for name in known}, whose, "argument")
+
+    return fields
 
 
-@checked(settings_of_fit)
+@checked(settings_of_fit("compare"))
 def compare(
     model: nn.Module | ModelName,
     data: Data,
@@ -83,9 +89,7 @@ def compare(
         ValueError: If there is no test data, or the store is of another comparison; the message says what differs.
     """
     entries = entries_of(methods)
-    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not seeds or len({*seeds}) < len(seeds):
-        raise ArgumentError(f"seeds={seeds}: give one at least, and each once.")
+    seeds = distinct("seeds", range(seeds) if isinstance(seeds, int) else seeds)
     for entry in entries.values():
         contracts.check_arguments(fit, model, data, entry.method, **{**settings, **entry.settings})
     setting = setting_of(model, data, test, validation, folds, num_draws, settings)
@@ -98,15 +102,25 @@ def compare(
     return Comparison(runs, [*entries], about)
 
 
-def entries_of(methods: Any) -> dict[str, Entry]:
-    """Return the methods to compare by their names, those that are always there first.
+def distinct(name: str, values: Iterable[T]) -> list[T]:
+    """Return the values of an argument as a list.
 
     Raises:
-        ArgumentError: If a name stands for two methods, or there is nothing to compare.
+        ArgumentError: If there are none, or one is there twice.
+    """
+    found = list(values)
+    if not found or len({*found}) < len(found):
+        raise ArgumentError(f"{name}={found}: give one at least, and each once.")
+    return found
+
+
+def named_entries(methods: Any) -> dict[str, Entry]:
+    """Return methods by their names, in order.
+
+    Raises:
+        ArgumentError: If a name stands for two methods.
     """
     pairs = list(methods.items()) if isinstance(methods, Mapping) else [(None, each) for each in methods]
-    if not pairs:
-        raise ArgumentError("methods=[]: give one at least, beside LoRA, such as ['monteclora'].")
     entries: dict[str, Entry] = {}
     for name, given in pairs:
         entry = _entry(given)
@@ -114,6 +128,18 @@ def entries_of(methods: Any) -> dict[str, Entry]:
         if name in entries:
             raise ArgumentError(f"methods: {name!r} is in it twice. Give a mapping, with a name for each.")
         entries[name] = entry
+    return entries
+
+
+def entries_of(methods: Any) -> dict[str, Entry]:
+    """Return the methods to compare by their names, those that are always there first.
+
+    Raises:
+        ArgumentError: If a name stands for two methods, or there is nothing to compare.
+    """
+    entries = named_entries(methods)
+    if not entries:
+        raise ArgumentError("methods=[]: give one at least, beside LoRA, such as ['monteclora'].")
     always = {"lora": Entry(make_method("lora"), {}, False), BASELINE: Entry(make_method("lora"), {}, True)}
     for name, entry in always.items():
         if name in entries and (entries[name].method != entry.method or entries[name].tempered != entry.tempered):

@@ -57,6 +57,7 @@ OTHERS = ("self", "hyperparameters", "generation_settings", "settings", "n_jobs"
 FURTHER = {
     "fit": ("prior_scale",),
     "compare": ("learning_rate", "epochs", "label", "targets"),
+    "sweep": ("epochs", "rank", "learning_rate"),
     "Posterior.generate": ("max_new_tokens", "temperature", "do_sample", "num_beams", "top_k", "top_p", "use_cache"),
 }
 """Further keywords of functions that are worth a try."""
@@ -158,6 +159,9 @@ class Subjects:
             return {"data": self.data, "num_draws": 2, "epochs": 1}
         if name == "compare":
             few = {"rank": 2, "epochs": 0, "batch_size": 4, "num_draws": 2}
+            return {**data, "methods": ["blob"], "test": self.data, "seeds": 1, **few}
+        if name == "sweep":
+            few = {"rank": 2, "epochs": 0, "num_draws": 2, "learning_rates": [1e-3], "batch_sizes": [4]}
             return {**data, "methods": ["blob"], "test": self.data, "seeds": 1, **few}
         if name == "load":
             return {"folder": self.saved, "model": self.model}
