@@ -157,7 +157,8 @@ def _keyed(key: str, task: Task, setting: Setting) -> tuple[str, dict[str, Any]]
 def _said(run: Mapping[str, Any]) -> str:
     result = "".join(f", NLL {each['scores']['nll']:.4f}" for each in run["results"].values())
     failed = f", failed: {run['failed']}" if run["failed"] else ""
-    return f"{' and '.join(run['names'])}, seed {run['seed']}{result}{failed}, {run['fit_seconds']:.0f} s"
+    cell = "".join(f", {name.replace('_', ' ')} {value:g}" for name, value in run["cell"].items())
+    return f"{' and '.join(run['names'])}{cell}, seed {run['seed']}{result}{failed}, {run['fit_seconds']:.0f} s"
 
 
 def run(task: Task, setting: Setting) -> dict[str, Any]:

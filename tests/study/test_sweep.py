@@ -119,10 +119,12 @@ def test_a_cell_that_diverged_is_the_worst_and_is_named() -> None:
     assert found.scores["diverged"].sum() == 9
 
 
-def test_a_fit_that_diverges_is_one_cell_and_the_others_go_on() -> None:
+def test_a_fit_that_diverges_is_one_cell_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "bayeslora.study")
     found = swept(["lora"], learning_rates=[1e30, 1e-3], batch_sizes=[16], epochs=4)
     assert [str(cell) for cell in found.diverged("lora")] == ["learning rate 1e+30, batch size 16, seed 0"]
     assert math.isfinite(min(found.values("lora").values()))
+    assert "1 of 2: lora, learning rate 1e+30, batch size 16, seed 0, failed: " in caplog.text
     assert math.isinf(found.table.loc["lora", "nll_spread"])
 
 
