@@ -97,7 +97,7 @@ def _densities(
 
 
 def _density(posterior: Posterior, data: Data, num_draws: int, seed: int | None, batch_size: int) -> FloatArray:
-    found, labels = posterior._labelled(posterior._source(data), num_draws, seed, batch_size)
+    found, labels = posterior._labelled(posterior._source(data, name="validation"), num_draws, seed, batch_size)
     prediction = posterior._prediction(found)
     return prediction.log_density(labels)
 

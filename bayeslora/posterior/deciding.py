@@ -47,7 +47,7 @@ class Deciding(State):
         likelihood = self._likelihood
         if not likelihood.has_temperature:
             raise ValueError(f"The likelihood {likelihood.name!r} has no temperature: there is nothing to calibrate.")
-        source = self._source(validation, Columns.asked(text, label, id))
+        source = self._source(validation, Columns.asked(text, label, id), name="validation")
         found, labels = self._labelled(source, num_draws, seed, batch_size, approximation=approximation)
         return self._at_temperature(best_temperature(partial(self._prediction, found), labels))
 
@@ -71,7 +71,7 @@ class Deciding(State):
         The rows are labelled, the fit has not seen them, and new rows will be like them. Returns this posterior; raises
         a ValueError if this kind of label knows no such decisions.
         """
-        source = self._source(validation, Columns.asked(text, label, id))
+        source = self._source(validation, Columns.asked(text, label, id), name="validation")
         made = self._made(num_draws, seed, center, approximation)
         found, labels = self._labelled(source, num_draws, seed, batch_size, center, approximation)
         self.held_out = self._prediction(found).decided_by(None, made).as_held_out(labels)
@@ -85,4 +85,6 @@ class Deciding(State):
         nearest mean of a class of `familiar`, data such as those of the fit, in standard deviations of features around
         their class's mean; if that has no classes, to the mean of all. Padding and the labels of `data` do not count.
         """
-        return distance(self.program, self._source(data, with_labels=False), self._source(familiar), batch_size)
+        return distance(
+            self.program, self._source(data, with_labels=False), self._source(familiar, name="familiar"), batch_size
+        )

@@ -188,8 +188,8 @@ class Mixture(Posterior):
         with seeded(seed):  # one after another: components of one method do not share their noise
             return {number: Drawn(self.components[number].program, size, None) for number in numbers}
 
-    def _source(self, data: Data, asked: Columns = NOTHING, with_labels: bool = True) -> Source:
-        return self.components[0]._source(data, asked, with_labels)
+    def _source(self, data: Data, asked: Columns = NOTHING, with_labels: bool = True, name: str = "data") -> Source:
+        return self.components[0]._source(data, asked, with_labels, name)
 
     @property
     def _likelihood(self) -> Likelihood:

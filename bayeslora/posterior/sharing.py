@@ -150,7 +150,7 @@ class Sharing(Leaving):
         self, test: Data, num_draws: int, seed: int | None
     ) -> tuple[dict[str, hub.Measured], np.ndarray | None, np.ndarray]:
         """Return metrics, and probabilities and labels where they are of classes."""
-        found, labels = self._labelled(self._source(test), num_draws, seed, 64)
+        found, labels = self._labelled(self._source(test, name="test"), num_draws, seed, 64)
         prediction = self._prediction(found)
         measured = {name: hub.Measured(float(value)) for name, value in prediction.scores(labels).items()}
         wrong = prediction.wrong(labels)

@@ -121,13 +121,13 @@ class State(Shown):
         example = networks.made_up_inputs(self.network.model) if self.example is None else self.example
         return example and to_device(example, self.program.device)
 
-    def _source(self, data: Data, asked: Columns = NOTHING, with_labels: bool = True) -> Source:
+    def _source(self, data: Data, asked: Columns = NOTHING, with_labels: bool = True, name: str = "data") -> Source:
         likelihood = self.program.likelihood
         classes = Classes(self.class_names, self.columns.by_index) if self.class_names else None
         with_labels = with_labels or likelihood.reads_labels
         how = Reading(asked, self.columns, with_labels, classes, self.data_collator)
         with seeded(0):  # a loader that shuffles
-            return Source(data, self.network.model, self.tokenizer, likelihood=likelihood, reading=how)
+            return Source(data, self.network.model, self.tokenizer, name, likelihood=likelihood, reading=how)
 
     def _run(
         self, source: Source, num_draws: int, seed: int | None, batch_size: int, center: bool, approximation: str | None

@@ -52,7 +52,7 @@ def report(
     prediction = posterior._prediction(outputs).decided_by(posterior.held_out, made)
     scored = evaluation(posterior.temperature)
     asked = Columns.asked(**{name: (columns or {}).get(name) for name in ("text", "label", "id")})
-    source = posterior._source(test, asked)
+    source = posterior._source(test, asked, name="test")
     found, _ = posterior._labelled(source, 1, seed, batch_size, True, "draws")
     centre = posterior._prediction(found)
     about = dict(posterior._shown()[1])
@@ -166,7 +166,7 @@ def _nearest(
 ) -> examples.Nearest | None:
     """Return what finds the nearest familiar examples; None for networks without a linear layer at their end."""
     first = getattr(posterior, "components", (posterior,))[0]
-    known = first._source(familiar)
+    known = first._source(familiar, name="familiar")
     try:
         theirs, labels = features(first.program, known, batch_size)
         own, _ = features(first.program, source, batch_size)

@@ -225,7 +225,7 @@ class Evaluation:
 
         asked = Columns.asked(**{name: (setting.columns or {}).get(name) for name in ("text", "label", "id")})
         self.posterior = posterior
-        source = posterior._source(setting.test, asked)
+        source = posterior._source(setting.test, asked, name="test")
         self.outputs, self.labels = posterior._labelled(source, setting.num_draws, seed, BATCH_SIZE)
 
     @isolated()

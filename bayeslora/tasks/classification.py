@@ -213,8 +213,9 @@ class Classification(Categorical):
         super().__init__()
         if num_classes < 2:
             raise ValueError(
-                f"Classification needs at least two classes, and the network has {num_classes} output(s): load it "
-                "with `num_labels` set to the number of classes; or, for real numbers, set likelihood='regression'."
+                f"num_classes={num_classes}: classification needs at least two classes, and the network has "
+                f"{num_classes} output(s): load it with `num_labels` set to the number of classes; or, for real "
+                "numbers, set likelihood='regression'."
             )
         self.num_classes = num_classes
 
