@@ -70,7 +70,7 @@ def settle(posterior: Posterior, rows: Source, seed: int) -> None:
     chosen = values[int(curve["nll"].argmin())] if own is None else own
     dial.put(posterior.guide, chosen)
     posterior.tuning = TuningResult(dial.field, "held-out", chosen, posterior.temperature, curve)
-    logger.info("%s: %.3g, by the NLL of %d held-out rows.", dial.field, chosen, len(rows))
+    logger.info("%s: %.3g, by the NLL of %d held-out rows.", dial.field, chosen, len(found[0]))
 
 
 def by_fits(
@@ -94,11 +94,12 @@ def by_fits(
     dial: Dial = fitting.method.dial
     folder = fitting.args.output_dir if fitting.args is not None else output_dir
     fits = [one(at(fitting, value), train, held_out, None, seed, folder, named(dial, value)) for value in dial.grid]
-    curve = curve_of(np.array(dial.grid), np.stack([judged(posterior, rows, seed) for posterior in fits]))
+    judgements = [judged(posterior, rows, seed) for posterior in fits]
+    curve = curve_of(np.array(dial.grid), np.stack(judgements))
     best = int(curve["nll"].argmin())
     chosen = dial.grid[best]
     fits[best].tuning = TuningResult(dial.field, "held-out", chosen, fits[best].temperature, curve)
-    logger.info("%s: %.3g, by the NLL of %d held-out rows.", dial.field, chosen, len(rows))
+    logger.info("%s: %.3g, by the NLL of %d held-out rows.", dial.field, chosen, len(judgements[0]))
     save(fits[best], folder)
     return fits[best]
 

@@ -27,6 +27,7 @@ class Drawn:
         program: The program.
         num_draws: Number of draws, S.
         seed: The same seed gives the same draws; None uses and advances torch's global state.
+        auxiliary: Whether to draw what an automatic guide computes its sites from, too; the sites are the same.
 
     Attributes:
         num_draws: S, or the number of members.
@@ -35,16 +36,17 @@ class Drawn:
         ValueError: If S is below 1.
     """
 
-    def __init__(self, program: Program, num_draws: int, seed: int | None):
+    def __init__(self, program: Program, num_draws: int, seed: int | None, auxiliary: bool = False):
         if num_draws < 1:
             raise ValueError(f"num_draws={num_draws}: give a whole number of at least 1.")
         finite = program.method.num_draws(program.guide)
         self.program = program
+        self.auxiliary = auxiliary
         self.num_draws = finite or operator.index(num_draws)
         self.kept: Sites | None = None
         with seeded(seed):
             if finite or self.num_draws <= HELD:
-                self.kept = _draw(program, self.num_draws)
+                self.kept = self._draw(self.num_draws)
             else:
                 self.seeds = torch.randint(2**62, (-(-self.num_draws // BLOCK),)).tolist()
 
@@ -58,7 +60,11 @@ class Drawn:
 
     def _block(self, index: int, seed: int) -> Sites:
         with seeded(seed):
-            return _draw(self.program, min(BLOCK, self.num_draws - index * BLOCK))
+            return self._draw(min(BLOCK, self.num_draws - index * BLOCK))
+
+    def _draw(self, num_draws: int) -> Sites:
+        drawn = self.program.draw(num_draws, auxiliary=self.auxiliary)
+        return {name: value.detach() for name, value in drawn.items()}
 
     def together(self) -> dict[str, Tensor]:
         """Return all draws, `[draw, layer, …]` by the site's name."""
@@ -71,7 +77,3 @@ class Drawn:
 def draw(program: Program, num_draws: int, seed: int | None) -> dict[str, Tensor]:
     """Draw every site, `[draw, layer, …]`; of a finite posterior, return the members, each once."""
     return Drawn(program, num_draws, seed).together()
-
-
-def _draw(program: Program, num_draws: int) -> dict[str, Tensor]:
-    return {name: value.detach() for name, value in program.draw(num_draws).items()}

@@ -290,7 +290,7 @@ def quiet() -> None:
     disable_progress_bar()
 
 
-def number_or_auto(value: str) -> int | str:
+def number_or_auto(value: str | int) -> int | str:
     """Read a number, or the word auto."""
     try:
         return value if value == "auto" else int(value)

@@ -582,4 +582,6 @@ def test_every_public_method_takes_its_turn() -> None:
     for node in itertools.chain(*bodies):
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             decorators = {ast.unparse(each).partition("(")[0] for each in node.decorator_list}
-            assert decorators & {"public", "property"} or node.name in READERS, f"Decorate {node.name} @public()"
+            assert decorators & {"public", "property", "classmethod"} or node.name in READERS, (
+                f"Decorate {node.name} @public()"
+            )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bayeslora.adapters import split_site
 from bayeslora.distributions import Enumerated, FixedNoise, Flat
+from bayeslora.drawing import Drawn
 from bayeslora.elbo import sites as sites_of
 from bayeslora.isolation import seeded
 from bayeslora.program import Program, evaluating
@@ -65,9 +66,7 @@ def draw_with_latents(program: Program, num_draws: int, seed: int | None) -> tup
     Returns:
         Sites, `[draw, layer, …]`, and latents, which are no sites of the prior.
     """
-    size = program.method.num_draws(program.guide) or num_draws
-    with seeded(seed):
-        drawn = {name: value.detach() for name, value in program.draw(size, auxiliary=True).items()}
+    drawn = Drawn(program, num_draws, seed, auxiliary=True).together()
     own = {name: value for name, value in drawn.items() if name in program.centre()}
     return own, {name: value for name, value in drawn.items() if name not in own}
 

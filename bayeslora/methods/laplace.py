@@ -74,7 +74,7 @@ class Laplace(PerStackMethod):
     post_hoc: bool = False
 
     def stack_prior(self, stack: Stack) -> FactorTuple:
-        with stack.layers:
+        with stack.layers, poutine.scale(scale=1 / stack.num_examples):
             matrices = {n: pyro.sample(stack.site(n), priors.flat(s)) for n, s in stack.matrix_shapes.items()}
         return stack.family.from_matrices(matrices)
 

@@ -74,7 +74,8 @@ def ece_floor(probs: Probabilities, num_bins: Count = NUM_BINS, num_samples: Cou
         num_samples: How often all $z_i$ are drawn.
         seed: Of these draws.
     """
-    confidence, generator = np.asarray(probs, dtype=np.float64).max(-1), np.random.default_rng(seed)
+    confidence = np.sort(np.asarray(probs, dtype=np.float64).max(-1))  # the order of examples must not matter
+    generator = np.random.default_rng(seed)
     index = np.searchsorted(np.linspace(0, 1, num_bins + 1), confidence, side="left")
     drawn = ((generator.random(len(confidence)) < confidence) - confidence for _ in range(num_samples))
     return float(np.mean([np.abs(np.bincount(index, gaps)).sum() for gaps in drawn])) / len(confidence)

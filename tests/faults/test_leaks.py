@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 import bayeslora
 from bayeslora import METHODS, Posterior
-from bayeslora.trainer import RECORDED
+from bayeslora.watching import RECORDED
 from tests.helpers import tiny_bert, tokens
 
 DATA = tokens(8)
