@@ -87,6 +87,7 @@ def test_in_training_each_value_takes_a_fit_and_the_best_is_kept(monkeypatch: py
     assert posterior.tuning.to_pandas()["value"].tolist() == [0.1, 0.5]
 
 
+@pytest.mark.slow
 def test_with_folds_the_best_members_are_kept_and_all_rows_judge() -> None:
     posterior = fit("tfb", folds=3)
     assert isinstance(posterior, Mixture)
@@ -102,6 +103,7 @@ def test_with_folds_the_best_members_are_kept_and_all_rows_judge() -> None:
     assert again.network.stacks.num_examples == 60
 
 
+@pytest.mark.slow
 def test_monteclora_finds_its_own_in_training_and_the_refit_has_it() -> None:
     held_out = fit("monteclora")
     assert held_out.tuning is not None

@@ -43,7 +43,7 @@ def test_example_runs(path: Path) -> None:
     assert run(path, *SMALL.get(path.stem, "").split())
 
 
-@pytest.mark.parametrize("task", ["mrpc", "stsb", "boolq"])
+@pytest.mark.parametrize("task", ["mrpc", *(pytest.param(task, marks=pytest.mark.slow) for task in ("stsb", "boolq"))])
 def test_glue_example(tmp_path: Path, task: str) -> None:
     # In the form of the published files; what `BAYESLORA_DATA` names may hold any part of them.
     words = ["a joy", "splendid", "awful", "dreadful"] * 10

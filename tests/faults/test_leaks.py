@@ -22,6 +22,8 @@ from bayeslora import METHODS, Posterior
 from bayeslora.watching import RECORDED
 from tests.helpers import tiny_bert, tokens
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* is a point, whose one draw stands here twice")
+
 DATA = tokens(8)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
 HOOKS += ("_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")

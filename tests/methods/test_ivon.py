@@ -54,6 +54,7 @@ def test_its_steps_are_those_of_the_authors_package() -> None:
         torch.testing.assert_close(ours.log_scale.detach()[0].exp(), precision.rsqrt(), rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 def test_its_posterior_is_that_of_nuts() -> None:
     record = json.loads((Path(__file__).parents[1] / "references" / "ivon_nuts.json").read_text())
     x, W, b, B, reference = (torch.tensor(record[name]).double() for name in ("x", "W", "b", "B", "draws"))

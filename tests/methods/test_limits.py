@@ -190,6 +190,7 @@ def test_infinite_degrees_of_freedom_have_no_wishart_divergence(stack: Stack) ->
     torch.testing.assert_close(guide.log_scale_diag, torch.zeros(2, 3), rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_elbo_is_the_brute_force_bound(make_program: Make) -> None:
     # E log p(y | A, B) − temperature / n (log q − log p), all of it from densities at draws.
     program = randomise(make_program("monteclora", double=True, objective="elbo", temperature=0.3, noise_ratio=0.5))
