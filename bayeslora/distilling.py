@@ -81,10 +81,7 @@ def distil(
 def check(likelihood: Likelihood) -> None:
     """Raise a ValueError if a kind of label has no logits that can be told from its predictions."""
     if type(likelihood).latent is Likelihood.latent:
-        raise ValueError(
-            f"The likelihood {likelihood.name!r} cannot be distilled: its predictions do not say what the logits of "
-            "one example are. Predict with the posterior itself."
-        )
+        likelihood.latent(None)  # which refuses, before anything is predicted
 
 
 def student(program: Program, num_examples: int, method: Distilled) -> Program:
@@ -161,7 +158,7 @@ def divergence(likelihood: Likelihood, wanted: Tensor, logits: Tensor) -> Tensor
     teacher, student = likelihood.distribution(wanted), likelihood.distribution(logits)
     try:
         return kl_divergence(teacher, student)
-    except NotImplementedError:
+    except NotImplementedError:  # torch's way to say that this pair has no closed form
         return -student.log_prob(teacher.mean)
 
 

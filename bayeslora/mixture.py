@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -13,9 +13,6 @@ from bayeslora.posterior import Posterior
 from bayeslora.posterior.mixture import Mixture, check
 from bayeslora.stacking import stacking_weights
 from bayeslora.types import BatchSize, Data, NumDraws, Seed
-
-if TYPE_CHECKING:
-    pass
 
 
 @public()

@@ -140,7 +140,7 @@ def run(name: str, size: int, seed: int, encoder: str, asked: Sequence[str] | No
 
 def _by_error(probs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Entropies of right predictions and of wrong ones."""
-    entropy = -(probs * np.log(np.maximum(probs, 1e-300))).sum(1)
+    entropy = metrics.entropy(probs)
     right = probs.argmax(1) == labels
     return entropy[right], entropy[~right]
 

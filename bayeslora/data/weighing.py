@@ -53,7 +53,7 @@ def apart(data: Data, weight: Weight | None, name: str, needed: bool = True) -> 
         needed: Whether the column has to be there.
 
     Raises:
-        ArgumentError: If there is no such column, or the weights are not numbers of at least 0.
+        ArgumentError: If there is no such column, or a weight is negative or no number.
     """
     if weight is None:
         return data, None

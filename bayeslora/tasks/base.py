@@ -273,7 +273,10 @@ class Likelihood(nn.Module, abc.ABC):
         temperature of 1. A kind whose predictions say what the logits of an example are writes this, and can be
         distilled.
         """
-        raise NotImplementedError(f"{self.name!r} predictions do not say what the logits of an example are.")
+        raise ValueError(
+            f"The likelihood {self.name!r} cannot be distilled: its predictions do not say what the logits of one "
+            "example are. Predict with the posterior itself."
+        )
 
     def tokens(self, batch: Batch, logits: Tensor, labels: Tensor | None) -> Tensor | None:
         """Return which tokens are rows of the prediction, `[batch, token]`; None if rows are examples."""
