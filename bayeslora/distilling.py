@@ -117,10 +117,9 @@ def student(program: Program, num_examples: int, method: Distilled) -> Program:
 
 def train(program: Program, source: Source, targets: Tensor, settings: Settings) -> History:
     """Fit the student's points to a prediction: the divergence of its distribution of the labels from the teacher's."""
-    batch_size, epochs = settings.batch_size, settings.epochs
+    batch_size = settings.batch_size
     steps_an_epoch = -(-len(source) // batch_size)
-    if epochs is None:
-        epochs = min(max(FEWEST_STEPS / steps_an_epoch, FEWEST_EPOCHS), MOST_EPOCHS)
+    epochs = usual_epochs(len(source), batch_size) if settings.epochs is None else settings.epochs
     steps = math.ceil(epochs * steps_an_epoch)
     rate = settings.learning_rate or recipe.learning_rate(program.network, program.method)
     logger.info("Distilling: %d inputs, %d steps at a peak rate of %g.", len(source), steps, rate)
@@ -148,6 +147,11 @@ def train(program: Program, source: Source, targets: Tensor, settings: Settings)
     program.network.unbind()
     program.eval()
     return history
+
+
+def usual_epochs(num_inputs: int, batch_size: int) -> float:
+    """Return how many epochs a student is trained for by default."""
+    return min(max(FEWEST_STEPS / -(-num_inputs // batch_size), FEWEST_EPOCHS), MOST_EPOCHS)
 
 
 def divergence(likelihood: Likelihood, wanted: Tensor, logits: Tensor) -> Tensor:

@@ -125,6 +125,14 @@ def test_labels_are_not_looked_at() -> None:
     np.testing.assert_array_equal(draws[0], draws[2])
 
 
+def test_inputs_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, own = [], teacher()
+    source = type(own)._source
+    monkeypatch.setattr(type(own), "_source", lambda *args, **kwargs: read.append(1) or source(*args, **kwargs))
+    own.distil(tokens(3)[0], num_draws=2, epochs=1)
+    assert len(read) == 1
+
+
 @pytest.mark.parametrize(
     "likelihood", [tasks.Classification(3), tasks.MultiLabel(3), tasks.Regression(0.5), tasks.Ordinal(4)]
 )

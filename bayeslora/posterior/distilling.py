@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 from bayeslora import distilling
 from bayeslora.contracts import Scale
-from bayeslora.data import Columns
+from bayeslora.data import Columns, Source
 from bayeslora.isolation import public, seeded
 from bayeslora.methods import Distilled
 from bayeslora.posterior.predicting import Predicting
+from bayeslora.tasks.prediction import BasePrediction
 from bayeslora.types import BatchSize, Data, Epochs, NumDraws, Seed
 
 if TYPE_CHECKING:
@@ -59,13 +60,19 @@ class Distilling(Predicting):
                 multilabel, ordinal and real labels can), or the network's logits are not those of a linear output
                 layer, which could be given a spread.
         """
+        distilling.check(self._likelihood)
+        source = self._source(data, Columns.asked(text, label, id), with_labels=False)
+        prediction = self._prediction(self._run(source, num_draws, seed, distilling.BATCH, False, None))
+        settings = distilling.Settings(spread, epochs, learning_rate, int(batch_size))
+        return self._distilled(source, prediction, settings, seed)
+
+    def _distilled(
+        self, source: Source, prediction: BasePrediction, settings: distilling.Settings, seed: int
+    ) -> "Posterior":
+        """Return the student of a prediction of data."""
         from bayeslora.posterior import Posterior
 
         start = self._start()
-        distilling.check(start.program.likelihood)
-        prediction = self.predict(data, num_draws, seed=seed, text=text, label=label, id=id)
-        source = start._source(data, Columns.asked(text, label, id), with_labels=False)
-        settings = distilling.Settings(spread, epochs, learning_rate, int(batch_size))
         with seeded(seed):
             program, history = distilling.distil(start.program, source, prediction, Distilled(), settings)
         student = Posterior(program, history, 1.0, start.tokenizer, start.class_names, start.columns)
