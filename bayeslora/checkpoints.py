@@ -225,9 +225,9 @@ def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def set_aside(folder: Path) -> None:
-    """Move the checkpoints in a folder, which are of an earlier fit, to one of their own."""
-    found = in_order(folder)
+def set_aside(folder: Path, others: Sequence[Path] = ()) -> None:
+    """Move the checkpoints in a folder, which are of an earlier fit, to one of their own, and others with them."""
+    found = [*in_order(folder), *others]
     if not found:
         return
     number = 1

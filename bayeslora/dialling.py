@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bayeslora import several, storage
 from bayeslora.data import Source
 from bayeslora.dials import Dial, TuningResult, curve_of
 from bayeslora.isolation import seeded
@@ -93,6 +94,8 @@ def by_fits(
     """
     dial: Dial = fitting.method.dial
     folder = fitting.args.output_dir if fitting.args is not None else output_dir
+    record = several.fit_record(storage.method_record(fitting.method), train, seed, dial=dial.field)
+    several.begin(folder, record, [named(dial, value) for value in dial.grid], fitting.resume)
     fits = [one(at(fitting, value), train, held_out, None, seed, folder, named(dial, value)) for value in dial.grid]
     judgements = [judged(posterior, rows, seed) for posterior in fits]
     curve = curve_of(np.array(dial.grid), np.stack(judgements))

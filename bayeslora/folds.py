@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bayeslora import checkpoints, dialling, metrics
+from bayeslora import checkpoints, dialling, metrics, several, storage
 from bayeslora.contracts import ArgumentError
 from bayeslora.data import Source
 from bayeslora.dials import TuningResult, curve_of, wanted
@@ -76,11 +76,15 @@ def cross_fit(
     refit = method.refit if refit is None else refit
     folder = fitting.args.output_dir if fitting.args is not None else output_dir
     fold = folds_of(train.labels, len(train), folds, seed)
+    dial = wanted(method)
+    values = [dialling.named(dial, value) for value in dial.grid] if dial and dial.buffer is None else []
+    names = [*(values or [f"fold-{number}" for number in range(folds)]), *(["refit"] if refit else [])]
+    record = several.fit_record(storage.method_record(method), train, seed, folds=folds, refit=refit)
+    several.begin(folder, record, names, fitting.resume)
     trained = Trained(fitting, train, held_out, fold, seed, folder)
     members, found = chosen_members(trained)
     if refit:
         logger.info("Refit: all %d examples, at a temperature of %.3f.", len(train), found.temperature)
-        dial = wanted(method)
         again = dialling.at(fitting, found.chosen) if dial and not trained.acts_after else fitting
         posterior = dialling.one(again, train, held_out, None, seed, folder, "refit")
         if dial and trained.acts_after:

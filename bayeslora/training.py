@@ -10,7 +10,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from bayeslora import arguments, checkpoints, natural, storage, verdict, watching
+from bayeslora import arguments, checkpoints, natural, several, storage, verdict, watching
 from bayeslora.data import Source
 from bayeslora.divergence import DivergedError
 from bayeslora.posterior import Posterior
@@ -91,6 +91,8 @@ def _checkpoint(trainer: ProgramTrainer, resume: bool | str) -> Path | None:
     if resume not in (True, False, "anyway"):
         raise ValueError(f"resume={resume!r}: give True, False or 'anyway'.")
     folder = Path(trainer.args.output_dir)
+    if resume or trainer.args.save_strategy != SaveStrategy.NO:
+        several.check_single(folder, resume)
     checkpoint = None
     if resume:
         checkpoint, passed_over = checkpoints.newest(folder, trainer.states)

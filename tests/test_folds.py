@@ -162,7 +162,7 @@ def test_a_cross_fit_that_was_stopped_goes_on_to_the_same_bits(members: Mixture,
     with pytest.raises(Stop):
         fit(output_dir=tmp_path, callbacks=[StopAt(4)])
     assert not (tmp_path / "bayeslora.json").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["fold-0", "fold-1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fold-0", "fold-1", "several.json"]
     posterior = fit(output_dir=tmp_path, resume=True)
     assert all(map(same, learned(posterior), learned(members)))
     loaded = bayeslora.load(tmp_path, network())

@@ -195,6 +195,77 @@ def test_a_fit_killed_after_its_last_checkpoint_gives_the_same_bits(tmp_path: Pa
     assert_same(resumed(tmp_path / "cut", **settings), expected)
 
 
+# Several fits
+
+
+def cross_fit(folder: Path | None, method: str = "lora", **settings: Any) -> Posterior:
+    """Two members of two steps each, and a refit, with a checkpoint after each epoch."""
+    few = {"folds": 2, "refit": True, "epochs": 1, "batch_size": 3, "data": rows(8)}
+    return fit(folder, method, **few | settings)
+
+
+def cross_job(folder: Path) -> Learned:
+    return learned(cross_fit(folder, resume=True))
+
+
+@pytest.fixture(scope="module")
+def crossed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Learned]:
+    folder = tmp_path_factory.mktemp("crossed")
+    posterior = cross_fit(folder)
+    assert_same(learned(bayeslora.load(folder, network())), learned(posterior))
+    return folder, learned(posterior)
+
+
+@pytest.mark.parametrize("moments", [3, pytest.param(None, marks=pytest.mark.slow)])
+def test_a_killed_cross_fit_resumes_to_the_same_bits(
+    crossed: tuple[Path, Learned], tmp_path: Path, moments: int | None
+) -> None:
+    out = tmp_path / "out"
+    count = operations_of(cross_job, out)
+    for operation in range(count) if moments is None else np.linspace(1, count - 1, moments).astype(int).tolist():
+        processes.kill_at(partial(cross_job, out), operation)
+        assert_same(processes.run(partial(cross_job, out)), crossed[1])
+        assert_same(learned(bayeslora.load(out, network())), crossed[1])
+        shutil.rmtree(out)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"folds": 4}, "folds 2, now 4"),
+        ({"refit": False}, "refit True, now False"),
+        ({"seed": 1}, "seed 0, now 1"),
+        ({"data": rows(8, seed=1)}, "rows of data '[0-9a-f]{16}', now '"),
+        ({"method": "bitfit"}, "method 'lora', now 'bitfit'"),
+        ({"folds": None, "refit": None}, "folds 2, now None"),
+        ({"method": "mc_dropout", "p": "auto", "folds": None, "refit": None, "validation": rows(8)}, "method 'lora'"),
+    ],
+)
+def test_several_fits_resume_as_what_they_are(
+    crossed: tuple[Path, Learned], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"Cannot resume in .*it holds another fit \(.*{message}"):
+        cross_fit(crossed[0], **settings, resume=True)
+
+
+def test_one_fit_does_not_resume_as_several(ended: Path) -> None:
+    with pytest.raises(ValueError, match=r"it holds another fit \(folds None, now 2\)"):
+        cross_fit(ended, resume=True)
+
+
+def test_new_fits_move_all_that_earlier_ones_have_left(crossed: tuple[Path, Learned], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(crossed[0], out)
+    other = learned(cross_fit(tmp_path / "other", seed=1))
+    with pytest.raises(Stop):
+        cross_fit(out, seed=1, callbacks=[Raise(1, Stop())])  # in its first member: none of the second is left
+    assert {path.name for path in (out / "earlier-1").iterdir()} == {"fold-0", "fold-1", "refit", "several.json"}
+    assert_same(learned(cross_fit(out, seed=1, resume=True)), other)
+    fit(out)
+    assert not (out / "several.json").exists()
+    assert_same(cross_job(out / "earlier-1"), crossed[1])
+
+
 # Which checkpoint
 
 
