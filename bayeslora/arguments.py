@@ -48,6 +48,12 @@ def check(
         raise ValueError("EarlyStoppingCallback goes by held-out data, and there is none: pass validation=….")
     if args is None:
         return
+    if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise ValueError(
+            "FSDP is asked for, by args.fsdp or accelerate's configuration, but a posterior reads and saves whole "
+            "weights, and on a CPU accelerate would leave them whole in silence. Leave it out: torchrun without it "
+            "trains with DDP; a bfloat16 base and gradient_checkpointing=True save memory."
+        )
     if args.label_smoothing_factor:
         raise ValueError(
             f"label_smoothing_factor={args.label_smoothing_factor}: the loss is the likelihood's, which knows nothing "

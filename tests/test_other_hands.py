@@ -172,6 +172,15 @@ def test_a_loss_that_is_not_the_methods_is_refused(settings: dict[str, Any], tmp
         fitted(tiny_bert(), args=arguments(tmp_path, **settings))
 
 
+def test_sharded_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # accelerate would run plain DDP on processes of a CPU, and not say so.
+    with pytest.raises(ValueError, match=r"^FSDP is asked for.*Leave it out: torchrun without it trains with DDP"):
+        fitted(tiny_bert(), args=arguments(tmp_path, fsdp=True))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as `accelerate launch --use_fsdp` has it
+    with pytest.raises(ValueError, match=r"^FSDP is asked for"):
+        fitted(tiny_bert(), args=arguments(tmp_path))
+
+
 def test_numbers_may_be_numpys(tmp_path: Path) -> None:
     whole = {"rank": 2, "epochs": 1, "batch_size": 4, "seed": 3, "num_particles": 2}
     real = {"alpha": 4.0, "learning_rate": 0.01}
