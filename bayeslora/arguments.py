@@ -31,6 +31,15 @@ def one_tokenizer(tokenizer: Tokenizer | None, processing_class: Tokenizer | Non
     return processing_class if tokenizer is None else tokenizer
 
 
+def check_shots(asked: Sequence[str], used: Sequence[str]) -> None:
+    """Raise an `ArgumentError` if shots are given that no row of the data follows."""
+    if asked and not used:
+        raise ArgumentError(
+            "shots precede questions with choices, which answer_letters reads, and data has none: give a table with "
+            "the columns question, choices and answer, and likelihood='answer_letters'; or leave shots out."
+        )
+
+
 def check(
     args: "TrainingArguments | None", compute_metrics: Callable[..., Any] | None, has_held_out: bool, callbacks: Any
 ) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from bayeslora import arguments, bases, choice, interop, onward, storage
 from bayeslora.contracts import ArgumentError, Count, Scale
-from bayeslora.data import Columns, Reading, Source, Weight, apart, plain, read, split
+from bayeslora.data import Columns, Reading, Source, Weight, apart, plain, read, shots_in, split
 from bayeslora.dialling import by_fits
 from bayeslora.dials import wanted, with_default
 from bayeslora.divergence import check_weights
@@ -68,6 +68,7 @@ def fit(
     label: str | None = None,
     id: str | None = None,
     answers: Literal["all", "last"] = "all",
+    shots: Data | None = None,
     weight: Weight | None = None,
     class_weights: ClassWeights | None = None,
     likelihood: choosing.Given = None,
@@ -121,6 +122,8 @@ def fit(
         id: A column that names the rows, which is not an input.
         answers: Of conversations ([Tasks](tasks.md#instructions-and-conversations)), which answers are learned: all of
             the assistant's, or only the last of each.
+        shots: Of `answer_letters`, rows like those of `data`, which precede every question with their answers, in the
+            fit and in predictions: a few-shot prompt. They are saved with the posterior.
         weight: How much rows count: a column of `data`, or an array with a number of at least 0 for each row. A row's
             log-likelihood is multiplied by its weight over the mean of all weights: n stays n.
         class_weights: How much classes count, in the same way: a mapping from names (others count 1), numbers in the
@@ -191,7 +194,7 @@ def fit(
     seed = seed if args is None else args.seed
     with seeded(seed), choice.narrating(progress if args is None else not args.disable_tqdm):
         lacked = None
-        asked_for = Columns.asked(text, label, id, answers)
+        asked_for = Columns.asked(text, label, id, answers, shots_in(shots))
         train_data = plain(train_data, asked_for)
         own = unwrapped(model) if isinstance(model, nn.Module) else None
         likelihood = earlier.likelihood(likelihood) if earlier else likelihood
@@ -214,6 +217,7 @@ def fit(
         reading = Reading(asked_for, collator=data_collator)
         reading = earlier.reading(reading) if earlier else reading
         train = Source(train_data, model, tokenizer, "data", num_examples, kind if earlier else None, reading)
+        arguments.check_shots(asked_for.shots, train.columns.shots)
         _check_num_examples(train, num_examples, chosen)
         classes = earlier.classes if earlier else number_labels(train, model, kind)
         model = with_output_names(model, classes.names if classes else None)

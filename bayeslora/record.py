@@ -84,6 +84,7 @@ class ColumnsRecord(TypedDict):
     features: list[str]
     by_index: bool
     answers: NotRequired[Literal["all", "last"] | None]
+    shots: NotRequired[list[str]]
 
 
 class HeldOutRecord(TypedDict):

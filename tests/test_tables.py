@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import bayeslora
 from bayeslora.data import Source
@@ -21,8 +22,10 @@ from bayeslora.tasks.answer_letters import prompt_with_letters
 from bayeslora.tasks.question_answering import AnswerPrediction, answer_scores
 from bayeslora.types import Tokenizer
 from tests.tasks.cases import model
+from tests.tasks.templates import byte_tokenizer
 from tests.test_data import tiny_tokenizer
 
+SIZES: Any = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
 CONTEXT = "very good film bad good bad very film"
 
 
@@ -236,6 +239,70 @@ def test_a_causal_model_reads_choices_with_their_letters(tmp_path: Path) -> None
     rows = Source(arc(), model("GPT2", "LMHeadModel")(), tokenizer)
     assert rows.labels is not None
     assert rows.labels.tolist() == [1, 2, 0]
+
+
+QUESTIONS = {"question": ["1+1?", "2+2?"], "choices": [["1", "2"], ["4", "5"]]}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [["B", "A"], [1, 0], [" 2", "4"], datasets.ClassLabel(names=["A", "B"])],
+    ids=["name", "int", "text", "named"],
+)
+def test_the_right_choice_is_a_name_a_number_or_a_text(answer: Any) -> None:
+    values = answer if isinstance(answer, list) else [1, 0]
+    table = datasets.Dataset.from_dict(QUESTIONS | {"answer": values})
+    table = table if isinstance(answer, list) else table.cast_column("answer", answer)
+    assert choice_tables.read(table)[2] == [1, 0]
+    for wrong in (2, -1, "C", "3", True, None):
+        with pytest.raises(ValueError, match=r"data, row 0: the right choice is"):
+            choice_tables.read(datasets.Dataset.from_dict(QUESTIONS | {"answer": [wrong] * 2}))
+
+
+def test_shots_precede_every_question_in_the_fit_and_in_predictions(tmp_path: Path) -> None:
+    network, tokenizer = (
+        LlamaForCausalLM(LlamaConfig(**SIZES, num_attention_heads=4)),
+        byte_tokenizer(begin="<s>", end="</s>"),
+    )
+    table = datasets.Dataset.from_dict(QUESTIONS | {"answer": ["B", "A"]})
+    settings = {"likelihood": "answer_letters", "tokenizer": tokenizer, "epochs": 0}
+    shots = pd.DataFrame({"question": ["Sky?"], "choices": [["blue", "red"]], "answer": ["A"]})
+    posterior = fit(network, table, shots=shots, **settings)
+    shot = "Sky?\nA. blue\nB. red\nAnswer: A\n\n"
+    by_hand = [f"<s>{shot}1+1?\nA. 1\nB. 2\nAnswer:", f"<s>{shot}2+2?\nA. 4\nB. 5\nAnswer:"]
+    assert [tokenizer.decode(row["input_ids"]) for row in posterior._source(table).dataset] == by_hand
+    posterior.save(tmp_path)
+    loaded = bayeslora.load(tmp_path, network)
+    np.testing.assert_array_equal(loaded.predict(table).draws, posterior.predict(table).draws)
+
+    ids = [tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"] for text in by_hand]
+    letters = [tokenizer(f" {letter}")["input_ids"][-1] for letter in "AB"]
+    with torch.no_grad():
+        expected = [posterior.merge().eval()(each).logits[0, -1, letters].softmax(-1).numpy() for each in ids]
+    np.testing.assert_allclose(posterior.predict(table, center=True).probs, expected, atol=1e-5)
+
+    with pytest.raises(bayeslora.contracts.ArgumentError, match=r"^shots precede questions with choices"):
+        fit(network, [{"instruction": "a", "output": "b"}], shots=shots, tokenizer=tokenizer, epochs=0)
+    with pytest.raises(ValueError, match=r"^shots need their right choices, in a column 'answerKey' or 'answer'"):
+        fit(network, table, shots=shots.drop(columns="answer"), **settings)
+
+
+@pytest.mark.parametrize(("longest", "kept"), [(80, "Answer: A\n\n1+1?"), (30, "?\nA. 1\nB. 2\nAnswer:")])
+def test_what_is_cut_of_a_question_is_never_its_end(longest: int, kept: str, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = byte_tokenizer(begin="<s>", end="</s>", model_max_length=longest)
+    network = LlamaForCausalLM(LlamaConfig(**SIZES, num_attention_heads=4))
+    questions = QUESTIONS["question"] if longest == 80 else ["What is 1+1?", "2+2?"]
+    table = datasets.Dataset.from_dict(QUESTIONS | {"question": questions, "answer": ["B", "A"]})
+    shots = {"question": ["Sky?"] * 4, "choices": [["blue", "red"]] * 4, "answer": ["A"] * 4}
+    settings: dict[str, Any] = {"likelihood": "answer_letters", "tokenizer": tokenizer, "epochs": 0}
+    posterior = fit(network, table, shots=datasets.Dataset.from_dict(shots), **settings)
+    rows = [tokenizer.decode(row["input_ids"]) for row in posterior._source(table).dataset]
+    assert all(text.startswith("<s>") and text.endswith("\nAnswer:") and len(text) <= longest + 2 for text in rows)
+    assert kept in rows[0]
+    assert "of 2 questions, 2 are too long for all shots" in caplog.text
+    tokenizer.model_max_length = 10
+    with pytest.raises(ValueError, match=r"data, row 0: the choices have 19 tokens, and 10 can be read"):
+        fit(network, table, **settings)
 
 
 # Tables of pandas

@@ -4,6 +4,7 @@ from bayeslora.data.columns import LABELS, NOTHING, Columns, Reading, said
 from bayeslora.data.files import read, split
 from bayeslora.data.forms import Arrays, Examples, OwnOrders, Stream
 from bayeslora.data.plain import Plain, plain
+from bayeslora.data.shots import shots_in
 from bayeslora.data.source import Source, to_device
 from bayeslora.data.weighing import Weight, Weighted, apart
 
@@ -24,6 +25,7 @@ __all__ = [
     "plain",
     "read",
     "said",
+    "shots_in",
     "split",
     "to_device",
 ]

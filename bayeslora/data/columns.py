@@ -59,6 +59,7 @@ class Columns:
         features: The columns of numbers, if the whole table is the network's input, in their order.
         by_index: Whether whole numbers are classes by their place in the order of the fit's; otherwise by their names.
         answers: Which answers of a conversation are learned; None where there are none, or nothing is said.
+        shots: Questions with their answers that precede every question, as texts.
     """
 
     text: tuple[str, ...] = ()
@@ -67,16 +68,22 @@ class Columns:
     features: tuple[str, ...] = ()
     by_index: bool = True
     answers: Answers | None = None
+    shots: tuple[str, ...] = ()
 
     @classmethod
     def asked(
-        cls, text: str | Sequence[str] | None, label: str | None, id: str | None, answers: Answers | None = None
+        cls,
+        text: str | Sequence[str] | None,
+        label: str | None,
+        id: str | None,
+        answers: Answers | None = None,
+        shots: tuple[str, ...] | None = None,
     ) -> "Columns":
         """Return the columns that a user names; a single text may be named by itself."""
         texts = () if text is None else (text,) if isinstance(text, str) else tuple(text)
         if len(texts) > 2:
             raise ValueError(f"text={text!r}: name one column, or two for pairs of texts.")
-        return cls(texts, label, id, answers=answers)
+        return cls(texts, label, id, answers=answers, shots=shots or ())
 
 
 NOTHING = Columns()
@@ -117,7 +124,7 @@ class Found(Columns):
     @property
     def plain(self) -> Columns:
         """The columns, without those that are ignored."""
-        return Columns(self.text, self.label, self.id, self.features, self.by_index, self.answers)
+        return Columns(self.text, self.label, self.id, self.features, self.by_index, self.answers, self.shots)
 
 
 def check_asked(names: Sequence[str], asked: Columns, data: str, needs_label: bool) -> None:

@@ -65,6 +65,7 @@ class Reader:
         self.known = known
         self.with_labels = with_labels
         self.answers: Answers = asked.answers or known.answers or "all"
+        self.shots = asked.shots or known.shots
         are_labels = {name for columns in label_columns() for name in columns}
         self.parameters = [parameter for parameter in forward_parameters(model) if parameter not in are_labels]
         if not self.parameters and not takes_any_name(model):
@@ -198,6 +199,7 @@ class Reader:
             values = given.plain
             table = table.add_column("labels", values if isinstance(values, list) else values.tolist())
         rows, self.context = kind.read(table, self)
+        self.columns = replace(self.columns, shots=self.shots if kind.takes_shots else ())
         self.labels = None
         if self.with_labels and rows and "labels" in rows[0]:
             names = None if given is None else given.names

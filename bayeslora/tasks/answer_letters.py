@@ -1,5 +1,6 @@
 """One of several answers per prompt, given by the next token of a causal language model."""
 
+import logging
 import string
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,6 +20,8 @@ from bayeslora.types import Batch, LabelValues, Logits, Tokenizer
 if TYPE_CHECKING:
     from datasets import Dataset
 
+logger = logging.getLogger(__name__)
+
 
 class AnswerLetters(Categorical):
     r"""One of several answers per prompt: the next token of a causal language model, restricted to their letters.
@@ -35,6 +38,7 @@ class AnswerLetters(Categorical):
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     up_to_constant = True
     answer_columns = choices.KEYS
+    takes_shots = True
 
     @checked()
     def __init__(self, token_ids: Sequence[Natural]):
@@ -85,12 +89,68 @@ class AnswerLetters(Categorical):
 
     @classmethod
     def read(cls, table: "Dataset", reader: Reader) -> tuple[list[dict[str, Any]], None]:
-        """Turn each question into one prompt that lists its choices, with a letter before each."""
+        """Turn each question into one prompt that lists its choices, with a letter before each, after the shots.
+
+        What does not fit is cut from the left: whole shots, then the beginning of the question.
+
+        Raises:
+            ValueError: If the choices alone do not fit.
+        """
         prompts, texts, labels = choices.read(table, reader.name)
-        return choices.labelled(reader.tokenize([*map(prompt_with_letters, prompts, texts)]), labels), None
+        return choices.labelled(_tokens([*map(prompt_with_letters, prompts, texts)], texts, reader), labels), None
+
+    @classmethod
+    def shots(cls, table: "Dataset") -> tuple[str, ...]:
+        """Return a text for each row of a table of questions: the prompt, and the letter of the right choice.
+
+        Raises:
+            ValueError: If a row has no right choice.
+        """
+        prompts, texts, labels = choices.read(table, "shots")
+        if labels is None:
+            raise ValueError(f"shots need their right choices, in a column {' or '.join(map(repr, choices.KEYS))}.")
+        written = map(prompt_with_letters, prompts, texts)
+        return tuple(f"{text} {chr(ord('A') + label)}" for text, label in zip(written, labels, strict=True))
 
 
 def prompt_with_letters(prompt: str, choices: Sequence[str]) -> str:
     """Return a prompt whose next token is the letter of a choice."""
     lines = [f"{chr(ord('A') + index)}. {text}" for index, text in enumerate(choices)]
     return "\n".join([prompt, *lines, "Answer:"])
+
+
+def _tokens(prompts: Sequence[str], texts: Sequence[Sequence[str]], reader: Reader) -> list[dict[str, Any]]:
+    """Return the inputs of prompts whose ends, with the choices, are never cut.
+
+    Args:
+        prompts: As `prompt_with_letters` writes them.
+        texts: Their choices.
+        reader: The tokenizer, and the shots that come before every prompt.
+    """
+    tokenizer: Any = reader.needed_tokenizer()
+    longest, begin, end = tokenizer.model_max_length, tokenizer.bos_token_id, tokenizer.eos_token_id
+    rows, cut, fewer = [], 0, 0
+    for number, (prompt, listed) in enumerate(zip(prompts, texts, strict=True)):
+        for first in range(len(reader.shots) + 1):
+            ids = list(tokenizer("\n\n".join([*reader.shots[first:], prompt]), verbose=False)["input_ids"])
+            ids = ids[:-1] if len(ids) > 1 and ids[-1] == end else ids  # nothing follows what ends a text
+            if len(ids) <= longest:
+                break
+        fewer += first > 0
+        if len(ids) > longest:
+            head = 1 if begin is not None and ids[0] == begin else 0
+            least = head + len(tokenizer(prompt_with_letters("", listed), add_special_tokens=False)["input_ids"])
+            if least > longest:
+                raise ValueError(
+                    f"{reader.name}, row {number}: the choices have {least} tokens, and {longest} can be read: shorten "
+                    "them, or leave the row out."
+                )
+            ids, cut = [*ids[:head], *ids[head + len(ids) - longest :]], cut + 1
+        inputs = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+        rows.append({name: value for name, value in inputs.items() if name in reader.parameters})
+    if cut or fewer:
+        logger.warning(
+            "%s: of %d questions, %d are too long for all shots, and the beginnings of %d are left out: %d tokens fit.",
+            *(reader.name, len(rows), fewer, cut, longest),
+        )
+    return rows

@@ -43,6 +43,7 @@ class Reader(Protocol):
     parameters: list[str]
     with_labels: bool
     answers: Answers
+    shots: tuple[str, ...]
 
     def needed_tokenizer(self) -> Tokenizer:
         """Return the tokenizer; raise a ValueError that says what to do if there is none."""
@@ -75,6 +76,7 @@ class Likelihood(nn.Module, abc.ABC):
         reads_rows: Whether `read` takes any rows as mappings, one by one, and makes their labels itself.
         one_of: The kind of its labels where every example has exactly one of them; None if there is no such kind.
         needs_code: Whether it holds a function of the user's, which is not saved and has to be passed to `load`.
+        takes_shots: Whether `read` puts questions with their answers before every question.
         weighs_classes: Whether labels are classes, one each, that `class_weights` can weigh.
         token_weights: Weights of the classes of tokens in training, `[class]`, where labels are tokens; None for 1.
         unit: How large a difference between logits has to be to matter: 1 for log-odds. It multiplies the learning rate
@@ -94,6 +96,7 @@ class Likelihood(nn.Module, abc.ABC):
     reads_rows: ClassVar[bool] = False
     one_of: ClassVar["type[Likelihood] | None"] = None
     needs_code: ClassVar[bool] = False
+    takes_shots: ClassVar[bool] = False
     weighs_classes: ClassVar[bool] = False
     num_classes: int
     token_weights: Tensor | None = None

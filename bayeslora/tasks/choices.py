@@ -16,7 +16,7 @@ PROMPTS = ("passage", "article", "context", "premise", "question", "question_ste
 CHOICES = ("choices", "endings", "options")
 NUMBERED_CHOICE = re.compile(r"(choice|ending|option|sol)_?\d+")
 KEYS = ("answerKey", "answer")
-"""Columns that hold the letter or name of the right choice, if it is not a number."""
+"""Columns that hold the right choice, if `labels` does not: its letter or name, its number from 0, or its text."""
 
 
 def are_in(columns: Sequence[str]) -> bool:
@@ -30,7 +30,7 @@ def read(table: "Dataset", name: str = "data") -> tuple[list[str], list[list[str
     Args:
         table: Columns of `PROMPTS`; `choices`, `endings` or `options`, lists of texts or `{"text": […], "label": […]}`,
             or one column for each choice (`ending0`, `ending1`, …); and the right one's number in `labels`, or its
-            letter in `answerKey` or `answer`.
+            letter, number from 0 or text in `answerKey` or `answer`.
         name: What to call the data in messages.
 
     Raises:
@@ -63,10 +63,25 @@ def read(table: "Dataset", name: str = "data") -> tuple[list[str], list[list[str
     labels = []
     for row, (right, names, texts) in enumerate(zip(table[key], keys, choices, strict=True)):
         known = names or [chr(ord("A") + index) for index in range(len(texts))]
-        if right not in known:
+        number = _number(right, known, texts)
+        if number is None:
             raise ValueError(f"{name}, row {row}: the right choice is {right!r}, and the choices are {known}.")
-        labels.append(known.index(right))
+        labels.append(number)
     return prompts, choices, labels
+
+
+def _number(right: Any, known: Sequence[str], texts: Sequence[str]) -> int | None:
+    """Return the number of the right choice, given by its name, by its number from 0, or by its text; None if by none.
+
+    A name counts before a text: `"B"` is the second choice, whatever the texts are.
+    """
+    if isinstance(right, int) and not isinstance(right, bool):
+        return right if 0 <= right < len(texts) else None
+    if isinstance(right, str):
+        for names in (known, texts):
+            if [*names].count(right.strip()) == 1:
+                return [*names].index(right.strip())
+    return None
 
 
 def encode(prompts: Sequence[str], choices: Sequence[Sequence[str]], tokenizer: Tokenizer) -> list[dict[str, Any]]:
