@@ -1,8 +1,9 @@
 """Every method against NUTS: logistic regression with one adapter of rank 1, 60 examples.
 
-    python benchmarks/gold_study.py
+    python benchmarks/gold_study.py [method …]
 
-Every method is stored as it ends, so that an interrupted study goes on; the table has what is there.
+Every method is stored as it ends, so that an interrupted study goes on; the table has what is there. Methods that are
+named, by their rows of the table, run anew.
 
 The question is well posed where one factor is random: logits are those of a frozen layer plus s·BAx, `B` is held at one
 value in every method, and `A` has the prior N(0, 0.2²), which makes this Bayesian logistic regression, in float64. With
@@ -17,6 +18,7 @@ the masks of LoRA Dropout, of which there are 128, by adding all of them up.
 import functools
 import itertools
 import json
+import sys
 import time
 import warnings
 from typing import Any
@@ -197,7 +199,7 @@ def run(name: str) -> dict[str, Any]:
         "method": name,
         "claims": claims,
         **{column: f"{value:.2f}" for column, value in found.items()},
-        "k-hat": f"{khat.khat:.2f}" if khat else "–",
+        "k-hat": f"{khat.khat:.2f}" if khat and np.isfinite(khat.khat) else "none" if khat else "–",
         "width": f"{khat.width:.2f}" if khat else "–",
         "reference": source,
     }
@@ -205,7 +207,12 @@ def run(name: str) -> dict[str, Any]:
 
 def main() -> None:
     """Run what is missing, posteriors first, and write the table."""
-    done = [json.loads(line) for line in STORE.read_text().splitlines()] if STORE.exists() else []
+    anew = sys.argv[1:]
+    if unknown := {*anew} - {*VARIANTS}:
+        sys.exit(f"{', '.join(sorted(unknown))}: the table has {', '.join(VARIANTS)}.")
+    lines = [json.loads(line) for line in STORE.read_text().splitlines()] if STORE.exists() else []
+    done = [line for line in lines if line["method"] not in anew]
+    STORE.write_text("".join(json.dumps(line) + "\n" for line in done))
     known = {line["method"] for line in done}
     order = list(VARIANTS)
     for name in sorted(order, key=lambda name: name == "monteclora, elbo"):  # whose chain takes minutes

@@ -197,6 +197,7 @@ def sbc(
     inputs = {name: value for name, value in to_device(batch, program.device).items() if name != "labels"}
     labels = simulated(program, truth, inputs, seed)
     ranks: dict[str, list[int]] = {}
+    generator = np.random.default_rng(seed)  # of its own: what is ranked has no say in the fits
     with seeded(seed + 1):
         for index in range(num_simulations):
             seen = {**inputs, "labels": labels[index]}
@@ -206,8 +207,14 @@ def sbc(
                 raise ValueError(f"{program.method.name!r} gave fewer than {num_draws} draws: ranks need all of them.")
             both = {n: torch.cat([z[index : index + 1].to(drawn[n]), drawn[n]]) for n, z in truth.items()}
             for name, values in quantities(program, both, seen, probes).items():
-                ranks.setdefault(name, []).append(int((values[1:] < values[0]).sum()))
+                ranks.setdefault(name, []).append(rank(values, generator))
     return Calibration({name: np.array(each) for name, each in ranks.items()}, num_draws)
+
+
+def rank(values: np.ndarray, generator: np.random.Generator) -> int:
+    """Return the rank of the first value among the others, anywhere among those that equal it, as masks make them."""
+    below, equal = ((values[1:] < values[0]).sum(), (values[1:] == values[0]).sum())
+    return int(below + generator.integers(equal + 1))
 
 
 def simulated(program: Program, truth: Sites, inputs: Batch, seed: int) -> Tensor:

@@ -28,6 +28,18 @@ TOLERATED_WIDTH = 1.2
 EQUAL = 1e-6
 """Standard deviation of log-weights below which they count as equal: what is left is rounding."""
 
+TIES = 5
+"""Draws that share the largest weight, from which on weights have an upper end that draws reach, and no tail."""
+
+MISFIT = 1.63
+"""Kolmogorov's distance of a tail from its Pareto distribution, times the root of its length, at a level of 1 %."""
+
+SHORTEST = 20
+"""Draws that a tail needs."""
+
+WORTH = 0.8
+"""Efficiency from which on draws can be taken for those of the posterior where weights have no tail to go by."""
+
 WHAT = {
     "points": "is one network or several, not draws of a distribution",
     "noise": "is noise around a point, whose loudness a field, a search or the optimiser's path sets",
@@ -35,30 +47,70 @@ WHAT = {
 
 
 def psis(log_weights: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Smooth the largest weights, and estimate the shape k of their tail.
+    r"""Smooth the largest weights, and estimate the shape k of their tail.
+
+    The tail is the largest $\min(S / 5, 3 \sqrt S)$ of S weights. Of few random numbers the weights are a smooth
+    function that may be flat where that tail begins, so that no Pareto distribution describes it; its shape is then a
+    large number that means nothing. Where the tail's k is above 0.5 and its fit is rejected, half of it is tried.
 
     Args:
         log_weights: `[…, draw]`.
 
     Returns:
-        Logarithms of smoothed weights that sum to one, `[…, draw]`, and k-hat, `[…]`; 0 where weights are equal.
+        Logarithms of smoothed weights that sum to one, `[…, draw]`, and k-hat, `[…]`: 0 where weights are equal, −∞
+        where draws share the largest one, as those of discrete sites do, and NaN where no tail can be fitted.
 
     References:
         Vehtari et al. (2024), [Pareto smoothed importance sampling](https://arxiv.org/abs/1507.02646).
+    """
+    rows = log_weights.reshape(-1, log_weights.shape[-1])
+    spread = rows.std(-1)
+    # What differs by rounding counts as equal, in single precision, too.
+    ends = (rows >= rows.max(-1, keepdims=True) - (EQUAL + 1e-3 * spread)[:, None]).sum(-1) >= TIES
+    smoothed, k, fits = _smoothed(rows, 1)
+    shorter = 4
+    while (again := ~fits & ~ends & (spread >= EQUAL)).any() and _tail(rows.shape[-1], shorter) >= SHORTEST:
+        smoothed[again], k[again], fits[again] = _smoothed(rows[again], shorter)
+        shorter *= 4
+    k = np.where(spread < EQUAL, 0.0, np.where(ends, -math.inf, np.where(fits, k, math.nan)))
+    normal = rows - np.logaddexp.reduce(rows, axis=-1, keepdims=True)
+    smoothed = np.where(np.isfinite(k)[:, None] & (spread >= EQUAL)[:, None], smoothed, normal)
+    return smoothed.reshape(log_weights.shape), k.reshape(log_weights.shape[:-1])
+
+
+def _smoothed(rows: FloatArray, shorter: int) -> tuple[FloatArray, FloatArray, np.ndarray]:
+    """Return smoothed log-weights, k-hats, and whether those above 0.5 are of tails that are Pareto distributed.
+
+    Args:
+        rows: Log-weights, `[row, draw]`.
+        shorter: By the root of which the tail is divided.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # arviz announces its own next version
         import arviz as az
 
-    equal = log_weights.std(-1) < EQUAL
     if hasattr(az, "psislw"):
-        smoothed, k = az.psislw(log_weights.copy())
+        found, k = az.psislw(rows.copy(), shorter)
     else:  # arviz 1.x
         from arviz_stats.base import array_stats
 
-        smoothed, k = array_stats.psislw(-log_weights)
-    normal = log_weights - np.logaddexp.reduce(log_weights, axis=-1, keepdims=True)
-    return np.where(np.asarray(equal)[..., None], normal, smoothed), np.where(equal, 0.0, k)
+        found, k = array_stats.psislw(-rows, shorter)
+    smoothed, k = (np.array(each, dtype=np.float64) for each in (found, k))
+    length = _tail(rows.shape[-1], shorter)
+    fits = np.ones(len(rows), dtype=bool)
+    for row in np.flatnonzero(~(k < GOOD_K)):
+        order = rows[row].argsort()
+        tail, pareto = (each[row][order] - each[row][order[0]] for each in (rows, smoothed))
+        tail, pareto = tail[-length:], pareto[-length:]
+        below = pareto < tail[-1]  # smoothed weights are cut off at the largest
+        apart = np.abs(np.searchsorted(tail, pareto) - np.arange(length) - 0.5)[below].max(initial=0.0)
+        fits[row] = np.isfinite(k[row]) and apart < MISFIT * math.sqrt(length)
+    return smoothed, k, fits
+
+
+def _tail(num_draws: int, shorter: int) -> int:
+    """Return how many weights are a tail."""
+    return math.ceil(min(num_draws / 5, 3 * math.sqrt(num_draws / shorter)))
 
 
 def largest_k(num_draws: int) -> float:
@@ -71,10 +123,12 @@ class KHat(Shown):
     r"""How near a guide q is to the target that it claims, $p(z)\, p(y \mid z)^{1/T}$, by the weights of its draws.
 
     Args:
-        khat: Shape of the upper tail of the weights. Below 0.5 they have a finite variance.
+        khat: Shape of the upper tail of the weights. Below 0.5 they have a finite variance. NaN or −∞ where they have
+            no tail (`psis`).
         by_stack: The same of each stack's sites alone, all others at the centre.
         width: How many times as wide as its target q is: the root of the slope of the target's log-density on that of
-            q, over draws. It is 1 where the ELBO is largest over the scale of q, and below it if q is too narrow.
+            q, over draws. It is 1 where the ELBO is largest over the scale of q, and below it if q is too narrow; NaN
+            where all draws have the same density, as masks at a rate of ½ do.
         width_error: Standard error of it.
         efficiency: Effective share of the draws, $1 / (S \sum_s w_s^2)$.
         num_draws: S.
@@ -105,19 +159,26 @@ class KHat(Shown):
     @property
     def good(self) -> bool:
         """Whether draws can be taken for those of the posterior."""
-        return self.khat < GOOD_K and not (self.too_wide or self.too_narrow)
+        near = self.khat < GOOD_K if math.isfinite(self.khat) else self.efficiency >= WORTH
+        return near and not (self.too_wide or self.too_narrow)
 
     @property
     def verdict(self) -> str:
         """What to make of it, in words."""
-        k = f"k-hat is {self.khat:.2f}"
+        has_tail = math.isfinite(self.khat)
+        k = f"k-hat is {self.khat:.2f}" if has_tail else f"draws are worth {self.efficiency:.0%} of as many from it"
         if self.too_wide or self.too_narrow:
             how = "wide" if self.too_wide else "narrow"
             by = self.width if self.too_wide else 1 / max(self.width, 1e-9)
             return f"Not the posterior it claims: the guide is {by:.2f} times too {how} ({k})."
+        if not has_tail:
+            why = "draws share the largest weight" if self.khat < 0 else "no Pareto distribution fits the weights' tail"
+            verdict = "The posterior it claims" if self.good else "Not the posterior it claims"
+            return f"{verdict}, as far as {self.num_draws} draws can tell: {k}. There is no k-hat: {why}."
         if self.khat >= largest_k(self.num_draws):
-            worst = max(self.by_stack, key=lambda name: self.by_stack[name])
-            where = f", and {self.by_stack[worst]:.2f} in {worst}" if len(self.by_stack) > 1 else ""
+            known = {name: k for name, k in self.by_stack.items() if math.isfinite(k)}
+            worst = max(known, key=lambda name: known[name], default="")
+            where = f", and {known[worst]:.2f} in {worst}" if len(known) > 1 else ""
             return (
                 f"Not the posterior it claims: {k}{where}, and above {largest_k(self.num_draws):.2f} the guide misses "
                 "parts of it. Intervals of its draws are not those of the posterior."
@@ -129,9 +190,9 @@ class KHat(Shown):
     def _shown(self) -> tuple[str, dict[str, str], None]:
         facts = {
             "verdict": self.verdict,
-            "k-hat": f"{self.khat:.3f}",
-            **{f"  {name}": f"{k:.3f}" for name, k in self.by_stack.items() if len(self.by_stack) > 1},
-            "width": f"{self.width:.3f} ± {self.width_error:.3f}",
+            "k-hat": _number(self.khat),
+            **{f"  {name}": _number(k) for name, k in self.by_stack.items() if len(self.by_stack) > 1},
+            "width": f"{self.width:.3f} ± {self.width_error:.3f}" if math.isfinite(self.width) else "not known",
             "efficiency": f"{self.efficiency:.1%} of {self.num_draws} draws",
             "temperature": f"{self.temperature:.3g}",
         }
@@ -269,6 +330,8 @@ def khat(weighed: Weighed) -> KHat:
 
 def _width(log_guide: FloatArray, log_weights: FloatArray) -> tuple[float, float]:
     """Return the root of the slope of the target's log-density on the guide's, and its standard error."""
+    if log_guide.std() < EQUAL:
+        return math.nan, math.nan
     x, y = log_guide - log_guide.mean(), log_weights - log_weights.mean()
     excess = float((x * y).sum() / (x * x).sum())
     error = float(np.sqrt(((x * (y - excess * x)) ** 2).sum()) / (x * x).sum())
@@ -288,6 +351,10 @@ def leave_one_out(weighed: Weighed) -> LeaveOneOut:
     if not result.good:
         warnings.warn(result.verdict, stacklevel=6)
     return result
+
+
+def _number(k: float) -> str:
+    return f"{k:.3f}" if math.isfinite(k) else "none: there is no tail"
 
 
 def _numpy(value: Tensor | Any) -> FloatArray:

@@ -74,7 +74,8 @@ class Diagnosing(State):
         With $z$ the random sites and T the method's temperature, draws of q have the weights
         $w = p(z)\, p(y \mid z)^{1/T} / q(z)$, given all points. If q is the posterior they are equal; the heavier their
         tail, the more of the posterior q misses. k-hat is the shape of that tail; `width` says how many times too wide
-        q is, which no tail shows. A thousand numbers that are each a little off have a large k-hat together.
+        q is, which no tail shows. A thousand numbers that are each a little off have a large k-hat together. Where the
+        largest weights have no tail, as those of masks, there is none; the verdict goes by the draws' worth then.
 
         Args:
             data: The training data, on which the network runs once a draw, and once more for each of several stacks.

@@ -8,6 +8,7 @@ import pytest
 
 from bayeslora import Posterior, diagnostics
 from bayeslora.diagnostics import Calibration
+from bayeslora.diagnostics.simulation import rank
 from bayeslora.methods import BLoB
 from tests.diagnostics.conjugate import D_IN, PRIOR, RANK, Conjugate
 from tests.diagnostics.test_groups import fitted
@@ -40,6 +41,12 @@ def test_what_is_narrower_or_wider_is_caught(problem: Conjugate, scale: float, w
     assert f"too {word}" in found.verdict
     spread = found.table().set_index("quantity")["spread"]["logits[0, 0]"]
     assert spread == pytest.approx(1 / scale, rel=0.25)
+
+
+def test_draws_that_equal_the_truth_as_masks_do_leave_ranks_uniform() -> None:
+    generator = np.random.default_rng(0)
+    ranks = [rank(generator.integers(0, 3, 20), generator) for _ in range(300)]
+    assert Calibration({"x": np.array(ranks)}, 19).passes(FAILURE_RATE)
 
 
 def test_ranks_in_the_middle_are_called_too_wide() -> None:

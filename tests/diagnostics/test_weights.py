@@ -110,3 +110,32 @@ def test_every_posterior_is_weighed(name: str) -> None:
 def test_other_data_than_the_fits_is_noticed(problem: Conjugate) -> None:
     with pytest.warns(UserWarning, match="The data has 10 rows, and the fit had 40"):
         problem.full().khat(({"input": problem.x[:10]}, problem.labels[:10]), 100)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_tail_is_cut_until_it_is_a_pareto_distributions(seed: int) -> None:
+    # Weights of one number, whose tail begins where they have a maximum: arviz finds 5 for their k.
+    z = np.random.default_rng(seed).normal(size=4000)
+    flat = 0.02 * (z**3 - 3 * 0.92**2 * z)
+    smoothed, k = weights.psis(flat)
+    assert k < weights.LARGEST_K
+    np.testing.assert_allclose(np.exp(smoothed), np.exp(flat - np.logaddexp.reduce(flat)), rtol=0.2)
+    heavy = np.log(np.random.default_rng(seed).pareto(1.0, 4000) + 1)  # k = 1
+    together = weights.psis(np.stack([flat, heavy, np.zeros(4000)]))[1]
+    assert together[0] == k
+    assert 0.7 < together[1] < 1.4
+    assert together[2] == 0
+
+
+def test_what_draws_share_has_no_tail() -> None:
+    atoms = np.repeat([0.0, -3.0, -8.0], [50, 40, 10])
+    smoothed, k = weights.psis(atoms)
+    assert k == -np.inf
+    np.testing.assert_allclose(smoothed, atoms - np.logaddexp.reduce(atoms))
+    k = float(k)
+    found = weights.KHat(k, {"a": k}, np.nan, np.nan, 0.5, 100, 1.0)
+    assert not found.good
+    assert found.verdict.startswith("Not the posterior it claims, as far as 100 draws can tell: draws are worth 50%")
+    assert "none: there is no tail" in repr(found)
+    assert "not known" in repr(found)
+    assert weights.KHat(k, {"a": k}, 1.01, 0.01, 0.95, 100, 1.0).good
