@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.adapters.layer import NotFoldedError
-from bayeslora.adapters.rows import has_rows, sequences_in
+from bayeslora.adapters.rows import copied, has_rows, num_rows, sequences_in
 from bayeslora.networks import logits_of
 from bayeslora.types import Batch
 
@@ -59,7 +59,7 @@ def measure(network: Any, factors: Mapping[str, Any], inputs: Batch) -> Verdict:
         with torch.no_grad(), still(network):
             draws = moved(network, factors, 2)
             few = few_examples(inputs)
-            size = next(len(value) for value in few.values() if has_rows(value))
+            size = num_rows(few)
             rows = together(network, draws, few, size)
             turned = together(network, _reversed(draws), few, size).flip(0)
             alone = logits(network, at(draws, 0), few)
@@ -127,7 +127,7 @@ def few_examples(inputs: Batch) -> Batch:
 
     Where the lengths of all are the same, the last token of one is masked: rows may be sorted by length.
     """
-    size = next(len(value) for value in inputs.values() if has_rows(value))
+    size = num_rows(inputs)
     chosen = [0, min(1, size - 1)]
     mask = inputs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.dim() == 2 and len(mask) == size:
@@ -148,7 +148,7 @@ def together(network: Any, draws: Mapping[str, Any], inputs: Batch, size: int) -
     """Return the logits of two draws run as one batch, `[draw, batch, …]`."""
     network.bind(draws, 2 * size, sequences_in(inputs))
     found = logits_of(network.model(**repeated(inputs, size, 2)))
-    return found.view(2, size, *found.shape[1:])
+    return found.unflatten(0, (2, size))
 
 
 def repeated(inputs: Batch, size: int, times: int) -> Batch:
@@ -162,7 +162,7 @@ def repeated(inputs: Batch, size: int, times: int) -> Batch:
 def logits(network: Any, factors: Mapping[str, Any], inputs: Batch) -> Tensor:
     """Return the logits at the factors of one draw, `[batch, …]`."""
     network.bind(factors)
-    return logits_of(network.model(**inputs))
+    return logits_of(network.model(**copied(inputs)))
 
 
 def at(draws: Mapping[str, Any], index: int) -> dict[str, Any]:

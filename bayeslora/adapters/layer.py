@@ -51,6 +51,10 @@ class AdaptedLayer(nn.Module):
         self.slot = Slot()
         self.keeps_rows = True
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # A network may name the input, as the layer's own class does.
+        return super().__call__(*args, *kwargs.values())
+
     def forward(self, x: Tensor) -> Tensor:
         slot = self.slot
         if slot.rows is not None and not (

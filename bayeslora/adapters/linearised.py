@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bayeslora.adapters.layer import NotFoldedError
 from bayeslora.adapters.network import AdaptedNetwork
-from bayeslora.adapters.rows import has_rows, sequences_in
+from bayeslora.adapters.rows import has_rows, num_rows, sequences_in
 from bayeslora.networks import logits_of
 from bayeslora.types import Batch, FactorsByStack
 
@@ -84,7 +84,7 @@ class Linearised:
         Raises:
             ValueError: If an example has more than a vector of logits, or an adapted layer's input is not batch first.
         """
-        size = next(len(value) for value in inputs.values() if has_rows(value))
+        size = num_rows(inputs)
         chunks = []
         for start in range(0, size, self.rows):
             part = {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bayeslora.adapters import folding
 from bayeslora.adapters.families import Family, LowRank
 from bayeslora.adapters.layer import AdaptedLayer, NotFoldedError
-from bayeslora.adapters.rows import blocks, has_rows, sequences_in
+from bayeslora.adapters.rows import blocks, copied, num_rows, sequences_in
 from bayeslora.adapters.stack import Stacks, grouped
 from bayeslora.adapters.targets import check_names, choose_targets, head_names, linear_layers
 from bayeslora.adapters.weights import is_moving, is_within, names_of, share_weights, swap
@@ -271,15 +271,15 @@ class AdaptedNetwork(nn.Module):
         if num_draws is None:
             self.bind(factors)
             return logits_of(self.model(**inputs))
-        size = next(len(value) for value in inputs.values() if has_rows(value))
+        size = num_rows(inputs)
         repeats = 1 if rows_by_draw else num_draws
         rows = folding.repeated(inputs, size, repeats)
-        num_rows, sequences = repeats * size if num_draws > 1 else None, sequences_in(inputs)
+        all_rows, sequences = repeats * size if num_draws > 1 else None, sequences_in(inputs)
         if num_draws == 1 or self.folds(factors, inputs):
-            self.bind(factors, num_rows, sequences)
+            self.bind(factors, all_rows, sequences)
             try:
                 logits = logits_of(self.model(**rows))
-                return logits if rows_by_draw else logits.view(num_draws, size, *logits.shape[1:])
+                return logits if rows_by_draw else logits.unflatten(0, (num_draws, size))
             except NotFoldedError:
                 pass  # a layer that was not reached before, or other shapes
         # If draws ran one after another, activation checkpointing would use the last one's factors for all of them.
@@ -292,7 +292,7 @@ class AdaptedNetwork(nn.Module):
         parts = blocks(inputs, size, num_draws) if rows_by_draw else [inputs] * num_draws
         logits = self._one_by_one(factors, parts)
         # If the network itself repeats a pass for the backward one, it must not find the factors of a single draw.
-        self.bind(factors, num_rows, sequences, apart=True)
+        self.bind(factors, all_rows, sequences, apart=True)
         return logits.flatten(0, 1) if rows_by_draw else logits
 
     def _one_by_one(self, factors: FactorsByStack, parts: Sequence[Batch]) -> Tensor:
@@ -304,5 +304,5 @@ class AdaptedNetwork(nn.Module):
         logits = []
         for index, part in enumerate(parts):
             self.bind({name: type(value)(*(factor[index] for factor in value)) for name, value in factors.items()})
-            logits.append(logits_of(self.model(**part)))
+            logits.append(logits_of(self.model(**copied(part))))
         return torch.stack(logits)

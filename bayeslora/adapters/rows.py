@@ -1,5 +1,7 @@
 """Rows of a batch: which inputs have them, and whether a layer sees them first."""
 
+from collections import Counter
+
 from torch import Tensor
 
 from bayeslora.types import Batch
@@ -8,6 +10,22 @@ from bayeslora.types import Batch
 def has_rows(value: object) -> bool:
     """Return whether an input of the network is a tensor with a first dimension."""
     return isinstance(value, Tensor) and value.dim() > 0
+
+
+def num_rows(inputs: Batch) -> int:
+    """Return the number of rows of the inputs: the first dimension that most of them share.
+
+    Some may have none, such as a table of positions. Of equally frequent ones, it is that of the input with most
+    dimensions, then of the first.
+    """
+    with_rows = [value for value in inputs.values() if has_rows(value)]
+    count = Counter(len(value) for value in with_rows)
+    return len(max(with_rows, key=lambda value: (count[len(value)], value.dim())))
+
+
+def copied(inputs: Batch) -> Batch:
+    """Return a copy of inputs for a pass of its own: a network may write into them."""
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 
 def sequences_in(inputs: Batch) -> int:

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from bayeslora.adapters import folding
+from bayeslora.adapters.calls import replaceable, replaced
 from bayeslora.adapters.layer import AdaptedLayer
 from bayeslora.adapters.network import AdaptedNetwork
-from bayeslora.adapters.rows import has_rows
+from bayeslora.adapters.rows import copied, num_rows
 from bayeslora.types import Batch, FactorsByStack
 
 logger = logging.getLogger(__name__)
@@ -25,8 +26,8 @@ KEPT_BYTES = 2**25
 """Bytes that the kept outputs may take when they are repeated for several draws: 32 MiB."""
 
 
-class ReachedError(Exception):
-    """The first layer whose factors differ was called."""
+class ReachedError(BaseException):
+    """The first layer whose factors differ was called; a network that catches every `Exception` does not catch it."""
 
     def __init__(self, x: Tensor):
         super().__init__()
@@ -94,7 +95,7 @@ class Shared:
         Yields:
             How many draws to run together; None if nothing is shared.
         """
-        size = next(len(value) for value in inputs.values() if has_rows(value))
+        size = num_rows(inputs)
         replay = self._replay(inputs, size) if self.layers and self.known.worth else None
         if replay is None:
             yield None
@@ -105,7 +106,7 @@ class Shared:
     def _replay(self, inputs: Batch, size: int) -> "Replay | None":
         network, known = self.network, self.known
         try:
-            found = self._run(inputs, self.factors)
+            found = self._run(inputs, self.factors, known.fresh)
             if found is None:
                 return None
             calls, positions = found
@@ -117,11 +118,11 @@ class Shared:
             signature = _signature(calls)
             if signature not in known.plans:
                 known.plans[signature] = self._measure(inputs, signature)
+                # Once more: modules may have kept something of what they were measured on.
+                calls, positions = self._run(inputs, self.factors, known.fresh) or found
             plan = known.plans[signature]
-            if plan is None or not _have_rows(calls, plan, size):
+            if plan is None or _signature(calls) != signature or not _have_rows(calls, plan, size):
                 return None
-            if plan.fresh:
-                calls = [call._replace(leaves=[_copy(leaf) for leaf in call.leaves]) for call in calls]
             return Replay(network, self.layers[0], calls, plan, size, positions)
         finally:
             network.unbind()
@@ -132,31 +133,32 @@ class Shared:
         Returns the largest calls that have ended by then, and the positions of that layer's input.
         """
         calls: list[Call] = []
-        begun: list[int] = []
 
-        def begin(module: nn.Module, args: Any) -> None:
-            begun.append(len(calls))
+        def noting(module: nn.Module, own: Callable[..., Any]) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                begun = len(calls)
+                output = own(*args, **kwargs)
+                del calls[begun:]  # the calls within this one
+                leaves, structure = _pytree.tree_flatten(output)
+                calls.append(Call(module, [_copy(leaf) for leaf in leaves] if fresh else leaves, structure))
+                return output
 
-        def end(module: nn.Module, args: Any, output: Any) -> None:
-            del calls[begun.pop() :]  # the calls within this one
-            leaves, structure = _pytree.tree_flatten(output)
-            calls.append(Call(module, [_copy(leaf) for leaf in leaves] if fresh else leaves, structure))
+            return forward
 
-        def stop(module: nn.Module, args: Any) -> None:
-            raise ReachedError(args[0])
+        def stopping(module: nn.Module, own: Callable[..., Any]) -> Callable[..., Any]:
+            def forward(x: Tensor) -> Any:
+                raise ReachedError(x)
 
-        watched = list(self.network.model.modules()) if self.known.watched is None else self.known.watched
-        handles = [layer.register_forward_pre_hook(stop) for layer in self.layers]
-        for module in watched:
-            handles += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
+            return forward
+
+        watched = replaceable(self.network.model) if self.known.watched is None else self.known.watched
+        made = dict.fromkeys(watched, noting) | dict.fromkeys(self.layers, stopping)
+        self.network.bind(folding.at(factors, 0))
         try:
-            self.network.bind(folding.at(factors, 0))
-            self.network.model(**inputs)
+            with replaced(made):
+                self.network.model(**copied(inputs))
         except ReachedError as reached:
             return calls, reached.positions
-        finally:
-            for handle in handles:
-                handle.remove()
         return None
 
     def _measure(self, inputs: Batch, signature: Any) -> Plan | None:
@@ -187,7 +189,7 @@ class Shared:
         """Find which outputs have rows, by running twice as many; None if they are neither that nor the same."""
         if not folds:  # draws run one by one, and nothing is repeated
             return Plan(tuple((False,) * len(dims) for _, dims in signature), fresh)
-        size = next(len(value) for value in few.values() if has_rows(value))
+        size = num_rows(few)
         once, twice = self._run(few, draws, fresh), self._run(folding.repeated(few, size, 2), draws, fresh)
         if once is None or twice is None or not _signature(once[0]) == _signature(twice[0]) == signature:
             return None
@@ -201,7 +203,7 @@ class Shared:
         return Plan(tuple(rows), fresh)
 
     def _distance(self, few: Batch, draws: FactorsByStack, plan: Plan, plain: Tensor, folds: bool) -> float:
-        size = next(len(value) for value in few.values() if has_rows(value))
+        size = num_rows(few)
         found = self._run(few, draws, plan.fresh)
         assert found is not None
         with Replay(self.network, self.layers[0], found[0], plan, size, found[1]).installed():
@@ -238,6 +240,11 @@ class Known:
         self.watched: list[nn.Module] | None = None
         self.worth = True
         self.plans: dict[Any, Plan | None] = {}
+
+    @property
+    def fresh(self) -> bool:
+        """Whether outputs have to be copied as soon as they are returned."""
+        return any(plan.fresh for plan in self.plans.values() if plan)
 
     def __reduce__(self) -> tuple[type["Known"], tuple[()]]:
         return Known, ()  # a copy is of other modules
@@ -281,19 +288,12 @@ class Replay:
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         """Replace the modules' own forward functions."""
-        replaced = [(module, vars(module).get("forward"), module.forward) for module in self.outputs]
         handle = self.network.model.register_forward_pre_hook(self._begin)
         try:
-            for module, _, forward in replaced:
-                module.forward = self._forward(module, forward)
-            yield
+            with replaced(dict.fromkeys(self.outputs, self._forward)):
+                yield
         finally:
             handle.remove()
-            for module, own, _ in replaced:
-                if own is None:
-                    del module.forward
-                else:
-                    module.forward = own
 
     def _begin(self, *_: Any) -> None:
         """Begin a pass."""

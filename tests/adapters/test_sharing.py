@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayeslora.adapters import AdaptedNetwork, Factors, Shared
+from bayeslora.adapters import AdaptedNetwork, Factors, Shared, folding
+from bayeslora.adapters.rows import num_rows
 from bayeslora.adapters.sharing import differing
 from bayeslora.methods import make_method
 from bayeslora.prediction import chunks
@@ -65,6 +66,82 @@ class Twice(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = torch.tanh(self.shared(self.block(x)))
         return self.head(self.shared(torch.tanh(self.last(h))))
+
+
+class Layers(nn.Module):
+    """Three layers and a head, for networks that call them in their own way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(FEATURES, 16), nn.Linear(16, 16)
+        self.third, self.head = nn.Linear(16, 16), nn.Linear(16, 3)
+
+
+class WritesBelow(Layers):
+    """Writes into what is used again above before the layer whose factors differ."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        h += torch.tanh(self.second(h))
+        return self.head(torch.tanh(self.third(torch.tanh(h))) + h)
+
+
+class WritesIntoInputs(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        x.sub_(1).mul_(2)
+        return self.head(torch.tanh(self.third(torch.tanh(self.second(self.first(x))))))
+
+
+class ByKeyword(Layers):
+    """Calls its layers by the name that their argument has in torch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(input=torch.tanh(self.third(input=torch.tanh(self.second(input=self.first(input=x))))))
+
+
+class Forward(Layers):
+    """Calls a layer's `forward` itself, which runs no hooks, beside the layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        h = torch.tanh(self.second.forward(h) + self.second(torch.tanh(h)))
+        return self.head(torch.tanh(self.third(h)))
+
+
+class Catching(Layers):
+    """Goes another way if anything fails."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.second(torch.tanh(self.first(x))))
+        try:
+            h = torch.tanh(self.third(h))
+        except Exception:
+            h = 0 * h
+        return self.head(h)
+
+
+class Keeps(nn.Module):
+    """Keeps what the network reads from it later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.kept = nn.Linear(FEATURES, 16), torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.layer(x)
+        return torch.tanh(self.kept)
+
+
+class Kept(Layers):
+    """Reads what a module below has kept; its draws run one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: Any = Keeps()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.third(self.second(self.first(x)).transpose(0, 1)))
+        return self.head((h.transpose(0, 1) + self.first.kept).mean(1))
 
 
 def some(network: AdaptedNetwork, layers: str) -> dict[str, Factors]:
@@ -153,6 +230,37 @@ def test_a_network_may_write_into_what_its_modules_return(also_before: bool) -> 
         found, shares = together(network, draws, x, most)
         assert shares
         torch.testing.assert_close(found, apart(network, draws, x))
+
+
+@pytest.mark.parametrize("make", [WritesBelow, WritesIntoInputs, ByKeyword, Forward, Catching, Kept])
+def test_draws_have_the_logits_of_passes_of_their_own(make: Callable[[], nn.Module]) -> None:
+    network = network_of(make(), exclude="second")
+    draws, plain = some(network, "third"), copy.deepcopy(network)
+    for most in (1, 2048):
+        for size, length in ((SIZE, 5), (1, 2), (3, 7)):
+            x = torch.randn(size, length, FEATURES, dtype=torch.float64)
+            expected = [plain(folding.at(draws, index), {"x": x.clone()}) for index in range(DRAWS)]
+            found, shares = together(network, draws, {"x": x.clone()}, most)
+            assert shares
+            torch.testing.assert_close(found, torch.stack(expected).detach())
+
+
+def test_hooks_that_come_later_count() -> None:
+    network = network_of(InPlace(False))
+    draws, x = some(network, "third"), {"x": torch.randn(SIZE, FEATURES, dtype=torch.float64)}
+    before, _ = together(network, draws, x)
+    network.model.second.register_forward_hook(lambda module, args, output: 2 * output)  # type: ignore[union-attr]
+    found, shares = together(network, draws, x)
+    assert shares
+    torch.testing.assert_close(found, apart(network, draws, x))
+    assert not torch.allclose(found, before)
+
+
+def test_inputs_without_rows_may_come_first() -> None:
+    inputs = {"table": torch.randn(9, 4), "x": torch.randn(3, 9, 4), "labels": torch.zeros(3)}
+    assert num_rows(inputs) == 3
+    assert num_rows({"table": torch.randn(9), "x": torch.randn(3, 9, 4)}) == 3
+    assert num_rows({"x": torch.randn(3), "scale": torch.tensor(2.0)}) == 3
 
 
 @pytest.mark.parametrize("between", [sequence_first, flattened])
