@@ -44,8 +44,9 @@ class Pipeline(Shown):
         of `to_pandas` has.
 
         Args:
-            inputs: A text; a list of texts, or of pairs of texts; or any data that `predict` takes.
+            inputs: A text; a list or an iterator of texts, or of pairs of texts; or any data that `predict` takes.
         """
+        inputs = list(inputs) if isinstance(inputs, Iterator) else inputs
         if isinstance(inputs, list) and not inputs:
             return []
         data, columns = self._data(inputs)
@@ -59,7 +60,10 @@ class Pipeline(Shown):
     def _data(self, inputs: Any) -> tuple[Any, dict[str, Any]]:
         """Return data as `predict` takes it, and how its columns are called."""
         known = self.posterior.columns.text
-        rows = [inputs] if isinstance(inputs, str | tuple) and self.posterior.tokenizer is not None else inputs
+        is_one = isinstance(inputs, str | tuple) or (
+            isinstance(inputs, Mapping) and isinstance(inputs.get("text"), str)
+        )
+        rows = [inputs] if is_one and self.posterior.tokenizer is not None else inputs
         if isinstance(rows, list) and all(isinstance(row, Mapping) and "text" in row for row in rows):
             rows = [(row["text"], row["text_pair"]) if "text_pair" in row else row["text"] for row in rows]
         if not isinstance(rows, list) or not all(isinstance(row, str | tuple | list) for row in rows):

@@ -3,6 +3,7 @@
 Nothing here needs a posterior: only what `Posterior.export_peft(folder, num_draws=K)` wrote.
 """
 
+import http.client
 import json
 import re
 import urllib.error
@@ -153,6 +154,8 @@ class CompletionsClient:
     ):
         if not adapters:
             raise ValueError("adapters is empty: name those that the server has, such as ['draw-0', 'draw-1'].")
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"url={url!r}: give the whole address, such as http://localhost:8000/v1.")
         self.url = url.rstrip("/")
         self.adapters = list(adapters)
         self.temperature, self.timeout, self.key = temperature, timeout, key
@@ -164,12 +167,18 @@ class CompletionsClient:
         Args:
             prompts: The prompts.
             answers: The answers, as they continue a prompt: with their leading space, if there is to be one.
+
+        Raises:
+            ValueError: If the server refuses a request, or its answer lacks log-probabilities.
+            ConnectionError: If it does not answer in time.
         """
         return np.array([[[self._score(a, p, text) for text in answers] for p in prompts] for a in self.adapters])
 
     @checked()
     def predict(self, prompts: Sequence[str], answers: Sequence[str]) -> Served:
         """Return the probability of each answer among the answers, averaged over the adapters."""
+        if not prompts or not answers:
+            raise ValueError(f"{'answers' if prompts else 'prompts'} is empty: give at least one.")
         scores = self.log_probs(prompts, answers) / self.temperature
         scores = scores - scores.max(-1, keepdims=True)
         return Served(np.exp(scores) / np.exp(scores).sum(-1, keepdims=True))
@@ -178,17 +187,19 @@ class CompletionsClient:
         # One token more is asked for, because servers write at least one; it begins where the text ends.
         text = prompt + answer
         body = {"model": adapter, "prompt": text, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
-        found = self._post(body)["choices"][0]["logprobs"]
-        pairs = zip(found["text_offset"], found["token_logprobs"], strict=True)
-        ends = [*found["text_offset"][1:], len(text) + 1]
-        own = [
-            value for (start, value), end in zip(pairs, ends, strict=True) if end > len(prompt) and start < len(text)
-        ]
-        if not own or any(value is None for value in own):
+        said = self._post(body)
+        try:
+            found = said["choices"][0]["logprobs"]
+            starts = [int(start) for start in found["text_offset"]]
+            tokens = zip(starts, [*starts[1:], len(text) + 1], found["token_logprobs"], strict=True)
+            total = [float(value) for start, end, value in tokens if end > len(prompt) and start < len(text)]
+        except (KeyError, IndexError, TypeError, ValueError):
+            total = []
+        if not total or not np.isfinite(total).all():
             raise ValueError(
                 f"The server has no log-probabilities for {answer!r:.50}: it has to support echo and logprobs."
             )
-        return float(sum(own))
+        return sum(total)
 
     def _post(self, body: Mapping[str, Any]) -> Any:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
@@ -199,3 +210,10 @@ class CompletionsClient:
         except urllib.error.HTTPError as error:
             said = " ".join(error.read().decode(errors="replace").split())
             raise ValueError(f"{self.url} refused a request for {body['model']!r}: {error.code} {said:.200}") from None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.url} answers with what is not JSON ({error}): is it the interface?") from None
+        except (OSError, http.client.HTTPException) as error:  # a server that is not there, or that takes too long
+            reason = getattr(error, "reason", None) or error
+            raise ConnectionError(
+                f"{self.url} does not answer a request for {body['model']!r} within {self.timeout:g} s: {reason}."
+            ) from error

@@ -29,6 +29,7 @@ def run(path: Path, *words: str, **environment: str) -> str:
 
 SCRIPTS = (FOLDER / "trainer_script.py", FOLDER / "trainer_script_bayeslora.py")
 NEED_DATA = {FOLDER / "glue.py", FOLDER / "question_answering.py"}
+LIGHTNING = FOLDER / "lightning_loop.py"
 SMALL = {
     "instructions": "--pretraining 1 --epochs 1 --draws 2",
     "images": "--shots 2 --pretraining 1 --epochs 1",
@@ -38,9 +39,17 @@ SMALL = {
 """Options that make an example quick; the others are."""
 
 
-@pytest.mark.parametrize("path", sorted(set(FOLDER.glob("*.py")) - NEED_DATA - {*SCRIPTS}), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(set(FOLDER.glob("*.py")) - NEED_DATA - {LIGHTNING, *SCRIPTS}), ids=lambda path: path.stem
+)
 def test_example_runs(path: Path) -> None:
     assert run(path, *SMALL.get(path.stem, "").split())
+
+
+@pytest.mark.slow
+def test_lightning_example_runs() -> None:
+    pytest.importorskip("lightning")
+    assert "wonderful" not in run(LIGHTNING)  # a table, whose rows are numbered
 
 
 @pytest.mark.parametrize("task", ["mrpc", *(pytest.param(task, marks=pytest.mark.slow) for task in ("stsb", "boolq"))])

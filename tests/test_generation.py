@@ -18,6 +18,7 @@ from bayeslora.tasks import CausalLM, Classification, Seq2SeqLM
 from tests.helpers import tiny_bert
 from tests.methods.conftest import randomise
 from tests.tasks.cases import model
+from tests.tasks.templates import byte_tokenizer
 from tests.test_data import tiny_tokenizer
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -167,6 +168,22 @@ def test_a_text_ends_with_its_end_token(average: bool) -> None:
 
 
 @pytest.mark.parametrize("average", [False, True])
+def test_a_text_ends_with_a_string(average: bool) -> None:
+    fitted = posterior("GPT2", tokenizer=byte_tokenizer(), **LOUD)
+    settings = {"average": average, "max_new_tokens": 8, "suppress_tokens": [1]}
+    whole = fitted.generate(PROMPTS, num_draws=3, **settings)
+    assert whole.texts is not None
+    word = byte_tokenizer().decode(whole.tokens[0, 0, 3:4])
+    first = whole.tokens[0, 0].tolist().index(int(whole.tokens[0, 0, 3]))
+    # The end is at once padding, which must not count as a token of the text.
+    ended = fitted.generate(PROMPTS, num_draws=3, stop_strings=[word], pad_token_id=1, eos_token_id=1, **settings)
+    np.testing.assert_array_equal(texts(ended, 0)[0], whole.tokens[0, 0, : first + 1])
+    np.testing.assert_array_equal(np.isnan(ended.token_log_probs[0]), ~ended.written)
+    total = whole.token_log_probs[:, 0, 0, : first + 1].sum(-1)
+    np.testing.assert_allclose(ended.log_probs[:, 0, 0], total, rtol=1e-9)
+
+
+@pytest.mark.parametrize("average", [False, True])
 def test_tokens_are_sampled_from_the_seed(average: bool) -> None:
     fitted = posterior("GPT2", "lora")
     settings = {"average": average, "max_new_tokens": 8, "do_sample": True, "temperature": 5.0, "top_k": 0}
@@ -290,6 +307,10 @@ def test_what_does_not_fit_says_so() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             fitted.generate(wrong)
+    with pytest.raises(
+        ValueError, match=r"has 4 tokens, and 40 more are to be written, but the model has 40 positions"
+    ):
+        fitted.generate(PROMPTS, max_new_tokens=40)
     with pytest.raises(ValueError, match="num_return_sequences=2"):
         fitted.generate(PROMPTS, num_return_sequences=2, do_sample=True)
     with pytest.raises(ValueError, match="num_draws=0"):

@@ -141,6 +141,8 @@ def test_a_pipeline_answers_like_those_of_transformers(posterior: Posterior, tmp
     assert [record["score"] for record in many] == pytest.approx(probs.probs.max(1).tolist(), rel=1e-6)
     assert [record["epistemic"] for record in many] == pytest.approx(probs.epistemic.tolist(), abs=1e-6)
     assert ask([]) == []
+    for same in ({"text": "good"}, [{"text": "good"}], (text for text in ["good"])):
+        assert ask(same) == [one]
     assert "num_draws=4" in repr(ask)
 
 

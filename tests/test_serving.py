@@ -2,6 +2,7 @@
 
 import json
 import math
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import bayeslora
 from bayeslora.serving import AdapterEnsemble, CompletionsClient, Served, draws_in
@@ -59,6 +61,17 @@ def log_prob(adapter: str, text: str, place: int) -> float:
     return -((ord(text[place]) * number + place) % 7) / 3
 
 
+SAID = {
+    "words": b"<html>",
+    "nothing": b"{}",
+    "no choices": b'{"choices": []}',
+    "no logprobs": b'{"choices": [{"logprobs": null}]}',
+    "others": b'{"choices": [{"logprobs": {"text_offset": [0], "token_logprobs": [null, -1]}}]}',
+    "nan": b'{"choices": [{"logprobs": {"text_offset": [0, 1], "token_logprobs": [null, NaN]}}]}',
+}
+"""What servers may say instead."""
+
+
 class Server(BaseHTTPRequestHandler):
     """A stand-in for vLLM's interface of completions: its tokens are two characters long, and it writes one more."""
 
@@ -67,6 +80,11 @@ class Server(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.bodies.append({**body, "path": self.path, "key": self.headers.get("Authorization")})
+        if body["model"] in SAID:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(SAID[body["model"]])
+            return
         if not body["model"].startswith("draw-"):
             self.send_response(404)
             self.end_headers()
@@ -120,6 +138,29 @@ def test_the_client_averages_over_adapters(url: str) -> None:
         CompletionsClient(url, ["nobody"]).predict(prompts, answers)
 
 
+@pytest.mark.parametrize("adapter", SAID)
+def test_an_answer_without_log_probabilities_is_said(url: str, adapter: str) -> None:
+    words = r"is not JSON .*is it the interface\?" if adapter == "words" else r"no log-probabilities for 'b': .*echo"
+    with pytest.raises(ValueError, match=words):
+        CompletionsClient(url, [adapter]).predict(["a"], ["b"])
+
+
+def test_a_server_that_does_not_answer_is_said() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        there = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match=r"does not answer a request for 'draw-0' within 1 s: .*refused"):
+            CompletionsClient(there, ["draw-0"], timeout=1).predict(["a"], ["b"])
+        silent.listen()
+        with pytest.raises(ConnectionError, match=r"within 0\.05 s: timed out"):
+            CompletionsClient(there, ["draw-0"], timeout=0.05).predict(["a"], ["b"])
+    with pytest.raises(ValueError, match=r"url='localhost:8000': give the whole address"):
+        CompletionsClient("localhost:8000", ["draw-0"])
+    for prompts, answers, name in (([], ["a"], "prompts"), (["a"], [], "answers")):
+        with pytest.raises(ValueError, match=f"{name} is empty: give at least one"):
+            CompletionsClient(there, ["draw-0"]).predict(prompts, answers)
+
+
 def test_uncertainty_of_what_was_served() -> None:
     apart = Served(np.array([[[1.0, 0.0]], [[0.0, 1.0]]]))
     assert apart.entropy[0] == pytest.approx(math.log(2))
@@ -127,9 +168,30 @@ def test_uncertainty_of_what_was_served() -> None:
     assert apart.epistemic[0] == pytest.approx(math.log(2))
 
 
-def test_a_merged_centre_is_exported_as_a_program(posterior: bayeslora.Posterior) -> None:
+@pytest.fixture(params=["centre", pytest.param("student", marks=pytest.mark.slow)])
+def merged(request: pytest.FixtureRequest, posterior: bayeslora.Posterior) -> tuple[nn.Module, np.ndarray]:
+    """A posterior at its centre, or what it was distilled to at its mean, and its logits' probabilities."""
+    chosen = posterior if request.param == "centre" else posterior.distil(tokens(16, seed=2)[0], epochs=1)
+    chosen = chosen._at_temperature(1.0)
+    return chosen.merge().eval(), chosen.predict(tokens(4)[0], center=True).probs
+
+
+def test_a_merged_centre_is_exported_as_a_program(merged: tuple[nn.Module, np.ndarray]) -> None:
     inputs = tokens(4)[0]
-    merged = posterior.merge().eval()
-    program = torch.export.export(merged, (), dict(inputs))
+    program = torch.export.export(merged[0], (), dict(inputs)).module()
     with torch.no_grad():
-        torch.testing.assert_close(program.module()(**inputs).logits, merged(**inputs).logits, rtol=1e-5, atol=1e-6)
+        probs = program(**inputs).logits.softmax(-1)
+    np.testing.assert_allclose(probs.numpy(), merged[1], atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the exporter's own
+def test_a_merged_centre_is_exported_to_onnx(merged: tuple[nn.Module, np.ndarray]) -> None:
+    pytest.importorskip("onnxscript")
+    evaluator = pytest.importorskip("onnx.reference")
+    inputs = tokens(4)[0]
+    exported = torch.onnx.export(merged[0], (), kwargs=dict(inputs), dynamo=True, verbose=False)
+    assert exported is not None
+    given = {name: value.numpy() for name, value in inputs.items()}
+    (logits, *_) = evaluator.ReferenceEvaluator(exported.model_proto).run(None, given)
+    np.testing.assert_allclose(torch.as_tensor(logits).softmax(-1).numpy(), merged[1], atol=1e-5)

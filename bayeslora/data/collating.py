@@ -25,6 +25,14 @@ def padded(rows: Sequence[Row], tokenizer: Tokenizer) -> dict[str, Any]:
     return {name: value.view(len(rows), -1, value.shape[-1]) for name, value in pad(flat).items()}
 
 
+def positioned(batch: dict[str, Any], reader: Reader) -> dict[str, Any]:
+    """Return a batch with positions of its tokens if it is padded on the left, and the network would count padding."""
+    mask = batch.get("attention_mask")
+    if not (reader.needs_positions and isinstance(mask, Tensor) and mask.dim() == 2) or "position_ids" in batch:
+        return batch
+    return batch if bool(mask[:, 0].all()) else batch | {"position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}
+
+
 def stacked_labels(labels: list[Tensor], batch: Batch, rows: Sequence[Row], reader: Reader) -> Tensor:
     """Stack the labels of all rows; labels of tokens are padded as the tokens are."""
     tokens, tokenizer = batch.get("input_ids"), reader.tokenizer

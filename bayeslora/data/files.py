@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,20 @@ def split(data: Data, name: str) -> Data:
             raise ValueError(f"The data has no 'train' split, only {', '.join(data)}.")
         return data.get(name)
     return data if name == "train" else None
+
+
+def whole(data: Data) -> Data:
+    """Return what a file or folder holds, if data is the path of one; other data as they are.
+
+    Raises:
+        ValueError: If it holds several splits.
+    """
+    if not isinstance(data, os.PathLike) and not (isinstance(data, str) and os.path.exists(data)):
+        return data
+    splits = read(os.fspath(data))
+    if len(splits) > 1:
+        raise ValueError(f"{data} has the splits {', '.join(splits)}: give one of them.")
+    return next(iter(splits.values()))
 
 
 def read(name: str) -> "DatasetDict":

@@ -16,7 +16,7 @@ from bayeslora.data.columns import LABELS, NOT_INPUTS, NOTHING, Columns, Found, 
 from bayeslora.data.forms import Arrays, Examples
 from bayeslora.data.plain import Plain, plain
 from bayeslora.limits import limits
-from bayeslora.networks import decoder_inputs, forward_parameters, takes_any_name
+from bayeslora.networks import continues, decoder_inputs, forward_parameters, takes_any_name
 from bayeslora.tasks import LIKELIHOODS, Likelihood
 from bayeslora.tasks.checking import REPAIR, check_texts, is_missing
 from bayeslora.tasks.conversations import Answers, are_lists, columns_in
@@ -42,6 +42,7 @@ class Reader:
         parameters: Names of the network's inputs.
         decoder_inputs: Turns labels into the inputs of a decoder, for a network that also reads its labels, shifted;
             None for any other.
+        needs_positions: Whether the network, unless it is given positions, counts padding on the left.
         context: What else the task noted about a published table when it read the rows.
         columns: The columns that were read.
         labels: The labels as the data has them, if they can be told without computing every row.
@@ -74,6 +75,7 @@ class Reader:
                 "or let it take a mapping, forward(self, **inputs)."
             )
         self.decoder_inputs = decoder_inputs(model)
+        self.needs_positions = continues(model) and "position_ids" in self.parameters
         self.context: Any = None
         self.columns = Found()
         self.labels: RawLabels | None = None

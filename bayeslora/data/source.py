@@ -298,7 +298,8 @@ class Source:
         return tensors
 
     def _finished(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Complete a batch with labels and decoder inputs that follow from its other entries."""
+        """Complete a batch with positions, labels and decoder inputs that follow from its other entries."""
+        batch = collating.positioned(batch, self.reader)
         if self.inputs_are_labels and "labels" not in batch and "input_ids" in batch:
             labels = batch["input_ids"].clone()
             if "attention_mask" in batch:
@@ -372,9 +373,8 @@ class Source:
             return
         source = self
         if loader is not None and loader.collate_fn is default_collate:  # whose rows have numbers
-            source = copy.copy(self)
+            source = self.about(self.likelihood)
             source._given_loader, source.dataset = None, Examples(loader.dataset, self.reader.row)
-            source.__dict__.pop("loader", None)
         generator = None if source is not self or loader is None else loader.generator
         state = None if generator is None else generator.get_state()
         end = time.monotonic() + seconds

@@ -124,12 +124,12 @@ class Answers:
         counts = np.bincount(meaning)
         if weights == "frequency":
             shares = counts / counts.sum()
-            return float(-(shares * np.log(shares)).sum())
+            return 0.0 - float((shares * np.log(shares)).sum())
         log_probs = self.meaning_log_probs(prompt)
         if weights == "monte_carlo":
             return float(-log_probs[meaning].mean())
         normalised = log_probs - np.logaddexp.reduce(log_probs)
-        return float(-(np.exp(normalised) * normalised).sum())
+        return 0.0 - float((np.exp(normalised) * normalised).sum())  # and never −0
 
     @checked()
     def meaning_log_probs(self, prompt: int) -> FloatArray:

@@ -18,6 +18,7 @@ from bayeslora.data import to_device
 from bayeslora.generation.prompts import is_encoder_decoder
 from bayeslora.generation.settings import refusing
 from bayeslora.generation.text import Generation, Text
+from bayeslora.limits import limits
 from bayeslora.metrics import FloatArray
 from bayeslora.networks import forward_parameters
 from bayeslora.prediction import chunks
@@ -55,6 +56,9 @@ def generate(
     settings = settings or {}
     with refusing(settings):
         config, others = _settings(network.model, dict(settings), average, getattr(prompts, "ends", ()))
+    _check_room(network.model, prompts, config)
+    if config.stop_strings and tokenizer is not None:
+        others.setdefault("tokenizer", tokenizer)
     prompts = to_device(prompts, program.device)
     num_draws = len(next(iter(sites.values())))
     try:
@@ -112,6 +116,19 @@ def _settings(
             "in chunks: leave them out for greedy search, set do_sample=True, or let every draw write, average=False."
         )
     return config, others
+
+
+def _check_room(model: nn.Module, prompts: Mapping[str, Tensor], config: "GenerationConfig") -> None:
+    """Raise an `ArgumentError` if a text would go beyond a model's table of positions."""
+    longest, given = limits(model).longest, prompts["input_ids"].shape[1]
+    if longest is None or is_encoder_decoder(model):
+        return
+    new = config.max_new_tokens or max((config.max_length or 0) - given, 1)
+    if given + new > longest:
+        raise ArgumentError(
+            f"The longest prompt has {given} tokens, and {new} more are to be written, but the model has {longest} "
+            "positions: shorten the prompt, or lower max_new_tokens."
+        )
 
 
 def _ends(config: "GenerationConfig") -> list[int]:
@@ -279,8 +296,10 @@ def _together(texts: Sequence[Text], config: "GenerationConfig", tokenizer: Toke
     ends = _ends(config) if config.eos_token_id is not None else []
     written = []
     for text in texts:
-        ended = np.isin(text.tokens, ends).cumsum(-1)
-        written.append((ended - np.isin(text.tokens, ends)) == 0)
+        last = np.isin(text.tokens, ends)
+        if config.stop_strings and tokenizer is not None:
+            last |= _stopped(text.tokens, config.stop_strings, tokenizer)
+        written.append((last.cumsum(-1) - last) == 0)
     in_text = grid(written, fill=False)
     tokens = np.where(in_text, grid([text.tokens for text in texts], 0), config.pad_token_id)
     log_probs, entropy, aleatoric = (
@@ -294,3 +313,12 @@ def _together(texts: Sequence[Text], config: "GenerationConfig", tokenizer: Toke
             for rows, kepts in zip(tokens, in_text, strict=True)
         )
     return Generation(tokens, in_text, log_probs, entropy, aleatoric, decoded)
+
+
+def _stopped(tokens: np.ndarray, strings: str | list[str], tokenizer: Any) -> np.ndarray:
+    """Return where `transformers` takes a text for ended by one of some strings, `[prompt, token]`."""
+    from transformers.generation.stopping_criteria import StopStringCriteria
+
+    ends: Any = StopStringCriteria(tokenizer, strings)
+    ids = torch.as_tensor(tokens)
+    return torch.stack([ends(ids[:, : count + 1], None) for count in range(ids.shape[1])], dim=-1).cpu().numpy()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bayeslora import facts, networks, storage
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.contracts import checked
-from bayeslora.data import NOTHING, Columns, Reading, Source, to_device
+from bayeslora.data import NOTHING, Columns, Reading, Source, to_device, whole
 from bayeslora.decisions import HeldOut
 from bayeslora.dials import TuningResult
 from bayeslora.display import Shown
@@ -127,7 +127,7 @@ class State(Shown):
         with_labels = with_labels or likelihood.reads_labels
         how = Reading(asked, self.columns, with_labels, classes, self.data_collator)
         with seeded(0):  # a loader that shuffles
-            return Source(data, self.network.model, self.tokenizer, name, likelihood=likelihood, reading=how)
+            return Source(whole(data), self.network.model, self.tokenizer, name, likelihood=likelihood, reading=how)
 
     def _run(
         self, source: Source, num_draws: int, seed: int | None, batch_size: int, center: bool, approximation: str | None

@@ -69,11 +69,12 @@ def columns_in(names: Iterable[Any], answered: bool = True) -> tuple[str, ...]:
     for name in LISTS:
         if name in names:
             return (*beside, name)
-    asked = next((name for name in ASKED if name in names), None)
     answer = next((name for name in ANSWERED if name in names), None)
+    asked = next((name for name in ASKED if name in names), None)
+    asked = "input" if asked is None and answer == "output" and "input" in names else asked
     if asked is None or (answered and answer is None):
         return ()
-    about = next((name for name in CONTEXT if name in names and name != answer), None)
+    about = next((name for name in CONTEXT if name in names and name not in (asked, answer)), None)
     return (*beside, asked, *((about,) if about else ()), *((answer,) if answer else ()))
 
 
@@ -95,8 +96,15 @@ def read(row: Mapping[str, Any], where: str, answers: Answers = "all", answered:
     Raises:
         ValueError: If a text is missing, a role is not known, or there is no answer.
     """
-    columns = [name for name in columns_in(row, answered) if name not in BESIDE]
-    first = 0
+    # A table of several forms has all of their columns, empty in the rows of others.
+    filled = [name for name, value in row.items() if not is_nothing(value)]
+    found = columns_in(filled, answered) or columns_in(row, answered)
+    columns, first = [name for name in found if name not in BESIDE], 0
+    if not columns:
+        raise ValueError(
+            f"{where} has {', '.join(map(str, row))}, and no conversation: give messages, or what is asked and its "
+            "answer."
+        )
     if columns[0] in LISTS:
         messages = messages_of(row[columns[0]], f"{where}: {columns[0]!r}")
     else:
@@ -113,7 +121,7 @@ def read(row: Mapping[str, Any], where: str, answers: Answers = "all", answered:
             _side(value, role, f"{where}: {name!r}")
             for value, role, name in zip(values, ("user", "assistant"), (asked, answer), strict=False)
         ]
-        about = next((name for name in columns if name in CONTEXT and name != answer), None)
+        about = next((name for name in columns[1:] if name in CONTEXT and name != answer), None)
         text = None if about is None else row[about]
         if isinstance(text, str) and text.strip():
             parts[0][-1]["content"] = f"{parts[0][-1]['content']}\n\n{text}"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from typing import Any
 
 import datasets
@@ -265,6 +266,11 @@ def test_a_prompt_and_its_completion_are_joined_as_they_stand() -> None:
         ({"instruction": "Add", "input": "", "output": "3", "system": "Count."}, "system user assistant", [2]),
         ({"instruction": "Add", "context": None, "response": "3", "category": "x"}, "user assistant", [1]),
         ({"question": "1+1?", "answer": "2"}, "user assistant", [1]),
+        ({"input": "1+1?", "output": "2"}, "user assistant", [1]),
+        # A table of several forms has the columns of all.
+        ({"messages": None, "instruction": "Add", "input": "1, 2", "output": "3"}, "user assistant", [1]),
+        ({"messages": TURNS[:2], "instruction": None, "input": None, "output": None}, "user assistant", [1]),
+        ({"messages": None, "conversations": [*TURNS[:2]], "output": math.nan}, "user assistant", [1]),
         (
             {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "c"},
             "system user assistant",
@@ -297,6 +303,8 @@ def test_every_published_form_is_read(row: dict[str, Any], roles: str, counts: l
     [
         ({"messages": []}, "give a list of messages"),
         ({"messages": None}, "give a list of messages"),
+        ({"foo": 1}, "row 7 has foo, and no conversation"),
+        ({"messages": None, "prompt": None, "completion": "a"}, "'messages' is None"),
         ({"messages": "hello"}, "where a list of messages is needed"),
         ({"messages": TURNS[:1]}, "no answer of the assistant's"),
         ({"messages": [{"role": "asistant", "content": "a"}]}, "role 'asistant'"),
@@ -416,6 +424,11 @@ def test_json_lines_are_read(tmp_path: Any, caplog: pytest.LogCaptureFixture) ->
     assert prediction.tokens.tolist() == [label for label in ids.labels if label != IGNORED]
     start = ids.answers[0][0]
     assert prediction.rows.position.tolist() == list(range(start, len(ids.ids)))
+
+    # Rows of several forms in one file, which predictions read as fits do.
+    rows = [{"messages": TURNS[:2]}, {"instruction": "Add", "input": "", "output": "3"}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    np.testing.assert_array_equal(posterior.predict(path, num_draws=1).probs, posterior.predict(rows, 1).probs)
 
 
 def test_only_answers_are_learned_and_scored(tmp_path: Any) -> None:

@@ -76,6 +76,23 @@ def test_labels_of_tokens_are_padded_as_the_tokens_are(side: str) -> None:
     assert torch.equal(batch["labels"][seen], batch["input_ids"][seen] % 2)
 
 
+@pytest.mark.parametrize("family", ["GPT2", "Llama"])
+def test_padding_on_the_left_changes_no_token_of_a_causal_model(family: str) -> None:
+    # A decoder with a table of positions counts padding, unless it is told the positions.
+    network = model(family, "LMHeadModel" if family == "GPT2" else "ForCausalLM")().double()
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side = "left"
+    batch = next(Source(TEXTS, network, tokenizer).about(likelihoods.CausalLM).batches(5))
+    assert not batch["attention_mask"][:, 0].all()
+    batch.pop("labels")
+    with torch.no_grad():
+        logits = network(**batch).logits
+        batch.pop("position_ids")
+        for index, mask in enumerate(batch["attention_mask"] == 1):
+            alone = network(**{name: value[index, mask][None] for name, value in batch.items()}).logits[0]
+            torch.testing.assert_close(logits[index, mask], alone, rtol=0, atol=1e-10)
+
+
 def test_two_columns_of_positions_become_one_of_labels() -> None:
     network = model("Bert", "ForQuestionAnswering")()
     expected = [[0, n - 1] for n in LENGTHS]
