@@ -165,10 +165,12 @@ def put_new(network: AdaptedNetwork, tensors: Mapping[str, Tensor]) -> None:
 def lacked_by_checkpoint(model: nn.Module) -> set[str]:
     """Return the parameters of a `transformers` model that its checkpoint has not, or has in another shape.
 
-    They can be told where the model was loaded from a folder with safetensors, under names that are the model's own.
+    They can be told where the model was loaded from a folder with safetensors, or from the hub with a copy in its
+    cache, under names that are the model's own.
     """
-    folder = Path(getattr(model, "name_or_path", "") or "")
-    files = sorted(folder.glob("model*.safetensors")) if folder.name and folder.is_dir() else []
+    name = getattr(model, "name_or_path", "")
+    folder = _on_this_machine(name) if isinstance(name, str) and name else None
+    files = [] if folder is None else sorted(folder.glob("model*.safetensors"))
     if not files:
         return set()
     from safetensors import safe_open

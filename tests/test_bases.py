@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -82,6 +83,24 @@ def test_a_model_from_a_folder_is_compared_with_it(checkpoint: Path, tmp_path: P
     small = hf.AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=3)
     with pytest.raises(ValueError, match=r"'bert.embeddings.word_embeddings.weight' is \(70, 32\), and the model has"):
         bayeslora.load(tmp_path / "saved", model=small)
+
+
+def test_a_model_from_the_hubs_cache_is_compared_with_it(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "hub" / "models--somebody--model"
+    shutil.copytree(checkpoint, repository / "snapshots" / "0123")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    model = hf.AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=3)
+    model.name_or_path = "somebody/model"
+    model.resize_token_embeddings(70)
+    posterior = fitted(model)
+    assert posterior.network.new == ["bert.embeddings.word_embeddings.weight"]
+    assert set(posterior.network.head_names) == {"classifier", "bert.pooler"}
+    posterior.save(tmp_path / "saved")
+    assert_same(bayeslora.load(tmp_path / "saved"), posterior)
 
 
 @pytest.mark.parametrize("method", ["lora", "laplace"])
