@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayeslora.passes import unchanged
 from bayeslora.types import IGNORED, Batch
 
 WRITING = ("SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
@@ -242,7 +243,7 @@ def base_logits(model: nn.Module, batch: Batch) -> Tensor:
 def _evaluated(model: nn.Module, inputs: Batch) -> Tensor:
     modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), unchanged(model):
             return logits_of(model.eval()(**inputs))
     finally:
         for module, mode in modes:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "bayeslora"
 
 ORDER = (
     ("contracts",),
-    ("types", "isolation", "saving", "paths"),
+    ("types", "isolation", "saving", "paths", "passes"),
     ("networks",),
     ("limits",),
     ("adapters", "distributions", "tasks"),

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from bayeslora.adapters.layer import NotFoldedError
 from bayeslora.adapters.rows import copied, has_rows, num_rows, sequences_in
-from bayeslora.networks import logits_of
 from bayeslora.types import Batch
 
 EXAMPLES = 2
@@ -147,7 +146,7 @@ def few_examples(inputs: Batch) -> Batch:
 def together(network: Any, draws: Mapping[str, Any], inputs: Batch, size: int) -> Tensor:
     """Return the logits of two draws run as one batch, `[draw, batch, …]`."""
     network.bind(draws, 2 * size, sequences_in(inputs))
-    found = logits_of(network.model(**repeated(inputs, size, 2)))
+    found = network.logits(repeated(inputs, size, 2))
     return found.unflatten(0, (2, size))
 
 
@@ -162,7 +161,7 @@ def repeated(inputs: Batch, size: int, times: int) -> Batch:
 def logits(network: Any, factors: Mapping[str, Any], inputs: Batch) -> Tensor:
     """Return the logits at the factors of one draw, `[batch, …]`."""
     network.bind(factors)
-    return logits_of(network.model(**copied(inputs)))
+    return network.logits(copied(inputs))
 
 
 def at(draws: Mapping[str, Any], index: int) -> dict[str, Any]:

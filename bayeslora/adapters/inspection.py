@@ -17,6 +17,7 @@ from bayeslora.adapters.targets import head_names, linear_layers, output_embeddi
 from bayeslora.adapters.weights import features, is_within, oriented
 from bayeslora.limits import naming_inputs
 from bayeslora.networks import logits_of, memory_of
+from bayeslora.passes import unchanged
 from bayeslora.types import Batch
 
 POSITIONS = 8
@@ -231,7 +232,7 @@ class _Look:
             elif name and next(module.parameters(recurse=False), None) is not None:
                 hooks.append(module.register_forward_hook(self._note(name)))
         try:
-            with torch.no_grad(), still(self.model), _layer_by_layer(self.model):
+            with torch.no_grad(), still(self.model), _layer_by_layer(self.model), unchanged(self.model):
                 return self.model(**inputs)
         finally:
             for hook in hooks:
@@ -382,10 +383,11 @@ def _makes(output: Tensor, logits: Tensor) -> bool:
 def _is_output_embedding(model: nn.Module, name: str, logits: Tensor) -> bool:
     """Return whether a module makes logits of tokens: the model says so, or it goes with the largest embedding."""
     module = model.get_submodule(name)
-    weight = getattr(module, "weight", None)
+    # Reading a weight that is computed from others may change these, as a spectral norm's vectors in training.
+    weight, sizes = module._parameters.get("weight"), features(module)
     weights = [part.weight for part in model.modules() if isinstance(part, nn.Embedding)]
     if module is output_embedding(model) or any(weight is own for own in weights):
         return True
     # Other embeddings may have as many rows as there are classes: a head has the shape of those of two token types.
     largest = max(weights, key=len, default=None)
-    return largest is not None and logits.dim() > 2 and getattr(weight, "shape", None) == largest.shape
+    return largest is not None and logits.dim() > 2 and sizes is not None and sizes[::-1] == (*largest.shape,)

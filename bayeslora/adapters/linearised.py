@@ -9,7 +9,6 @@ from torch import Tensor
 from bayeslora.adapters.layer import NotFoldedError
 from bayeslora.adapters.network import AdaptedNetwork
 from bayeslora.adapters.rows import has_rows, num_rows, sequences_in
-from bayeslora.networks import logits_of
 from bayeslora.types import Batch, FactorsByStack
 
 # Numbers in the gradients held at once: examples × factors.
@@ -104,7 +103,7 @@ class Linearised:
             folds = self.network.folds(self.centre, inputs)
             self.network.bind(factors, size, sequences_in(inputs), apart=not folds)
             try:
-                output = logits_of(self.network.model(**inputs))
+                output = self.network.logits(inputs)
             except NotFoldedError:
                 raise ValueError(
                     f"{type(self.network.model).__name__} does not keep the batch first in every adapted layer, so "

@@ -1,7 +1,8 @@
 """A frozen network as a function of its adapters' factors."""
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from bayeslora.adapters.stack import Stacks, grouped
 from bayeslora.adapters.targets import check_names, choose_targets, head_names, linear_layers
 from bayeslora.adapters.weights import is_moving, is_within, names_of, share_weights, swap
 from bayeslora.networks import leave_reentrant_checkpointing, logits_of
+from bayeslora.passes import Left, Passes
 from bayeslora.types import Batch, FactorsByStack, FactorTuple, Targets
 
 logger = logging.getLogger(__name__)
@@ -89,6 +91,7 @@ class AdaptedNetwork(nn.Module):
         self.stacks = Stacks(stacks)
         self.verdict: folding.Verdict | None = None
         self.prefixes: dict[Any, Any] = {}  # what `Shared` knows, by the layers that differ
+        self.passes = Passes()
         self.new: list[str] = []  # frozen parameters that the model's checkpoint lacked, which are saved as they are
         # A plain dictionary of lists: the layers are registered in the model already.
         self._layers = {
@@ -231,6 +234,34 @@ class AdaptedNetwork(nn.Module):
                 layer.slot.factors = layer.slot.rows = None
                 layer.slot.sequences, layer.slot.apart = 1, False
 
+    def run(self, inputs: Batch) -> Any:
+        """Return what the network returns with the factors that are bound."""
+        with self.alone():
+            return self.model(**inputs)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[Left]:
+        """Let passes begin with what the network kept at the start, such as the last state of a recurrent layer.
+
+        In training, its head may change that, as its statistics of batches do.
+
+        Yields:
+            What the passes leave, once the context has ended.
+        """
+        passes, is_new = self.passes, self.training not in self.passes.moving
+        heads = [self.model.get_submodule(head) for head in self.head_names] if is_new and self.training else []
+        with passes.alone(self.model, self.training, {part for head in heads for part in head.modules()}) as left:
+            yield left
+        if is_new and passes.moving[self.training]:
+            logger.info(
+                "%s keeps something from one pass to the next, in %s: every pass begins with what was there at first.",
+                *(type(self.model).__name__, ", ".join(map(repr, passes.names[:3]))),
+            )
+
+    def logits(self, inputs: Batch) -> Tensor:
+        """Return the logits with the factors that are bound."""
+        return logits_of(self.run(inputs))
+
     def folds(self, factors: FactorsByStack, inputs: Batch) -> bool:
         """Return whether draws that run as rows of one batch give what they give one by one: measured once.
 
@@ -270,7 +301,7 @@ class AdaptedNetwork(nn.Module):
         num_draws = self.num_draws(factors)
         if num_draws is None:
             self.bind(factors)
-            return logits_of(self.model(**inputs))
+            return self.logits(inputs)
         size = num_rows(inputs)
         repeats = 1 if rows_by_draw else num_draws
         rows = folding.repeated(inputs, size, repeats)
@@ -278,7 +309,7 @@ class AdaptedNetwork(nn.Module):
         if num_draws == 1 or self.folds(factors, inputs):
             self.bind(factors, all_rows, sequences)
             try:
-                logits = logits_of(self.model(**rows))
+                logits = self.logits(rows)
                 return logits if rows_by_draw else logits.unflatten(0, (num_draws, size))
             except NotFoldedError:
                 pass  # a layer that was not reached before, or other shapes
@@ -304,5 +335,5 @@ class AdaptedNetwork(nn.Module):
         logits = []
         for index, part in enumerate(parts):
             self.bind({name: type(value)(*(factor[index] for factor in value)) for name, value in factors.items()})
-            logits.append(logits_of(self.model(**copied(part))))
+            logits.append(self.logits(copied(part)))
         return torch.stack(logits)

@@ -15,6 +15,7 @@ from bayeslora.adapters.calls import replaceable, replaced
 from bayeslora.adapters.layer import AdaptedLayer
 from bayeslora.adapters.network import AdaptedNetwork
 from bayeslora.adapters.rows import copied, num_rows
+from bayeslora.passes import Left
 from bayeslora.types import Batch, FactorsByStack
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ class Shared:
             found = self._run(inputs, self.factors, known.fresh)
             if found is None:
                 return None
-            calls, positions = found
+            calls, positions, left = found
             if known.watched is None:
                 known.watched = list({id(call.module): call.module for call in calls}.values())
                 known.worth = share(network.model, known.watched) >= LEAST_SHARE
@@ -118,19 +119,19 @@ class Shared:
             signature = _signature(calls)
             if signature not in known.plans:
                 known.plans[signature] = self._measure(inputs, signature)
-                # Once more: modules may have kept something of what they were measured on.
-                calls, positions = self._run(inputs, self.factors, known.fresh) or found
+                # Once more: a plan may ask for copies.
+                calls, positions, left = self._run(inputs, self.factors, known.fresh) or found
             plan = known.plans[signature]
             if plan is None or _signature(calls) != signature or not _have_rows(calls, plan, size):
                 return None
-            return Replay(network, self.layers[0], calls, plan, size, positions)
+            return Replay(network, self.layers[0], calls, plan, size, positions, left)
         finally:
             network.unbind()
 
-    def _run(self, inputs: Batch, factors: FactorsByStack, fresh: bool = False) -> tuple[list[Call], int] | None:
+    def _run(self, inputs: Batch, factors: FactorsByStack, fresh: bool = False) -> tuple[list[Call], int, Left] | None:
         """Run the network up to the first layer whose factors differ; None if none is called.
 
-        Returns the largest calls that have ended by then, and the positions of that layer's input.
+        Returns the largest calls that have ended by then, the positions of that layer's input, and what modules kept.
         """
         calls: list[Call] = []
 
@@ -155,10 +156,10 @@ class Shared:
         made = dict.fromkeys(watched, noting) | dict.fromkeys(self.layers, stopping)
         self.network.bind(folding.at(factors, 0))
         try:
-            with replaced(made):
+            with self.network.alone() as left, replaced(made):
                 self.network.model(**copied(inputs))
         except ReachedError as reached:
-            return calls, reached.positions
+            return calls, reached.positions, left
         return None
 
     def _measure(self, inputs: Batch, signature: Any) -> Plan | None:
@@ -206,7 +207,7 @@ class Shared:
         size = num_rows(few)
         found = self._run(few, draws, plan.fresh)
         assert found is not None
-        with Replay(self.network, self.layers[0], found[0], plan, size, found[1]).installed():
+        with Replay(self.network, self.layers[0], found[0], plan, size, *found[1:]).installed():
             alone = [folding.logits(self.network, folding.at(draws, index), few) for index in (0, 1, 0)]
             parts = [torch.stack(alone)]
             if folds:
@@ -260,6 +261,7 @@ class Replay:
         plan: How they are handed out.
         size: Examples of the batch.
         positions: Positions of the first layer's input.
+        left: What modules have kept of the calls, with which every pass begins.
     """
 
     def __init__(
@@ -270,8 +272,10 @@ class Replay:
         plan: Plan,
         size: int,
         positions: int,
+        left: Left,
     ):
         self.network, self.layer, self.plan, self.size, self.positions = network, layer, plan, size, positions
+        self.left = left
         self.outputs: dict[nn.Module, list[tuple[Call, tuple[bool, ...]]]] = {}
         for call, rows in zip(calls, plan.rows, strict=True):
             self.outputs.setdefault(call.module, []).append((call, rows))
@@ -290,7 +294,7 @@ class Replay:
         """Replace the modules' own forward functions."""
         handle = self.network.model.register_forward_pre_hook(self._begin)
         try:
-            with replaced(dict.fromkeys(self.outputs, self._forward)):
+            with self.left.again(), replaced(dict.fromkeys(self.outputs, self._forward)):
                 yield
         finally:
             handle.remove()

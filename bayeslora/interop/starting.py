@@ -13,6 +13,7 @@ from bayeslora.adapters import AdaptedNetwork, Family, Stacks
 from bayeslora.adapters.weights import is_within
 from bayeslora.interop.peft_fields import refuse_beside
 from bayeslora.networks import logits_of
+from bayeslora.passes import unchanged
 from bayeslora.program import Program, evaluating
 from bayeslora.types import Batch, FactorsByStack, FactorTuple
 
@@ -121,7 +122,7 @@ class Adapters:
 def distance(network: AdaptedNetwork, factors: FactorsByStack, other: nn.Module, inputs: Batch) -> float:
     """Return the largest difference of a network's logits at given factors from another's; 0 if it is rounding."""
     try:
-        with torch.no_grad(), evaluating(network), evaluating(other):
+        with torch.no_grad(), evaluating(network), evaluating(other), unchanged(other):
             own, expected = network(factors, inputs), logits_of(other(**inputs))
     finally:
         network.unbind()

@@ -1,0 +1,175 @@
+"""Networks that keep something from one pass to the next: predictions do not depend on those before."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, weight_norm
+
+import bayeslora
+from bayeslora.passes import Passes, unchanged
+
+
+class Body(nn.Module):
+    """What it keeps is said by `keep`, from its features and what it has kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 6)
+        self.second = nn.Linear(6, 6)
+        self.out = nn.Linear(6, 3)
+        self.start()
+
+    def start(self) -> None: ...
+
+    def keep(self, h: Tensor) -> Any: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        return self.out(torch.tanh(self.second(h + self.keep(h))))
+
+
+class Buffer(Body):
+    def start(self) -> None:
+        self.register_buffer("mean", torch.zeros(6))
+
+    def keep(self, h: Tensor) -> Tensor:
+        self.mean.mul_(0.9).add_(h.detach().mean())
+        return self.mean
+
+
+class NewBuffer(Buffer):
+    def keep(self, h: Tensor) -> Tensor:
+        self.mean = 0.9 * self.mean + 1
+        return self.mean
+
+
+class Attribute(Body):
+    def start(self) -> None:
+        self.last: Any = None
+
+    def keep(self, h: Tensor) -> Any:
+        last, self.last = self.last, h.detach().mean()
+        return 1 if last is None else last
+
+
+class Written(Body):
+    def start(self) -> None:
+        self.sums = [torch.zeros(())]
+
+    def keep(self, h: Tensor) -> Any:
+        self.sums[0] += 1
+        return self.sums[0].clone()
+
+
+class Mapping(Body):
+    def start(self) -> None:
+        self.cache: dict[str, Any] = {}
+
+    def keep(self, h: Tensor) -> Any:
+        self.cache["calls"] = self.cache.get("calls", 0) + 1
+        return self.cache["calls"]
+
+
+class Object(Body):
+    def start(self) -> None:
+        self.state = SimpleNamespace(calls=[])
+
+    def keep(self, h: Tensor) -> Any:
+        self.state.calls.append(1)
+        return len(self.state.calls)
+
+
+KINDS = [Buffer, NewBuffer, Attribute, Written, Mapping, Object]
+X, Y = torch.randn(8, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64), torch.arange(8) % 3
+
+
+SOME = [pytest.param(k, marks=[pytest.mark.slow] if k in (NewBuffer, Written, Mapping) else []) for k in KINDS]
+
+
+@pytest.fixture
+def model(request: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return request.param().double()
+
+
+@pytest.fixture
+def moved() -> Callable[[Any], bayeslora.Posterior]:
+    def fit(model: Any, **settings: Any) -> bayeslora.Posterior:
+        posterior = bayeslora.fit(model, (X, Y), "monteclora", rank=2, epochs=1, progress=False, **settings)
+        with torch.no_grad():
+            for parameter in posterior.guide.parameters():
+                parameter += 0.1
+        return posterior
+
+    return fit
+
+
+@pytest.mark.parametrize("model", SOME, indirect=True, ids=lambda kind: kind.__name__)
+def test_predictions_do_not_depend_on_those_before(
+    model: nn.Module, moved: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fresh, caplog.handler.level = copy.deepcopy(model), 0
+    expected = model.eval()(X)
+    model = copy.deepcopy(fresh)
+    with caplog.at_level("INFO", "bayeslora"):
+        posterior = moved(model)
+    assert (
+        f"{type(model).__name__} keeps something from one pass to the next, in '{type(model).__name__}'" in caplog.text
+    )
+    torch.testing.assert_close(model.eval()(X), expected, rtol=0, atol=0)  # it was left as it was
+
+    def draws(posterior: bayeslora.Posterior) -> Any:
+        return posterior.predict(X, num_draws=3, seed=0, batch_size=4).draws
+
+    first = draws(posterior)
+    np.testing.assert_array_equal(draws(posterior), first)
+    np.testing.assert_array_equal(draws(copy.deepcopy(posterior)), first)
+    posterior.save(tmp_path)
+    np.testing.assert_array_equal(draws(bayeslora.load(tmp_path, fresh)), first)
+    probs = posterior.merge()(X).softmax(-1).detach()
+    np.testing.assert_allclose(posterior.predict(X, center=True).probs, probs, rtol=1e-12)
+
+
+@pytest.mark.parametrize("model", KINDS, indirect=True, ids=lambda kind: kind.__name__)
+def test_a_pass_that_stops_halfway_leaves_nothing(model: nn.Module) -> None:
+    model.eval()
+    passes, expected = Passes(), copy.deepcopy(model)(X)
+    model.second.register_forward_pre_hook(lambda *_: 1 / 0)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), passes.alone(model):
+            model(X)
+    model.second._forward_pre_hooks.clear()
+    with unchanged(model):
+        torch.testing.assert_close(model(X), expected, rtol=0, atol=0)
+    torch.testing.assert_close(model(X), expected, rtol=0, atol=0)
+
+
+def test_statistics_of_the_head_are_learned_with_it() -> None:
+    network = nn.Sequential()
+    network.add_module("body", nn.Linear(4, 6))
+    network.add_module("head", nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3)))
+    posterior = bayeslora.fit(network, ({"input": X.float()}, Y), "lora", epochs=1, progress=False)
+    assert posterior.network.model.head[0].running_mean.any()
+    assert not network.head[0].running_mean.any()
+
+
+@pytest.mark.parametrize("norm", [weight_norm, parametrizations.spectral_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_weights_that_are_computed_are_left_to_themselves(norm: Any) -> None:
+    torch.manual_seed(0)
+    model = Attribute().double()
+    norm(model.out)
+    norm(model.second)
+    before = {name: value.clone() for name, value in model.train().state_dict().items()}
+    posterior = bayeslora.fit(model, (X, Y), "lora", epochs=1, progress=False)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, msg=name)
+    probs = posterior.merge().eval()(X).softmax(-1).detach()
+    np.testing.assert_allclose(posterior.predict(X, center=True).probs, probs, rtol=1e-12)
