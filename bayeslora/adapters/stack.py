@@ -161,9 +161,11 @@ def grouped(
             if given is None:
                 given = max((r for r in range(1, DEFAULT_RANK + 1) if start_rank(r) <= min(sizes)), default=1)
             layer_rank = start_rank(int(given)) if isinstance(given, Integral) else 0
+            if given == 1:  # there is no smaller one: a method that prunes starts at it, too
+                layer_rank = min(layer_rank, *sizes)
             if not 1 <= layer_rank <= min(sizes):
                 starts = f", which starts at {layer_rank}," if layer_rank not in (0, given) else ""
-                largest = sum(start_rank(r) <= min(sizes) for r in range(1, min(sizes) + 1))
+                largest = max(1, sum(start_rank(r) <= min(sizes) for r in range(1, min(sizes) + 1)))
                 raise ValueError(
                     f"rank={given!r}{starts} does not fit layer {name!r}, which is {sizes[0]} to {sizes[1]} "
                     f"features: give a whole number from 1 to {largest}, or leave the layer out of `targets`."

@@ -229,6 +229,13 @@ def test_ranks_by_suffix_and_those_not_named_all_start_higher() -> None:
         assert stack.rank == (3 if all(name.endswith("query") for name in stack.layer_names) else 12)
 
 
+def test_a_layer_of_one_feature_starts_at_the_only_rank_there_is() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(6, 1), torch.nn.Linear(1, 8), torch.nn.Linear(8, 3))
+    for rank in (None, {"0": 1}):
+        network = AdaptedNetwork(model, AdaLoRA().family, ["0", "1"], rank, start_rank=AdaLoRA().start_rank)
+        assert [stack.rank for stack in network.stacks.values()] == [1, 1]
+
+
 def test_a_rank_that_starts_too_high_says_what_fits() -> None:
     with pytest.raises(ValueError, match=r"rank=30, which starts at 45, does not fit .*from 1 to 21,"):
         fit(rank=30)
