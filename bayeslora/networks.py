@@ -63,6 +63,11 @@ def answers(model: nn.Module | None) -> bool:
     return not is_a(model, "CAUSAL_LM") and (listed or fills or (writes(model) and is_encoder_decoder(model)))
 
 
+def solves(model: nn.Module, problem: str) -> bool:
+    """Whether a model's configuration says which problem it is for, `problem_type`, and that it is this one."""
+    return getattr(getattr(model, "config", None), "problem_type", None) == problem
+
+
 def vocabulary(model: nn.Module) -> int | None:
     """Return how many tokens a network knows; None if it has no embedding of tokens."""
     config: Any = getattr(model, "config", None)
@@ -137,7 +142,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """Return the network in what `torch.compile`, `DataParallel` and the like have put around it.
 
     Around it, parts have other names: what is its task head could not be told.
+
+    Raises:
+        TypeError: If it is a program of TorchScript, whose layers nothing can stand for.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            "model is a program of TorchScript, in which no layer can be adapted: give the torch.nn.Module that it was "
+            "made from."
+        )
     parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     while (inner := model.module if isinstance(model, parallel) else model._modules.get("_orig_mod")) is not None:
         model = inner

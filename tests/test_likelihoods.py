@@ -251,6 +251,22 @@ def test_an_unknown_likelihood_lists_those_known() -> None:
 def test_regression_needs_one_output() -> None:
     with pytest.raises(ValueError, match=r"Regression needs one output per example.*returns \(2, 3\).*num_labels=1"):
         fit(line(3), numbers(), likelihood="regression")
+    squeezed = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1), nn.Flatten(0))
+    for likelihood in (None, "regression"):
+        with pytest.raises(ValueError, match=r"Regression needs .*returns .2,.: .*end with \.unsqueeze\(-1\)"):
+            fit(squeezed, (torch.randn(5, 3), torch.randn(5)), likelihood=likelihood)
+
+
+def test_a_models_own_problem_type_says_what_its_labels_are() -> None:
+    inputs, _ = tokens(4)
+    model = tiny_bert(1, problem_type="regression")
+    posterior = fit(model, (inputs, torch.tensor([1, 5, 2, 9])), epochs=0)
+    assert posterior.program.likelihood.name == "regression"
+    assert posterior.network.output_layer().bias.item() == pytest.approx(model.classifier.bias.item() + 4.25, abs=1)
+    with pytest.raises(ValueError, match=r"No likelihood is known for outputs \(2, 3\) and labels \(2, 3\)"):
+        fit(tiny_bert(3, problem_type="regression"), (inputs, torch.eye(4)[:, :3]), epochs=0)
+    with pytest.raises(ValueError, match=r"give your own, likelihood=…"):
+        fit(tiny_bert(1), (inputs, torch.randn(4, 1)), epochs=0)
 
 
 def test_labels_that_are_no_numbers() -> None:

@@ -93,6 +93,15 @@ def test_inputs_without_names() -> None:
     assert posterior.predict({"x": NUMBERS[0]}).probs.shape == (8, 3)
 
 
+@pytest.mark.parametrize("make", [torch.jit.script, lambda model: torch.jit.trace(model, NUMBERS[0])])
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript_is_refused(make: Callable[[nn.Module], nn.Module]) -> None:
+    with pytest.raises(
+        TypeError, match=r"a program of TorchScript, .*: give the torch.nn.Module that it was made from"
+    ):
+        fitted(make(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))), NUMBERS)
+
+
 # What is around a network.
 
 AROUND: dict[str, Callable[[nn.Module], nn.Module]] = {

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bayeslora import metrics
 from bayeslora.contracts import ClassCount, Probability, checked
 from bayeslora.metrics import FloatArray
+from bayeslora.networks import solves
 from bayeslora.tasks import words
 from bayeslora.tasks.base import Likelihood, class_settings, precise
 from bayeslora.tasks.classes import Classes, of_several, rows_of_several
@@ -171,7 +172,8 @@ class MultiLabel(Likelihood):
         if values.ndim != 2 or values.shape[-1] != self.num_classes or not np.isin(values, (0, 1)).all():
             raise ValueError(
                 f"Labels of shape {values.shape} do not fit {self.num_classes} labels per example: give a row of "
-                f"{self.num_classes} numbers, 0 or 1, for each."
+                f"{self.num_classes} numbers, 0 or 1, for each. Real numbers have a likelihood if there is one for "
+                "each example, labels of shape [example]; for several, give your own, likelihood=…."
             )
 
     def baseline(self, labels: LabelValues) -> float | None:
@@ -194,7 +196,7 @@ class MultiLabel(Likelihood):
 
     @classmethod
     def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:
-        return logits.dim() == 2 and labels.shape == logits.shape
+        return logits.dim() == 2 and labels.shape == logits.shape and not solves(model, "regression")
 
     @classmethod
     def model_settings(cls, model: str, names: Sequence[str] | None, labels: LabelColumn | None) -> dict[str, Any]:

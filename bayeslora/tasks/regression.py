@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bayeslora import metrics
 from bayeslora.contracts import Freedom, Probability, Scale, checked
 from bayeslora.metrics import FloatArray
-from bayeslora.networks import is_a
+from bayeslora.networks import is_a, solves
 from bayeslora.tasks.base import Likelihood, precise
 from bayeslora.tasks.classes import Classes, real
 from bayeslora.tasks.collecting import Outputs
@@ -191,7 +191,7 @@ class RealValued(Likelihood):
         return math.exp(self.log_scale.item())
 
     def select(self, logits: Tensor, batch: Batch) -> RealLogits:
-        if logits.shape[-1] != 1:
+        if logits.dim() < 2 or logits.shape[-1] != 1:
             raise ValueError(
                 f"Regression needs one output per example, [batch, 1], but the network returns {tuple(logits.shape)}: "
                 "load it with num_labels=1, or let its forward end with .unsqueeze(-1)."
@@ -259,8 +259,15 @@ class Regression(RealValued):
         return label is not None and np.ndim(label) == 0 and np.asarray(label).dtype.kind == "f"
 
     @classmethod
+    def is_of(cls, model: nn.Module) -> bool:
+        return solves(model, "regression") and getattr(model.config, "num_labels", None) == 1
+
+    @classmethod
     def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:
-        one = logits.dim() == 2 and logits.shape[-1] == 1 and labels.dim() == 1
+        if cls.is_of(model):
+            return logits.dim() == 2 and labels.dim() == 1
+        # A vector of outputs is said to need another dimension, by `select`.
+        one = logits.shape in ((len(labels), 1), (len(labels),)) and labels.dim() == 1
         return one and labels.is_floating_point() and not is_a(model, "MULTIPLE_CHOICE")
 
 
