@@ -5,6 +5,8 @@ Nothing here needs a posterior: only what `Posterior.export_peft(folder, num_dra
 
 import http.client
 import json
+import math
+import os
 import re
 import urllib.error
 import urllib.request
@@ -23,6 +25,9 @@ from bayeslora.types import Folder
 MANIFEST = "draws.json"
 """Says which folders hold the draws, and what their logits are divided by."""
 
+MOST_BYTES = 2**20
+"""Of the manifest."""
+
 
 def draws_in(folder: Path) -> tuple[list[Path], float]:
     """Return the folders of exported draws, in order, and the temperature that divides their logits.
@@ -31,20 +36,30 @@ def draws_in(folder: Path) -> tuple[list[Path], float]:
         FileNotFoundError: If there are none.
         ValueError: If the manifest names other things than folders of draws that are there.
     """
-    if (folder / MANIFEST).is_file():
+    from bayeslora.record import parse, plain_file
+
+    if os.path.lexists(folder / MANIFEST):
         try:
-            record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            if plain_file(folder / MANIFEST) > MOST_BYTES:
+                raise ValueError(f"it is larger than {MOST_BYTES >> 20} MiB")
+            record = parse((folder / MANIFEST).read_bytes())
             names, temperature = [str(name) for name in record["draws"]], float(record["temperature"])
-        except (ValueError, KeyError, TypeError) as error:
+            if not 0 < temperature < math.inf or len({*names}) < len(names):
+                raise ValueError("a draw stands twice, or the temperature is not a positive number")
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"{folder / MANIFEST} is damaged ({error}): export the draws again.") from None
-        if bad := [name for name in names if not re.fullmatch(r"draw-\d+", name) or not (folder / name).is_dir()]:
+        if bad := [name for name in names if not re.fullmatch(r"draw-\d{1,9}", name) or not _is_folder(folder / name)]:
             raise ValueError(f"{folder / MANIFEST} names {bad[0]!r:.100}, which is not a draw: export again.")
     else:
-        found = [path.name for path in folder.glob("draw-*") if re.fullmatch(r"draw-\d+", path.name)]
+        found = [path.name for path in folder.glob("draw-*") if re.fullmatch(r"draw-\d{1,9}", path.name)]
         names, temperature = sorted(found, key=lambda name: int(name[5:])), 1.0
     if not names:
         raise FileNotFoundError(f"{folder} has no draws: write some, posterior.export_peft(folder, num_draws=8).")
     return [folder / name for name in names], temperature
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 @dataclass(frozen=True)
@@ -104,16 +119,17 @@ class AdapterEnsemble(nn.Module):
 
         Args:
             base: The base model, with as many outputs as the fit; PEFT puts its layers into it.
-            folder: Where the draws were written.
+            folder: Where the draws were written. A stranger's is safe to load: see `fit(…, init=folder)`.
+
+        Raises:
+            FileNotFoundError: If there are no draws in the folder.
+            ValueError: If they are damaged, or for another base.
         """
-        from peft import PeftModel
+        from bayeslora.interop import put_by_peft
 
         paths, temperature = draws_in(Path(folder))
-        names = [path.name for path in paths]
-        model: Any = PeftModel.from_pretrained(base, paths[0], adapter_name=names[0])
-        for name, path in zip(names[1:], paths[1:], strict=True):
-            model.load_adapter(str(path), adapter_name=name)
-        return cls(model.eval(), names, temperature)
+        model = put_by_peft(base, paths)
+        return cls(model.eval(), [path.name for path in paths], temperature)
 
     @torch.inference_mode()
     def forward(self, **inputs: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from bayeslora.interop.merging import merge
 from bayeslora.interop.peft_fields import LORA_FIELDS
-from bayeslora.interop.peft_in import base_of_peft, from_peft, from_peft_folder, is_peft_model
+from bayeslora.interop.peft_in import base_of_peft, from_peft, from_peft_folder, is_peft_model, put_by_peft
 from bayeslora.interop.peft_out import About, export_draws, export_peft
 from bayeslora.interop.starting import Adapters, from_factors, from_program
 
@@ -19,4 +19,5 @@ __all__ = [
     "from_program",
     "is_peft_model",
     "merge",
+    "put_by_peft",
 ]

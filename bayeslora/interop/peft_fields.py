@@ -1,12 +1,12 @@
 """PEFT's configuration, field by field: what is read, what does not matter, and what is refused by name."""
 
-import math
-import re
-from collections.abc import Mapping
-from typing import Any, NoReturn
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NoReturn
 
 from bayeslora.adapters import Family
 from bayeslora.adapters.families import IN_PEFT
+from bayeslora.contracts import Count, Within, fits, in_words
 
 PREFIX = "base_model.model."
 """What PEFT puts before the names of a base's layers."""
@@ -62,6 +62,28 @@ LORA_FIELDS: Mapping[str, str | None] = {
 are refused. A field that is not here is refused unless it has its default."""
 
 
+Alpha = Annotated[float, Within(at_least=-1_000_000, at_most=1_000_000)]
+
+KINDS: Mapping[str, Any] = {
+    "r": Count,
+    "rank_pattern": Mapping[str, Count],
+    "lora_alpha": Alpha,
+    "alpha_pattern": Mapping[str, Alpha],
+    "use_rslora": bool,
+    "use_dora": bool,
+    "fan_in_fan_out": bool,
+    "init_lora_weights": bool | str,
+    "modules_to_save": Sequence[str],
+    "lora_dropout": Annotated[float, Within(at_least=0, at_most=1)],
+    "base_model_name_or_path": str,
+    "target_modules": str | Sequence[str],
+    "exclude_modules": str | Sequence[str],
+    "layers_to_transform": int | Sequence[int],
+    "layers_pattern": str | Sequence[str],
+    "task_type": str,
+}
+"""What the fields that are read may be, if they are not None."""
+
 LEAVING_BASE = ("gaussian", "eva", "orthogonal", "mica")
 """PEFT's starts, `init_lora_weights`, that do not change the base."""
 
@@ -89,45 +111,37 @@ def check_config(config: Mapping[str, Any]) -> Family:
     kind = str(getattr(config.get("peft_type"), "value", config.get("peft_type")))
     if kind != "LORA":
         raise ValueError(
-            f"The PEFT adapter is of type {kind}; only LORA can be a starting point. Where PEFT can merge it into a "
-            "model of its own, model.merge_and_unload(), fit that."
+            f"The PEFT adapter is of type {kind:.100}; only LORA can be a starting point. Where PEFT can merge it into "
+            "a model of its own, model.merge_and_unload(), fit that."
         )
     for field, value in config.items():
         if field not in LORA_FIELDS:
             if value not in _defaults(field):
-                refuse(f"{field}={value!r}", "is not known here")
+                refuse(f"{field}={value!r:.200}", "is not known here")
         elif (reason := LORA_FIELDS[field]) and value not in (None, False, "none", []):
-            refuse(f"{field}={value!r}", reason)
+            refuse(f"{field}={value!r:.200}", reason)
     change_by(config)
-    for field in ("r", "lora_alpha", "lora_dropout"):
-        if not _is_number(config.get(field, 0)):
-            raise ValueError(f"The PEFT adapter has {field}={config[field]!r}, which is not a number.")
-    for field in ("rank_pattern", "alpha_pattern"):
-        patterns = config.get(field) or {}
-        if not isinstance(patterns, dict) or not all(map(_is_number, patterns.values())):
-            raise ValueError(f"The PEFT adapter has {field}={patterns!r}, which does not give names numbers.")
-        for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(
-                    f"The PEFT adapter has {pattern!r} in its {field}, which is not a regular expression: {error}"
-                ) from None
+    for field, declaration in KINDS.items():
+        value = getattr(config.get(field), "value", config.get(field))  # of an enumeration
+        value = sorted(value, key=str) if isinstance(value, set) else value
+        if value is not None and not fits(value, declaration):
+            raise ValueError(f"The PEFT adapter has {field}={value!r:.200}: give {in_words(declaration)}.")
     return next(f for f in IN_PEFT if all(config.get(key, False) == value for key, value in f.peft_settings.items()))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _defaults(field: str) -> list[Any]:
     """Return the values with which an unknown field of PEFT's does nothing: its default, or nothing at all."""
-    nothing: list[Any] = [None, False, "", [], {}]
+    return [None, False, "", [], {}, _pefts().get(field)]
+
+
+@functools.cache
+def _pefts() -> Mapping[str, Any]:
+    """Return PEFT's own defaults; nothing without PEFT."""
     try:
         from peft import LoraConfig
     except ImportError:
-        return nothing
-    return [*nothing, LoraConfig().to_dict().get(field)]
+        return {}
+    return LoraConfig().to_dict()
 
 
 def refuse(what: str, why: str | None) -> NoReturn:

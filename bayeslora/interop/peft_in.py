@@ -1,10 +1,11 @@
 """Adapters from PEFT: a model in memory, or a folder."""
 
-import json
+import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters import Family, choose_targets
 from bayeslora.adapters.targets import head_names
-from bayeslora.adapters.weights import share_weights
+from bayeslora.adapters.weights import features, share_weights
 from bayeslora.interop.peft_fields import (
     LORA_FIELDS,
     PREFIX,
@@ -24,6 +25,7 @@ from bayeslora.interop.peft_fields import (
     refuse_beside,
     refuse_layer,
 )
+from bayeslora.interop.peft_files import Patterns, lora_config, or_default, read_folder
 from bayeslora.interop.starting import Adapters
 from bayeslora.isolation import seeded
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 logger = logging.getLogger(__name__)
+
+NOT_COMPARED = "The adapter in %s was not compared with what PEFT computes: peft is not installed."
 
 
 def is_peft_model(model: object) -> bool:
@@ -128,32 +132,13 @@ def from_peft_folder(folder: str | os.PathLike[str], network: nn.Module | None =
         FileNotFoundError: If the folder holds none.
         ValueError: If the adapter is not plain LoRA or DoRA, damaged, or for another network.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    config_path, weights_path = (Path(folder) / name for name in ("adapter_config.json", "adapter_model.safetensors"))
-    for path in (config_path, weights_path):
-        if not path.is_file():
-            if (Path(folder) / "adapter_model.bin").is_file():
-                raise ValueError(
-                    f"{folder} holds its adapter as adapter_model.bin, a pickle, which can run code when it is read: "
-                    "if you trust it, convert it, PeftModel.from_pretrained(base, folder).save_pretrained(folder)."
-                )
-            inside = sorted(found.parent.name for found in Path(folder).glob(f"*/{path.name}"))
-            hint = f" There are some in its folders: {', '.join(inside)}." if inside else ""
-            raise FileNotFoundError(f"{folder} holds no PEFT adapter: there is no {path.name} in it.{hint}")
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{config_path.name} in {folder} is not a configuration of PEFT's: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{config_path.name} in {folder} is not a configuration of PEFT's: {str(config)[:50]}")
-    try:
-        state = load_file(weights_path)
-    except SafetensorError as error:
-        raise ValueError(f"{weights_path.name} in {folder} is damaged: {error}") from None
+    config, state = read_folder(folder)
     base = None if network is None else (base_of_peft(network) if is_peft_model(network) else network)
-    adapters = _from_peft(config, state, None if base is None else lambda: _read_by_peft(base, folder))
+
+    def reference() -> nn.Module | None:
+        return None if base is None else _built_by_peft(base, folder, adapters, config, state)
+
+    adapters = _from_peft(config, state, reference)
     if changed := change_by(config):
         refuse_base(changed)
     if base is not None:
@@ -209,8 +194,8 @@ def _changing(model: "PeftModel") -> str | None:
 
 def _check_layers(adapters: Adapters, network: nn.Module) -> None:
     """Raise a ValueError unless a network has the linear layers that adapters are for, outside its task head."""
-    there, heads, names = dict(network.named_modules()), head_names(network), list(adapters.factors)
-    for name in names:
+    there, heads = dict(network.named_modules()), head_names(network)
+    for name, parts in adapters.factors.items():
         if name not in there:
             raise ValueError(
                 f"The PEFT adapter adapts {name!r}, which the {type(network).__name__} does not have: load a model of "
@@ -227,6 +212,11 @@ def _check_layers(adapters: Adapters, network: nn.Module) -> None:
             found = []
         if found != [name]:
             refuse_layer(name)
+        if (given := (parts.A.shape[1], len(parts.B))) != (wanted := features(there[name])):
+            raise ValueError(
+                f"The PEFT adapter adapts {name!r} from {given[0]} to {given[1]} features, and the layer of the "
+                f"{type(network).__name__} is of {wanted}: load the model that it was trained on."
+            )
 
 
 def _from_peft(
@@ -235,29 +225,32 @@ def _from_peft(
     """Make adapters from PEFT's configuration and saved weights."""
     family = check_config(config)
     factors: dict[str, dict[str, Tensor]] = {}
-    head = {}
+    head: dict[str, Tensor] = {}
     for key, value in state.items():
         name = key.removeprefix(PREFIX)
         if match := re.fullmatch(r"(.+)\.lora_([AB])(?:\.[^.]+)?\.weight", name):
-            factors.setdefault(match[1], {})[match[2]] = value
+            _put(factors.setdefault(match[1], {}), match[2], value, key)
         elif match := re.fullmatch(r"(.+)\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?", name):
-            factors.setdefault(match[1], {})["m"] = value
+            _put(factors.setdefault(match[1], {}), "m", value, key)
         elif "lora_embedding" in name:
             refuse_layer(name.partition(".lora_")[0])
         elif "lora_" in name:
             raise ValueError(f"The PEFT adapter has weights {key!r}, which are not a linear layer's A or B.")
         else:
-            head[name] = value.detach()
+            _put(head, name, value.detach(), key)
     scaling = {}
+    ranks, alphas = (
+        partial(Patterns(field, config.get(field) or {}).of, default=or_default(config, default))
+        for field, default in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
+    )
     for name, parts in factors.items():
-        rank, given = _peft_pattern(config, "rank_pattern", "r", name), len(parts.get("A", ()))
+        rank, given = ranks(name), parts["A"].shape[0] if "A" in parts and parts["A"].dim() else 0
         if rank != given:
             raise ValueError(
                 f"The PEFT adapter has r={rank} for {name!r} in its configuration, and its weights there have rank "
                 f"{given}: it is damaged."
             )
-        alpha = _peft_pattern(config, "alpha_pattern", "lora_alpha", name)
-        scaling[name] = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+        scaling[name] = alphas(name) / (rank**0.5 if config.get("use_rslora") else rank)
     return _adapters(config, family, factors, scaling, head, reference)
 
 
@@ -291,26 +284,92 @@ def _adapters(
     return Adapters(family, layers, ranks, scaling, head, dropout, reference)
 
 
-def _peft_pattern(config: Mapping[str, Any], field: str, default: str, name: str) -> Any:
-    """Return a layer's entry in PEFT's patterns over module names, or the default."""
-    patterns = config.get(field) or {}
-    matching = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name))
-    return next(matching, config.get(default, 8))  # PEFT's own default of both rank and alpha
+def _put(parts: dict[str, Tensor], name: str, value: Tensor, key: str) -> None:
+    """Add a tensor to those of a layer or a head; a ValueError if there is one already, by another spelling."""
+    if name in parts:
+        raise ValueError(f"The PEFT adapter has the weights {key!r} twice, by another spelling: it is damaged.")
+    parts[name] = value
 
 
-def _read_by_peft(base: nn.Module, folder: str | os.PathLike[str]) -> nn.Module | None:
-    """Return a copy of a network with the adapter that PEFT reads from a folder; None, with a warning, without PEFT."""
+def _built_by_peft(
+    base: nn.Module, folder: str | os.PathLike[str], adapters: Adapters, config: Mapping[str, Any], state: Any
+) -> nn.Module | None:
+    """Return a copy of a network with an adapter that was read, as PEFT builds it; None, with a warning, without PEFT.
+
+    PEFT opens no file, and sees none of the configuration's patterns.
+    """
+    try:
+        from peft import get_peft_model, set_peft_model_state_dict
+    except ImportError:
+        logger.warning(NOT_COMPARED, folder)
+        return None
+    settings = _settings(config, adapters, base)
+    with _by_peft(folder), seeded(0):  # PEFT draws a start, which it then replaces
+        model: Any = get_peft_model(share_weights(base, head_names(base)), settings)
+        set_peft_model_state_dict(model, dict(state))
+        return model.base_model.model
+
+
+def _settings(config: Mapping[str, Any], adapters: Adapters, base: nn.Module) -> Any:
+    """Return PEFT's configuration of an adapter that was read, with names in place of patterns."""
+    power = 0.5 if config.get("use_rslora") else 1.0
+    alphas = {name: adapters.scaling[name] * rank**power for name, rank in adapters.ranks.items()}
+    return lora_config(config, adapters.ranks, alphas, [name for name, _ in base.named_modules()])
+
+
+def put_by_peft(base: nn.Module, folders: Sequence[Path]) -> Any:
+    """Return PEFT's model with the adapters of several folders on a base, by the folders' names.
+
+    They are read as those of `from_peft_folder`: PEFT opens no file, and sees none of their patterns.
+
+    Args:
+        base: The base, into which PEFT puts its layers.
+        folders: The folders.
+
+    Raises:
+        ValueError: If an adapter cannot be read, or is for another base.
+    """
+    from peft import get_peft_model, set_peft_model_state_dict
+
+    read = []
+    for folder in folders:
+        config, state = read_folder(folder)
+        adapters = _from_peft(config, state)
+        _check_layers(adapters, base)
+        read.append((folder, state, _settings(config, adapters, base)))
+    model: Any = None
+    for folder, state, settings in read:
+        with _by_peft(folder), seeded(0):
+            if model is None:
+                model = get_peft_model(base, settings, adapter_name=folder.name)
+            else:
+                model.add_adapter(folder.name, settings)
+            set_peft_model_state_dict(model, state, adapter_name=folder.name)
+    return model
+
+
+def read_by_peft(base: nn.Module, folder: str | os.PathLike[str]) -> nn.Module | None:
+    """Return a copy of a network with the adapter that PEFT reads from a folder that an export of ours wrote.
+
+    Without PEFT, it is None, with a warning.
+    """
     try:
         from peft import PeftModel
     except ImportError:
-        logger.warning("The adapter in %s was not compared with what PEFT computes: peft is not installed.", folder)
+        logger.warning(NOT_COMPARED, folder)
         return None
     device = str(next(base.parameters()).device)
-    try:
-        with seeded(0):  # PEFT draws a start, which it then replaces
-            shared = share_weights(base, head_names(base))
-            model = PeftModel.from_pretrained(shared, os.fspath(folder), torch_device=device)
-    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        reason = f"there are no weights {error} in it" if isinstance(error, KeyError) else error
-        raise ValueError(f"PEFT cannot read the adapter in {folder}: {reason}") from error
+    with _by_peft(folder), seeded(0):  # PEFT draws a start, which it then replaces
+        shared = share_weights(base, head_names(base))
+        model = PeftModel.from_pretrained(shared, os.fspath(folder), torch_device=device)
     return model.base_model.model
+
+
+@contextlib.contextmanager
+def _by_peft(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Say whose adapter it is that PEFT cannot read."""
+    try:
+        yield
+    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"there are no weights {error} in it" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise ValueError(f"PEFT cannot read the adapter in {folder}: {reason:.500}") from error

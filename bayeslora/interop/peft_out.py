@@ -20,7 +20,8 @@ from bayeslora import saving
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.weights import is_transposed, is_within, names_of, share_weights, swap
 from bayeslora.interop.peft_fields import PREFIX
-from bayeslora.interop.peft_in import _is_a, _peft_pattern, _read_by_peft
+from bayeslora.interop.peft_files import Patterns
+from bayeslora.interop.peft_in import _is_a, read_by_peft
 from bayeslora.interop.starting import distance, from_factors, trained_head
 from bayeslora.networks import is_a, output_names
 from bayeslora.program import Program, evaluating
@@ -216,7 +217,7 @@ def check_export(
         for head in network.head_names:
             for parameter in base.get_submodule(head).parameters():
                 parameter.zero_()
-    read = _read_by_peft(base, folder)
+    read = read_by_peft(base, folder)
     if read is None:
         return
     layers = {name: module for name, module in read.named_modules() if _is_a(module, "BaseTunerLayer")}
@@ -293,10 +294,9 @@ def _auto_mapping(model: nn.Module) -> dict[str, str] | None:
 def _patterns(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
     """Return the entries of layers that differ from the default, under names that match no other layer in PEFT."""
     patterns = {name: value for name, value in values.items() if value != default}
-    read = {
-        name: _peft_pattern({"pattern": patterns, "default": default}, "pattern", "default", name) for name in values
-    }
-    return patterns if read == dict(values) else {f"^{re.escape(name)}": value for name, value in patterns.items()}
+    read = Patterns("patterns", patterns)
+    same = all(read.of(name, default) == value for name, value in values.items())
+    return patterns if same else {f"^{re.escape(name)}": value for name, value in patterns.items()}
 
 
 def _target_modules(model: nn.Module, names: list[str]) -> list[str] | str:
