@@ -1,14 +1,15 @@
 """The Trainer's arguments: those that a fit makes, and those that a user gives."""
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 
-from bayeslora.contracts import ArgumentError
-from bayeslora.types import Tokenizer
+from bayeslora.contracts import LARGEST_INTEGER, ArgumentError, Count, Natural, Share, Within, check_value
+from bayeslora.types import Epochs, Seed, Tokenizer
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -22,6 +23,28 @@ LESS_IS_BETTER = frozenset(
     ]
 )
 """Scores of `evaluate` that are better the smaller they are; the Trainer takes that for granted of losses alone."""
+
+
+_NotNegative = Annotated[float, Within(at_least=0, below=math.inf)]
+
+FIELDS: dict[str, Any] = {
+    "seed": Seed,
+    "data_seed": Annotated[int, Within(at_least=0, at_most=LARGEST_INTEGER)] | None,
+    "num_train_epochs": Epochs,
+    "max_steps": Annotated[int, Within(at_least=-1)],
+    "per_device_train_batch_size": Count,
+    "per_device_eval_batch_size": Count,
+    "gradient_accumulation_steps": Count,
+    "learning_rate": _NotNegative,
+    "weight_decay": _NotNegative,
+    "max_grad_norm": _NotNegative | None,
+    "adam_beta1": Share,
+    "adam_beta2": Share,
+    "adam_epsilon": _NotNegative,
+    "warmup_steps": _NotNegative,
+    "dataloader_num_workers": Natural,
+}
+"""What the Trainer's arguments may be that it does not check itself, or in words that do not name them."""
 
 
 def one_tokenizer(tokenizer: Tokenizer | None, processing_class: Tokenizer | None) -> Tokenizer | None:
@@ -63,6 +86,9 @@ def check(
             "weights, and on a CPU accelerate would leave them whole in silence. Leave it out: torchrun without it "
             "trains with DDP; a bfloat16 base and gradient_checkpointing=True save memory."
         )
+    for name, declaration in FIELDS.items():
+        if hasattr(args, name):
+            check_value(f"args.{name}", getattr(args, name), declaration)
     if args.label_smoothing_factor:
         raise ValueError(
             f"label_smoothing_factor={args.label_smoothing_factor}: the loss is the likelihood's, which knows nothing "

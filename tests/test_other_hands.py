@@ -1,5 +1,6 @@
 """What other people's networks, arguments and data look like: each works, or is refused in a sentence."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,33 @@ def test_a_base_in_half_precision(dtype: torch.dtype, method: str, tmp_path: Pat
 def arguments(folder: Path, **settings: Any) -> TrainingArguments:
     plain = {"num_train_epochs": 1, "report_to": [], "disable_tqdm": True, "save_strategy": "no", "use_cpu": True}
     return TrainingArguments(output_dir=str(folder), dataloader_pin_memory=False, **plain, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fits"),
+    [
+        ({"seed": -1}, "a whole number of at least 0 and at most 4294967295"),
+        ({"seed": 2**64}, "a whole number of at least 0 and at most 4294967295"),
+        ({"seed": True}, "a whole number"),
+        ({"data_seed": -1}, "a whole number of at least 0"),
+        ({"data_seed": "3"}, "a whole number of at least 0"),
+        ({"num_train_epochs": -1}, "a finite number of at least 0"),
+        ({"num_train_epochs": float("nan")}, "a finite number of at least 0"),
+        ({"max_steps": -7}, "a whole number of at least -1"),
+        ({"per_device_train_batch_size": 0}, "a whole number of at least 1"),
+        ({"per_device_eval_batch_size": 2.5}, "a whole number of at least 1"),
+        ({"gradient_accumulation_steps": 0}, "a whole number of at least 1"),
+        ({"learning_rate": "1e-3"}, "a finite number of at least 0"),
+        ({"max_grad_norm": float("nan")}, "a finite number of at least 0"),
+        ({"adam_beta1": 2.0}, "a number of at least 0 and less than 1"),
+        ({"dataloader_num_workers": -1}, "a whole number of at least 0"),
+    ],
+)
+def test_training_arguments_are_checked_before_training(settings: dict[str, Any], fits: str, tmp_path: Path) -> None:
+    ((name, value),) = settings.items()
+    given = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, **settings)
+    with pytest.raises(bayeslora.ArgumentError, match=re.escape(f"args.{name}={value!r}: give {fits}")):
+        bayeslora.fit(tiny_bert(), tokens(), args=given)
 
 
 @pytest.mark.parametrize("settings", [{"label_smoothing_factor": 0.1}, {"neftune_noise_alpha": 5.0}])
