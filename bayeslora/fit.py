@@ -81,6 +81,7 @@ def fit(
     head: str | Sequence[str] | None = None,
     epochs: Epochs | None = None,
     batch_size: BatchSize = 16,
+    packing: bool = False,
     learning_rate: Scale | None = None,
     num_particles: NumParticles | None = None,
     seed: Seed = 0,
@@ -150,6 +151,8 @@ def fit(
             method has nothing to train (`post_hoc`), the starting point is refined, if the method does that, and
             returned without training.
         batch_size: Examples per step and device.
+        packing: Whether a causal language model trains on several short texts in one row, which do not see each other:
+            the loss is the same, in fewer passes over padding. A network that cannot keep them apart is refused.
         learning_rate: Peak rate of AdamW, decaying linearly to 0; by default $10^{-3} (384 / d)^{0.78}$ for a network
             of width d, times a factor of the method's.
         num_particles: Draws of the weights per step, run as one batch; None for 1, or an ensemble's members.
@@ -256,6 +259,7 @@ def fit(
             compute_metrics=compute_metrics,
             progress=progress,
             resume=resume,
+            packing=packing,
         )
         if folds is not None:
             posterior = cross_fit(fitting, train, held_out, folds, refit, seed, output_dir)

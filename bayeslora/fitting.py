@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from bayeslora import arguments, bases, choice, dialling, interop, recipe, verdict
+from bayeslora import arguments, bases, choice, dialling, interop, packing, recipe, verdict
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.data import Columns, Source, to_device
 from bayeslora.dials import wanted
@@ -69,6 +69,7 @@ class Fitting:
         compute_metrics: As `fit` takes it.
         progress: As `fit` takes it.
         resume: As `fit` takes it.
+        packing: As `fit` takes it.
     """
 
     model: nn.Module
@@ -88,6 +89,7 @@ class Fitting:
     compute_metrics: Callable[..., Mapping[str, float]] | None
     progress: bool
     resume: bool | Literal["anyway"]
+    packing: bool = False
 
     def __call__(
         self,
@@ -117,6 +119,9 @@ class Fitting:
         if self.method.post_hoc:
             program.network.freeze_head()
         choice.check(program, self.found, self.first)
+        if self.packing:
+            packing.check(program, to_device(example, program.device))
+            program.packs = True
         logger.info("%s", choice.describe(program, self.found, self.first))
         history: History = {}
         tokenizer, classes, columns = self.read.tokenizer, self.read.classes, self.read.columns
@@ -148,7 +153,7 @@ class Fitting:
                 if weighted is train and program.likelihood.token_weights is None:  # else its loss is weighted, too
                     verdict.has_learned(history, program.likelihood, train.labels)
                 verdict.still_falls(history)
-        program.eval()
+        program.eval().packs = False
         batches = [Batches(part, self.batch_size, program.device) if part else () for part in (weighted, held_out)]
         program.guide = self.method.refine(program, program.guide, *batches)
         program.network.unbind()

@@ -11,6 +11,7 @@ from pyro.infer import Predictive
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from bayeslora import packing
 from bayeslora.adapters import AdaptedNetwork, Linearised, Stacks
 from bayeslora.carried import Carried
 from bayeslora.elbo import MeanFieldELBO, is_plate, sites
@@ -44,6 +45,7 @@ class Program(nn.Module, FittedProgram):
 
     Attributes:
         prior: The guide of an earlier fit that replaces the method's prior; None without one.
+        packs: Whether training puts several short texts into one row, `packing`.
         num_steps: Optimiser steps of the whole training, for methods with a schedule. The Trainer sets it; your own
             loop has to.
     """
@@ -66,6 +68,7 @@ class Program(nn.Module, FittedProgram):
         self.elbo = MeanFieldELBO(num_particles)
         self.guide = method.guide(network.stacks).to(network.device, network.dtype)
         self.prior: Carried | None = None
+        self.packs = False
         self._num_steps: int | None = None
         self._terms: tuple[list[str], Tensor] = ([], torch.zeros(0))
 
@@ -148,6 +151,9 @@ class Program(nn.Module, FittedProgram):
         If each draw has its own rows, they are `[batch, …]`, block by block.
         """
         inputs = {name: value for name, value in batch.items() if name not in ("labels", WEIGHTS)}
+        if self.packs and self.training:
+            packed = packing.pack(inputs, packing.added(self.network))
+            return self.likelihood.select(packed.unpack(self.network(factors, packed.inputs)), batch)
         return self.likelihood.select(self.network(factors, inputs, rows_by_draw), batch)
 
     def factors_at(self, sites: Sites) -> FactorsByStack:

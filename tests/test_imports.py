@@ -17,7 +17,7 @@ ORDER = (
     ("networks",),
     ("limits",),
     ("adapters", "distributions", "tasks"),
-    ("fitted", "natural"),
+    ("fitted", "natural", "packing"),
     ("priors", "guides", "curvature", "elbo", "tuning", "precision", "dials"),
     ("data", "methods"),
     ("carried",),

@@ -83,6 +83,7 @@ BAD: dict[str, list[tuple[Any, str]]] = {
     "tokenizer": [("bert", "a tokenizer, such as AutoTokenizer.from_pretrained loads, or None")],
     "output_dir": [(3, "the path of a folder, or None"), ("a\0b", ""), ("", ""), ("\ud800", "")],
     "answers": [("first", "'all' or 'last'"), (1, "")],
+    "packing": [(1, "True or False"), ("yes", "")],
     "shots": [(3, "a datasets.Dataset or DatasetDict, a pandas DataFrame"), (nn.Identity(), "")],
     "resume": [("yes", "True or False, or 'anyway'"), (1, "")],
     "progress": [(1, "True or False"), ("no", "")],
