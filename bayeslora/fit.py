@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,7 +18,7 @@ from bayeslora.dialling import by_fits
 from bayeslora.dials import wanted, with_default
 from bayeslora.divergence import check_weights
 from bayeslora.fitting import Fitting, Read
-from bayeslora.folds import cross_fit
+from bayeslora.folds import cross_fit, same_inputs
 from bayeslora.isolation import public, seeded
 from bayeslora.loading import Init, load, load_model, with_padding
 from bayeslora.methods import Method, MethodName, fields_for_fit, make_method
@@ -114,7 +115,8 @@ def fit(
             that need some (`noise_ratio="auto"`) hold out a tenth of `data` where none is given.
         folds: K, for cross-fitting: K members are trained, each without one of K parts of the data, and predict that
             part. These predictions set one temperature and the method's dial, where that is `"auto"`, and no label is
-            lost. It takes the time of K − 1 fits, and of one more to `refit`. See [The dial](dial.md).
+            lost. Rows with equal inputs stay together. It takes the time of K − 1 fits, and of one more to `refit`.
+            See [The dial](dial.md).
         refit: Whether to return one fit of all data at the temperature found, instead of the mixture of the members.
             By default, the mixture, but for `monteclora` the refit. For `folds` only.
         tokenizer: For text; loaded with the model if that is given by name.
@@ -304,9 +306,14 @@ def _hold_out(train: Source, method: Method) -> tuple[Source, Source | None]:
         )
         return train, None
     order = torch.randperm(len(train)).tolist()
-    size = len(train) // 10
+    same = np.arange(len(train)) if train.dataset is None else same_inputs(train.dataset)  # `take` refuses a loader
+    # A row that is learned from elsewhere says nothing about rows that are not.
+    chosen = np.isin(same, same[order[: len(train) // 10]])
+    size = int(chosen.sum())
+    if size > len(train) // 2:
+        raise ValueError(f"{method.name!r} needs held-out data, and most rows are alike: pass validation=….")
     logger.info("No validation data: %d of %d training examples are held out for %s.", size, len(train), method.name)
-    return train.take(sorted(order[size:])), train.take(sorted(order[:size]))
+    return train.take(np.flatnonzero(~chosen).tolist()), train.take(np.flatnonzero(chosen).tolist())
 
 
 def _check_model(model: object) -> None:

@@ -15,10 +15,12 @@ from bayeslora.contracts import ArgumentError
 from bayeslora.data import Source
 from bayeslora.dials import TuningResult, curve_of, wanted
 from bayeslora.fitting import Fitting
+from bayeslora.isolation import seeded
 from bayeslora.metrics import FloatArray
 from bayeslora.mixture import mixture
 from bayeslora.posterior import Posterior
 from bayeslora.posterior.mixture import Mixture, Together
+from bayeslora.types import WEIGHTS
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +77,9 @@ def cross_fit(
     method = fitting.method
     refit = method.refit if refit is None else refit
     folder = fitting.args.output_dir if fitting.args is not None else output_dir
-    fold = folds_of(train.labels, len(train), folds, seed)
+    fold = folds_of(train.labels, same_inputs(train.dataset), folds, seed)
+    if (found := fold.max() + 1) < folds:
+        raise ArgumentError(f"folds={folds}: equal inputs stay in one fold, and data has {found} different ones.")
     dial = wanted(method)
     values = [dialling.named(dial, value) for value in dial.grid] if dial and dial.buffer is None else []
     names = [*(values or [f"fold-{number}" for number in range(folds)]), *(["refit"] if refit else [])]
@@ -214,22 +218,43 @@ def check(fitting: Fitting, train: Source, folds: int) -> None:
         )
 
 
-def folds_of(labels: np.ndarray | None, count: int, folds: int, seed: int) -> np.ndarray:
-    """Return the fold of each row, `[row]`: their sizes, and those of each class in them, differ by one at most.
+def folds_of(labels: np.ndarray | None, same: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Return the fold of each row, `[row]`: equal rows have one, as a member would know its fold otherwise.
+
+    Where all rows differ, the sizes of folds, and those of each class in them, differ by one at most.
 
     Args:
         labels: Labels of all rows; classes, if they are whole numbers, one for each row.
-        count: The number of rows.
+        same: The number of the first row that equals a row, `[row]`.
         folds: K.
         seed: Seed of the order within a class.
     """
     generator = np.random.default_rng(seed)
+    first, own = np.unique(same, return_inverse=True)
+    count = len(first)
     order = generator.permutation(count)
     if labels is not None and labels.ndim == 1 and labels.dtype.kind in "iub":
-        order = order[np.argsort(labels[order], kind="stable")]
+        order = order[np.argsort(labels[first][order], kind="stable")]
     fold = np.empty(count, np.int64)
     fold[order] = np.arange(count) % folds
-    return generator.permutation(folds)[fold]
+    return (generator.permutation(folds) if count >= folds else np.arange(folds))[fold][own]
+
+
+def same_inputs(dataset: Any) -> np.ndarray:
+    """Return the number of the first row that has the same inputs as a row, `[row]`; all rows are read."""
+    first: dict[str, int] = {}
+    found = np.empty(len(dataset), np.int64)
+    with seeded(0):  # rows that are transformed at random
+        for number in range(len(dataset)):
+            row = dataset[number]
+            inputs = {name: _plain(value) for name, value in row.items() if name not in ("labels", WEIGHTS)}
+            found[number] = first.setdefault(checkpoints.hashed(inputs), number)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Return a list of whole numbers, such as tokens, as an array, which is hashed at once."""
+    return np.array(value) if isinstance(value, list) and value and isinstance(value[0], int) else value
 
 
 def predicted(posterior: Posterior, source: Source, rows: np.ndarray, seed: int) -> OutOfFold:

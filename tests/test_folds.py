@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 import bayeslora
 from bayeslora import ArgumentError, Mixture, Posterior, storage
-from bayeslora.folds import folds_of
+from bayeslora.folds import folds_of, same_inputs
 from bayeslora.posterior.mixture import Together
 from tests.tasks.cases import named
 
@@ -51,13 +51,27 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("folds", [2, 3, 5, 10])
 def test_folds_and_the_classes_in_them_differ_by_one_row_at_most(folds: int) -> None:
     labels = np.repeat([0, 1, 2], [40, 13, 7])
-    fold = folds_of(labels, 60, folds, 0)
+    fold = folds_of(labels, np.arange(60), folds, 0)
     for part in (fold, *(fold[labels == label] for label in range(3))):
         counts = np.bincount(part, minlength=folds)
         assert counts.max() - counts.min() <= 1
-    assert not np.array_equal(fold, folds_of(labels, 60, folds, 1))
-    counts = np.bincount(folds_of(np.linspace(0, 1, 60), 60, folds, 0))
+    assert not np.array_equal(fold, folds_of(labels, np.arange(60), folds, 1))
+    counts = np.bincount(folds_of(np.linspace(0, 1, 60), np.arange(60), folds, 0))
     assert counts.max() - counts.min() <= 1
+
+
+def test_equal_inputs_stay_together() -> None:
+    twice: Any = [{"x": row, "ids": [int(number) % 5, 1], "labels": 0} for number, row in enumerate([*X[:7], *X[:7]])]
+    assert same_inputs(twice).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]
+    for number, row in enumerate(twice):
+        row["ids"] = [number % 7, 1]
+    same = same_inputs(twice)
+    assert same.tolist() == [*range(7)] * 2
+    fold = folds_of(np.arange(14) % 2, same, 3, 0)
+    assert (fold[:7] == fold[7:]).all()
+    assert set(fold) == {0, 1, 2}
+    with pytest.raises(ArgumentError, match="folds=3: equal inputs stay in one fold, and data has 2 different ones"):
+        bayeslora.fit(network(), (X[:2].repeat(6, 1), Y[:12]), "lora", folds=3, rank=2, progress=False)
 
 
 def test_each_row_is_predicted_by_the_member_of_its_fold(members: Mixture) -> None:
