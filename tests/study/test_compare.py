@@ -2,6 +2,11 @@
 
 import json
 import math
+import os
+import random
+import signal
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ from bayeslora.methods import BLoB
 from bayeslora.study import runs
 from bayeslora.study.intervals import blocks
 from bayeslora.tasks.collecting import Outputs, Rows
+from tests.faults import processes
 from tests.study.networks import DATA, FEW, TEST, network
 
 
@@ -113,10 +119,44 @@ def test_a_comparison_that_is_killed_twice_ends_with_the_same_table(
     pd.testing.assert_frame_equal(again.table, resumed.table)
 
 
+@pytest.mark.slow
+def test_six_methods_of_three_seeds_that_are_killed_five_times_end_with_the_table_of_the_unkilled(
+    tmp_path: Path,
+) -> None:
+    moments = random.Random(0)
+    methods = ["monteclora", "blob", "ivon", "lora_dropout", "laplace", "deep_ensemble"]
+
+    def work(store: Path | None) -> pd.DataFrame:
+        return timeless(comparison(methods, seeds=3, store=store).table)
+
+    expected = processes.run(partial(work, None))
+    for _ in range(5):
+        ready = len([*tmp_path.glob("run-*.json")]) + moments.randint(1, 4)  # of 24
+        pid, pipe = processes.fork(partial(work, tmp_path))
+        while len([*tmp_path.glob("run-*.json")]) < ready and os.waitpid(pid, os.WNOHANG) == (0, 0):
+            time.sleep(0.01)
+        time.sleep(moments.random() / 4)
+        os.kill(pid, signal.SIGKILL)
+        assert processes.result_of(pid, pipe) is None
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("run-*.json")}
+    assert 5 <= len(before) < 24
+    pd.testing.assert_frame_equal(processes.run(partial(work, tmp_path)), expected)
+    assert all((tmp_path / name).read_bytes() == content for name, content in before.items())  # no run is made twice
+
+
 def test_two_workers_give_the_same_table(whole: Comparison) -> None:
     with joblib.parallel_config(backend="threading", n_jobs=2):
         threads = comparison(seeds=1)
     pd.testing.assert_frame_equal(timeless(threads.table), timeless(of_seed_0(whole).table))
+
+
+@pytest.mark.slow
+def test_two_dask_workers_give_the_same_table(whole: Comparison) -> None:
+    distributed = pytest.importorskip("dask.distributed")
+    client = distributed.Client(n_workers=2, threads_per_worker=1, dashboard_address=None)
+    with client, joblib.parallel_config(backend="dask"):
+        found = comparison()
+    pd.testing.assert_frame_equal(timeless(found.table), timeless(whole.table))
 
 
 @pytest.mark.slow
