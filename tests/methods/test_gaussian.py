@@ -83,7 +83,7 @@ def hold(point: nn.Parameter, value: Tensor) -> None:
     point.requires_grad_(False).copy_(value)
 
 
-def gradients(program: Program, problem: Problem, num_draws: int = 2_000) -> dict[str, Tensor]:
+def gradients(program: Program, problem: Problem, num_draws: int = 500) -> dict[str, Tensor]:
     """The loss's gradient at many draws, `[draw, …]`."""
     names, parameters = zip(*program.trainable(), strict=True)
     draws = [torch.autograd.grad(program(**problem.batch).loss, parameters) for _ in range(num_draws)]

@@ -22,11 +22,11 @@ from tests.methods.conftest import randomise
 Make = Callable[..., Program]
 
 
-def settle(method: Method, stack: Stack, steps: int = 1500) -> torch.nn.Module:
+def settle(method: Method, stack: Stack, steps: int = 500, rate: float = 0.05) -> torch.nn.Module:
     """The guide that a method's own terms lead to, without any data."""
     stacks = Stacks([stack])
     guide = method.guide(stacks)
-    optimizer = torch.optim.Adam(guide.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(guide.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -253,7 +253,7 @@ def test_without_data_the_law_of_a_posterior_is_its_prior(stack: Stack, method: 
     chosen, stacks = make_method(method, **fields, temperature=1.0), Stacks([stack])
     assert chosen.claims == "posterior"
     torch.manual_seed(0)
-    guide = settle(chosen, stack, steps=800).eval()
+    guide = settle(chosen, stack, steps=800, rate=0.02).eval()
     with torch.no_grad(), pyro.validation_enabled(False):
         q, p = (draws_of(run) for run in (guide, lambda: chosen.prior(stacks)))
     random = [name for name, value in q.items() if not bool((value == value[:1]).all())]
