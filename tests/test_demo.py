@@ -22,7 +22,7 @@ def test_lexicon_is_split_without_overlap() -> None:
     assert not words.train["text"].equals(demo.lexicon(seed=2).train["text"])
 
 
-def test_demo_makes_its_table_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_makes_its_table_and_files(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"NUM_TRAIN": 12, "NUM_HELD_OUT": 8, "NUM_TEST": 20, "NUM_DRAWS": 2}.items():
         monkeypatch.setattr(demo, name, value)
     monkeypatch.setitem(demo.SETTINGS, "epochs", 2)

@@ -90,7 +90,8 @@ if os.environ["RANK"] == "1":  # beside what rank 0 saves
 """
 
 
-@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [1, 0])
 def test_a_fit_of_two_processes_resumes_to_the_same_bits_where_one_was_killed(rank: int, tmp_path: Path) -> None:
     script = tmp_path / "fit.py"
     script.write_text(KILLED)

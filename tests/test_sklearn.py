@@ -1,6 +1,7 @@
 """Estimators of scikit-learn: what it expects of its own holds for ours, with numbers and with texts."""
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,8 +134,8 @@ def test_the_standard_deviation_of_a_regressor_includes_noise() -> None:
     ],
     ids=["list", "numpy", "object", "series", "frame", "string frame", "column"],
 )
-def test_texts_of_any_form_give_the_same(X: Any, shared: dict[str, np.ndarray]) -> None:
-    model = Classifier(MODEL, "lora", epochs=0).fit(X, WORDS)
+def test_texts_of_any_form_give_the_same(X: Any, encoder: Path, shared: dict[str, np.ndarray]) -> None:
+    model = Classifier(str(encoder), "lora", epochs=0).fit(X, WORDS)
     assert model.classes_.tolist() == ["no", "yes"]
     assert model.posterior_.class_names == ("no", "yes")
     assert model.n_features_in_ == 1
@@ -146,11 +147,11 @@ def shared() -> dict[str, np.ndarray]:
     return {}
 
 
-def test_pairs_of_texts_are_read_as_pairs() -> None:
+def test_pairs_of_texts_are_read_as_pairs(encoder: Path) -> None:
     pairs = list(zip(TEXTS, TEXTS[::-1], strict=True))
-    by_list = Classifier(MODEL, "lora", epochs=0).fit(pairs, WORDS)
+    by_list = Classifier(str(encoder), "lora", epochs=0).fit(pairs, WORDS)
     table = pd.DataFrame({"premise": TEXTS, "hypothesis": TEXTS[::-1]})
-    by_table = Classifier(MODEL, "lora", epochs=0).fit(table, WORDS)
+    by_table = Classifier(str(encoder), "lora", epochs=0).fit(table, WORDS)
     np.testing.assert_array_equal(by_list.predict_proba(pairs), by_table.predict_proba(table))
     reversed_pairs = [(second, first) for first, second in pairs]
     assert not np.array_equal(by_list.predict_proba(pairs), by_list.predict_proba(reversed_pairs))
@@ -159,8 +160,8 @@ def test_pairs_of_texts_are_read_as_pairs() -> None:
         by_table.predict(table[["hypothesis", "premise"]])
 
 
-def test_texts_work_in_cross_validation() -> None:
-    assert cross_val_score(Classifier(MODEL, "lora", epochs=0), TEXTS, WORDS, cv=2).shape == (2,)
+def test_texts_work_in_cross_validation(encoder: Path) -> None:
+    assert cross_val_score(Classifier(str(encoder), "lora", epochs=0), TEXTS, WORDS, cv=2).shape == (2,)
 
 
 @pytest.mark.parametrize(
@@ -181,12 +182,12 @@ def test_what_does_not_fit_is_said(estimator: Any, X: Any, y: Any, message: str)
         estimator.fit(X, y)
 
 
-def test_texts_and_numbers_are_not_confused_in_prediction() -> None:
+def test_texts_and_numbers_are_not_confused_in_prediction(encoder: Path) -> None:
     X, y = numbers()
     with pytest.raises(ValueError, match="X is text, and the estimator was fitted to numbers"):
         Classifier(**UNTRAINED).fit(X, y).predict(TEXTS)
     with pytest.raises(ValueError, match="X is not text, and the estimator was fitted to texts"):
-        Classifier(MODEL, "lora", epochs=0).fit(TEXTS, WORDS).predict(X)
+        Classifier(str(encoder), "lora", epochs=0).fit(TEXTS, WORDS).predict(X)
     with pytest.raises(NotFittedError):
         Classifier().predict(X)
 

@@ -19,7 +19,11 @@ METHODS: dict[str, dict[str, Any]] = {"lora": {}, "monteclora": {"noise_ratio": 
 PARTICLES = {"lora_dropout": 2}
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+# Roberta's differ from Bert's in the names of the head's layers alone.
+ALIKE = [pytest.param(case, marks=pytest.mark.slow) if case.name.startswith("Roberta") else case for case in CASES]
+
+
+@pytest.fixture(scope="module", params=ALIKE, ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest) -> Case:
     return request.param
 
