@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bayeslora import metrics
 from bayeslora.adapters import Linearised, Shared
-from bayeslora.adapters.rows import has_rows
+from bayeslora.adapters.rows import has_rows, positions
 from bayeslora.adapters.sharing import differing
 from bayeslora.data import Source, to_device
 from bayeslora.decisions import Familiar
@@ -236,8 +236,7 @@ def chunks(
         together: Draws run together; by default, as many as `folded_positions` allows.
     """
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    positions = max(value[:, :1].numel() if value.is_floating_point() else value.numel() for value in tensors(inputs))
-    chunk = together or max(1, folded_positions(tensors(inputs)[0].device) // positions)
+    chunk = together or max(1, folded_positions(tensors(inputs)[0].device) // positions(inputs))
     for start in range(0, num_draws, chunk):
         part = {
             name: type(value)(*(factor[start : start + chunk] for factor in value)) for name, value in factors.items()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayeslora.adapters import folding
+from bayeslora.adapters import folding, mapping
 from bayeslora.adapters.families import Family, LowRank
 from bayeslora.adapters.layer import AdaptedLayer, NotFoldedError
 from bayeslora.adapters.rows import blocks, copied, num_rows, sequences_in
@@ -90,6 +90,7 @@ class AdaptedNetwork(nn.Module):
             )
         self.stacks = Stacks(stacks)
         self.verdict: folding.Verdict | None = None
+        self.mapped: bool | None = None  # whether draws can be mapped, once it has been measured
         self.prefixes: dict[Any, Any] = {}  # what `Shared` knows, by the layers that differ
         self.passes = Passes()
         self.new: list[str] = []  # frozen parameters that the model's checkpoint lacked, which are saved as they are
@@ -280,6 +281,15 @@ class AdaptedNetwork(nn.Module):
                 logger.info("%s: draws run one by one: %s.", type(self.model).__name__, self.verdict.reason)
         return self.verdict.holds
 
+    def maps(self, factors: FactorsByStack, inputs: Batch) -> bool:
+        """Return whether draws of one mapped pass give what they give one by one: measured once, as in `folds`."""
+        if self.mapped is None:
+            reason = mapping.measure(self, factors, inputs)
+            self.mapped = reason is None
+            how = f"cannot be mapped: {reason}" if reason else "are mapped where that is faster"
+            logger.info("%s: draws %s.", type(self.model).__name__, how)
+        return self.mapped
+
     def num_draws(self, factors: FactorsByStack) -> int | None:
         """Return the size of the leading `draw` dimension, None if there is none."""
         name, stack = next(iter(self.stacks.items()))
@@ -320,6 +330,9 @@ class AdaptedNetwork(nn.Module):
                 "by one, which activation checkpointing cannot repeat. Leave it off, train one particle, or leave "
                 "those layers out of `targets`."
             )
+        together = None if rows_by_draw else mapping.num_together(self, inputs)
+        if together is not None and self.maps(factors, inputs):
+            return mapping.logits(self, factors, inputs, together)
         parts = blocks(inputs, size, num_draws) if rows_by_draw else [inputs] * num_draws
         logits = self._one_by_one(factors, parts)
         # If the network itself repeats a pass for the backward one, it must not find the factors of a single draw.

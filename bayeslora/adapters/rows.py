@@ -23,6 +23,12 @@ def num_rows(inputs: Batch) -> int:
     return len(max(with_rows, key=lambda value: (count[len(value)], value.dim())))
 
 
+def positions(inputs: Batch) -> int:
+    """Return how many positions a pass has: rows × tokens, or rows × what is beyond the second dimension of numbers."""
+    values = [value for value in inputs.values() if has_rows(value)]
+    return max(v[:, :1].numel() if v.is_floating_point() and v.dim() > 1 else v.numel() for v in values)
+
+
 def copied(inputs: Batch) -> Batch:
     """Return a copy of inputs for a pass of its own: a network may write into them."""
     return {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}

@@ -21,7 +21,7 @@ from tests.architectures.plain import (
     sorted_rows,
     standardised,
 )
-from tests.helpers import batch, tiny_bert, tiny_llama
+from tests.helpers import batch, tiny_bert, tiny_deberta, tiny_llama
 
 DRAWS = 3
 
@@ -142,6 +142,46 @@ def test_a_network_that_keeps_its_rows_takes_one_pass_where_tokens_are_as_many(m
         together = network(draws, x)
         assert len(passes) == 1
         torch.testing.assert_close(together, apart(network, draws, x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_draws_that_cannot_be_rows_are_mapped_in_one_pass(dtype: torch.dtype) -> None:
+    network = AdaptedNetwork(tiny_deberta().to(dtype), rank=2).eval()
+    draws = {
+        name: Factors(*(torch.randn(DRAWS, len(s), *shape, dtype=network.dtype) for shape in s.shapes.values()))
+        for name, s in network.stacks.items()
+    }
+    passes: list[int] = []
+    with torch.no_grad():
+        for size in (4, 1, 3):  # the first one measures
+            inputs = inputs_of(size)
+            expected = apart(network, draws, inputs)
+            network(draws, inputs)
+            with network.model.register_forward_hook(lambda *_: passes.append(1)):
+                found = network(draws, inputs)
+            assert len(passes) == 1
+            passes.clear()
+            few = torch.finfo(dtype).eps * 32 * expected.abs().max()
+            torch.testing.assert_close(found, expected, rtol=0, atol=float(few))
+            assert not torch.allclose(found[0], found[1], rtol=0, atol=float(few))
+        with network.model.register_forward_hook(lambda *_: passes.append(1)):
+            network(draws, inputs_of(16))  # a loop is faster there
+        assert len(passes) == DRAWS
+
+
+def branching(x: Tensor, layer: Any) -> Tensor:
+    """A branch by all rows, which cannot be mapped."""
+    x = standardised(x, layer)
+    return x if bool(x.flatten()[0] > 0) else 2 * x
+
+
+@pytest.mark.parametrize(("between", "mapped"), [(sequence_first, True), (standardised, True), (branching, False)])
+def test_draws_are_mapped_or_run_one_by_one(between: Any, mapped: bool) -> None:
+    network, x = network_of(OverRows(between)), {"x": torch.randn(4, 7, FEATURES, dtype=torch.float64)}
+    draws = draws_of(network)
+    with torch.no_grad():
+        torch.testing.assert_close(network(draws, x), apart(network, draws, x))
+    assert network.mapped == mapped
 
 
 def test_a_layer_that_was_not_reached_is_not_trusted() -> None:
