@@ -52,6 +52,9 @@ def predict(
     if most != ROUNDS[-1] or approximation == "linear" or not divides:  # members of a finite posterior, or one pass
         found = run(program, source, sites, seed, batch_size, approximation)
         return found, np.full(len(finished(found)), most)
+    if len(source) > batch_size:  # refuse what never says so before many examples have been run
+        two = {name: value[:2] for name, value in sites.items()}
+        _settled(finished, run(program, source.take([0]), two, seed, 1, approximation))
     left, start, used = np.arange(len(source)), 0, np.zeros(len(source), int)
     logits: Any = None
     whole: Any = None

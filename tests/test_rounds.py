@@ -48,6 +48,13 @@ def test_every_example_has_the_average_of_its_own_draws(posterior: bayeslora.Pos
     assert scores["nll"] == pytest.approx(found.scores(labels.numpy())["nll"])
 
 
+def test_draws_do_not_depend_on_the_batch_size(posterior: bayeslora.Posterior) -> None:
+    inputs, _ = tokens(40, seed=2)
+    found, other = (posterior.predict(inputs, "auto", batch_size=size) for size in (64, 7))
+    np.testing.assert_array_equal(found.used, other.used)
+    np.testing.assert_allclose(found.draws, other.draws, atol=1e-5)
+
+
 def test_only_the_unsettled_run_again(posterior: bayeslora.Posterior) -> None:
     inputs, _ = tokens(40, seed=2)
     seen: list[int] = []
@@ -76,8 +83,13 @@ def test_kinds_that_do_not_say_are_refused() -> None:
     inputs, _ = tokens(12)
     data = inputs, torch.randn(12)
     made = bayeslora.fit(tiny_bert(num_labels=1), data, "blob", progress=False, epochs=0, rank=2)
+    seen: list[int] = []
+    made.network.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
     with pytest.raises(ValueError, match="give a number of draws"):
-        made.predict(inputs, "auto")
+        made.predict(inputs, "auto", batch_size=5)
+    assert 5 not in seen  # one example, and what is measured on two, but not a batch
 
 
 def test_a_mixture_is_refused(posterior: bayeslora.Posterior) -> None:

@@ -290,7 +290,7 @@ def folded(subject: Subject) -> None:
             together = at(program, draws, batch)
         hook.remove()
         # Where tokens are as many as rows, any network may run one by one.
-        subject.one_by_one |= len(passes) > 1 and length == LENGTH
+        subject.one_by_one |= (len(passes) > 1 or bool(program.network.mapped)) and length == LENGTH
         apart = torch.stack(
             [at(program, {name: value[i] for name, value in draws.items()}, batch) for i in range(NUM_DRAWS)]
         )
