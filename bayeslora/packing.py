@@ -84,13 +84,9 @@ def packs(inputs: Batch) -> bool:
 
 
 def added(network: Any) -> torch.dtype:
-    """Return the type of what is added to the scores of a network's attention."""
-    device = network.device.type
-    return (
-        torch.get_autocast_dtype(device)
-        if torch.is_autocast_enabled(device)
-        else next(network.model.parameters()).dtype
-    )
+    """Return the type of what is added to the scores of a network's attention; autocast makes its own of it."""
+    own = next(network.model.parameters()).dtype
+    return torch.promote_types(own, torch.float32) if torch.is_autocast_enabled(network.device.type) else own
 
 
 def check(program: Any, batch: Batch) -> None:

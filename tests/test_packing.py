@@ -1,6 +1,7 @@
 """Several texts in one row, which do not see each other."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -66,6 +67,19 @@ def test_a_packed_fit_learns_the_same(method: str, fields: dict[str, Any], monke
     torch.testing.assert_close(dict(packed.guide.state_dict()), dict(plain.guide.state_dict()), rtol=0, atol=1e-9)
     torch.testing.assert_close(packed.history["loss"].tolist(), plain.history["loss"].tolist(), rtol=1e-9, atol=0)
     assert not packed.program.packs
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_mixed_precision_takes_the_mask(dtype: torch.dtype, attention: str) -> None:
+    network, inputs = llama(attn_implementation=attention).to(dtype), padded([2, 7, 3], "right")
+    for enabled in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            holder: Any = SimpleNamespace(model=network, device=torch.device("cpu"))
+            packed = packing.pack(inputs, packing.added(holder))
+            found = packed.unpack(network(**packed.inputs).logits)[inputs["attention_mask"] == 1]
+            plain = network(**inputs).logits[inputs["attention_mask"] == 1]
+        torch.testing.assert_close(found.double(), plain.double(), rtol=0, atol=0.05 * float(plain.abs().max()))
 
 
 class Blind(LlamaForCausalLM):
