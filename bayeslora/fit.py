@@ -13,7 +13,7 @@ from torch import nn
 
 from bayeslora import arguments, bases, choice, interop, onward, storage
 from bayeslora.contracts import ArgumentError, Count, Scale
-from bayeslora.data import Columns, Reading, Source, Weight, apart, plain, read, shots_in, split
+from bayeslora.data import Columns, Reading, Source, Weight, apart, given, plain, read, shots_in, split
 from bayeslora.dialling import by_fits
 from bayeslora.dials import wanted, with_default
 from bayeslora.divergence import check_weights
@@ -99,17 +99,24 @@ def fit(
 ) -> Posterior:
     """Fine-tune a network with Bayesian adapters, and return the posterior over them.
 
-    The model is not changed; the posterior shares its frozen weights. Random states are restored afterwards.
+        posterior = fit("distilbert/distilbert-base-uncased", "train.csv")
+        posterior.predict(["better than I feared"]).to_pandas()
+
+    Most people need no more: columns, kind of label, task head, epochs and rate are found, and the log says what they
+    are. Name what should be otherwise, such as `label="stars"`, `likelihood="ordinal"`, `epochs=5`; `method` says which
+    posterior. PEFT's `r`, `lora_alpha` and `target_modules` are `rank`, `alpha` and `targets` here; the Trainer's
+    settings go into `args`, and its `eval_dataset` is `validation`. The model is not changed: the posterior shares its
+    frozen weights. Random states are restored afterwards.
 
     Args:
         model: A `transformers` model with a task head, any `torch.nn.Module`, a path or hub name, or a PEFT model,
             which is also the `init` unless another is given.
         data: A `datasets.Dataset` or `DatasetDict` (its `train` and `validation` splits), whose text columns are
             tokenised if it has no columns that the network takes (questions about contexts and questions with choices
-            as the page on tasks says), or its hub name, file or folder; a pandas `DataFrame` of texts or numbers;
-            a torch `Dataset` or `DataLoader` of mappings or `(inputs, label)` pairs; a stream, an `IterableDataset` of
-            either library, with `num_examples`; or `(inputs, labels)` as arrays, a mapping of arrays, or a list of
-            texts.
+            as the page on tasks says), or its hub name, a file, several, or a folder; a pandas `DataFrame` of texts or
+            numbers; a torch `Dataset` or `DataLoader` of mappings or `(inputs, label)` pairs; a stream, an
+            `IterableDataset` of either library, with `num_examples`; or `(inputs, labels)` as arrays, a mapping of
+            arrays, or a list of texts.
         method: A name in `bayeslora.METHODS`, or an instance; by default `"monteclora"`, or that of `prior`.
         validation: Held-out data, in any of these forms: its NLL at the centre is recorded after each epoch. Methods
             that need some (`noise_ratio="auto"`) hold out a tenth of `data` where none is given.
@@ -188,8 +195,9 @@ def fit(
     """
     earlier = onward.of(prior, init)
     chosen = earlier.method(method, hyperparameters) if earlier else make_method(method or DEFAULT, **hyperparameters)
-    data = read(os.fspath(data)) if isinstance(data, str | os.PathLike) else data
-    train_data, held_out = split(data, "train"), validation if validation is not None else split(data, "validation")
+    data = read(os.fspath(data)) if isinstance(data, str | os.PathLike) else given(data)
+    held_out = given(validation, "validation", "test", "train") if validation is not None else split(data, "validation")
+    train_data = split(data, "train")
     arguments.check(args, compute_metrics, held_out is not None, callbacks)
     tokenizer = arguments.one_tokenizer(tokenizer, processing_class) or (prior.tokenizer if prior else None)
     if folds is None and refit is not None:

@@ -35,8 +35,8 @@ from bayeslora.record import (
     reading,
 )
 from bayeslora.tasks import LIKELIHOODS, Likelihood
-from bayeslora.tasks.classes import shown
 from bayeslora.tasks.labels import RawLabels
+from bayeslora.tasks.spelling import shown
 from bayeslora.types import Folder, ModelName, Tokenizer
 from bayeslora.unpacking import Unpacked, unpack
 
@@ -101,7 +101,16 @@ def load_model(
     classes = None if labels is None else kind.classes(labels, own, None)
     names = classes.names if classes else class_names or (own if labels is None else None)
     values = None if labels is None or len(labels) == 0 else kind.encode(labels, classes)
-    settings = kind.model_settings(str(name), names, values)
+    try:
+        settings = kind.model_settings(str(name), names, values)
+    except ValueError as error:
+        others = [column for column in dict.fromkeys(columns) if column != "text"]
+        if labels is not None or not others:
+            raise
+        raise ValueError(
+            f"The data has no labels: by their names and values, none of its columns ({', '.join(others)}) is sure to "
+            f"be the label. Name it, label={others[-1]!r}."
+        ) from error
     settings["trust_remote_code"] = False
     # A checkpoint with a head for other classes gets a new one.
     model, info = model_class.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, **settings)

@@ -1,5 +1,8 @@
 """Labels and columns as people have them: every form gives what numbers from 0 give, whatever the order of classes."""
 
+import datetime
+import decimal
+import enum
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import bayeslora
+from bayeslora.data import Columns, plain
+from bayeslora.data.plain import raw
+from bayeslora.tasks.classes import Classes, numbers_of_one, of_one, of_several, rows_of_several
+from bayeslora.tasks.labels import RawLabels
 from tests.helpers import tiny_bert
 from tests.tasks.cases import model as case_model
 from tests.test_data import Bag, tiny_tokenizer
@@ -439,3 +446,115 @@ def test_numbers_of_a_network_with_more_outputs_stay_places() -> None:
     assert fit((TEXTS, [4, 0] * 4), bag(5)).class_names is None
     assert fit((TEXTS, [1, 2] * 4), bag(3)).class_names is None
     assert fit((TEXTS, [4, 0] * 4), bag(2)).class_names == ("0", "4")
+
+
+# Columns that nobody named
+
+FIRST, SECOND = [f"good film {i}" for i in range(12)], [f"bad film {i}" for i in range(12)]
+TWO, ROWS, REAL = ["yes", "no"] * 6, list(range(12)), [i / 7 for i in range(12)]
+
+UNNAMED: dict[str, tuple[pd.DataFrame, tuple[str, ...], str | None]] = {
+    "a few words": (pd.DataFrame({"Review Text": FIRST, "verdict": TWO}), ("Review Text",), "verdict"),
+    "a few numbers": (pd.DataFrame({"n": REAL, "tweet": FIRST, "is_spam": [0, 1] * 6}), ("tweet",), "is_spam"),
+    "no names": (pd.DataFrame(list(zip(FIRST, TWO, strict=True))), ("0",), "1"),
+    "label in the name": (
+        pd.DataFrame({"text": FIRST, "Sentiment Label": TWO, "n": REAL}),
+        ("text",),
+        "Sentiment Label",
+    ),
+    "label_text alone": (pd.DataFrame({"text": FIRST, "label_text": TWO}), ("text",), "label_text"),
+    "spaces": (pd.DataFrame({"text": FIRST, " Star Rating ": TWO, "n": REAL}), ("text",), " Star Rating "),
+    "two levels": (pd.DataFrame({("a", "text"): FIRST, ("a", "label"): TWO}), ("a text",), "a label"),
+    "where rows come from": (
+        pd.DataFrame({"tweetId": FIRST, "url": FIRST, "date": FIRST, "hash": FIRST, "tweet": SECOND, "label": TWO}),
+        ("tweet",),
+        "label",
+    ),
+    "questions": (
+        pd.DataFrame({"qid1": ROWS, "qid2": ROWS, "question1": FIRST, "question2": SECOND, "same": [0, 1] * 6}),
+        ("question1", "question2"),
+        "same",
+    ),
+    "two that may be": (pd.DataFrame({"text": FIRST, "toxic": [0, 1] * 6, "insult": [0, 1] * 6}), ("text",), None),
+}
+
+
+@pytest.mark.parametrize("name", UNNAMED)
+def test_columns_that_nobody_named(name: str) -> None:
+    frame, text, label = UNNAMED[name]
+    found = plain(frame).columns
+    assert (found.text, found.label) == (text, label)
+
+
+def test_columns_that_cannot_be_told(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    found = plain(pd.DataFrame({"text": FIRST, "category": TWO, "sentiment": TWO[::-1]})).columns
+    assert (found.text, found.label) == (("text",), "category")
+    assert "category is read as the label, and sentiment may be one, too" in caplog.text
+    with pytest.raises(ValueError, match="has several columns 'text'"):
+        plain(pd.DataFrame([["a", "b"]], columns=["text", "text"]))
+    with pytest.raises(ValueError, match="text and label are both 'text'"):
+        plain(pd.DataFrame({"text": FIRST}), Columns.asked("text", "text", None))
+    case_model("Bert", "Model")().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"none of its columns \(toxic, insult\) is sure.* label='insult'"):
+        fit(UNNAMED["two that may be"][0], str(tmp_path))
+
+
+# Labels that say the same in other ways
+
+COLOURS = enum.Enum("COLOURS", ["blue", "red"])
+SAID: dict[str, tuple[Any, Any, list[int]]] = {
+    "spelling": (["Pos", "pos ", " pos", "NEG", "neg", "neg"], ("neg", "pos"), [1, 1, 1, 0, 0, 0]),
+    "letters": (["a", "A", "a "], ("A", "a"), [1, 0, 1]),
+    "numbers": (["1", "1.0", 0.0, "0"], ("0", "1"), [1, 1, 0, 0]),
+    "members": ([COLOURS.red, COLOURS.blue], ("blue", "red"), [1, 0]),
+    "bytes": (np.asarray(["b", "a"], dtype="S"), ("a", "b"), [1, 0]),
+    "decimals": ([decimal.Decimal(1), decimal.Decimal(0)], None, [1, 0]),
+    "intervals": (pd.cut(pd.Series([3, 0, 1]), [-1, 0.5, 9]), ("(-1.0, 0.5]", "(0.5, 9.0]"), [1, 0, 1]),
+    "declared": (pd.Categorical(["b", "B"], categories=["b", "B"]), ("b", "B"), [0, 1]),
+    "large": ([10**12 + 1, 10**12], ("1000000000000", "1000000000001"), [1, 0]),
+    "column": (np.asarray([[1], [0], [1]]), None, [1, 0, 1]),
+    "column of texts": (np.asarray([["b"], ["a"]]), ("a", "b"), [1, 0]),
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_labels_that_are_said_in_other_ways(name: str) -> None:
+    given, names, numbers = SAID[name]
+    labels = raw(given, "label", "data")
+    classes = of_one(labels.one_place(), None, None)
+    assert (classes and classes.names) == names
+    assert np.asarray(numbers_of_one(labels, classes)).tolist() == numbers
+
+
+@pytest.mark.parametrize("value", [datetime.date(2020, 1, 1), np.datetime64("2020-01-01"), {"a": 1}, 1j])
+def test_labels_of_other_types_are_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"row 0: the label in 'label' is .*labels are texts, numbers or truth values"):
+        of_one(raw([value, value], "label", "data"), None, None)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [{"b", "a"}, {"b"}, set()],
+        ["a, b", "b", None],
+        ["a;b", "b", ""],
+        ["['a', 'b']", "['b']", "[]"],
+        [["a", "b"], ["b"], []],
+    ],
+)
+def test_several_labels_in_one_text(given: Any) -> None:
+    labels = RawLabels(given)
+    classes = of_several(labels, None, None)
+    assert classes is not None
+    assert classes.names == ("a", "b")
+    assert np.asarray(rows_of_several(labels, classes)).tolist() == [[1, 1], [0, 1], [0, 0]]
+
+
+def test_what_is_odd_about_labels_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    of_one(RawLabels(["Pos", "pos", "neg"]), None, None)
+    assert "differ in their spelling alone are one class: 'Pos' ('Pos', 'pos')" in caplog.text
+    of_one(RawLabels([f"text {i}" for i in range(20)]), None, None)
+    assert "20 rows have 20 different labels in 'labels', such as 'text 0'" in caplog.text
+    floats = Classes(("0.0", "1.0"), False)
+    assert floats.numbers(RawLabels([1, 0])).tolist() == [1, 0]
+    assert numbers_of_one(RawLabels(["1.0", "0.0"]), None).tolist() == [1, 0]

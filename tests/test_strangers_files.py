@@ -1,10 +1,14 @@
 """Five files that a stranger might bring, through the command line, with no flag beyond the paths where that can do."""
 
+import bz2
+import gzip
 import inspect
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +16,7 @@ from typer.testing import CliRunner
 
 import bayeslora
 from bayeslora.cli import app
-from bayeslora.data import read
+from bayeslora.data import given, plain, read
 from tests.tasks.cases import model
 from tests.test_data import tiny_tokenizer
 
@@ -147,6 +151,92 @@ def test_a_bad_row_is_named(tmp_path: Path) -> None:
     lines.write_text('{"text": "good", "label": 1}\n{"text": "bad" "label": 0}\n')
     with pytest.raises(ValueError, match=r"data\.jsonl cannot be read as jsonl: line 2: "):
         read(str(lines))
+
+
+FRAME = pd.DataFrame({"id": range(6), "review": [f"good, {i}" for i in range(6)], "verdict": ["neg", "pos"] * 3})
+CSV = FRAME.to_csv(index=False)
+RECORDS = FRAME.to_dict("records")
+
+WRITTEN: dict[str, bytes] = {
+    "gz.csv.gz": gzip.compress(CSV.encode()),
+    "bz2.tsv.bz2": bz2.compress(FRAME.to_csv(index=False, sep="\t").encode()),
+    "lines.jsonl.xz": lzma.compress(FRAME.to_json(orient="records", lines=True).encode()),
+    "no-mark.csv": CSV.encode("utf-16-le"),
+    "other-no-mark.csv": CSV.encode("utf-16-be"),
+    "lines.csv": CSV.replace("\n", "\r").encode(),
+    "excel.csv": b"sep=;\n" + FRAME.to_csv(index=False, sep=";").encode(),
+    "spaces.csv": ("id, review , verdict\n" + "".join(f'{i}, "good, {i}", {v}\n' for i, _, v in FRAME.values)).encode(),
+    "list.json": json.dumps(RECORDS, indent=1).encode("utf-8-sig"),
+    "lines.json": FRAME.to_json(orient="records", lines=True).encode("utf-16"),
+    "pandas.json": FRAME.to_json().encode(),
+    "index.json": FRAME.to_json(orient="index").encode(),
+    "split.json": FRAME.to_json(orient="split").encode(),
+    "columns.json": json.dumps(FRAME.to_dict("list")).encode(),
+    "below.json": json.dumps({"version": 1, "data": RECORDS}).encode(),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_table_is_read_however_it_is_written(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(WRITTEN[name])
+    found = read(str(tmp_path / name))["train"]
+    assert found.to_dict() == FRAME.to_dict("list")
+    columns = plain(found).columns
+    assert (columns.text, columns.label) == (("review",), "verdict")
+
+
+def test_commas_for_points_and_lists_in_a_table_of_text(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("text;rating\ngood;0,5\nbad, really;-1,25\n")
+    assert read(str(path))["train"].to_dict() == {"text": ["good", "bad, really"], "rating": [0.5, -1.25]}
+    words, tags = [["good", "film"], ["bad"]], [["O", "B-X"], ["O"]]
+    pd.DataFrame({"tokens": words, "ner_tags": tags}).to_csv(path, index=False)
+    assert read(str(path))["train"].to_dict() == {"tokens": words, "ner_tags": tags}
+
+
+def test_a_first_line_that_is_a_row_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "data.csv").write_text(CSV.partition("\n")[2])
+    read(str(tmp_path / "data.csv"))
+    assert "the first line has 'neg', which is also a value of its column" in caplog.text
+
+
+def test_folders_patterns_and_lists_of_files(tmp_path: Path) -> None:
+    for name, rows in {"train-1.csv": FRAME[:4], "train-2.csv": FRAME[4:], "dev.tsv": FRAME[:2]}.items():
+        rows.to_csv(tmp_path / name, index=False, sep="\t" if name.endswith("tsv") else ";")
+    FRAME[:3].to_json(tmp_path / "test.jsonl", orient="records", lines=True)
+    (tmp_path / "README.md").write_text("# Reviews")
+    found = read(str(tmp_path))
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 6, "validation": 2, "test": 3}
+    files = [tmp_path / "train-1.csv", str(tmp_path / "train-2.csv")]
+    for rows in (
+        found["train"],
+        read(str(tmp_path / "train-*.csv"))["train"],
+        given(files, "train"),
+        given(found, "train"),
+    ):
+        assert rows.to_dict() == FRAME.to_dict("list")
+    assert given(str(tmp_path / "train-1.csv"), "test", "train").num_rows == 4
+    assert given(["a text", "data.csv"]) == ["a text", "data.csv"]
+    FRAME[["id"]].to_csv(tmp_path / "train-3.csv", index=False)
+    with pytest.raises(ValueError, match=r"train-3\.csv has columns id, and .*train-1\.csv has id, review, verdict"):
+        read(str(tmp_path))
+    datasets.Dataset.from_pandas(FRAME).save_to_disk(tmp_path / "saved")
+    assert read(str(tmp_path / "saved"))["train"].num_rows == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv.gz", gzip.compress(CSV.encode())[:20], "a.csv.gz cannot be unpacked: "),
+        ("a.json", b"[1, 2]", "a.json has '1' in row 0: give a list of records"),
+        ("a.json", b'[{"a": 1},\n{"a":}]', "a.json cannot be read as json: line 2: "),
+        ("a.pdf.gz", b"x", r"ends in '.gz'; give a file that ends in .csv.* and .gz"),
+    ],
+)
+def test_files_that_do_not_fit(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read(str(tmp_path / name))
 
 
 def test_a_spreadsheet_says_which_package_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,11 +41,15 @@ INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_f
 """Columns by which a table is seen to hold a network's inputs already."""
 
 NOT_INPUTS = re.compile(
-    r"|id|idx|index|uid|uuid|guid|key|row|fold|split|level_\d+|unnamed: ?\d+|__index_level_\d+__|.+[_ ](id|idx|index)"
-    r"|(.+[_ ])?labels?([_ ].+)?",
+    r"|[a-z]?id\d*|idx|index|uuid|guid|key|row|fold|split|level_\d+|unnamed: ?[\d.]+|__index_level_\d+__"
+    r"|.+[_ ](id|idx|index)|(?-i:.*[a-z](Id|ID|Idx|Index))|hash|sha\d*|md5|ur[li]s?|link|date|time|datetime|timestamp"
+    r"|(created|updated)([_ ](at|on))?|author|user|user[_ ]?name|(.+[_ ])?labels?([_ ].+)?",
     re.IGNORECASE,
 )
-"""Names of rows, and columns that say the label again: they are never taken for inputs unless they are asked for."""
+"""Names of rows, where rows come from, and columns that say the label again: never inputs unless they are asked for."""
+
+SAYS_LABEL = re.compile(r"(.+[_ ])?labels?([_ ].+)?", re.IGNORECASE)
+"""Columns with `label` as a word of their name: the label, if nothing else is."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,8 @@ class Found(Columns):
 
 def check_asked(names: Sequence[str], asked: Columns, data: str, needs_label: bool) -> None:
     """Raise a ValueError if a column that was asked for is not there."""
+    if asked.label is not None and asked.label in asked.text:
+        raise ValueError(f"text and label are both {asked.label!r}: a label is not read as a text. Name two columns.")
     for keyword, column in (*(("text", name) for name in asked.text), ("label", asked.label), ("id", asked.id)):
         if column is not None and column not in names and (needs_label or keyword != "label"):
             raise ValueError(f"{keyword}={column!r}: {data} has no such column, only {', '.join(map(str, names))}.")
@@ -141,8 +147,41 @@ def label_of(names: Sequence[str], asked: Columns, known: Columns, usual: Sequen
             return column
     if asked.label is not None:
         return None
-    by_name = {str(name).strip().casefold(): name for name in reversed(names)}
+    by_name = {_plain(name): name for name in reversed(names)}
     return next((by_name[name] for name in (*LABELS, *usual) if name in by_name), None)
+
+
+def _plain(name: Any) -> str:
+    """Return a column's name without capitals and spaces: `Star Rating` is `star_rating`."""
+    return re.sub(r"[ -]+", "_", str(name).strip().casefold())
+
+
+def few_values(values: Any) -> bool:
+    """Whether a column has at least two values, and each of them twice on average, as labels have."""
+    try:
+        distinct = len({value for value in values if value is not None})
+    except TypeError:  # lists, which cannot be counted
+        return False
+    return distinct > 1 and 2 * distinct <= len(values)
+
+
+def _left(table: Any, texts: Sequence[str], others: Sequence[str]) -> str | None:
+    """Return the column of labels of a table of texts in which none is called so; None if it cannot be told.
+
+    Args:
+        table: The table.
+        texts: Its columns of texts that may be inputs.
+        others: Its columns of other things, but names of rows.
+    """
+    features = table.features or {}
+    says = [name for name in table.column_names if SAYS_LABEL.fullmatch(name)]
+    named = [name for name in others if has_classes(features.get(name))]
+    for sure in (named, says, others if len(texts) == 1 else []):
+        if len(sure) == 1:
+            return sure[0]
+    rows = table.with_format(None)
+    few = [name for name in (*texts, *others) if few_values(rows[name])]
+    return few[0] if len(few) == 1 and {*texts} - {*few} else None
 
 
 def choose(
@@ -156,9 +195,11 @@ def choose(
     """Find the columns of a `datasets.Dataset`, by a rule that depends on nothing but the table and what is asked for.
 
     The label is the column asked for; else that of the fit; else the first called as in `LABELS`; else, in a table of
-    texts, as in `USUAL` (of words, as in `TAGS`); else the only one with named classes; else the only other column
-    beside one of texts. The texts are those asked for; else those of the fit; else all columns of texts but the label,
-    `NOT_INPUTS`, and a column that says each label in one word of its own.
+    texts, as in `USUAL` (of words, as in `TAGS`); else the only one with named classes; else the only one with `label`
+    as a word of its name; else the only other column beside one of texts; else the only one with few values beside
+    texts that differ from row to row. The texts are those asked for; else those of the fit; else all columns of texts
+    but the label, `NOT_INPUTS`, others of `USUAL` if the label is one, and a column that says each label in one word of
+    its own.
 
     Args:
         table: The table.
@@ -183,11 +224,20 @@ def choose(
     usual = () if plain else (*TAGS, *USUAL) if {*WORDS} & {*names} else USUAL
     label = None if labels is not None else label_of(names, asked, known, usual)
     others = [name for name in names if name not in texts and not NOT_INPUTS.fullmatch(name) and name != asked.id]
+    texts = [name for name in texts if name not in (asked.id, known.id)]
     if label is None and labels is None and asked.label is None and not plain:
-        named = [name for name in others if has_classes(features.get(name))]
-        left = named if len(named) == 1 else others if len(texts) == 1 else []
-        label = left[0] if len(left) == 1 else None
-    texts = [name for name in texts if name not in (label, asked.id, known.id)]
+        inputs = [name for name in texts if name in (asked.text or known.text)] or texts
+        if needs_label or inputs is texts:
+            label = _left(table, inputs, [*(name for name in texts if name not in inputs), *others])
+    texts = [name for name in texts if name != label]
+    if label not in (None, asked.label, known.label) and _plain(label) in USUAL:
+        rivals = [name for name in texts if _plain(name) in USUAL and name not in (*asked.text, *known.text)]
+        texts = [name for name in texts if name not in rivals]
+        if rivals:
+            logger.warning(
+                "%s: %s is read as the label, and %s may be one, too, and is not read: name the label, label=%r.",
+                *(data, label, ", ".join(rivals), rivals[0]),
+            )
     if asked.text:
         texts = list(asked.text)
     elif known.text and {*known.text} <= {*names}:

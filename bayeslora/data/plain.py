@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -21,8 +21,12 @@ from bayeslora.data.columns import (
     label_of,
 )
 from bayeslora.tasks import conversations
-from bayeslora.tasks.labels import RawLabels
+from bayeslora.tasks.checking import is_missing
+from bayeslora.tasks.labels import RawLabels, written_lists
 from bayeslora.types import Data
+
+if TYPE_CHECKING:
+    import datasets
 
 NONE_FOUND = Found()
 
@@ -111,8 +115,11 @@ def raw(labels: Any, column: str, name: str) -> RawLabels:
         return RawLabels(labels.to_numpy(copy=True), column, tuple(map(str, labels.columns)), name)
     categories = getattr(getattr(labels, "dtype", None), "categories", None)
     if categories is not None:
-        names = tuple(map(str, categories)) if all(isinstance(each, str) for each in categories) else None
-        return RawLabels(np.asarray(labels, dtype=object).tolist(), _name_of(labels, column), names, name)
+        values = np.asarray(labels, dtype=object).tolist()
+        if all(isinstance(each, int | float | np.number | np.bool_) for each in categories):
+            return RawLabels(values, _name_of(labels, column), None, name)
+        values = [None if is_missing(value) else str(value) for value in values]
+        return RawLabels(values, _name_of(labels, column), tuple(map(str, categories)), name)
     if hasattr(labels, "to_numpy"):
         values = labels.to_numpy(copy=True)
         return RawLabels(values, _name_of(labels, column), None, name)
@@ -170,12 +177,10 @@ def _list(values: list[Any], asked: Columns, known: Columns, name: str, with_lab
         return Plain([str(_unwrapped(value)) if isinstance(value, str) else value for value in values], names=("text",))
     if isinstance(first, Mapping):
         if any(isinstance(value, str) for key, value in first.items() if key not in LABELS):
-            import datasets
-
             columns = {
                 key: [row.get(key) for row in values] for key in dict.fromkeys(key for row in values for key in row)
             }
-            return _table(_dataset(datasets, columns), None, asked, known, name, with_labels, columns)
+            return _table(as_table(columns), None, asked, known, name, with_labels, columns)
         return Plain(values)
     if isinstance(first, list | tuple) and 2 <= len(first) <= 3 and all(len(row) == len(first) for row in values):
         if len(first) == 3 and isinstance(first[0], str) and isinstance(first[1], str):
@@ -203,10 +208,8 @@ def _mapping(data: dict[str, Any], asked: Columns, known: Columns, name: str, wi
     labels = (*LABELS, asked.label)
     texts = any(_holds_texts(value) for key, value in data.items() if key not in labels)
     if texts:
-        import datasets
-
         columns = {key: list(_values(value)) for key, value in data.items()}
-        return _table(_dataset(datasets, columns), None, asked, known, name, with_labels, data)
+        return _table(as_table(columns), None, asked, known, name, with_labels, data)
     column = asked.label if asked.label in data else next((key for key in LABELS if key in data), None)
     arrays = {key: value for key, value in data.items() if key != column}
     given = None if column is None else raw(data[column], str(column), name)
@@ -224,27 +227,37 @@ def _holds_texts(values: Any) -> bool:
     )
 
 
-def _dataset(datasets: Any, columns: Mapping[str, Any]) -> Any:
-    """Make a table; labels of mixed types become texts, because a column of a table has one type."""
+def as_table(columns: Mapping[str, Any]) -> "datasets.Dataset":
+    """Make a table. What is of mixed types, or of one that a table cannot hold, becomes texts; written lists lists."""
+    import datasets
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+    columns = {key: written_lists(values) or values for key, values in columns.items()}
     try:
-        return datasets.Dataset.from_dict(dict(columns))
-    except Exception as error:
-        if not type(error).__name__.startswith("Arrow"):
-            raise
-        mixed = {
-            key: [value if value is None else str(value) for value in values]
-            if len({type(value) for value in values} - {type(None)}) > 1
-            else values
+        return datasets.Dataset.from_dict(columns)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+
+        def fits(values: Any) -> bool:
+            try:
+                return bool(pa.array(list(values)).type is not None)
+            except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+                return False
+
+        texts = {
+            key: values if fits(values) else [None if is_missing(value) else str(value) for value in values]
             for key, values in columns.items()
         }
-        return datasets.Dataset.from_dict(mixed)
+        return datasets.Dataset.from_dict(texts)
 
 
 def _frame(frame: Any, labels: RawLabels | None, asked: Columns, known: Columns, name: str, with_labels: bool) -> Plain:
     """Return a table of pandas: one of numbers as an array, any other as a `datasets.Dataset`."""
-    import datasets
-
-    names = [str(column) for column in frame.columns]
+    names = [
+        " ".join(map(str, column)).strip() if isinstance(column, tuple) else str(column) for column in frame.columns
+    ]
+    twice = [column for column in dict.fromkeys(names) if names.count(column) > 1]
+    if twice:
+        raise ValueError(f"{name} has several columns {', '.join(map(repr, twice))}: give each a name of its own.")
     frame = frame.set_axis(names, axis=1)
     talk = conversations.columns_in(names)
     if labels is None and talk and len(frame) and conversations.are_lists(talk, dict(frame.iloc[0])):
@@ -272,7 +285,7 @@ def _frame(frame: Any, labels: RawLabels | None, asked: Columns, known: Columns,
         else values
         for column, values in columns.items()
     }
-    return _table(_dataset(datasets, columns), labels, asked, known, name, with_labels, frame)
+    return _table(as_table(columns), labels, asked, known, name, with_labels, frame)
 
 
 def _is_numeric(series: Any) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bayeslora import facts, networks, storage
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.contracts import checked
-from bayeslora.data import NOTHING, Columns, Reading, Source, to_device, whole
+from bayeslora.data import NOTHING, Columns, Reading, Source, given, to_device
 from bayeslora.decisions import HeldOut
 from bayeslora.dials import TuningResult
 from bayeslora.display import Shown
@@ -122,12 +122,13 @@ class State(Shown):
         return example and to_device(example, self.program.device)
 
     def _source(self, data: Data, asked: Columns = NOTHING, with_labels: bool = True, name: str = "data") -> Source:
+        data = given(data, "test", "validation", "train")
         likelihood = self.program.likelihood
         classes = Classes(self.class_names, self.columns.by_index) if self.class_names else None
         with_labels = with_labels or likelihood.reads_labels
         how = Reading(asked, self.columns, with_labels, classes, self.data_collator)
         with seeded(0):  # a loader that shuffles
-            return Source(whole(data), self.network.model, self.tokenizer, name, likelihood=likelihood, reading=how)
+            return Source(data, self.network.model, self.tokenizer, name, likelihood=likelihood, reading=how)
 
     def _run(
         self, source: Source, num_draws: int, seed: int | None, batch_size: int, center: bool, approximation: str | None

@@ -322,8 +322,8 @@ def class_settings(model: str, names: Sequence[str] | None, labels: LabelColumn 
         return {"num_labels": len(names), "id2label": by_index, "label2id": {n: i for i, n in by_index.items()}}
     if labels is None or len(labels) == 0 or isinstance(labels[0], str):
         raise ValueError(
-            f"The data does not say how many classes {model!r} should have: name the classes in its features "
-            "(data.class_encode_column('label')), or pass a model loaded with num_labels=…."
+            f"The data has no labels, and does not say how many classes {model!r} should have: give (texts, labels), "
+            "or name the classes of a stream in its features, or pass a model loaded with num_labels=…."
         )
     return {"num_labels": max(max(int(np.max(row)) for row in labels) + 1, 2)}
 

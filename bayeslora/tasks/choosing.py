@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bayeslora.contracts import ArgumentError, Kind, suggestions
 from bayeslora.networks import vocabulary
 from bayeslora.tasks import LIKELIHOODS, Classification, Likelihood, Observation
+from bayeslora.tasks.checking import check_present
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.token_classification import is_per_token
 from bayeslora.types import LabelColumn, LabelValues, Tokenizer
@@ -66,10 +67,11 @@ def expected(
     if model is not None and (own := next((kind for kind in LIKELIHOODS.values() if kind.is_of(model)), None)):
         return own
     if model is None and labels is not None and labels.are_whole_floats:
+        check_present(labels.data, labels.plain)
         raise not_told(labels)
     label = labels[0] if labels is not None and len(labels) else None
     kind = suggested(columns, [label] if label is not None else None)
-    if kind.one_of is not None and labels is not None and labels.are_one_hot:
+    if kind.one_of is not None and labels is not None and (labels.are_one_hot or (model is None and labels.are_column)):
         return kind.one_of
     return kind
 

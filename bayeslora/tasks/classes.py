@@ -1,7 +1,6 @@
 """The classes of labels as people have them, and the numbers that a network knows them by."""
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,14 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from bayeslora.tasks.checking import REPAIR, rows_said
 from bayeslora.tasks.labels import RawLabels
+from bayeslora.tasks.spelling import index_of, is_number, missing, name_of, shown, spelled_once
 from bayeslora.types import IGNORED
 
 logger = logging.getLogger(__name__)
-
-MOST_SHOWN = 8
-"""Names of classes in a message."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +36,23 @@ class Classes:
                 places[name] = index
         return places | {name: index for index, name in enumerate(self.names)}
 
+    @cached_property
+    def _values(self) -> dict[float, int]:
+        """Places by number, if the names are different numbers."""
+        if not all(map(is_number, self.names)):
+            return {}
+        values = {float(name): index for index, name in enumerate(self.names)}
+        return values if len(values) == len(self.names) else {}
+
     def place(self, name: str) -> int | None:
-        """Return the place of a class, None if there is none; case matters where two names differ in nothing else."""
-        found = self._places.get(name)
-        return self._places.get(name.strip().casefold()) if found is None else found
+        """Return the place of a class, None if there is none; case matters where two names differ in nothing else.
+
+        Numbers are compared as such: 1, 1.0 and 01 are one.
+        """
+        for spelling in (name, name.strip(), name.strip().casefold()):
+            if (found := self._places.get(spelling)) is not None:
+                return found
+        return self._values.get(float(name)) if self._values and is_number(name) else None
 
     def numbers(self, labels: RawLabels, at: Callable[[int], str] = str) -> Any:
         """Return the numbers of labels, one for each; numbers that are places already are returned as they are.
@@ -60,7 +69,7 @@ class Classes:
             values = labels.plain
             if self.by_index:
                 return values if values.dtype.kind == "b" else whole(labels, at)
-            names = [_name(value) for value in (values if values.dtype.kind == "b" else whole(labels, at, True))]
+            names = [name_of(value) for value in (values if values.dtype.kind == "b" else whole(labels, at, True))]
         numbers = np.empty(len(names), np.int64)
         places: dict[str | None, int | None] = {}
         for row, name in enumerate(names):
@@ -74,8 +83,8 @@ class Classes:
 
     def _number(self, name: str) -> int | None:
         place = self.place(name)
-        if place is None and self.by_index and name.isdecimal() and int(name) < len(self.names):
-            return int(name)
+        if place is None and self.by_index and (index := index_of(name)) is not None and index < len(self.names):
+            return index
         return place
 
     def _unknown(self, labels: RawLabels, row: int, name: str | None, at: Callable[[int], str]) -> ValueError:
@@ -88,12 +97,6 @@ class Classes:
             f"{where}: the label {name!r} in {labels.name!r} is not among the {len(self.names)} classes of the fit, "
             f"{shown(self.names)}. Rename it, or remove such rows."
         )
-
-
-def missing(labels: RawLabels, rows: Sequence[int], at: Callable[[int], str] = str) -> ValueError:
-    """The error about labels that are missing in some rows."""
-    said = rows_said([int(at(row)) for row in rows])
-    return ValueError(f"{labels.data}: the label in {labels.name!r} is missing in {said}. {REPAIR}.")
 
 
 def whole(labels: RawLabels, at: Callable[[int], str] = str, others: bool = False) -> Any:
@@ -116,17 +119,6 @@ def whole(labels: RawLabels, at: Callable[[int], str] = str, others: bool = Fals
     if empty:
         raise missing(labels, empty, at)
     return values.astype(np.int64)
-
-
-def shown(names: Sequence[str]) -> str:
-    """Return names for a message, the first few of many."""
-    rest = f", … ({len(names)} in all)" if len(names) > MOST_SHOWN else ""
-    return ", ".join(map(repr, names[:MOST_SHOWN])) + rest
-
-
-def _name(value: Any) -> str:
-    """Return what a number is called as a class."""
-    return str(bool(value)) if isinstance(value, bool | np.bool_) else f"{value:.12g}"
 
 
 def of_one(labels: RawLabels, names: Sequence[str] | None, count: int | None, ordered: bool = False) -> Classes | None:
@@ -172,12 +164,12 @@ def numbers_of_one(labels: RawLabels, classes: Classes | None) -> Any:
         numbers = whole(labels)
         return labels.values if numbers is values else numbers
     for row, value in enumerate(values):
-        if not (isinstance(value, str) and value.strip().isdecimal()):
+        if index_of(str(value)) is None:
             raise ValueError(
                 f"{labels.data}, row {row}: the label in {labels.name!r} is {value!r}, and those of the fit were whole "
                 "numbers from 0. Number the classes as they were, or remove such rows."
             )
-    return np.asarray([int(value) for value in values])
+    return np.asarray([index_of(str(value)) for value in values])
 
 
 def real(labels: RawLabels) -> Any:
@@ -190,7 +182,7 @@ def real(labels: RawLabels) -> Any:
     if isinstance(values, np.ndarray) or labels.are_lists:
         return labels.values
     for row, value in enumerate(values):
-        if not isinstance(value, str | int | float) or not _is_number(str(value)):
+        if not isinstance(value, str | int | float) or not is_number(str(value)):
             raise ValueError(
                 f"{labels.data}, row {row}: the label in {labels.name!r} is {value!r}, which is not a number. "
                 "Correct or remove such rows."
@@ -228,6 +220,12 @@ def in_order_of(classes: Classes, names: Sequence[str] | None, count: int | None
 def _own(labels: RawLabels, count: int | None, ordered: bool) -> tuple[tuple[str, ...] | None, bool]:
     """Return the names of the classes that the data has, and whether whole numbers are places among them."""
     values = labels.plain
+    if (odd := labels.odd()) is not None:
+        raise ValueError(
+            f"{labels.data}, row {odd[0]}: the label in {labels.name!r} is {odd[1]!r:.60}, of type "
+            f"{type(odd[1]).__name__}: labels are texts, numbers or truth values. Turn them into texts if they "
+            "are classes, or name another column, label=…."
+        )
     if labels.names is not None:
         used = {name for name in labels.named() or () if name is not None}
         fewer = tuple(name for name in labels.names if name in used)
@@ -246,7 +244,7 @@ def _own(labels: RawLabels, count: int | None, ordered: bool) -> tuple[tuple[str
     if numbers.dtype.kind == "f":
         distinct = np.unique(numbers[np.isfinite(numbers)])
         return (
-            (tuple(map(_name, distinct)), False)
+            (tuple(map(name_of, distinct)), False)
             if ordered and len(distinct) == len({*numbers.tolist()})
             else (None, True)
         )
@@ -268,8 +266,8 @@ def _of_texts(labels: RawLabels, ordered: bool) -> tuple[str, ...]:
     empty = [row for row, name in enumerate(names) if not (name or "").strip()]
     if empty:
         raise missing(labels, empty)
-    distinct = sorted({str(name) for name in names})
-    if all(_is_number(name) for name in distinct):
+    distinct = spelled_once(labels, [str(name) for name in names])
+    if all(is_number(name) for name in distinct):
         return tuple(sorted(distinct, key=float))
     if ordered:
         raise ValueError(
@@ -279,18 +277,12 @@ def _of_texts(labels: RawLabels, ordered: bool) -> tuple[str, ...]:
     return tuple(distinct)
 
 
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
 def of_several(labels: RawLabels, names: Sequence[str] | None, count: int | None) -> Classes | None:
     """Return the classes of labels of which every example has any number; None if they are rows without names.
 
     The arguments are those of `of_one`.
     """
+    labels = labels.several()
     if labels.are_rows and (labels.names is None or len(labels.names) == labels.plain.shape[1]):
         if labels.names is not None:
             return in_order_of(Classes(labels.names), names, count)
@@ -316,6 +308,7 @@ def rows_of_several(labels: RawLabels, classes: Classes | None) -> Any:
     Raises:
         ValueError: If a label is of no class that is known; it names the label and its row.
     """
+    labels = labels.several()
     if classes is None or (not labels.are_lists and not labels.are_rows):
         return labels.values
     size = len(classes.names)

@@ -1,6 +1,10 @@
 """Labels as people have them."""
 
+import ast
+import numbers
+import re
 from dataclasses import dataclass, replace
+from enum import Enum
 from functools import cached_property
 from typing import Any
 
@@ -8,6 +12,23 @@ import numpy as np
 import torch
 
 from bayeslora.tasks.checking import check_present
+
+PLAIN = {
+    str,
+    bool,
+    int,
+    float,
+    type(None),
+    list,
+    tuple,
+    np.str_,
+    np.ndarray,
+    torch.Tensor,
+    np.int64,
+    np.float64,
+    np.bool_,
+}
+"""Types of labels that are read as they are."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +47,19 @@ class RawLabels:
     name: str = "labels"
     names: tuple[str, ...] | None = None
     data: str = "data"
+
+    def __post_init__(self) -> None:
+        """Turn what only says a label in other words into plain values: bytes, members of an `Enum`, written lists."""
+        values = self.values
+        if isinstance(values, np.ndarray) and values.dtype.kind in "OUS":
+            values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
+        elif not isinstance(values, list | tuple):
+            return
+        if {*map(type, values)} - PLAIN:
+            values = [_plain(value) for value in values]
+        values = written_lists(values) or values
+        if values is not self.values:
+            object.__setattr__(self, "values", values)
 
     @cached_property
     def plain(self) -> Any:
@@ -107,8 +141,29 @@ class RawLabels:
         """Return the label of an example, as plain Python has it."""
         return _plain(self.plain[row])
 
+    @property
+    def are_column(self) -> bool:
+        """Whether there is one whole number or truth value for each example, in a row of its own."""
+        values = self.plain
+        return (
+            isinstance(values, np.ndarray) and values.ndim == 2 and values.shape[1] == 1 and values.dtype.kind in "biu"
+        )
+
+    def several(self) -> "RawLabels":
+        """Return texts that each name several labels as lists, and other labels as they are."""
+        lists = split_lists(self.values) if isinstance(self.plain, list) else None
+        return self if lists is None else replace(self, values=lists)
+
+    def odd(self) -> tuple[int, Any] | None:
+        """Return the row and the value of a label that is neither text, number nor truth value; None if all are."""
+        values = self.plain if isinstance(self.plain, list) else ()
+        known = (str, bool, int, float, list, type(None))
+        return next(((row, value) for row, value in enumerate(values) if not isinstance(value, known)), None)
+
     def one_place(self) -> "RawLabels":
         """Return rows that are 1 in one place as the numbers of that place, and other labels as they are."""
+        if self.are_column:
+            return replace(self, values=self.plain[:, 0])
         one = self.are_rows and self.plain.shape[1] > 1 and bool((self.plain.sum(1) == 1).all())
         return replace(self, values=self.plain.argmax(1)) if one else self
 
@@ -131,12 +186,62 @@ class RawLabels:
 
 def _plain(value: Any) -> Any:
     """Return a label as plain Python has it; None for each of the ways in which one is missing."""
+    if isinstance(value, Enum):
+        return value.name if not isinstance(value, int) else int(value)
     if isinstance(value, str | bool | int) or value is None:
         return str(value) if isinstance(value, str) else value
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
     if isinstance(value, np.generic | np.ndarray | torch.Tensor):
-        return _plain(value.tolist())
+        return value if isinstance(value, np.datetime64 | np.timedelta64) else _plain(value.tolist())
+    if isinstance(value, set | frozenset):
+        return sorted((_plain(each) for each in value), key=str)
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     if isinstance(value, float):
         return value
+    if isinstance(value, numbers.Real) or type(value).__name__ == "Decimal":
+        return int(value) if value == int(value) else float(value)
     return None if type(value).__name__ in ("NAType", "NaTType") else value
+
+
+LIST = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
+"""How a list begins and ends that has been written as a text, as pandas writes lists to CSV."""
+
+QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+"""An entry in quotation marks."""
+
+BARE = re.compile(r"['\"\w]\s+['\"\w]")
+"""Two entries without a comma between them, as NumPy writes arrays."""
+
+
+def written_lists(values: Any) -> list[Any] | None:
+    """Return lists that are written as texts, `"['joy', 'anger']"`, as lists; None if not all values are some.
+
+    What is missing stays missing.
+    """
+    known = [value for value in values if value is not None and not (isinstance(value, float) and value != value)]
+    if not known or not all(isinstance(value, str) and LIST.fullmatch(value) for value in known):
+        return None
+    try:
+        lists = {value: ast.literal_eval(value.strip()) for value in dict.fromkeys(known)}
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    if any(not isinstance(each, list) or BARE.search(QUOTED.sub("''", text)) for text, each in lists.items()):
+        return None
+    return [lists.get(value) if isinstance(value, str) else value for value in values]
+
+
+def split_lists(values: Any) -> list[Any] | None:
+    """Return texts that name several labels, `"joy, anger"`, as lists; None if they are not all texts.
+
+    Between the labels stands a bar, a semicolon or a comma, the first of these that any text has. An empty or missing
+    text names none.
+    """
+    if not any(isinstance(value, str) for value in values):
+        return None
+    if not all(value is None or value != value or isinstance(value, str) for value in values):
+        return None
+    texts = [value if isinstance(value, str) else "" for value in values]
+    mark = next((mark for mark in "|;," if any(mark in text for text in texts)), ",")
+    return [[part.strip() for part in text.split(mark) if part.strip()] for text in texts]

@@ -1,0 +1,82 @@
+"""How classes are written: numbers as texts, several spellings of one name, and names in messages."""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from bayeslora.tasks.checking import REPAIR, rows_said
+from bayeslora.tasks.labels import RawLabels
+
+logger = logging.getLogger(__name__)
+
+MOST_SHOWN = 8
+"""Names of classes in a message."""
+
+FEW_ROWS = 20
+"""Rows below which it says little that most have a class of their own."""
+
+
+def missing(labels: RawLabels, rows: Sequence[int], at: Callable[[int], str] = str) -> ValueError:
+    """The error about labels that are missing in some rows."""
+    said = rows_said([int(at(row)) for row in rows])
+    return ValueError(f"{labels.data}: the label in {labels.name!r} is missing in {said}. {REPAIR}.")
+
+
+def shown(names: Sequence[str]) -> str:
+    """Return names for a message, the first few of many."""
+    rest = f", … ({len(names)} in all)" if len(names) > MOST_SHOWN else ""
+    return ", ".join(map(repr, names[:MOST_SHOWN])) + rest
+
+
+def name_of(value: Any) -> str:
+    """Return what a number is called as a class."""
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value))
+    return str(int(value)) if value == int(value) else f"{value:.12g}"
+
+
+def index_of(name: str) -> int | None:
+    """Return a whole number that is written as a text, `1` or `1.0`; None if it is not one."""
+    number = float(name) if is_number(name) else -1
+    return int(number) if number >= 0 and number == int(number) else None
+
+
+def spelled_once(labels: RawLabels, names: Sequence[str]) -> list[str]:
+    """Return the distinct names, in order; those that differ in capitals or in spaces around them are one.
+
+    Numbers that are written in several ways are one, too. The most frequent spelling is the name. Single letters stay
+    apart, as in tables of handwriting. Names that are to stay apart can be declared, as categories are.
+    """
+    counts = Counter(names)
+    are_numbers = all(map(is_number, counts))
+    spellings: dict[Any, list[str]] = {}
+    for name in sorted(counts, key=lambda name: (-counts[name], name)):
+        short = name.strip()
+        key = float(name) if are_numbers else short.casefold() if len(short) > 1 else short
+        spellings.setdefault(key, []).append(name)
+    several = {each[0].strip(): each for each in spellings.values() if len({name.strip() for name in each}) > 1}
+    if several:
+        logger.warning(
+            "%s: labels in %r that differ in their spelling alone are one class: %s. Declare classes that are to stay "
+            "apart, pandas.Categorical(labels).",
+            *(labels.data, labels.name),
+            "; ".join(f"{name!r} ({', '.join(map(repr, each))})" for name, each in [*several.items()][:MOST_SHOWN]),
+        )
+    if len(spellings) > max(len(names) / 2, FEW_ROWS / 2) and len(names) >= FEW_ROWS:
+        logger.warning(
+            "%s: %d rows have %d different labels in %r, such as %r: is it a name of the row, or a text? If so, name "
+            "another column, label=….",
+            *(labels.data, len(names), len(spellings), labels.name, names[0][:40]),
+        )
+    return sorted(each[0].strip() for each in spellings.values())
+
+
+def is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
