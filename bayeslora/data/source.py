@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from bayeslora.data import checks, collating, labelling
+from bayeslora.data import checks, collating, labelling, spans
 from bayeslora.data.columns import NOTHING, Columns, Reading, said
 from bayeslora.data.forms import Arrays, Examples, Part, Stream, numbers_of, order_by_length
 from bayeslora.data.reading import Reader
@@ -337,8 +337,7 @@ class Source:
 
     def check_labels_given(self) -> None:
         """Raise a ValueError if some of the labels that are available are missing."""
-        rows = self.label_rows()
-        if rows is not None:
+        if (rows := self.label_rows()) is not None:
             checking.check_present(self.name, rows)
 
     def check_labels(self) -> None:
@@ -348,10 +347,10 @@ class Source:
             ValueError: If there are none, if some are missing, or if they do not fit the likelihood.
         """
         self.checks_labels = True
-        rows = self.label_rows()
-        if rows is not None:
+        if (rows := self.label_rows()) is not None:
             checks.check_tags(self.name, self.dataset, getattr(self.likelihood, "labels_tokens", False))
             self._check_labels(rows)
+            spans.check_stored(self.name, self.dataset, rows, getattr(self.likelihood, "labels_are_places", False))
         elif self.first_batch().get("labels") is None:
             name = "The data" if self.name == "data" else self.name
             raise ValueError(f"{name} has no labels: give (inputs, labels), a column 'labels', or label=….")
@@ -387,11 +386,12 @@ class Source:
     def _checked_batch(self, batch: dict[str, Any], rows: Sequence[Row] = ()) -> dict[str, Any]:
         """Return a batch, or raise a ValueError if it is the first look at its rows, and they cannot be used."""
         if self.checks_batches:
-            numbers = numbers_of(rows)
-            of = "" if numbers else ", a batch"
+            of = "" if (numbers := numbers_of(rows)) else ", a batch"
             checks.check_batch(self.name, batch, self.reader.limits, numbers, of)
             if self.checks_labels and "labels" in batch:
                 self._check_labels(batch["labels"], numbers)
+                are_places = getattr(self.likelihood, "labels_are_places", False)
+                spans.check_batch(self.name, batch, are_places, numbers, of)
         return batch
 
 

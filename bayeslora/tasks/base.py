@@ -70,6 +70,7 @@ class Likelihood(nn.Module, abc.ABC):
         up_to_constant: Whether adding a constant to all logits of an example leaves its distribution unchanged.
         inputs_are_labels: Whether examples without labels are labelled with their tokens.
         labels_tokens: Whether every token of `input_ids` has a label.
+        labels_are_places: Whether labels are places of tokens in `input_ids`.
         label_columns: Columns of published data that together form its labels, stacked along the last dimension.
         answer_columns: Columns of published tables that `read` takes labels from, besides `labels`.
         reads_labels: Whether a prediction is about given labels, so that `predict` reads them, too.
@@ -90,6 +91,7 @@ class Likelihood(nn.Module, abc.ABC):
     up_to_constant: ClassVar[bool] = False
     inputs_are_labels: ClassVar[bool] = False
     labels_tokens: ClassVar[bool] = False
+    labels_are_places: ClassVar[bool] = False
     label_columns: ClassVar[tuple[str, ...]] = ()
     answer_columns: ClassVar[tuple[str, ...]] = ()
     reads_labels: ClassVar[bool] = False

@@ -241,6 +241,7 @@ class QuestionAnswering(Likelihood):
     """
 
     name = "question_answering"
+    labels_are_places = True
     auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
     label_columns = ("start_positions", "end_positions")
     answer_columns = ("answers",)
