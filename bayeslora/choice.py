@@ -117,6 +117,8 @@ def _new_parts(
     left = [*heads, *seen.uncalled, *(name for name, module in model.named_modules() if module in embeddings)]
     found: list[str] = []
     for name, module in model.named_modules():
+        if not any(is_within(parameter, (name,)) for parameter in lacked):
+            continue
         own = {f"{name}.{parameter}" for parameter, _ in module.named_parameters()}
         apart = not is_within(name, (*left, *found)) and not any(is_within(other, (name,)) for other in left)
         if name and own and apart and own <= set(lacked):

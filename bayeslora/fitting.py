@@ -177,7 +177,9 @@ class Fitting:
             self.model, method.family, num_examples=len(train), head_family=method.head_family, **self.found.settings
         )
         bases.note_new(network, self.lacked)
-        if not self.adapters:
+        with torch.no_grad():  # a pass is needed only where logits are predictions of labels
+            shifts = self.likelihood.residuals(self.found.seen.logits, self.first) is not None
+        if shifts and not self.adapters:
             shift_outputs(network, self.likelihood, self.model, train, self.batch_size)
         num_particles = method.num_particles if self.num_particles is None else self.num_particles
         return Program(network, method, self.likelihood, num_particles)

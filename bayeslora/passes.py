@@ -74,7 +74,8 @@ class Passes:
         changed = [place for place, _ in left.contents]
         if known is None:
             self.moving[training] = changed
-            self.names += [name for name in _names(model, changed) if name not in self.names]
+            if changed:
+                self.names += [name for name in _names(model, changed) if name not in self.names]
 
 
 class Left:

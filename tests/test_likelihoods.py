@@ -257,6 +257,17 @@ def test_regression_needs_one_output() -> None:
             fit(squeezed, (torch.randn(5, 3), torch.randn(5)), likelihood=likelihood)
 
 
+def test_only_outputs_that_predict_labels_are_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
+    shifted: list[str] = []
+    monkeypatch.setattr(
+        "bayeslora.fitting.shift_outputs", lambda network, likelihood, *_: shifted.append(likelihood.name)
+    )
+    fit(line(3), (np.random.default_rng(0).normal(size=(6, 3)), [0, 1, 2] * 2), epochs=0)
+    assert shifted == []  # which would take another pass
+    fit(line(), numbers(), epochs=0)
+    assert shifted == ["regression"]
+
+
 def test_a_models_own_problem_type_says_what_its_labels_are() -> None:
     inputs, _ = tokens(4)
     model = tiny_bert(1, problem_type="regression")

@@ -119,9 +119,10 @@ class AdaptedNetwork(nn.Module):
         Training would change them, by the rows of all particles together, and they are not saved with the adapters.
         """
         super().train(mode)
-        for name, module in self.model.named_modules():
-            if is_moving(module) and not is_within(name, self.head_names):
-                module.eval()
+        if mode and any(map(is_moving, self.model.modules())):
+            for name, module in self.model.named_modules():
+                if is_moving(module) and not is_within(name, self.head_names):
+                    module.eval()
         return self
 
     @property
