@@ -1,5 +1,6 @@
 """Shapes and types are checked on every call while the tests run; networks are small and made on the spot."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -24,6 +25,14 @@ from transformers.utils import logging
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+def pytest_collection_finish() -> None:
+    """Take what is imported out of the collector's sight: the Trainer collects after every fit, a quarter of a second."""
+    import transformers.trainer  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
