@@ -164,8 +164,8 @@ def logits(network: Any, factors: Mapping[str, Any], inputs: Batch) -> Tensor:
     return network.logits(copied(inputs))
 
 
-def at(draws: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """Return the factors of one draw."""
+def at(draws: Mapping[str, Any], index: int | slice) -> dict[str, Any]:
+    """Return the factors of one draw, or of some."""
     return {name: type(value)(*(factor[index] for factor in value)) for name, value in draws.items()}
 
 
@@ -176,6 +176,21 @@ def _reversed(draws: Mapping[str, Any]) -> dict[str, Any]:
 def _first_twice(factors: Any) -> Any:
     """Two equal draws, the first."""
     return type(factors)(*(factor[:1].expand_as(factor) for factor in factors))
+
+
+def doubles(one: Any, two: Any, tolerance: float) -> bool | None:
+    """Return whether an output doubles with the rows; False if it stays as it is, and None if it does neither."""
+    if not isinstance(one, Tensor) or not isinstance(two, Tensor):
+        return False if isinstance(one, Tensor) == isinstance(two, Tensor) else None
+    if _same(one, two, tolerance):
+        return False
+    return True if one.dim() and _same(torch.cat([one, one]), two, tolerance) else None
+
+
+def _same(one: Tensor, two: Tensor, tolerance: float) -> bool:
+    if one.shape != two.shape or one.dtype != two.dtype:
+        return False
+    return torch.equal(one, two) or (one.is_floating_point() and distance(two, one) <= tolerance)
 
 
 def distance(given: Tensor, expected: Tensor) -> float:

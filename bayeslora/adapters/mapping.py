@@ -40,10 +40,16 @@ def logits(network: Any, factors: Mapping[str, Any], inputs: Batch, together: in
         network.bind(its_factors)
         return logits_of(network.model(**copied(inputs)))
 
+    def mapped(its_factors: Mapping[str, Any]) -> Tensor:
+        with network.alone():  # what a network keeps would go on into the next pass, or be a tensor of this map
+            return torch.vmap(one)(its_factors)
+
+    num_draws = network.num_draws(factors)
     try:
-        with network.alone(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*batching rule", UserWarning)
-            return torch.vmap(one, chunk_size=together)(dict(factors))
+            starts = range(0, num_draws, together or num_draws)
+            return torch.cat([mapped(folding.at(factors, slice(at, at + starts.step))) for at in starts])
     finally:
         network.unbind()
 

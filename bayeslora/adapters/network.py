@@ -283,7 +283,12 @@ class AdaptedNetwork(nn.Module):
         return self.verdict.holds
 
     def maps(self, factors: FactorsByStack, inputs: Batch) -> bool:
-        """Return whether draws of one mapped pass give what they give one by one: measured once, as in `folds`."""
+        """Return whether to map draws into one pass: where it is faster, and gives what they give one by one.
+
+        That is measured once, as in `folds`.
+        """
+        if mapping.num_together(self, inputs) is None:
+            return False
         if self.mapped is None:
             reason = mapping.measure(self, factors, inputs)
             self.mapped = reason is None
@@ -331,9 +336,12 @@ class AdaptedNetwork(nn.Module):
                 "by one, which activation checkpointing cannot repeat. Leave it off, train one particle, or leave "
                 "those layers out of `targets`."
             )
-        together = None if rows_by_draw else mapping.num_together(self, inputs)
-        if together is not None and self.maps(factors, inputs):
-            return mapping.logits(self, factors, inputs, together)
+        if not rows_by_draw and self.maps(factors, inputs):
+            try:
+                return mapping.logits(self, factors, inputs, mapping.num_together(self, inputs))
+            except Exception as error:  # a branch that two examples did not reach: one by one it holds, or says more
+                self.mapped = False
+                logger.info("%s: draws cannot be mapped any more: %s.", type(self.model).__name__, error)
         parts = blocks(inputs, size, num_draws) if rows_by_draw else [inputs] * num_draws
         logits = self._one_by_one(factors, parts)
         # If the network itself repeats a pass for the backward one, it must not find the factors of a single draw.

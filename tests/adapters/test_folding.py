@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayeslora.adapters import AdaptedNetwork, Factors, Linearised
+from bayeslora.adapters import AdaptedNetwork, Factors, Linearised, mapping
 from bayeslora.adapters.folding import few_examples, moved
 from bayeslora.methods import make_method
 from bayeslora.program import Program
@@ -182,6 +182,55 @@ def test_draws_are_mapped_or_run_one_by_one(between: Any, mapped: bool) -> None:
     with torch.no_grad():
         torch.testing.assert_close(network(draws, x), apart(network, draws, x))
     assert network.mapped == mapped
+
+
+class Keeping(nn.Module):
+    """Draws cannot be rows, and something is kept from one pass to the next."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(FEATURES, 8), nn.Linear(8, 3)
+        self.kind, self.last, self.seen = kind, torch.zeros(8, dtype=torch.float64), []
+        self.register_buffer("running", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x.transpose(0, 1)).mean(0)
+        if self.kind == "attribute":
+            h = h + self.last
+            self.last = h.mean(0)
+        elif self.kind == "list":
+            h = h + sum(self.seen)
+            self.seen.append(h.mean(0))
+        else:
+            self.running = self.running + h.mean(0)
+            h = h - self.running
+        return self.head(torch.tanh(h))
+
+
+@pytest.mark.parametrize("kind", ["attribute", "list", "buffer"])
+def test_mapped_draws_begin_with_what_a_network_kept_at_first(kind: str) -> None:
+    network, x = network_of(Keeping(kind)), {"x": torch.randn(4, 7, FEATURES, dtype=torch.float64)}
+    draws = draws_of(network)
+    with torch.no_grad():
+        expected = apart(network, draws, x)
+        assert network.maps(draws, x)
+        for together in (1, 2, None):
+            torch.testing.assert_close(mapping.logits(network, draws, x, together), expected)
+        torch.testing.assert_close(apart(network, draws, x), expected)
+
+
+def many_branch(x: Tensor, layer: Any) -> Tensor:
+    """A branch that cannot be mapped, which two examples do not reach."""
+    return branching(x, layer) if len(x) > 2 else sequence_first(x, layer)
+
+
+def test_a_branch_that_cannot_be_mapped_may_come_later() -> None:
+    network, x = network_of(OverRows(many_branch)), {"x": torch.randn(4, 7, FEATURES, dtype=torch.float64)}
+    draws = draws_of(network)
+    with torch.no_grad():
+        assert network.maps(draws, x)
+        torch.testing.assert_close(network(draws, x), apart(network, draws, x))
+    assert not network.mapped
 
 
 def test_a_layer_that_was_not_reached_is_not_trusted() -> None:

@@ -271,10 +271,11 @@ def test_networks_whose_draws_run_one_by_one_share_too(between: Any) -> None:
     draws = some(network, "1.")
     expected = apart(network, draws, x)
     together(network, draws, x)
-    seen = rows(network.model[0])  # type: ignore[index]
+    seen, passes = rows(network.model[0]), rows(network.model[1])  # type: ignore[index]
     found, shares = together(network, draws, x)
     assert shares
     assert seen == [SIZE]
+    assert len(passes) == 2  # one is mapped: not on two examples with the outputs of all, which would fail
     torch.testing.assert_close(found, expected)
 
 
