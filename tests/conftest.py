@@ -28,7 +28,7 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 def pytest_collection_finish() -> None:
-    """Take what is imported out of the collector's sight: the Trainer collects after every fit, a quarter of a second."""
+    """Take what is imported out of the collector's sight: the Trainer collects after every fit, for 0.25 s."""
     import transformers.trainer  # noqa: F401
 
     gc.collect()
