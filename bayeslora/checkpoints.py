@@ -326,7 +326,11 @@ def hashed(values: Any) -> str:
 def _update(digest: Any, value: Any) -> None:
     """Add a value to a hash: tensors by their bytes, collections by their parts, anything else as it is printed."""
     if isinstance(value, np.ndarray) and value.dtype != object:
-        value = torch.from_numpy(np.ascontiguousarray(value)) if value.dtype.kind in "biuf" else value.tolist()
+        value = (
+            torch.from_numpy(np.require(value, requirements=["C", "W"]))
+            if value.dtype.kind in "biuf"
+            else value.tolist()
+        )
     if isinstance(value, Tensor):
         digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

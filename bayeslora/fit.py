@@ -18,7 +18,8 @@ from bayeslora.dialling import by_fits
 from bayeslora.dials import wanted, with_default
 from bayeslora.divergence import check_weights
 from bayeslora.fitting import Fitting, Read
-from bayeslora.folds import cross_fit, same_inputs
+from bayeslora.folds import cross_fit
+from bayeslora.grouping import same_inputs, tenth
 from bayeslora.isolation import public, seeded
 from bayeslora.loading import Init, load, load_model, with_padding
 from bayeslora.methods import Method, MethodName, fields_for_fit, make_method
@@ -313,13 +314,12 @@ def _hold_out(train: Source, method: Method) -> tuple[Source, Source | None]:
             method.name,
         )
         return train, None
-    order = torch.randperm(len(train)).tolist()
+    order = torch.randperm(len(train)).numpy()
     same = np.arange(len(train)) if train.dataset is None else same_inputs(train.dataset)  # `take` refuses a loader
-    # A row that is learned from elsewhere says nothing about rows that are not.
-    chosen = np.isin(same, same[order[: len(train) // 10]])
-    size = int(chosen.sum())
-    if size > len(train) // 2:
+    chosen = tenth(same, order)
+    if chosen is None:
         raise ValueError(f"{method.name!r} needs held-out data, and most rows are alike: pass validation=….")
+    size = int(chosen.sum())
     logger.info("No validation data: %d of %d training examples are held out for %s.", size, len(train), method.name)
     return train.take(np.flatnonzero(~chosen).tolist()), train.take(np.flatnonzero(chosen).tolist())
 

@@ -15,12 +15,11 @@ from bayeslora.contracts import ArgumentError
 from bayeslora.data import Source
 from bayeslora.dials import TuningResult, curve_of, wanted
 from bayeslora.fitting import Fitting
-from bayeslora.isolation import seeded
+from bayeslora.grouping import same_inputs
 from bayeslora.metrics import FloatArray
 from bayeslora.mixture import mixture
 from bayeslora.posterior import Posterior
 from bayeslora.posterior.mixture import Mixture, Together
-from bayeslora.types import WEIGHTS
 
 logger = logging.getLogger(__name__)
 
@@ -238,23 +237,6 @@ def folds_of(labels: np.ndarray | None, same: np.ndarray, folds: int, seed: int)
     fold = np.empty(count, np.int64)
     fold[order] = np.arange(count) % folds
     return (generator.permutation(folds) if count >= folds else np.arange(folds))[fold][own]
-
-
-def same_inputs(dataset: Any) -> np.ndarray:
-    """Return the number of the first row that has the same inputs as a row, `[row]`; all rows are read."""
-    first: dict[str, int] = {}
-    found = np.empty(len(dataset), np.int64)
-    with seeded(0):  # rows that are transformed at random
-        for number in range(len(dataset)):
-            row = dataset[number]
-            inputs = {name: _plain(value) for name, value in row.items() if name not in ("labels", WEIGHTS)}
-            found[number] = first.setdefault(checkpoints.hashed(inputs), number)
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """Return a list of whole numbers, such as tokens, as an array, which is hashed at once."""
-    return np.array(value) if isinstance(value, list) and value and isinstance(value[0], int) else value
 
 
 def predicted(posterior: Posterior, source: Source, rows: np.ndarray, seed: int) -> OutOfFold:

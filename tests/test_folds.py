@@ -13,7 +13,8 @@ from transformers import TrainerCallback
 
 import bayeslora
 from bayeslora import ArgumentError, Mixture, Posterior, storage
-from bayeslora.folds import folds_of, same_inputs
+from bayeslora.folds import folds_of
+from bayeslora.grouping import same_inputs
 from bayeslora.posterior.mixture import Together
 from tests.tasks.cases import named
 

@@ -30,7 +30,7 @@ ORDER = (
     ("posterior",),
     ("mixture", "unpacking"),
     ("loading", "testing", "checkpoints", "divergence", "onward"),
-    ("harness", "pipelines", "several"),
+    ("grouping", "harness", "pipelines", "several"),
     ("watching",),
     ("trainer",),
     ("training",),

@@ -11,8 +11,10 @@ import numpy as np
 from torch import nn
 
 from bayeslora import checkpoints, facts, metrics, storage
+from bayeslora.data import Columns
 from bayeslora.divergence import DivergedError
 from bayeslora.fit import fit
+from bayeslora.grouping import same_given, tenth
 from bayeslora.isolation import isolated
 from bayeslora.methods import Method
 from bayeslora.metrics import FloatArray
@@ -164,10 +166,10 @@ def _said(run: Mapping[str, Any]) -> str:
 def run(task: Task, setting: Setting) -> dict[str, Any]:
     """Fit and score one posterior, and return a record of it, ready for JSON; a fit that diverges says so in it."""
     data, held_out = setting.data, setting.validation
-    if task.tenth:
-        data, held_out = divided(data, task.seed)
-    about: dict[str, Any] = {**task.record(), "cell": dict(task.cell or {}), "results": {}, "failed": None}
     settings: dict[str, Any] = {"progress": False, **task.settings}
+    if task.tenth:
+        data, held_out, settings = divided(data, task.seed, settings)
+    about: dict[str, Any] = {**task.record(), "cell": dict(task.cell or {}), "results": {}, "failed": None}
     if setting.folds is not None:
         settings |= {"folds": setting.folds, "refit": task.refit}
     start = time.perf_counter()
@@ -197,17 +199,32 @@ def run(task: Task, setting: Setting) -> dict[str, Any]:
     return json.loads(json.dumps(about))
 
 
-def divided(data: Any, seed: int) -> tuple[Any, Any]:
-    """Hold out a tenth of the data, in an order of its own for each seed."""
+def divided(data: Any, seed: int, settings: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """Hold out a tenth of the data, in an order of its own for each seed; rows with equal inputs stay together.
+
+    Args:
+        data: The data.
+        seed: Seed of the order.
+        settings: Further arguments of `fit`.
+
+    Returns:
+        What is left, what is held out, and the arguments for what is left.
+    """
     size = rows.count(data)
     if size is None:
         raise TypeError(
             "data is a stream or a DataLoader, from which no labels can be held out for a temperature: give a dataset, "
             "or validation=…."
         )
-    order = np.random.default_rng(seed).permutation(size).tolist()
-    held_out = max(size // 10, 1)
-    return rows.take(data, sorted(order[held_out:])), rows.take(data, sorted(order[:held_out]))
+    weight = settings.get("weight")
+    asked = Columns.asked(settings.get("text"), settings.get("label"), settings.get("id"))
+    same = same_given(data, asked, weight if isinstance(weight, str) else None)
+    chosen = tenth(same, np.random.default_rng(seed).permutation(size))
+    if chosen is None:
+        raise ValueError("A tenth of data is held out for a temperature, and most rows are alike: pass validation=….")
+    kept, out = np.flatnonzero(~chosen).tolist(), np.flatnonzero(chosen).tolist()
+    own = {} if weight is None or isinstance(weight, str) else {"weight": rows.take(weight, kept, "weight")}
+    return rows.take(data, kept), rows.take(data, out), {**settings, **own}
 
 
 class Evaluation:
@@ -221,8 +238,6 @@ class Evaluation:
 
     @isolated()
     def __init__(self, posterior: Posterior, setting: Setting, seed: int):
-        from bayeslora.data import Columns
-
         asked = Columns.asked(**{name: (setting.columns or {}).get(name) for name in ("text", "label", "id")})
         self.posterior = posterior
         source = posterior._source(setting.test, asked, name="test")

@@ -65,7 +65,7 @@ def test_scores_are_those_of_evaluate_at_the_same_seed(whole: Comparison) -> Non
 
 
 def test_the_temperature_comes_out_of_the_same_labels(whole: Comparison) -> None:
-    train, held_out = runs.divided(DATA, 1)
+    train, held_out, _ = runs.divided(DATA, 1, {})
     assert (len(train[0]), len(held_out[0])) == (45, 5)
     assert sorted([*train[0][:, 0], *held_out[0][:, 0]]) == sorted(DATA[0][:, 0])
     posterior = fit(network(), train, "lora", seed=1, progress=False, **FEW).calibrate(held_out, 3, seed=1)
