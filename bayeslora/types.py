@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from bayeslora.contracts import Count, Kind, Within, derives_from, is_path, name_instances
+from bayeslora.contracts import Count, Kind, Within, derives_from, instance_of, is_path, name_instances
 
 
 def _may_hold_rows(value: Any) -> bool:
@@ -73,6 +73,9 @@ Epochs: TypeAlias = Annotated[float, Within(at_least=0, below=math.inf)]
 
 Approximation: TypeAlias = Literal["draws", "linear"]
 """How predictions are made: by running the network on draws, or by its first-order expansion."""
+
+PosteriorLike: TypeAlias = Annotated[Any, Kind("a Posterior", instance_of("bayeslora.Posterior"))]
+"""A `Posterior`, for what `Posterior` itself is made of."""
 
 Batch: TypeAlias = Mapping[str, Any]
 """Keyword arguments of the network's forward, with `labels` beside them."""

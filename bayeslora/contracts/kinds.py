@@ -290,3 +290,9 @@ def derives_from(*names: str) -> Callable[[Any], bool]:
         return any(f"{cls.__module__.partition('.')[0]}.{cls.__name__}" in names for cls in classes)
 
     return holds
+
+
+def instance_of(name: str) -> Callable[[Any], bool]:
+    """Return a test whether a value is an instance of a class with this full name, or of one derived from it."""
+    derives = derives_from(name)
+    return lambda value: not isinstance(value, type) and derives(value)

@@ -5,22 +5,22 @@ from typing import Any
 
 import numpy as np
 
-from bayeslora.contracts import ArgumentError
+from bayeslora.contracts import ArgumentError, Natural
 from bayeslora.diagnostics.groups import PROBES, Groups, from_groups, gather
 from bayeslora.isolation import public
-from bayeslora.types import Approximation, BatchSize, Data, NumDraws, Seed
+from bayeslora.types import Approximation, BatchSize, Data, NumDraws, PosteriorLike, Seed
 
 
 @public()
 def chains(
-    posteriors: Sequence[Any],
+    posteriors: Sequence[PosteriorLike],
     data: Data | None = None,
     num_draws: NumDraws = 100,
     *,
     approximation: Approximation | None = None,
     seed: Seed = 0,
     batch_size: BatchSize = 64,
-    probes: int = PROBES,
+    probes: Natural = PROBES,
 ) -> Any:
     """Return fits of the same network, from several seeds or folds, as the chains of one arviz object.
 
@@ -77,8 +77,14 @@ def _of_all(values: list[Any]) -> Any:
     return values[0] if all(value == values[0] for value in values) else ", ".join(map(str, values))
 
 
-def to_arviz(posteriors: Any, data: Data | None = None, num_draws: int = 100, **settings: Any) -> Any:
+@public(lambda given: None)  # further settings are checked by what they are passed on to
+def to_arviz(
+    posteriors: PosteriorLike | Sequence[PosteriorLike],
+    data: Data | None = None,
+    num_draws: NumDraws = 100,
+    **settings: Any,
+) -> Any:
     """Return a posterior as an arviz object (`Posterior.to_arviz`), or a list of them as its chains (`chains`)."""
-    if isinstance(posteriors, list | tuple):
+    if isinstance(posteriors, Sequence):
         return chains(posteriors, data, num_draws, **settings)
     return posteriors.to_arviz(data, num_draws, **settings)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from bayeslora.display import Shown
 from bayeslora.isolation import public
 from bayeslora.metrics import FloatArray
 from bayeslora.prediction import labelled
-from bayeslora.types import Approximation, BatchSize, Data, NumDraws, Seed
+from bayeslora.types import Approximation, BatchSize, Data, NumDraws, PosteriorLike, Seed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +89,7 @@ class PredictiveCheck(Shown):
 
 @public()
 def predictive_check(
-    posterior: Any,
+    posterior: PosteriorLike,
     data: Data,
     num_draws: NumDraws = 100,
     *,

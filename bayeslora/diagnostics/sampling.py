@@ -24,7 +24,7 @@ from bayeslora.isolation import public, seeded
 from bayeslora.metrics import FloatArray
 from bayeslora.prediction import labelled
 from bayeslora.program import Program
-from bayeslora.types import BatchSize, Data, NumDraws, Seed, Sites, TraceSite
+from bayeslora.types import BatchSize, Data, NumDraws, PosteriorLike, Seed, Sites, TraceSite
 
 COVERAGE = 0.9
 """Probability of the intervals that are compared."""
@@ -48,7 +48,7 @@ class Gold:
 
     @public()
     def against(
-        self, posterior: Any, data: Data, num_draws: NumDraws = 1000, *, seed: Seed = 0, batch_size: BatchSize = 64
+        self, posterior: PosteriorLike, data: Data, num_draws: NumDraws = 1000, *, seed: Seed = 0, batch_size: BatchSize = 64
     ) -> dict[str, float]:
         """Compare logits of a posterior, as it predicts, with the reference's.
 
@@ -95,7 +95,7 @@ class Under(Messenger):
 
 @public()
 def gold(
-    posterior: Any,
+    posterior: PosteriorLike,
     data: Data,
     num_samples: Count = 1000,
     warmup: Count = 500,

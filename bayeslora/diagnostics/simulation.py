@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from bayeslora.contracts import Count, Positive
+from bayeslora.contracts import ArgumentError, Count, Positive
 from bayeslora.data import to_device
 from bayeslora.diagnostics.densities import prior_sites
 from bayeslora.diagnostics.groups import summary_draws
@@ -21,7 +21,7 @@ from bayeslora.distributions import Flat
 from bayeslora.elbo import sites as sites_of
 from bayeslora.isolation import public, seeded
 from bayeslora.program import Program
-from bayeslora.types import Batch, Data, Seed, Sites
+from bayeslora.types import Batch, Data, PosteriorLike, Seed, Sites
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -147,7 +147,7 @@ class Calibration(Shown):
 
 @public()
 def sbc(
-    posterior: Any,
+    posterior: PosteriorLike,
     data: Data,
     fit: Callable[[Mapping[str, Any]], Any] | None = None,
     num_simulations: Count = 100,
@@ -202,6 +202,8 @@ def sbc(
         for index in range(num_simulations):
             seen = {**inputs, "labels": labels[index]}
             found = (fit or (lambda each: fitted(program, each, steps, learning_rate)))(seen)
+            if not hasattr(found, "draw"):
+                raise ArgumentError(f"fit returned a {type(found).__name__}: return what has draw(num_draws).")
             drawn = found.draw(num_draws)
             if len(next(iter(drawn.values()))) != num_draws:
                 raise ValueError(f"{program.method.name!r} gave fewer than {num_draws} draws: ranks need all of them.")

@@ -13,6 +13,9 @@ PREDICTIONS = tuple(
     cls for name, cls in vars(bayeslora).items() if name.endswith("Prediction") and inspect.isclass(cls)
 )
 
+OF_METHODS = ("khat", "leave_one_out", "single")
+"""What stands in `diagnostics` and is called by methods of a posterior, which check its arguments."""
+
 
 def public() -> dict[str, Callable[..., Any]]:
     """Name to function or method; properties, which take no arguments, are left out."""
@@ -28,11 +31,11 @@ def public() -> dict[str, Callable[..., Any]]:
             if cls is Posterior or value is not getattr(Posterior, name, 0)
         }
         found |= {f"{cls.__name__}.{name}": value for name, value in own.items()}
-    for module in (bayeslora.metrics, bayeslora.theory, bayeslora.plots):
+    for module in (bayeslora.metrics, bayeslora.theory, bayeslora.plots, bayeslora.diagnostics):
         short = module.__name__.partition(".")[2]
         own = {name: value for name, value in vars(module).items() if name[0] != "_" and inspect.isfunction(value)}
         at_home = {name: value for name, value in own.items() if value.__module__.startswith(module.__name__)}
-        found |= {f"{short}.{name}": value for name, value in at_home.items()}
+        found |= {f"{short}.{name}": value for name, value in at_home.items() if name not in OF_METHODS}
     likelihoods = {name: cls for name, cls in LIKELIHOODS.items() if cls.__init__ is not Likelihood.__init__}
     found |= {f"LIKELIHOODS[{name!r}]": cls.__init__ for name, cls in likelihoods.items()}
     found |= {f"METHODS[{name!r}]": cls.__init__ for name, cls in METHODS.items()}

@@ -173,6 +173,17 @@ def test_names_that_mean_nothing_get_the_list_alone() -> None:
         (lambda p: p.export_peft(7), "folder=7: give the path of a folder."),
         (lambda p: p.merge(1), "Posterior.merge takes 0 arguments by place"),
         (lambda p: p.draw(seed="a"), "seed='a': give a whole number of at least 0"),
+        (lambda p: bayeslora.diagnostics.chains([3, p]), "posteriors is a list: give a list, each a Posterior."),
+        (lambda p: bayeslora.diagnostics.chains([p, bayeslora.Posterior]), ": give a list, each a Posterior."),
+        (lambda p: bayeslora.diagnostics.chains(p), "give a list, each a Posterior."),
+        (lambda p: bayeslora.diagnostics.to_arviz("saved"), "posteriors='saved': give a Posterior, or a list, each a"),
+        (lambda p: bayeslora.diagnostics.sbc(p.program, rows()), "posterior is a Program: give a Posterior."),
+        (lambda p: bayeslora.diagnostics.gold(None, rows()), "posterior=None: give a Posterior."),
+        (lambda p: bayeslora.diagnostics.predictive_check("saved", rows()), "posterior='saved': give a Posterior."),
+        (
+            lambda p: bayeslora.diagnostics.sbc(fit(network(), rows(), "blob"), rows(), lambda _: None, 1),
+            "fit returned a NoneType: return what has draw(num_draws).",
+        ),
         (
             lambda p: bayeslora.rank_for_budget(network(), "lora", 10.5),
             "budget=10.5: give a whole number of at least 1",
