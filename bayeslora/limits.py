@@ -1,6 +1,6 @@
 """What a network can take in: how many tokens it knows, how many types and positions, and how long a text may be."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -124,15 +124,36 @@ def naming_inputs(inputs: Batch) -> Iterator[None]:
     except OWN as error:
         if type(error) not in OWN:  # out of memory, for instance, or an error of the user's
             raise
-        given = ", ".join(
-            f"{name} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-            if isinstance(value, Tensor)
-            else f"{name}, a {type(value).__name__}"
-            for name, value in inputs.items()
-            if name != "labels"
-        )
         message = " ".join(str(error).split())
-        raise ValueError(
-            f"The network cannot read its inputs, {given or 'of which there are none'}: {message:.500} "
-            f"({type(error).__name__}). Give inputs of the shapes and types that it was made for."
-        ) from error
+        raise _unread(inputs, f"{message:.500} ({type(error).__name__})") from error
+
+
+def check_rows(rows: Sequence[int], size: int, inputs: Batch) -> None:
+    """Raise a ValueError unless a network's outputs are about each example of a batch, and about nothing else.
+
+    Some networks take an array of one dimension too few for a batch of another size.
+
+    Args:
+        rows: The batch shape of the labels' distribution at one draw.
+        size: Examples of the batch.
+        inputs: The batch.
+    """
+    if tuple(rows) != (size,):
+        raise _unread(inputs, f"it returns rows of shape {tuple(rows)} for {size} example(s)")
+
+
+def _unread(inputs: Batch, why: str) -> ValueError:
+    """The error about a network that cannot read its inputs."""
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and name != "labels"}
+    given = ", ".join(
+        f"{name} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        if name in tensors
+        else f"{name}, a {type(value).__name__}"
+        for name, value in inputs.items()
+        if name != "labels"
+    )
+    flat = any(value.dim() < 2 for value in tensors.values())
+    return ValueError(
+        f"The network cannot read its inputs, {given or 'of which there are none'}: {why}. Give inputs of the shapes "
+        f"and types that it was made for{', with a row for each example: x[None] for a single one' if flat else ''}."
+    )

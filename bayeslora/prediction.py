@@ -21,7 +21,7 @@ from bayeslora.data import Source, to_device
 from bayeslora.decisions import Familiar
 from bayeslora.drawing import Drawn
 from bayeslora.isolation import seeded
-from bayeslora.limits import naming_inputs
+from bayeslora.limits import check_rows, naming_inputs
 from bayeslora.program import Program, evaluating
 from bayeslora.tasks.prediction import BasePrediction
 from bayeslora.types import Batch, FactorsByStack, Sites
@@ -132,9 +132,21 @@ def run_parts(
         runs = [_Run.of(part, several) for part in parts]
         for where, batch in _told(batches):
             on_device, is_first = to_device(batch, parts[0].program.device), not collector.num_examples
-            logits = (run.logits(on_device, is_first) for run in runs)
-            collector.add(where, batch, itertools.chain.from_iterable(logits))
+            logits = itertools.chain.from_iterable(run.logits(on_device, is_first) for run in runs)
+            collector.add(where, batch, _of_rows(logits, parts[0].program, batch, len(where)) if is_first else logits)
     return collector.result()
+
+
+def _of_rows(logits: Iterator[Tensor], program: Program, batch: Batch, size: int) -> Iterator[Tensor]:
+    """Yield logits, and check that the first are about the rows of their batch."""
+    first, likelihood = next(logits), program.likelihood
+    if likelihood.needs_code:  # a function of the user's would draw
+        check_rows(first.shape[1:2], size, batch)
+    else:
+        with pyro.validation_enabled(False):
+            check_rows(likelihood.distribution(first[:1]).batch_shape[1:], size, batch)
+    yield first
+    yield from logits
 
 
 class _Run(NamedTuple):

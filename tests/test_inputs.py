@@ -470,6 +470,21 @@ def test_new_data_are_checked_like_those_of_the_fit() -> None:
                 posterior.predict(TOKEN_FORMS[form](bad)["train"] if form == "splits" else TOKEN_FORMS[form](bad))
 
 
+@pytest.mark.parametrize(
+    ("shape", "why"),
+    [
+        ((2,), r"\(2,\) .* rows of shape \(\) for 2 .*: x\[None\] for a single one\.$"),
+        ((3,), r"\(3,\) .*: x\[None\] for a single one\.$"),
+        ((4, 3, 2), r"\(4, 3, 2\) .* rows of shape \(4, 3\) for 4"),
+    ],
+)
+def test_an_axis_too_few_or_too_many_in_predictions(shape: tuple[int, ...], why: str) -> None:
+    flat = fit(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2)), (np.ones((4, 2)), [0, 1, 0, 1]), epochs=0)
+    for call in (flat.predict, bayeslora.pipeline(flat)):
+        with pytest.raises(ValueError, match=f"cannot read its inputs, input {why}"):
+            call(np.ones(shape, dtype=np.float32))
+
+
 def test_labels_are_checked_before_the_network_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     posterior = fit(mlp(), (X, Y), epochs=0)
     monkeypatch.setattr("bayeslora.posterior.state.run", lambda *_, **__: pytest.fail("the network ran"))

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyro
@@ -48,7 +47,13 @@ class Gold:
 
     @public()
     def against(
-        self, posterior: PosteriorLike, data: Data, num_draws: NumDraws = 1000, *, seed: Seed = 0, batch_size: BatchSize = 64
+        self,
+        posterior: PosteriorLike,
+        data: Data,
+        num_draws: NumDraws = 1000,
+        *,
+        seed: Seed = 0,
+        batch_size: BatchSize = 64,
     ) -> dict[str, float]:
         """Compare logits of a posterior, as it predicts, with the reference's.
 
