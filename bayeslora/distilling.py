@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyro
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -19,6 +20,7 @@ from bayeslora.data import Source, to_device
 from bayeslora.methods import Distilled
 from bayeslora.methods.distilled import Output
 from bayeslora.program import Program, evaluating
+from bayeslora.runaway import DivergedError, is_good, read
 from bayeslora.tasks import Likelihood
 from bayeslora.tasks.prediction import BasePrediction
 from bayeslora.types import Batch, History
@@ -62,6 +64,9 @@ def distil(
 
     Returns:
         The student, and its history.
+
+    Raises:
+        DivergedError: If the loss is no number any more, or runs away; there is no posterior in it.
     """
     draws, mixture = (torch.as_tensor(logits) for logits in start.likelihood.latent(prediction))
     given = prediction.weights
@@ -131,12 +136,15 @@ def train(program: Program, source: Source, targets: Tensor, settings: Settings)
     for step, (where, batch) in zip(range(steps), _shuffled(source, batch_size), strict=False):
         wanted = targets[torch.as_tensor(where)].to(program.device, program.network.dtype)
         logits = program.logits(program.centre(), to_device(batch, program.device))
-        loss = divergence(program.likelihood, wanted, logits).mean()
+        with pyro.validation_enabled(False):  # NaN is noticed below
+            loss = divergence(program.likelihood, wanted, logits).mean()
         loss.backward()
+        found, *largest = read(loss, [each.grad for each in parameters if each.grad is not None])
+        if not is_good((found, *largest), next(iter(history["loss"]), found)):
+            raise _diverged(f"stopped at step {step + 1} of {steps}: the loss is {found:.6g}", rate)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        found = float(loss.detach())
         for name, value in (
             ("step", step + 1),
             ("epoch", (step + 1) / steps_an_epoch),
@@ -144,9 +152,15 @@ def train(program: Program, source: Source, targets: Tensor, settings: Settings)
             ("nll", found),
         ):
             history[name].append(float(value))
+    if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+        raise _diverged("made learned parameters NaN or infinite in its last step", rate)
     program.network.unbind()
     program.eval()
     return history
+
+
+def _diverged(what: str, rate: float) -> DivergedError:
+    return DivergedError(f"Distilling {what}. Lower the learning rate (now {rate:.2g}).", None)
 
 
 def usual_epochs(num_inputs: int, batch_size: int) -> float:

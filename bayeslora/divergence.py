@@ -8,26 +8,8 @@ from torch import Tensor, nn
 
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
-
-RUNAWAY = 1e7
-"""How many times what it was at the start, or 1 nat per example if that is more, a loss may become.
-
-Single precision has 24 bits: beside such a loss, the whole loss of the start is about one unit in the last place, and
-nothing more can be learned from it. A fit that works stays far away: an example would have the probability
-exp(-10,000,000) or a density of exp(10,000,000), and a number's density ends at exp(709) even in double precision.
-"""
-
-
-class DivergedError(RuntimeError):
-    """The loss or its gradient became NaN, infinite or absurdly large; the posterior is at the last state before that.
-
-    Attributes:
-        posterior: The posterior at the last good state.
-    """
-
-    def __init__(self, message: str, posterior: Posterior):
-        super().__init__(message)
-        self.posterior = posterior
+from bayeslora.runaway import DivergedError as DivergedError
+from bayeslora.runaway import is_good, read
 
 
 class LastGood:
@@ -58,11 +40,11 @@ class LastGood:
         # Half-precision training scales the loss so far up that infinite gradients are part of its search.
         scaled = getattr(trainer.accelerator, "scaler", None) is not None
         gradients = [] if scaled else [p.grad for p in self.parameters if p.grad is not None]
-        norms = torch._foreach_norm(gradients, float("inf")) if gradients else ()
-        value, *largest = torch.stack([loss.detach(), *norms]).tolist()
+        found = read(loss, gradients)
+        value = found[0]
         if self.start is None:
             self.start = next(iter(trainer.recorder.history.get("loss", ())), value)
-        if all(map(math.isfinite, (value, *largest))) and abs(value) <= RUNAWAY * max(1.0, abs(self.start)):
+        if is_good(found, self.start):
             torch._foreach_copy_(self.copies, self._values())
             self.step = trainer.state.global_step
             return

@@ -11,6 +11,7 @@ from torch import nn
 import bayeslora
 from bayeslora import distilling, tasks
 from bayeslora.distributions import LowRankNormal
+from bayeslora.divergence import DivergedError
 from bayeslora.methods.distilled import Output
 from bayeslora.tasks.collecting import Outputs
 from tests.adapters.test_sharing import rows
@@ -58,6 +59,15 @@ def test_a_student_of_other_adapters_starts_at_the_base_with_the_teachers_head()
 def test_a_part_of_a_step_is_a_step() -> None:
     student = teacher().distil(tokens(12)[0], num_draws=2, epochs=0.01)
     assert len(student.history) == 1
+
+
+@pytest.mark.parametrize("rate", [1e4, 1e30])
+def test_a_student_that_runs_away_is_noticed(pair: tuple[Any, Any], rate: float) -> None:
+    own, _ = pair
+    with pytest.raises(DivergedError, match=r"^Distilling .*Lower the learning rate \(now 1e\+") as raised:
+        own.distil(tokens(12)[0], num_draws=2, epochs=5, learning_rate=rate)
+    assert raised.value.posterior is own
+    assert np.isfinite(own.predict(tokens(2)[0], 2).probs).all()
 
 
 def test_a_student_is_a_posterior_of_one_pass(pair: tuple[Any, Any], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ ORDER = (
     ("networks",),
     ("limits",),
     ("adapters", "distributions", "tasks"),
-    ("fitted", "natural", "packing"),
+    ("fitted", "natural", "packing", "runaway"),
     ("priors", "guides", "curvature", "elbo", "tuning", "precision", "dials"),
     ("data", "methods"),
     ("carried",),

@@ -9,6 +9,7 @@ from bayeslora.data import Columns, Source
 from bayeslora.isolation import public, seeded
 from bayeslora.methods import Distilled
 from bayeslora.posterior.predicting import Predicting
+from bayeslora.runaway import DivergedError
 from bayeslora.tasks.prediction import BasePrediction
 from bayeslora.types import BatchSize, Data, Epochs, NumDraws, Seed
 
@@ -59,6 +60,7 @@ class Distilling(Predicting):
             ValueError: If the likelihood's logits cannot be told from a prediction (those of classification,
                 multilabel, ordinal and real labels can), or the network's logits are not those of a linear output
                 layer, which could be given a spread.
+            DivergedError: If the loss becomes NaN or infinite, or runs away; its posterior is this one, unchanged.
         """
         distilling.check(self._likelihood)
         source = self._source(data, Columns.asked(text, label, id), with_labels=False)
@@ -73,8 +75,12 @@ class Distilling(Predicting):
         from bayeslora.posterior import Posterior
 
         start = self._start()
-        with seeded(seed):
-            program, history = distilling.distil(start.program, source, prediction, Distilled(), settings)
+        try:
+            with seeded(seed):
+                program, history = distilling.distil(start.program, source, prediction, Distilled(), settings)
+        except DivergedError as error:
+            error.posterior = self
+            raise
         student = Posterior(program, history, 1.0, start.tokenizer, start.class_names, start.columns)
         student.example = start.example
         return student
