@@ -1,27 +1,24 @@
 """The command line: `bayeslora demo | fit | predict | evaluate | calibrate | merge | export`, and `commands`."""
 
-import json
-import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from bayeslora import commands, contracts
 from bayeslora.methods import METHODS
 from bayeslora.shell import (
     FitCommand,
+    as_json,
     check_output,
     columns_named,
+    console,
     errors,
     held_out_of,
     method_fields,
     number_or_auto,
+    print_table,
     progress,
     quiet,
     split_to_predict,
@@ -31,11 +28,7 @@ from bayeslora.shell import (
 )
 from bayeslora.tasks import LIKELIHOODS
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Bayesian adapters for pre-trained networks.")
-console = Console()
 app.add_typer(commands.app)
 
 
@@ -69,7 +62,9 @@ DataName = Annotated[
 Text = Annotated[
     list[str] | None, typer.Option(help="Column of the texts, twice for pairs of texts; by default found.")
 ]
-Label = Annotated[str | None, typer.Option(help="Column of the labels; by default found.")]
+Label = Annotated[
+    list[str] | None, typer.Option(help="Column of the labels, or several, one for each class; by default found.")
+]
 Id = Annotated[str | None, typer.Option(help="Column that names the rows, and is not read.")]
 Folder = Annotated[Path, typer.Argument(help="A saved posterior.")]
 Base = Annotated[str | None, typer.Option("--model", help="The base model, if it is not the one named at the fit.")]
@@ -93,8 +88,10 @@ def demo(
         main_job.write(result, output)
     table = result.table()
     words = result.words
-    _print(table, f"{len(words.test)} test words; unfamiliar: {len(words.unfamiliar)} emoticons and slang", "method")
-    _print(result.least_sure(), "The words it is least sure of, and how much the ten raters disagreed", "word")
+    print_table(
+        table, f"{len(words.test)} test words; unfamiliar: {len(words.unfamiliar)} emoticons and slang", "method"
+    )
+    print_table(result.least_sure(), "The words it is least sure of, and how much the ten raters disagreed", "word")
     console.print(
         f"{time.perf_counter() - start:.0f} s in all. Saved in {output}/: posterior (bayeslora.load), arviz.nc "
         "(arviz.from_netcdf), reliability.png, table.csv, least-sure.csv."
@@ -117,6 +114,9 @@ def fit(
     label: Label = None,
     id: Id = None,
     last_answer: Annotated[bool, typer.Option(help="Of conversations, learn the last answer alone.")] = False,
+    shots: Annotated[
+        str | None, typer.Option(help="Of answer_letters, a file of questions with answers that precede every one.")
+    ] = None,
     validation: Annotated[str | None, typer.Option(help="Held-out data; by default the data's own split.")] = None,
     folds: Annotated[
         int | None, typer.Option(help="Cross-fit: that many members, each without its part of the data, set the dial.")
@@ -153,6 +153,7 @@ def fit(
         float | None, typer.Option(help="Passes over the data; by default 3 to 8, to make 200 steps.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 16,
+    packing: Annotated[bool, typer.Option(help="Of a causal language model, several short texts in one row.")] = False,
     learning_rate: Annotated[
         float | None, typer.Option(help="Peak learning rate; by default from the network's width.")
     ] = None,
@@ -177,6 +178,8 @@ def fit(
             "prior": earlier,
             **columns_named(text, label, id),
             "answers": "last" if last_answer else "all",
+            "shots": shots,
+            "packing": packing,
             "likelihood": likelihood,
             "folds": folds,
             "refit": refit,
@@ -265,11 +268,13 @@ def predict(
         table = predicted.to_pandas() if predicted.used is None else predicted.to_pandas().assign(draws=predicted.used)
         table = with_decisions(table, predicted, risk, coverage, decide is not None)
         known = loaded.columns
-        table = with_columns(table, rows, [id or known.id, *(text or known.text), label or known.label])
+        table = with_columns(
+            table, rows, [id or known.id, *(text or known.text), *(label or known.labels), known.label]
+        )
         if output is not None:
             write_table(table, output)
     if output is None:
-        _print(table.head(20), f"First of {len(table)} predictions", "predicted")
+        print_table(table.head(20), f"First of {len(table)} predictions", "predicted")
     else:
         console.print(f"{len(table)} predictions in {output}.")
 
@@ -374,26 +379,9 @@ def export(
     console.print(f"{len(folders)} PEFT adapter{'s' * (len(folders) > 1)} in {output}.")
 
 
-def as_json(scores: Mapping[str, float]) -> str:
-    """Return scores as JSON; NaN, which JSON does not have, becomes null."""
-    return json.dumps({name: None if math.isnan(value) else value for name, value in scores.items()}, indent=2)
-
-
 def main() -> None:
     """Run the `bayeslora` command."""
     app()
-
-
-def _print(frame: "pd.DataFrame", title: str, key: str) -> None:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in frame.columns:
-        table.add_column(column.replace("_", " "), justify="left" if column == key else "right", no_wrap=column == key)
-    for row in frame.to_dict("records"):
-        digits = {name: 0 if name == "seconds" else 3 for name in row}
-        table.add_row(
-            *(f"{value:.{digits[name]}f}" if isinstance(value, float) else str(value) for name, value in row.items())
-        )
-    console.print(table)
 
 
 if __name__ == "__main__":

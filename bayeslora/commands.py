@@ -36,7 +36,9 @@ Draws = Annotated[int, typer.Option(help="Draws of the weights.")]
 Text = Annotated[
     list[str] | None, typer.Option(help="Column of the texts, twice for pairs of texts; by default found.")
 ]
-Label = Annotated[str | None, typer.Option(help="Column of the labels; by default found.")]
+Label = Annotated[
+    list[str] | None, typer.Option(help="Column of the labels, or several, one for each class; by default found.")
+]
 Id = Annotated[str | None, typer.Option(help="Column that names the rows, and is not read.")]
 Likelihood = Annotated[str | None, typer.Option(help="What the labels are; by default inferred.")]
 Targets = Annotated[list[str] | None, typer.Option(help="Layers to adapt, as in fit; by default all-linear.")]

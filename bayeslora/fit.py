@@ -13,7 +13,7 @@ from torch import nn
 
 from bayeslora import arguments, bases, choice, interop, onward, storage
 from bayeslora.contracts import ArgumentError, Count, Scale
-from bayeslora.data import Columns, Reading, Source, Weight, apart, given, plain, read, shots_in, split
+from bayeslora.data import NOTHING, Columns, Reading, Source, Weight, apart, given, plain, read, shots_in, split
 from bayeslora.dialling import by_fits
 from bayeslora.dials import wanted, with_default
 from bayeslora.divergence import check_weights
@@ -67,7 +67,7 @@ def fit(
     refit: bool | None = None,
     tokenizer: Tokenizer | None = None,
     text: str | Sequence[str] | None = None,
-    label: str | None = None,
+    label: str | Sequence[str] | None = None,
     id: str | None = None,
     answers: Literal["all", "last"] = "all",
     shots: Data | None = None,
@@ -129,7 +129,7 @@ def fit(
             By default, the mixture, but for `monteclora` the refit. For `folds` only.
         tokenizer: For text; loaded with the model if that is given by name.
         text: The column of the texts, or two, for pairs; by default found ([Data](data.md) has the rule).
-        label: The column of the labels; by default found.
+        label: The column of the labels, or several that each say 0 or 1 of a class (`multilabel`); by default found.
         id: A column that names the rows, which is not an input.
         answers: Of conversations ([Tasks](tasks.md#instructions-and-conversations)), which answers are learned: all of
             the assistant's, or only the last of each.
@@ -209,7 +209,7 @@ def fit(
     with seeded(seed), choice.narrating(progress if args is None else not args.disable_tqdm):
         lacked = None
         asked_for = Columns.asked(text, label, id, answers, shots_in(shots))
-        train_data = plain(train_data, asked_for)
+        train_data = plain(train_data, asked_for, earlier.columns if earlier else NOTHING)
         own = unwrapped(model) if isinstance(model, nn.Module) else None
         likelihood = earlier.likelihood(likelihood) if earlier else likelihood
         kind = choosing.expected(likelihood, own, train_data.names, train_data.labels)

@@ -283,8 +283,8 @@ def _columns(record: ColumnsRecord | None) -> Columns | None:
         return None
     lists: dict[str, Any] = {name: tuple(record[name]) for name in ("text", "features")}
     others: dict[str, Any] = {name: record.get(name) for name in ("label", "id", "answers")}
-    shots = tuple(record.get("shots", ()))
-    return Columns(**lists, **others, by_index=record["by_index"], shots=shots)
+    lists |= {"shots": tuple(record.get("shots", ())), "labels": tuple(record.get("labels", ()))}
+    return Columns(**lists, **others, by_index=record["by_index"])
 
 
 def _method(folder: str | os.PathLike[str], record: MethodRecord, given: Method | None) -> Method:

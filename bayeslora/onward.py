@@ -14,7 +14,7 @@ from torch import Tensor
 from bayeslora import bases, contracts, storage
 from bayeslora.adapters import split_site
 from bayeslora.carried import carried
-from bayeslora.data import Reading
+from bayeslora.data import Columns, Reading
 from bayeslora.distributions import Flat
 from bayeslora.elbo import sites
 from bayeslora.isolation import seeded
@@ -93,6 +93,11 @@ class Earlier:
     def class_names(self) -> tuple[str, ...] | None:
         """The names of the classes of the earlier fit."""
         return self.posterior.class_names
+
+    @property
+    def columns(self) -> Columns:
+        """The columns that the earlier fit read."""
+        return self.posterior.columns
 
     def reading(self, asked_for: Reading) -> Reading:
         """Return how data are to be read, given what is asked for: as the earlier fit did."""

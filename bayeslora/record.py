@@ -85,6 +85,7 @@ class ColumnsRecord(TypedDict):
     by_index: bool
     answers: NotRequired[Literal["all", "last"] | None]
     shots: NotRequired[list[str]]
+    labels: NotRequired[list[str]]
 
 
 class HeldOutRecord(TypedDict):

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import math
 import os
 import re
 import signal
@@ -17,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from typer.core import TyperCommand
 
 from bayeslora import contracts, prediction
@@ -29,6 +32,8 @@ from bayeslora.types import Data
 
 if TYPE_CHECKING:
     import pandas as pd
+
+console = Console()
 
 RISK, COVERAGE = 0.05, 0.9
 """What is promised where nothing is asked for."""
@@ -188,6 +193,24 @@ def write_table(table: "pd.DataFrame", output: Path) -> None:
             table.to_csv(output, index=False)
 
 
+def print_table(frame: "pd.DataFrame", title: str, key: str) -> None:
+    """Show a table, with a column's words on the left."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in frame.columns:
+        table.add_column(column.replace("_", " "), justify="left" if column == key else "right", no_wrap=column == key)
+    for row in frame.to_dict("records"):
+        digits = {name: 0 if name == "seconds" else 3 for name in row}
+        table.add_row(
+            *(f"{value:.{digits[name]}f}" if isinstance(value, float) else str(value) for name, value in row.items())
+        )
+    console.print(table)
+
+
+def as_json(scores: Mapping[str, float]) -> str:
+    """Return scores as JSON; NaN, which JSON does not have, becomes null."""
+    return json.dumps({name: None if math.isnan(value) else value for name, value in scores.items()}, indent=2)
+
+
 def with_columns(table: "pd.DataFrame", rows: Any, names: Sequence[str | None]) -> "pd.DataFrame":
     """Return predictions with the data's own columns, if there is one for each of its rows: the id first, others last.
 
@@ -298,9 +321,10 @@ def number_or_auto(value: str | int) -> int | str:
         raise typer.BadParameter(f"{value!r} is neither a whole number nor 'auto'.") from None
 
 
-def columns_named(text: list[str] | None, label: str | None, id: str | None) -> dict[str, Any]:
+def columns_named(text: list[str] | None, label: list[str] | None, id: str | None) -> dict[str, Any]:
     """Return the columns that are named as keywords of `fit`, `predict` and `evaluate`."""
-    return {"text": text or None, "label": label, "id": id}
+    one = label[0] if label and len(label) == 1 else label or None
+    return {"text": text or None, "label": one, "id": id}
 
 
 def split_to_predict(data: Mapping[str, Data]) -> Data:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import bayeslora
 from bayeslora.cli import app
-from bayeslora.data import given, plain, read
+from bayeslora.data import Columns, given, plain, read
 from tests.tasks.cases import model
 from tests.test_data import tiny_tokenizer
 
@@ -254,3 +254,97 @@ def test_a_spreadsheet_says_which_package_it_needs(tmp_path: Path, monkeypatch: 
     assert failed.exit_code == 2
     with pytest.raises(ImportError, match=r"data\.xlsx: reading this file needs the package openpyxl: pip install"):
         read(str(data))
+
+
+# Labels in several columns
+
+COMMENTS = pd.DataFrame(
+    {"comment_text": TEXTS, "toxic": [0, 1] * 4, "threat": [0, 0, 1, 1] * 2, "insult": [0] * 7 + [1]}
+)
+CLASSES = ["toxic", "threat", "insult"]
+ROWS = COMMENTS[CLASSES].to_numpy().tolist()
+SEVERAL = Columns.asked(None, CLASSES, None)
+
+
+@pytest.mark.parametrize("kind", [int, bool, float, str, object, "Int64", "category"])
+@pytest.mark.parametrize("form", ["frame", "table", "mapping", "records", "beside"])
+def test_columns_of_labels_are_rows_of_labels(kind: Any, form: str) -> None:
+    frame = COMMENTS.astype(dict.fromkeys(CLASSES, kind))
+    forms: dict[str, Any] = {
+        "frame": lambda: frame,
+        "table": lambda: datasets.Dataset.from_dict(COMMENTS.to_dict("list")),
+        "mapping": lambda: frame.to_dict("list"),
+        "records": lambda: frame.to_dict("records"),
+        "beside": lambda: (TEXTS, frame),
+    }
+    found = plain(forms[form](), SEVERAL)
+    assert found.labels is not None
+    assert found.labels.plain.tolist() == ROWS
+    assert (found.labels.names, found.columns.labels) == (tuple(CLASSES), tuple(CLASSES))
+    assert found.columns.text == (() if form == "beside" else ("comment_text",))
+    turned = plain(frame[["insult", "comment_text", "threat", "toxic"]], known=found.columns.plain)
+    assert turned.labels is not None
+    assert turned.labels.plain.tolist() == ROWS
+
+
+@pytest.mark.parametrize(
+    ("columns", "label", "message"),
+    [
+        ({"toxic": [0, -1] * 4}, CLASSES, r"data has -1 in 'toxic', row 1, and each of several columns says whether"),
+        ({"toxic": [0, None] * 4}, CLASSES, r"the label in 'toxic' is missing in 4 row\(s\), the first is row 1"),
+        ({"toxic": ["yes", "no"] * 4}, CLASSES, r"data has 'yes' in 'toxic', row 0"),
+        ({}, ["toxic", "obscene"], r"label=\['toxic', 'obscene'\]: data has no column 'obscene', only comment_text"),
+        ({}, ["toxic", "toxic"], r"label=\['toxic', 'toxic'\]: name a column, or several different ones"),
+        ({}, [], r"label=\[\]: name a column, or several"),
+    ],
+)
+def test_columns_that_are_not_of_labels_are_named(columns: dict[str, Any], label: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plain(COMMENTS.assign(**columns), Columns.asked(None, label, None))
+
+
+def test_a_file_with_several_columns_of_labels(base: Path, tmp_path: Path) -> None:
+    data, test = tmp_path / "comments.csv", tmp_path / "new.csv"
+    COMMENTS.to_csv(data, index=False)
+    COMMENTS[["comment_text"]].to_csv(test, index=False)
+    flags = [word for name in CLASSES for word in ("--label", name)]
+    table, scores = through(base, data, tmp_path / "out", *flags, test=test)
+    probs = table[[f"p({name})" for name in CLASSES]].to_numpy()
+    right = np.where(np.asarray(ROWS) == 1, probs, 1 - probs)
+    assert scores["nll"] == pytest.approx(-np.log(right).sum(1).mean(), abs=1e-5)
+    posterior = bayeslora.load(tmp_path / "out")
+    assert (posterior.columns.labels, posterior.class_names) == (tuple(CLASSES), tuple(CLASSES))
+    with pytest.raises(ValueError, match="has no column 'threat'"):
+        posterior.evaluate(COMMENTS.drop(columns="threat"), 2)
+    settings: dict[str, Any] = {"tokenizer": posterior.tokenizer, "epochs": 0, "progress": False}
+    first = bayeslora.fit(posterior.network.model, COMMENTS, "blob", label=CLASSES, **settings)
+    again = bayeslora.fit(posterior.network.model, COMMENTS, prior=first, **settings)
+    assert again.columns.labels == tuple(CLASSES)
+
+
+# Numbers that are texts
+
+
+def test_numbers_are_texts_where_they_are_named_so() -> None:
+    frame = pd.DataFrame({"text": [7.0, None, 2.5], "label": ["a", "b", "a"]})
+    for data in (frame, frame.to_dict("list")):
+        for columns in ({"asked": Columns(text=("text",))}, {"known": Columns(text=("text",), label="label")}):
+            assert plain(data, **columns).inputs["text"][:] == ["7", None, "2.5"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pd.DataFrame({"text": [1, 2], "label": ["a", "b"]}),
+        {"text": [1, 2], "label": ["a", "b"]},
+        datasets.Dataset.from_dict({"text": [1, 2], "label": ["a", "b"]}),
+        ([1, 2], ["a", "b"]),
+    ],
+    ids=["frame", "mapping", "table", "list"],
+)
+def test_numbers_that_are_not_named_as_texts_are_refused_in_words(data: Any) -> None:
+    network = model("Bert", "ForSequenceClassification")()
+    with pytest.raises(
+        ValueError, match=r"; the network takes input_ids, .* numbers are texts if the column is named so"
+    ):
+        bayeslora.fit(network, data, "lora", tokenizer=tiny_tokenizer(), progress=False)

@@ -3,10 +3,12 @@
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from bayeslora.contracts import ArgumentError
 from bayeslora.tasks import LIKELIHOODS, conversations
+from bayeslora.tasks.checking import is_missing
 from bayeslora.tasks.classes import Classes
 from bayeslora.tasks.conversations import Answers
 from bayeslora.tasks.words import TAGS, WORDS
@@ -37,6 +39,9 @@ USUAL = (
 USUAL_OF_NUMBERS = ("target", "class", "y")
 """Columns that hold the labels of a table of numbers, where there is none of `LABELS`."""
 
+PLAIN = r"bool|u?int|float|double|timestamp|date|time|decimal"
+"""Types of columns whose values are written out where they are read as texts."""
+
 INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features")
 """Columns by which a table is seen to hold a network's inputs already."""
 
@@ -64,6 +69,7 @@ class Columns:
         by_index: Whether whole numbers are classes by their place in the order of the fit's; otherwise by their names.
         answers: Which answers of a conversation are learned; None where there are none, or nothing is said.
         shots: Questions with their answers that precede every question, as texts.
+        labels: The columns of labels, one for each class, if there are several.
     """
 
     text: tuple[str, ...] = ()
@@ -73,21 +79,32 @@ class Columns:
     by_index: bool = True
     answers: Answers | None = None
     shots: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
 
     @classmethod
     def asked(
         cls,
         text: str | Sequence[str] | None,
-        label: str | None,
+        label: str | Sequence[str] | None,
         id: str | None,
         answers: Answers | None = None,
         shots: tuple[str, ...] | None = None,
     ) -> "Columns":
-        """Return the columns that a user names; a single text may be named by itself."""
+        """Return the columns that a user names; a single text, or label, may be named by itself."""
         texts = () if text is None else (text,) if isinstance(text, str) else tuple(text)
         if len(texts) > 2:
             raise ValueError(f"text={text!r}: name one column, or two for pairs of texts.")
-        return cls(texts, label, id, answers=answers, shots=shots or ())
+        if label is None or isinstance(label, str):
+            return cls(texts, label, id, answers=answers, shots=shots or ())
+        labels = tuple(label)
+        if not labels or len({*labels}) < len(labels):
+            raise ArgumentError(f"label={label!r}: name a column, or several different ones.")
+        if len(labels) == 1:
+            return cls(texts, labels[0], id, answers=answers, shots=shots or ())
+        for name in labels:
+            if name in (*texts, id):
+                raise ArgumentError(f"label={label!r}: {name!r} is also {'a text' if name in texts else 'the id'}.")
+        return cls(texts, None, id, answers=answers, shots=shots or (), labels=labels)
 
 
 NOTHING = Columns()
@@ -128,7 +145,7 @@ class Found(Columns):
     @property
     def plain(self) -> Columns:
         """The columns, without those that are ignored."""
-        return Columns(self.text, self.label, self.id, self.features, self.by_index, self.answers, self.shots)
+        return Columns(**{each.name: getattr(self, each.name) for each in fields(Columns)})
 
 
 def check_asked(names: Sequence[str], asked: Columns, data: str, needs_label: bool) -> None:
@@ -290,6 +307,23 @@ def is_text(feature: Any) -> bool:
     return getattr(feature, "dtype", "") in ("string", "large_string")
 
 
+def written_out(table: Any, texts: Sequence[str]) -> Any:
+    """Return a table whose numbers, truth values and dates in columns that are read as texts are written out."""
+    features = table.features or {}
+    for name in texts:
+        if (
+            (dtype := getattr(features.get(name), "dtype", ""))
+            and re.match(PLAIN, dtype)
+            and not is_text(features[name])
+        ):
+            values = table.with_format(None)[name][:]
+            written = [
+                None if is_missing(each) else f"{each:.12g}" if type(each) is float else str(each) for each in values
+            ]
+            table = table.remove_columns(name).add_column(name, written)
+    return table
+
+
 def has_classes(feature: Any) -> bool:
     """Whether a column of a `datasets.Dataset` holds classes, or lists of classes, that have names."""
     return class_names(feature) is not None
@@ -315,8 +349,8 @@ def said(found: Found, describe: Callable[[], str] | Mapping[str, str] | str = "
             found.features if len(found.features) <= 6 else (*found.features[:5], f"… ({len(found.features)} columns)")
         )
         parts.append(f"inputs: {', '.join(shown)}")
-    if found.label:
-        parts.append(f"label: {found.label}{f' ({describe})' if describe else ''}")
+    if label := ", ".join(found.labels) or found.label:
+        parts.append(f"label: {label}{f' ({describe})' if describe else ''}")
     elif parts and not found.told:
         parts.append("no label")
     parts += [f"id: {found.id}"] if found.id else []

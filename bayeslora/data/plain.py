@@ -8,6 +8,8 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from bayeslora.contracts import ArgumentError
+from bayeslora.data.beside import check_there, columns_of, side_by_side, taken
 from bayeslora.data.columns import (
     LABELS,
     NOTHING,
@@ -19,6 +21,7 @@ from bayeslora.data.columns import (
     class_names,
     features_of,
     label_of,
+    written_out,
 )
 from bayeslora.tasks import conversations
 from bayeslora.tasks.checking import is_missing
@@ -72,6 +75,8 @@ def plain(
     """
     if isinstance(data, Plain):
         return data
+    if several := asked.labels or (known.labels if asked.label is None else ()):
+        return _of_several(data, several, asked, known, name, with_labels)
     if isinstance(data, DataLoader | IterableDataset):
         return _row_by_row(data, asked, known, name)
     check_form(data, name)
@@ -97,6 +102,39 @@ def plain(
     if isinstance(values, list) and values:
         return _list(values, asked, known, name, with_labels)
     return Plain(values)
+
+
+def _of_several(
+    data: Data, several: tuple[str, ...], asked: Columns, known: Columns, name: str, with_labels: bool
+) -> Plain:
+    """Return a table whose labels stand in several columns, and any other data as if none were asked for.
+
+    Columns of the fit may be missing together; a row of labels may then stand in one column.
+    """
+    if isinstance(data, tuple) and len(data) == 2 and {*several} <= {*(columns_of(data[1]) or ())}:
+        labels = side_by_side(taken(data[1], several)[1], name)
+        read = plain((data[0], labels), replace(asked, labels=()), replace(known, labels=()), name, with_labels)
+        return replace(read, columns=replace(read.columns, labels=several))
+    if columns_of(data) is None and asked.labels and with_labels:
+        raise ArgumentError(f"label={list(several)}: {name} is not a table with such columns: give one.")
+    rest, found = taken(data, several)
+    if with_labels and (asked.labels or found):
+        check_there(several, columns_of(data) or (), name)
+    asked, known = replace(asked, labels=()), replace(known, labels=())
+    if not found or not with_labels:
+        return plain(rest, asked, known, name, with_labels)
+    labels = side_by_side(found, name)
+    if _is_frame(rest):
+        read = _frame(rest, labels, asked, known, name, with_labels)
+    elif hasattr(rest, "column_names"):
+        read = _table(rest, labels, asked, known, name, with_labels)
+    else:
+        columns = taken(rest, columns_of(rest) or ())[1]
+        if any(map(_holds_texts, columns.values())):
+            read = _table(as_table(columns), labels, asked, known, name, with_labels, columns)
+        else:
+            read = Plain(columns, labels, Found(), tuple(columns))
+    return replace(read, columns=replace(read.columns, labels=several))
 
 
 def raw(labels: Any, column: str, name: str) -> RawLabels:
@@ -206,7 +244,8 @@ def _mapping(data: dict[str, Any], asked: Columns, known: Columns, name: str, wi
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         return _list(rows, asked, known, name, with_labels)
     labels = (*LABELS, asked.label)
-    texts = any(_holds_texts(value) for key, value in data.items() if key not in labels)
+    named = {*(asked.text or known.text)}
+    texts = bool(named & {*data}) or any(_holds_texts(value) for key, value in data.items() if key not in labels)
     if texts:
         columns = {key: list(_values(value)) for key, value in data.items()}
         return _table(as_table(columns), None, asked, known, name, with_labels, data)
@@ -271,7 +310,7 @@ def _frame(frame: Any, labels: RawLabels | None, asked: Columns, known: Columns,
         # The one column beside numbers that is none.
         label, rest = rest[0], []
         inputs = [column for column in inputs if column != label]
-    if inputs and not rest and not asked.text:
+    if inputs and not rest and not asked.text and not ({*known.text} & {*names}):
         check_asked(names, asked, name, with_labels and labels is None)
         inputs = features_of(names, label, known, asked, name)
         array = frame[inputs].to_numpy(np.float32, copy=True)
@@ -319,7 +358,7 @@ def _table(
         given: What the table was made of, if its columns say more.
     """
     found = choose(table, asked, known, name, with_labels, None if labels is None else list(labels.plain))
-    label = found.label
+    label, table = found.label, written_out(table, found.text)
     names = (*table.column_names, *(("text",) if found.text else ()))
     if label is not None:
         if label != "labels":

@@ -134,6 +134,8 @@ class Reader:
         if not isinstance(inputs, Mapping):
             self._check_named()
         columns = _with_labels(dict(inputs)) if isinstance(inputs, Mapping) else {self.parameters[0]: inputs}
+        if "input_ids" in self.parameters and not {*columns} & {*self.parameters}:
+            raise self._unread([*columns])
         if not self.with_labels:
             columns.pop("labels", None)
         tensors = {name: self.numbers(name, value) for name, value in columns.items()}
@@ -148,6 +150,8 @@ class Reader:
         tensor = self.tensor(value if isinstance(value, Tensor) else numbers(self.name, name, value))
         if not tensor.dim():
             raise ValueError(f"{self.name}: {name!r} is one number: give an array with an entry for each example.")
+        if name == "input_ids" and (tensor.is_floating_point() or tensor.dim() < 2):
+            raise self._unread(self.columns.features or [f"{tuple(tensor.shape)} of numbers"])
         return tensor
 
     def table(self, table: "datasets.Dataset") -> "datasets.Dataset | Examples":
@@ -227,10 +231,7 @@ class Reader:
         """Return the table with its one or two text columns turned into tokens."""
         texts = list(self.columns.text)
         if not texts:
-            raise ValueError(
-                f"{self.name} has columns {', '.join(table.column_names)}; the network takes "
-                f"{', '.join(self.parameters)}. Rename the columns, or give text columns and a tokenizer."
-            )
+            raise self._unread(table.column_names)
         if len(texts) > 2:
             raise ValueError(
                 f"{self.name} has {len(texts)} text columns, {', '.join(texts)}: name the one or two to read, "
@@ -241,6 +242,14 @@ class Reader:
                 check_texts(self.name, repr(name), table[name])
         encode = partial(_encoded, tokenizer=self.needed_tokenizer(), columns=texts)
         return table.map(encode, batched=True, remove_columns=texts)
+
+    def _unread(self, columns: Sequence[Any]) -> ValueError:
+        """The error about columns of which the network reads none."""
+        first = next((str(name) for name in columns if name != "labels"), "…")
+        return ValueError(
+            f"{self.name} has columns {', '.join(map(str, columns))}; the network takes {', '.join(self.parameters)}. "
+            f"Rename the columns, or give text columns; numbers are texts if the column is named so, text={first!r}."
+        )
 
     def row(self, row: Any) -> dict[str, Any]:
         """Return a row of a torch `Dataset` as a mapping."""

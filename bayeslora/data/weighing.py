@@ -1,13 +1,14 @@
 """Weights of rows, as people have them: a column, or an array."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from bayeslora.contracts import ArgumentError, Kind
+from bayeslora.data.beside import taken
 from bayeslora.types import WEIGHTS, Data
 
 Weight: TypeAlias = Annotated[
@@ -62,19 +63,8 @@ def apart(data: Data, weight: Weight | None, name: str, needed: bool = True) -> 
     if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], str):
         inputs, found = apart(data[0], weight, name, needed)
         return (inputs, data[1]), found
-    rest, values = data, None
-    if hasattr(data, "column_names") and hasattr(data, "map") and not hasattr(data, "set_epoch"):
-        if weight in data.column_names:
-            rest, values = data.remove_columns(weight), data.with_format(None)[weight][:]
-    elif hasattr(data, "columns") and hasattr(data, "iloc"):
-        if weight in data.columns:
-            rest, values = data.drop(columns=[weight]), data[weight].to_numpy()
-    elif isinstance(data, Mapping):
-        if weight in data:
-            rest, values = {key: value for key, value in data.items() if key != weight}, data[weight]
-    elif isinstance(data, list) and any(isinstance(row, Mapping) and weight in row for row in data):
-        values = [row.get(weight) for row in data]
-        rest = [{key: value for key, value in row.items() if key != weight} for row in data]
+    rest, columns = taken(data, [weight])
+    values = columns.get(weight)
     if values is None and needed:
         raise ArgumentError(
             f"weight={weight!r}: {name} has no such column; name one of a table, or give an array with a number for "

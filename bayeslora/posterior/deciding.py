@@ -29,7 +29,7 @@ class Deciding(State):
         seed: Seed | None = 0,
         batch_size: BatchSize = 64,
         text: str | Sequence[str] | None = None,
-        label: str | None = None,
+        label: str | Sequence[str] | None = None,
         id: str | None = None,
     ) -> P:
         """Return a new posterior whose logits are divided by the temperature that fits held-out data best.
@@ -62,7 +62,7 @@ class Deciding(State):
         seed: Seed = 0,
         batch_size: BatchSize = 64,
         text: str | Sequence[str] | None = None,
-        label: str | None = None,
+        label: str | Sequence[str] | None = None,
         id: str | None = None,
     ) -> P:
         """Keep what is predicted for held-out rows, so that predictions from now on can `abstain` and give `sets`.

@@ -32,7 +32,7 @@ class Distilling(Predicting):
         batch_size: BatchSize = 16,
         seed: Seed = 0,
         text: str | Sequence[str] | None = None,
-        label: str | None = None,
+        label: str | Sequence[str] | None = None,
         id: str | None = None,
     ) -> "Posterior":
         r"""Return a student: a posterior of one LoRA, whose draws cost one pass together and predict what these do.

@@ -71,7 +71,7 @@ class Leaving(State):
         seed: Seed = 0,
         batch_size: BatchSize = 64,
         text: str | Sequence[str] | None = None,
-        label: str | None = None,
+        label: str | Sequence[str] | None = None,
         id: str | None = None,
     ) -> Path:
         """Write one self-contained HTML page about this posterior, to be read on a screen or printed.

@@ -31,7 +31,7 @@ class Predicting(State):
         seed: Seed | None = 0,
         batch_size: BatchSize = 64,
         text: str | Sequence[str] | None = None,
-        label: str | None = None,
+        label: str | Sequence[str] | None = None,
         id: str | None = None,
     ) -> BasePrediction:
         """Predict the labels of new examples: an equal mixture over draws of the weights.
@@ -77,7 +77,7 @@ class Predicting(State):
         seed: Seed | None = 0,
         batch_size: BatchSize = 64,
         text: str | Sequence[str] | None = None,
-        label: str | None = None,
+        label: str | Sequence[str] | None = None,
         id: str | None = None,
     ) -> dict[str, float]:
         """Compute metrics on labelled data, of the draws' average and, prefixed `center_`, of the centre.

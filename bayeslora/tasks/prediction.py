@@ -191,7 +191,7 @@ class BasePrediction(Shown, abc.ABC):
     def decided_by(self: P, held_out: HeldOut | None, made: Mapping[str, Any]) -> P:
         """Return this prediction with held-out rows, and with how it was made."""
         other = copy.copy(self)
-        vars(other).update(held_out=held_out, made=MappingProxyType({**made}))
+        vars(other).update(held_out=held_out, made={**made})
         return other
 
     def of_rounds(self: P, used: np.ndarray) -> P:

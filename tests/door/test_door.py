@@ -73,7 +73,7 @@ BAD: dict[str, list[tuple[Any, str]]] = {
     "seed": [(2**70, "a whole number of at least 0 and at most 4294967295"), (-1, ""), (2**32, ""), (1.0, "")],
     "targets": [(3, "text or a list, each text"), ([3], "")],
     "text": [(3, "text, a list, each text, or None"), ([3], "")],
-    "label": [(3, "text or None"), (["a"], "")],
+    "label": [(3, "text, a list, each text, or None"), ([3], "text, a list")],
     "id": [(3, "text or None")],
     "weight": [(3, "the name of a column, or an array with a number for each row, or None")],
     "class_weights": [(3, ""), ("even", ""), ({"a": -1.0}, ""), ([-1], "")],
