@@ -99,6 +99,16 @@ def check(
             f"neftune_noise_alpha={args.neftune_noise_alpha}: noise on the embeddings is not part of any method here. "
             "Set it to None."
         )
+    if args.eval_strategy != "no" and not has_held_out:
+        raise ValueError(
+            f"args.eval_strategy={args.eval_strategy.value!r} evaluates held-out data, and there is none: pass "
+            "validation=…, or set it to 'no'."
+        )
+    if _stops_early(callbacks) and (args.eval_strategy == "no" or args.metric_for_best_model is None):
+        raise ValueError(
+            "EarlyStoppingCallback goes by args.metric_for_best_model at each evaluation: set that, such as to 'loss', "
+            "the NLL of held-out data, and args.eval_strategy to 'epoch'; or leave args out, which does it."
+        )
     if compute_metrics is not None and args.eval_strategy == "no":
         raise ValueError(
             "compute_metrics is given, and args.eval_strategy='no', by which it would never be called: set it to "

@@ -63,7 +63,7 @@ def train(
     if args.ddp_find_unused_parameters is None:  # every learned parameter is in every step's loss
         args.ddp_find_unused_parameters = False
     arguments.point_down(args)
-    settings = {"args": args, "callbacks": list(callbacks), "compute_metrics": compute_metrics}
+    settings = {"args": args, "callbacks": list(callbacks), "compute_metrics": watching.metrics_by(compute_metrics)}
     trainer = ProgramTrainer(posterior, history, source, validation, tuning_data, lines, **settings)
     if trainer.scores is not None:
         watching.check_metric(args, trainer.scores, compute_metrics)

@@ -1,5 +1,6 @@
 """What is seen of a fit while it trains: its history, scores of held-out data at the centre, and lines of the log."""
 
+import logging
 import math
 import sys
 import warnings
@@ -12,12 +13,15 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from bayeslora.contracts import ArgumentError
 from bayeslora.data import Source, to_device
 from bayeslora.isolation import seeded
 from bayeslora.posterior import Posterior
 from bayeslora.prediction import centre_sites, labelled
 from bayeslora.program import Program
 from bayeslora.types import Batch, History
+
+logger = logging.getLogger(__name__)
 
 OF_THE_TRAINER = frozenset(("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time"))
 """What the Trainer itself says of an evaluation."""
@@ -147,6 +151,27 @@ class CentreScores:
     def _scores(self, outputs: Any) -> dict[str, float]:
         prediction = self.posterior.program.likelihood.predict(outputs, 1.0, self.posterior.class_names)
         return prediction.scores(outputs.labels)
+
+
+def metrics_by(compute_metrics: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """Return a user's function of predictions with its result checked, and without what would hide the held-out NLL."""
+    if compute_metrics is None:
+        return None
+
+    def checked(*given: Any, **settings: Any) -> Any:
+        found = compute_metrics(*given, **settings)
+        if not settings.get("compute_result", True):  # of a batch that is not the last
+            return found
+        if not isinstance(found, Mapping):
+            raise ArgumentError(
+                f"compute_metrics returned {found!r:.40}: return a mapping from names to numbers, {{'accuracy': 0.9}}."
+            )
+        hidden = [name for name in found if name in ("loss", "eval_loss")]
+        if hidden:
+            logger.warning("compute_metrics returns %r, which is the held-out NLL's name: give it another.", hidden[0])
+        return {name: value for name, value in found.items() if name not in hidden}
+
+    return checked
 
 
 def check_metric(args: TrainingArguments, scores: CentreScores, compute_metrics: Callable[..., Any] | None) -> None:

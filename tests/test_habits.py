@@ -94,6 +94,23 @@ def test_metrics_without_held_out_data_or_an_evaluation_are_refused(tmp_path: Pa
         fit(validation=None, compute_metrics=dict)
     with pytest.raises(ValueError, match="eval_strategy='no'"):
         fit(args=arguments(tmp_path, eval_strategy="no"), compute_metrics=dict)
+    with pytest.raises(
+        ValueError, match=r"args\.eval_strategy='epoch' evaluates held-out data, and there is none: pass"
+    ):
+        fit(validation=None, args=arguments(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"EarlyStoppingCallback goes by args\.metric_for_best_model at each evaluation"
+    ):
+        fit(args=arguments(tmp_path), callbacks=[EarlyStoppingCallback(1)])
+    for found in (None, 0.5):
+        with pytest.raises(ArgumentError, match=rf"compute_metrics returned {found}: return a mapping from names to"):
+            fit(epochs=1, compute_metrics=lambda _, found=found: found)
+
+
+def test_a_metric_called_loss_does_not_hide_the_nll(caplog: pytest.LogCaptureFixture) -> None:
+    posterior = fit(epochs=1, compute_metrics=lambda _: {"loss": 9.0, "own": np.float32(0.5), "parts": {"a": 1}})
+    assert posterior.history["validation_nll"].iloc[-1] < 9
+    assert "compute_metrics returns 'loss', which is the held-out NLL's name" in caplog.text
     with pytest.raises(ValueError, match="EarlyStoppingCallback goes by held-out data"):
         fit(validation=None, callbacks=[EarlyStoppingCallback])
 
