@@ -27,6 +27,9 @@ MOST = 1000
 OF_TORCH = frozenset(vars(nn.Module()))
 """Attributes that every module has."""
 
+SET_UP = frozenset({"_output_capturing_hooks_installed"})
+"""Attributes that say what the first pass sets up: transformers' hooks, which stay, would be set up again."""
+
 NOT_STATE = (Tensor, nn.Module, type, types.FunctionType, types.MethodType, types.ModuleType, functools.partial)
 OTHERS = ("bayeslora", "torch", "accelerate", "builtins")
 """Packages whose modules keep nothing but buffers, and whose objects are not looked into."""
@@ -43,22 +46,28 @@ class Passes:
     def __init__(self) -> None:
         self.moving: dict[bool, list[Any]] = {}
         self.names: list[str] = []
+        self.later = contextlib.ExitStack()
 
     def __reduce__(self) -> tuple[type["Passes"], tuple[()]]:
         return Passes, ()  # a copy is of other modules
 
     @contextlib.contextmanager
-    def alone(self, model: nn.Module, training: bool = False, besides: Collection[nn.Module] = ()) -> Iterator["Left"]:
+    def alone(
+        self, model: nn.Module, training: bool = False, besides: Collection[nn.Module] = (), later: bool = False
+    ) -> Iterator["Left"]:
         """Let passes in this context begin with the state of the network outside, and restore that afterwards.
 
         Args:
             model: The network.
             training: Its mode.
             besides: Modules whose state may change.
+            later: Whether to restore it before the next pass, or in `settle`, instead of at once: a backward pass may
+                look at what the forward pass kept, as Reformer's at its seeds.
 
         Yields:
             What the passes leave, once the context has ended.
         """
+        self.settle()
         known, left = self.moving.get(training), Left()
         if known == []:
             yield left
@@ -76,6 +85,12 @@ class Passes:
             self.moving[training] = changed
             if changed:
                 self.names += [name for name in _names(model, changed) if name not in self.names]
+        if later and changed:
+            self.later.enter_context(left.again())
+
+    def settle(self) -> None:
+        """Restore what was to be restored later."""
+        self.later.close()
 
 
 class Left:
@@ -142,7 +157,7 @@ def _put_back(place: Any, now: dict[Any, Any], before: dict[Any, Any], original:
         return True
     changed = False
     for key in {**original, **now}:
-        if _is_computed(place, key):  # it would be out of date
+        if key in SET_UP or _is_computed(place, key):  # the other would be out of date
             continue
         changed |= key not in now or key not in before or now[key] is not before[key]
         if key in original:

@@ -173,3 +173,31 @@ def test_weights_that_are_computed_are_left_to_themselves(norm: Any) -> None:
         torch.testing.assert_close(value, before[name], rtol=0, atol=0, msg=name)
     probs = posterior.merge().eval()(X).softmax(-1).detach()
     np.testing.assert_allclose(posterior.predict(X, center=True).probs, probs, rtol=1e-12)
+
+
+class LooksBack(torch.autograd.Function):
+    """A product whose factor the backward pass finds in the module, as Reformer's finds its seeds."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, body: Any) -> Tensor:
+        ctx.body, body.factor = body, 2.0
+        return h * body.factor
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient * ctx.body.factor, None
+
+
+class Kept(Body):
+    def start(self) -> None:
+        self.factor: Any = None
+
+    def keep(self, h: Tensor) -> Tensor:
+        return LooksBack.apply(h, self)
+
+
+def test_a_backward_pass_finds_what_the_forward_pass_kept() -> None:
+    body = Kept()
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    bayeslora.fit(body, (x, [0, 1, 2, 0] * 2), "lora", rank=1, epochs=1, progress=False)
+    assert body.factor is None

@@ -231,6 +231,7 @@ class AdaptedNetwork(nn.Module):
 
     def unbind(self) -> None:
         """Return to the base network (with its task head)."""
+        self.passes.settle()
         for layers in self._layers.values():
             for layer in layers:
                 layer.slot.factors = layer.slot.rows = None
@@ -238,21 +239,25 @@ class AdaptedNetwork(nn.Module):
 
     def run(self, inputs: Batch) -> Any:
         """Return what the network returns with the factors that are bound."""
-        with self.alone():
+        with self.alone(later=torch.is_grad_enabled()):
             return self.model(**inputs)
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[Left]:
+    def alone(self, later: bool = False) -> Iterator[Left]:
         """Let passes begin with what the network kept at the start, such as the last state of a recurrent layer.
 
         In training, its head may change that, as its statistics of batches do.
+
+        Args:
+            later: Whether that is restored before the next pass or by `unbind`, for a backward pass to look at.
 
         Yields:
             What the passes leave, once the context has ended.
         """
         passes, is_new = self.passes, self.training not in self.passes.moving
         heads = [self.model.get_submodule(head) for head in self.head_names] if is_new and self.training else []
-        with passes.alone(self.model, self.training, {part for head in heads for part in head.modules()}) as left:
+        besides = {part for head in heads for part in head.modules()}
+        with passes.alone(self.model, self.training, besides, later) as left:
             yield left
         if is_new and passes.moving[self.training]:
             logger.info(

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -182,13 +182,14 @@ def few_values(values: Any) -> bool:
     return distinct > 1 and 2 * distinct <= len(values)
 
 
-def _left(table: Any, texts: Sequence[str], others: Sequence[str]) -> str | None:
+def _left(table: Any, texts: Sequence[str], others: Sequence[str], free: Collection[str]) -> str | None:
     """Return the column of labels of a table of texts in which none is called so; None if it cannot be told.
 
     Args:
         table: The table.
         texts: Its columns of texts that may be inputs.
         others: Its columns of other things, but names of rows.
+        free: Columns that may be found by their few values.
     """
     features = table.features or {}
     says = [name for name in table.column_names if SAYS_LABEL.fullmatch(name)]
@@ -197,7 +198,7 @@ def _left(table: Any, texts: Sequence[str], others: Sequence[str]) -> str | None
         if len(sure) == 1:
             return sure[0]
     rows = table.with_format(None)
-    few = [name for name in (*texts, *others) if few_values(rows[name])]
+    few = [name for name in (*texts, *others) if name in free and few_values(rows[name])]
     return few[0] if len(few) == 1 and {*texts} - {*few} else None
 
 
@@ -245,7 +246,9 @@ def choose(
     if label is None and labels is None and asked.label is None and not plain:
         inputs = [name for name in texts if name in (asked.text or known.text)] or texts
         if needs_label or inputs is texts:
-            label = _left(table, inputs, [*(name for name in texts if name not in inputs), *others])
+            # One prompt for many rows has few values, and is still what is asked.
+            free = {*names} - {*conversations.columns_in(names)}
+            label = _left(table, inputs, [*(name for name in texts if name not in inputs), *others], free)
     texts = [name for name in texts if name != label]
     if label not in (None, asked.label, known.label) and _plain(label) in USUAL:
         rivals = [name for name in texts if _plain(name) in USUAL and name not in (*asked.text, *known.text)]
