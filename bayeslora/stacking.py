@@ -22,7 +22,9 @@ def stacking_weights(log_densities: FloatArray) -> FloatArray:
     from scipy.optimize import minimize
 
     count = len(log_densities)
-    densities = np.exp(log_densities - log_densities.max(0))  # a factor of each row's does not matter
+    largest = log_densities.max(0)
+    # A factor of each row's does not matter, nor does a row that is impossible to all.
+    densities = np.exp(log_densities - np.where(np.isfinite(largest), largest, 0.0))
 
     def loss(weights: FloatArray) -> tuple[float, FloatArray]:
         mixed = np.maximum(weights @ densities, np.finfo(np.float64).tiny)

@@ -260,8 +260,9 @@ class Mixture(Posterior):
         """Return draws as arviz groups, each component as often as its weight says.
 
         arviz takes draws as equally probable: the draws are resampled by their weights, systematically. The `posterior`
-        group holds `component`, the number of the component that each of them is of. What is in a component, its prior
-        included, is shown by its own `to_arviz`.
+        group holds `component`, the number of the component that each of them is of. So that `log_likelihood`, mixed
+        over the draws, is what `evaluate` scores in spite of the rounding, each of its terms has a constant, the same
+        for all draws. What is in a component, its prior included, is shown by its own `to_arviz`.
 
         Args:
             data: Labelled data; None for the posterior group alone.
@@ -283,7 +284,7 @@ class Mixture(Posterior):
         source = self._source(data)
         found, labels = self._labelled(source, num_draws, seed, batch_size, approximation=approximation)
         prediction = self._prediction(found)
-        chosen = _resampled(found.weights, max(len(found.weights), 2))
+        chosen = _resampled(found.weights, max(len(found.weights), num_draws, 2))
         numbers = [self.components.index(component) for component, _ in found.components]
         component = np.repeat(numbers, [size for _, size in found.components])
         are_tokens = hasattr(prediction, "rows")
@@ -292,7 +293,7 @@ class Mixture(Posterior):
         values = {
             "posterior": {"component": component[chosen][None]},
             "posterior_predictive": {label: prediction.sample(seed)[chosen][None]},
-            "log_likelihood": {term: terms[chosen][None]},
+            "log_likelihood": {term: (terms[chosen] + _rounded_off(terms, found.weights, chosen))[None]},
             "observed_data": {label: labels},
         }
         dims = {name: ["token" if name == "tokens" else "example"] for name in (label, term)}
@@ -364,6 +365,12 @@ def check(components: Sequence[Posterior]) -> None:
 
 def _labels(posterior: Posterior) -> str:
     return posterior._likelihood.name + (f" of {', '.join(posterior.class_names)}" if posterior.class_names else "")
+
+
+def _rounded_off(terms: FloatArray, weights: FloatArray, chosen: np.ndarray) -> FloatArray:
+    """Return by how much resampled draws are too low in the logarithm of their mean density, `[term]`."""
+    exact, found = mixed(terms, weights), mixed(terms[chosen], np.full(len(chosen), 1 / len(chosen)))
+    return np.where(np.isfinite(exact) & np.isfinite(found), exact - found, 0.0)
 
 
 def _ranges(sizes: Sequence[int]) -> list[str]:
