@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
 import bayeslora
-from bayeslora import metrics, plots
+from bayeslora import ArgumentError, metrics, plots
 from bayeslora.plots.base import NARROWEST
 from bayeslora.plots.scores import _merged
 from tests.study.networks import DATA, FEW, network
@@ -137,6 +137,42 @@ def test_uncertainties_are_shares_on_common_bins() -> None:
     np.testing.assert_array_equal(first.edges, second.edges)
     assert first.values.sum() == second.values.sum() == pytest.approx(1)
     assert names(figure) == ["familiar (10)", r"\$unfamiliar\$ (30)"]
+
+
+@pytest.mark.parametrize(
+    "each", [[0.0], [math.log(2) - 1e-16 * k for k in range(30)], [1e-20, 2e-20], [0.0, math.nan, 1.0], [math.inf, 3.0]]
+)
+def test_constant_values_and_those_that_are_not_finite_are_drawn(each: list[float]) -> None:
+    values, kept = np.array(each), np.isfinite(each).sum()
+    lacking = f", {len(each) - kept} not finite" if kept < len(each) else ""
+    figure = plots.uncertainties({"a": values, "none": np.array([math.nan])})
+    (shares,) = (patch.get_data() for patch in figure.axes[0].patches)
+    assert shares.values.sum() == pytest.approx(1)
+    assert names(figure) == [f"a{lacking} ({kept})"]
+    (axes,) = plots.boxes({"a": values}).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [f"a{lacking}"]
+    with pytest.raises(ArgumentError, match="no number is finite"):
+        plots.uncertainties({"none": np.array([math.nan])})
+
+
+def test_a_triangle_needs_classes_and_their_names() -> None:
+    for shape in ((4, 2, 1), (4, 0, 3)):
+        with pytest.raises(ArgumentError, match="give \\[draw, example, class\\], with two classes or more"):
+            plots.simplex(np.ones(shape))
+    with pytest.raises(ArgumentError, match="class_names has 2, and draws are of 3 classes"):
+        plots.simplex(np.full((4, 2, 3), 1 / 3), ["a", "b"])
+
+
+def test_layers_leave_out_draws_that_are_not_finite() -> None:
+    posterior = bayeslora.fit(network(), DATA, "blob", progress=False, **FEW | {"epochs": 0})
+    groups = posterior.to_arviz(num_draws=20, prior=False)
+    noise = groups.posterior["noise_to_signal_4x6"]
+    noise[:] = np.arange(20.0)[None, :, None]
+    noise[0, 3], noise[0, 4] = math.inf, math.nan
+    points = plots.layers(groups).axes[1].containers[0][0]
+    assert points.get_xdata()[0] == np.median([*range(3), *range(5, 20)])
+    with pytest.raises(ArgumentError, match="groups has no layers"):
+        plots.layers(bayeslora.mixture([posterior]).to_arviz())
 
 
 def test_layers_show_medians_and_intervals_over_draws() -> None:

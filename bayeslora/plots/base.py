@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import numpy as np
 
-from bayeslora.contracts import Kind
+from bayeslora.contracts import ArgumentError, Kind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,6 +105,22 @@ def axes_of(width: float, height: float, columns: int = 1) -> "tuple[Figure, Any
     for each in np.ravel(axes):
         each.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def finite(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the finite numbers of each array, by its name, which says how many others there are; none without any.
+
+    Raises:
+        ArgumentError: If no array has any.
+    """
+    found = {}
+    for name, each in values.items():
+        kept = each[np.isfinite(each)]
+        if kept.size:
+            found[name + (f", {each.size - kept.size:,} not finite" if kept.size < each.size else "")] = kept
+    if not found:
+        raise ArgumentError("values: no number is finite: there is nothing to plot.")
+    return found
 
 
 def plain(name: str) -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bayeslora.contracts import checked
+from bayeslora.contracts import ArgumentError, checked
 from bayeslora.contracts.arrays import Draws
 from bayeslora.plots.base import COLOURS, Groups, Table, Tuned, axes_of, name_curves, plain, styles
 
@@ -39,8 +39,13 @@ def losses(history: Table) -> "Figure":
 def layers(groups: Groups) -> "Figure":
     """Plot medians and 90 % intervals of each layer's ‖ΔW‖, and of its noise over it where it has any.
 
+    Draws that are not finite are left out.
+
     Args:
         groups: `posterior.to_arviz()`.
+
+    Raises:
+        ArgumentError: If there is no layer in it, as in that of a mixture.
     """
     found: dict[str, list[tuple[str, np.ndarray]]] = {"delta_norm": [], "noise_to_signal": []}
     for variable, values in groups.posterior.data_vars.items():
@@ -48,12 +53,19 @@ def layers(groups: Groups) -> "Figure":
         if kind is not None:
             names = values[values.dims[-1]].to_numpy()
             found[kind] += zip(map(str, names), values.to_numpy().reshape(-1, len(names)).T, strict=True)
+    if not found["delta_norm"]:
+        raise ArgumentError(
+            "groups has no layers: give what posterior.to_arviz returns; a mixture's components have it."
+        )
     noisy = any(np.any(np.nan_to_num(draws)) for _, draws in found["noise_to_signal"])
     shown = found if noisy else {"delta_norm": found["delta_norm"]}
     figure, axes = axes_of(3.4 * len(shown) + 2.6, 0.2 * len(found["delta_norm"]) + 1.2, len(shown))
     titles = {"delta_norm": "‖ΔW‖", "noise_to_signal": "noise / ‖ΔW‖ of the centre"}
     for each, (kind, rows) in zip(np.ravel(axes), shown.items(), strict=True):
-        low, middle, high = np.nanquantile([draws for _, draws in rows], (0.05, 0.5, 0.95), axis=1)
+        kept = [draws[np.isfinite(draws)] for _, draws in rows]
+        low, middle, high = np.array(
+            [np.quantile(draws, (0.05, 0.5, 0.95)) if draws.size else np.full(3, np.nan) for draws in kept]
+        ).T
         each.errorbar(middle, np.arange(len(rows)), xerr=[middle - low, high - middle], fmt="o", ms=3, color=COLOURS[1])
         each.set_yticks(np.arange(len(rows)), [plain(name) for name, _ in rows], fontsize=7)
         each.invert_yaxis()
@@ -71,9 +83,16 @@ def simplex(draws: Draws, class_names: Sequence[str] | None = None) -> "Figure":
     Args:
         draws: `[draw, example, class]`, such as `prediction.draws[:, [3, 14]]`.
         class_names: Names of the classes.
+
+    Raises:
+        ArgumentError: If there are fewer than two classes, no example, or another number of names.
     """
     draws = np.asarray(draws, dtype=np.float64)
+    if draws.ndim != 3 or draws.shape[-1] < 2 or not draws.size:
+        raise ArgumentError(f"draws is of shape {draws.shape}: give [draw, example, class], with two classes or more.")
     names = [*map(str, range(draws.shape[-1]))] if class_names is None else list(class_names)
+    if len(names) != draws.shape[-1]:
+        raise ArgumentError(f"class_names has {len(names)}, and draws are of {draws.shape[-1]} classes.")
     if draws.shape[-1] == 2:
         draws, names = np.concatenate([draws, np.zeros_like(draws[..., :1])], axis=-1), [*names, ""]
     elif draws.shape[-1] > 3:

@@ -17,6 +17,7 @@ from bayeslora.plots.base import (
     Risks,
     Values,
     axes_of,
+    finite,
     name_curves,
     plain,
     styles,
@@ -138,11 +139,17 @@ def uncertainties(values: Values, label: str = "entropy, nats") -> "Figure":
     """Plot how often each uncertainty occurs: of familiar and unfamiliar examples, or of right and wrong ones.
 
     Args:
-        values: Name to one number for each example, such as `prediction.entropy`.
+        values: Name to one number for each example, such as `prediction.entropy`; those that are not finite are left
+            out and counted.
         label: What they are.
     """
+    values = finite(values)
     figure, axes = axes_of(5.2, 3.2)
-    edges = np.histogram_bin_edges(np.concatenate([*values.values()]), 30)
+    every = np.concatenate([*values.values()]).astype(np.float64)
+    low, high = every.min(), every.max()
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # one value, up to rounding
+        low, high = low - 0.5, high + 0.5
+    edges = np.linspace(low, high, 31)
     for style, (name, each) in zip(styles(), values.items(), strict=False):
         shares = np.histogram(each, edges)[0] / len(each)
         look = {"color": style["color"], "linestyle": style["linestyle"]}

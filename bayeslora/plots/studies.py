@@ -11,6 +11,7 @@ from bayeslora.plots.base import (
     Compared,
     Values,
     axes_of,
+    finite,
     plain,
 )
 
@@ -44,9 +45,10 @@ def boxes(values: Values, label: str = "NLL") -> "Figure":
     """Plot a box for each method over the cells of a grid: median, quartiles, whiskers, and every cell.
 
     Args:
-        values: Method to its score in each cell.
+        values: Method to its score in each cell; scores that are not finite are left out and counted.
         label: What the score is.
     """
+    values = finite(values)
     figure, axes = axes_of(5.6, 0.45 * len(values) + 1.3)
     axes.boxplot(
         [*values.values()], orientation="horizontal", tick_labels=[plain(name) for name in values], showfliers=False
