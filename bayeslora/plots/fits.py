@@ -59,7 +59,9 @@ def layers(groups: Groups) -> "Figure":
         )
     noisy = any(np.any(np.nan_to_num(draws)) for _, draws in found["noise_to_signal"])
     shown = found if noisy else {"delta_norm": found["delta_norm"]}
-    figure, axes = axes_of(3.4 * len(shown) + 2.6, 0.2 * len(found["delta_norm"]) + 1.2, len(shown))
+    names = {kind: [plain(name) for name, _ in rows] for kind, rows in shown.items()}
+    width = 2.4 * len(shown) + 0.07 * max(map(len, names["delta_norm"])) + 0.4
+    figure, axes = axes_of(width, 0.2 * len(found["delta_norm"]) + 1.3, len(shown))
     titles = {"delta_norm": "‖ΔW‖", "noise_to_signal": "noise / ‖ΔW‖ of the centre"}
     for each, (kind, rows) in zip(np.ravel(axes), shown.items(), strict=True):
         kept = [draws[np.isfinite(draws)] for _, draws in rows]
@@ -67,9 +69,9 @@ def layers(groups: Groups) -> "Figure":
             [np.quantile(draws, (0.05, 0.5, 0.95)) if draws.size else np.full(3, np.nan) for draws in kept]
         ).T
         each.errorbar(middle, np.arange(len(rows)), xerr=[middle - low, high - middle], fmt="o", ms=3, color=COLOURS[1])
-        each.set_yticks(np.arange(len(rows)), [plain(name) for name, _ in rows], fontsize=7)
-        each.invert_yaxis()
-        each.set(xlabel=titles[kind], xlim=(0, None))
+        is_named = kind == "delta_norm" or names[kind] != names["delta_norm"]
+        each.set_yticks(np.arange(len(rows)), names[kind] if is_named else [""] * len(rows), fontsize=7)
+        each.set(xlabel=titles[kind], xlim=(0, None), ylim=(len(rows) - 0.5, -0.5))
     return figure
 
 

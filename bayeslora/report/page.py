@@ -147,8 +147,10 @@ th, td { padding: .35rem .75rem .35rem 0; text-align: right; vertical-align: top
 thead th { border-bottom: 2px solid #57606a; white-space: nowrap; }
 td, th { white-space: nowrap; }
 .text { text-align: left; white-space: normal; overflow-wrap: break-word; }
-td.text { min-width: 11rem; max-width: 24rem; }
-th.text { min-width: 7rem; max-width: 20rem; }
+td.text { min-width: 4rem; max-width: 24rem; }
+th.text { max-width: 20rem; }
+tbody th.text { min-width: 7rem; }
+tbody th.text:has(+ td.text) { min-width: 13rem; overflow-wrap: anywhere; }
 td.text:last-child { min-width: 14rem; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem 2rem; }
 figure { margin: 0 0 1rem; }
