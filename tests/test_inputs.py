@@ -550,19 +550,25 @@ def test_published_tables_with_holes_name_the_row(table: dict, change: dict, mes
         bayeslora.fit(str(encoder), datasets.Dataset.from_dict(table | change), "lora", epochs=0, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ([1, 4], r"the place 4, beyond the 4 tokens of 'input_ids', in 1 row\(s\), the first is row 7: cut texts"),
+        ([3, 1], r"ends at token 1, before it starts, at token 3, in 1 row\(s\), the first is row 7"),
+    ],
+)
 @pytest.mark.parametrize("form", ["arrays", "a table"])
-def test_answers_beyond_the_tokens_are_named(form: str) -> None:
+def test_answers_that_are_not_spans_of_the_tokens_are_named(form: str, label: list[int], message: str) -> None:
     case = next(each for each in CASES if each.likelihood.name == "question_answering")
     inputs, labels = case.data
     ids, mask = inputs["input_ids"].clone(), torch.ones_like(inputs["input_ids"])
     labels = labels.clone()
-    mask[7, 4:], labels[7] = 0, torch.tensor([1, 4])  # within the width, and beyond the row's own tokens
+    mask[7, 4:], labels[7] = 0, torch.tensor(label)  # within the width, and beyond the row's own tokens
     rows = [{"input_ids": i[m == 1], "labels": y} for i, m, y in zip(ids, mask, labels, strict=True)]
     table = {"input_ids": [r["input_ids"].tolist() for r in rows], "start_positions": labels[:, 0].tolist()}
     data: Any = {
         "arrays": ({"input_ids": ids, "attention_mask": mask}, labels),
         "a table": datasets.Dataset.from_dict(table | {"end_positions": labels[:, 1].tolist()}),
     }[form]
-    message = r"the place 4, beyond the 4 tokens of 'input_ids', in 1 row\(s\), the first is row 7: cut texts"
     with pytest.raises(ValueError, match=message):
         bayeslora.fit(case.make(), data, "lora", rank=1, epochs=1, progress=False)

@@ -1,4 +1,4 @@
-"""Labels that are places of tokens: a place beyond a row's tokens is found before training, and named by its row."""
+"""Labels that are first and last tokens: those that are none of a row's are found before training, named by row."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from bayeslora.tasks.checking import rows_said
 
 
 def check_stored(data: str, rows: Any, labels: Any, are_places: bool) -> None:
-    """Raise a ValueError if a label of stored rows is a place beyond the row's tokens.
+    """Raise a ValueError if a label of stored rows is a place beyond the row's tokens, or ends before it starts.
 
     Args:
         data: What to call the data.
@@ -27,7 +27,7 @@ def check_stored(data: str, rows: Any, labels: Any, are_places: bool) -> None:
 def check_batch(
     data: str, batch: Mapping[str, Any], are_places: bool, numbers: Sequence[int] | None = None, of: str = ""
 ) -> None:
-    """Raise a ValueError if a label of a batch is a place beyond its row's tokens; see `checks.check_batch`."""
+    """Raise a ValueError if a label of a batch is none of its row's tokens; see `checks.check_batch`."""
     lengths = _of_columns(batch) if are_places else None
     if lengths is not None:
         rows = np.arange(len(lengths)) if numbers is None else np.asarray(numbers)
@@ -65,4 +65,12 @@ def _check(data: str, places: np.ndarray, lengths: np.ndarray, numbers: np.ndarr
             f"{data}: a label is the place {int(places[beyond[0]].max())}, beyond the {int(lengths[beyond[0]])} tokens "
             f"of 'input_ids', in {rows_said(numbers[beyond])}: cut texts so that their answers stay, or give such rows "
             "the place of the first token, 0, which stands for no answer."
+        )
+    backwards = np.flatnonzero(places[:, -1] < places[:, 0])
+    if len(backwards):
+        start, *_, end = places[backwards[0]].tolist()
+        raise ValueError(
+            f"{data}: a label ends at token {end}, before it starts, at token {start}, in "
+            f"{rows_said(numbers[backwards])}: give the places of the answer's first token and of its last, in this "
+            "order, or 0 twice for no answer."
         )
