@@ -1,7 +1,9 @@
 """Which layers a fit adapts and what it trains as the task head: chosen, tried on the first examples, and said."""
 
 import logging
+import math
 import re
+import reprlib
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -86,6 +88,32 @@ def choose(
         )
     settings |= {"head": heads, "targets": [name for name in names if name not in left_out]}
     return Choice(settings, seen, left_out)
+
+
+def of_start(theirs: Mapping[str, Any], given: Mapping[str, Any], start: str) -> dict[str, Any]:
+    """Return the layers of what a fit starts from; a warning names what else was asked for, and does not count.
+
+    Args:
+        theirs: Arguments of `AdaptedNetwork` that make the same layers.
+        given: What the user gave otherwise than by default.
+        start: What the fit starts from.
+    """
+    lost = {name: value for name, value in given.items() if not _is_of_all(value, theirs.get(name))}
+    if lost:
+        logger.warning(
+            "%s left aside: layers, ranks and scaling are those of %s.",
+            ", ".join(f"{name}={reprlib.repr(value)}" for name, value in lost.items())
+            + (" is" if len(lost) == 1 else " are"),
+            start,
+        )
+    return dict(theirs)
+
+
+def _is_of_all(value: Any, each: Any) -> bool:
+    """Return whether every layer has this rank, or this alpha, anyway."""
+    if not isinstance(each, Mapping) or isinstance(value, Mapping):
+        return False
+    return all(math.isclose(value, own, rel_tol=1e-6) for own in each.values())  # alpha is the scale times r, rounded
 
 
 def _existing(model: nn.Module, head: str | Sequence[str]) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """`fit`, which builds the program and hands it to the `transformers` Trainer."""
 
+import inspect
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -144,9 +145,11 @@ def fit(
             observation (see `tasks.Observation`); by default inferred from the network and the labels, and stated
             in the log.
         init: Trained adapters and task head to start from: a `Posterior` (its centre), a PEFT model, or a folder of
-            either; layers, ranks and scaling are then theirs, and `targets`, `exclude`, `rank` and `alpha` are ignored.
+            either; layers, ranks and scaling are then theirs: other `targets`, `exclude`, `rank` and `alpha` are left
+            aside, with a warning.
         prior: A posterior of other data, to learn on from: it is the prior of this fit, and where it starts. Layers,
-            ranks, scaling, classes and the kind of label are its own ([Learning on](learning-on.md)).
+            ranks, scaling, classes and the kind of label are its own ([Learning on](learning-on.md)); other `targets`,
+            `exclude`, `rank`, `alpha` and `prior_scale` are left aside, with a warning.
         rank: r, or a mapping from module-name suffix to r. By default, and for layers that it does not name, r is 8, or
             less where a layer has fewer features.
         alpha: LoRA's alpha, or a mapping like `rank`; the update is multiplied by alpha / r.
@@ -249,7 +252,13 @@ def fit(
             train, tuning_data = _hold_out(train, chosen)
             chosen = with_default(chosen) if tuning_data is None else chosen
         layers: dict[str, Any] = {"targets": targets, "exclude": exclude, "rank": rank, "alpha": alpha}
-        layers = adapters.network_settings() if adapters else layers | {"start_rank": chosen.start_rank}
+        if adapters:
+            defaults = inspect.signature(fit).parameters
+            asked_layers = {name: value for name, value in layers.items() if value != defaults[name].default}
+            start = "prior" if earlier else "init" if init is not None else "the PEFT model"
+            layers = choice.of_start(adapters.network_settings(), asked_layers, start)
+        else:
+            layers["start_rank"] = chosen.start_rank
         trained = None if adapters is None else () if adapters.reference else tuple(adapters.head)
         found = choice.choose(model, chosen.family, seen, layers, head, trained, lacked)
         fitting = Fitting(

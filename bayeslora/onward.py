@@ -67,7 +67,12 @@ class Earlier:
             raise self._refused(NO_PRIOR[own.claims])
         chosen = make_method(own if given is None or isinstance(given, str) else given, **fields)
         asked_for_more = {*fields} if given is None or isinstance(given, str) else {"post_hoc"}
-        is_field = "post_hoc" in own_fields(type(chosen)).names
+        names = own_fields(type(chosen)).names
+        explicit = [n for n in names if n.startswith("prior_") and (n in fields or isinstance(given, Method))]
+        if lost := [name for name in explicit if getattr(chosen, name) != getattr(own, name)]:
+            values = ", ".join(f"{name}={getattr(chosen, name)!r:.100}" for name in lost)
+            logger.warning("%s left aside: what is random has the posterior given as its prior.", values)
+        is_field = "post_hoc" in names
         return chosen if not is_field or "post_hoc" in asked_for_more else chosen.replace(post_hoc=False)
 
     def likelihood(self, given: Given) -> Likelihood:

@@ -369,6 +369,23 @@ def test_what_does_not_go_with_a_prior_is_refused(earlier: Callable[..., Posteri
         bayeslora.fit(other, rows(16), prior=blob, epochs=0, progress=False)
 
 
+@pytest.mark.parametrize("start", ["prior", "init"])
+def test_what_is_left_aside_is_named(
+    earlier: Callable[..., Posterior], caplog: pytest.LogCaptureFixture, start: str
+) -> None:
+    blob = earlier("blob")
+    given: dict[str, Any] = {start: blob, "epochs": 0, "progress": False}
+    method = {} if start == "prior" else {"method": "blob"}
+    rank = next(iter(blob.network.stacks.values())).rank
+    bayeslora.fit(network(), rows(16), rank=rank, prior_scale=0.2, **given | method)  # as it is anyway
+    assert "left aside" not in caplog.text
+    after = bayeslora.fit(network(), rows(16), rank=rank + 1, alpha=3, targets="0", prior_scale=0.5, **given | method)
+    assert [stack.rank for stack in after.network.stacks.values()] == [s.rank for s in blob.network.stacks.values()]
+    said = f"targets='0', rank={rank + 1}, alpha=3 are left aside: layers, ranks and scaling are those of {start}."
+    assert said in caplog.text
+    assert ("prior_scale=0.5 left aside: what is random" in caplog.text) == (start == "prior")
+
+
 def test_fields_may_change_and_the_temperature_weighs_the_new_divergence(earlier: Callable[..., Posterior]) -> None:
     after = bayeslora.fit(network(), rows(16), prior=earlier("blob"), temperature=0.5, epochs=0, progress=False)
     assert after.method.temperature == 0.5  # type: ignore[attr-defined]
