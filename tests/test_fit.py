@@ -444,3 +444,48 @@ def test_a_label_out_of_range_in_a_later_batch_says_so() -> None:
 
     with pytest.raises(ValueError, match=r"Labels range from 0 to 7, and the network has 3 classes"):
         fit(data=Rows(), epochs=1)
+
+
+def test_accumulated_gradients_weigh_batches_as_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """22 rows in batches of 4, four batches a step: the last batch has 2 rows, and the last step 2 batches."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(22, 4, generator=generator, dtype=torch.float64), torch.arange(22) % 3
+    base = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    seen: list[dict[str, Tensor]] = []
+    start: dict[str, Tensor] = {}
+    forward = Program.forward
+
+    def noted(program: Program, **given: Any) -> Any:
+        if program.training:
+            start.update({} if start else {name: value.detach().clone() for name, value in program.trainable()})
+            seen.append(given)
+        return forward(program, **given)
+
+    monkeypatch.setattr(Program, "forward", noted)
+    plain = {
+        "optim": "sgd",
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0,
+        "weight_decay": 0,
+        "save_strategy": "no",
+    }
+    sizes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "num_train_epochs": 1}
+    args = arguments(tmp_path, **plain, **sizes, learning_rate=0.1)
+    posterior = bayeslora.fit(base, (x, y), "lora", rank=2, args=args, weight=np.arange(1.0, 23))
+    assert [len(each["labels"]) for each in seen] == [4, 4, 4, 4, 4, 2]
+    found, program = learned(posterior), posterior.program.train()
+    with torch.no_grad():
+        for name, value in program.trainable():
+            value.copy_(start[name])
+    for step in (seen[:4], seen[4:]):
+        losses = []
+        for each in step:
+            nll = nn.functional.cross_entropy(forward(program, **each).logits, each["labels"], reduction="none")
+            losses.append((each["weights_of_rows"] * nll).mean())
+        program.zero_grad()
+        torch.stack(losses).mean().backward()
+        with torch.no_grad():
+            for _, value in program.trainable():
+                value -= 0.1 * value.grad
+    for name, value in program.trainable():
+        torch.testing.assert_close(value.detach(), found[name], rtol=0, atol=1e-14)
