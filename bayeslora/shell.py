@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,8 +61,9 @@ class FitCommand(TyperCommand):
             return
         typer.echo(f"Fields of {name} (of another method: --method NAME --help):\n")
         for field in fields_of(METHODS[name]):
-            typer.echo(f"  {field.flag}  {field.kind}; default: {field.default}")
-            typer.echo(f"      {field.sentence}\n")
+            about = f"{field.flag}  {field.kind}; default: {field.default}"
+            typer.echo(textwrap.fill(about, 79, initial_indent="  ", subsequent_indent=" " * 6, break_long_words=False))
+            typer.echo(textwrap.fill(field.sentence, 79, initial_indent=" " * 6, subsequent_indent=" " * 6) + "\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +129,9 @@ def method_fields(method: str, flags: Sequence[str]) -> dict[str, Any]:
             fields[name] = _value(words.pop(0))
         else:
             raise ValueError(f"Cannot read {' '.join(flags)!r}: give pairs, --field value.")
-    contracts.refuse_unknown(fields, own_fields(cls))
+    context = _current_context()
+    flags_of_fit = () if context is None else [each.name for each in context.command.params]
+    contracts.refuse_unknown(fields, own_fields(cls), flags_of_fit)
     return fields
 
 

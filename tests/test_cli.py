@@ -148,6 +148,20 @@ def test_help_lists_the_fields_of_the_method_that_is_named() -> None:
     assert "--prior-precision" in shown
 
 
+def test_the_help_fits_80_columns() -> None:
+    shown = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["fit", "--method", "monteclora", "--help"]).stdout
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_flag_that_is_not_one_may_be_another_of_fit(tmp_path: Path) -> None:
+    done = run("fit", "--model", "nowhere", "--data", "none.csv", "--output", str(tmp_path / "out"), "--seeds", "3")
+    assert done.exit_code == 2
+    assert "Did you mean 'seed' instead of 'seeds'?" in done.stderr
+    flags = ["--model", "nowhere", "--data", "none.csv", "--output", str(tmp_path / "out")]
+    done = run("fit", *flags, "--shots", str(tmp_path / "none.csv"))
+    assert done.exit_code == 2
+
+
 def test_the_version_is_printed() -> None:
     assert run("--version").stdout == f"bayeslora {bayeslora.__version__}\n"
 

@@ -316,6 +316,8 @@ def test_a_file_with_several_columns_of_labels(base: Path, tmp_path: Path) -> No
     assert (posterior.columns.labels, posterior.class_names) == (tuple(CLASSES), tuple(CLASSES))
     with pytest.raises(ValueError, match="has no column 'threat'"):
         posterior.evaluate(COMMENTS.drop(columns="threat"), 2)
+    with pytest.raises(ValueError, match="label='comment_text': the fit read this column as a text"):
+        posterior.evaluate(COMMENTS, 2, label="comment_text")
     settings: dict[str, Any] = {"tokenizer": posterior.tokenizer, "epochs": 0, "progress": False}
     first = bayeslora.fit(posterior.network.model, COMMENTS, "blob", label=CLASSES, **settings)
     again = bayeslora.fit(posterior.network.model, COMMENTS, prior=first, **settings)

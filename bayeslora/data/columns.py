@@ -250,6 +250,8 @@ def choose(
             free = {*names} - {*conversations.columns_in(names)}
             label = _left(table, inputs, [*(name for name in texts if name not in inputs), *others], free)
     texts = [name for name in texts if name != label]
+    if label is not None and label in known.text and not asked.text:
+        raise ValueError(f"label={label!r}: the fit read this column as a text. Name the texts, too, text=….")
     if label not in (None, asked.label, known.label) and _plain(label) in USUAL:
         rivals = [name for name in texts if _plain(name) in USUAL and name not in (*asked.text, *known.text)]
         texts = [name for name in texts if name not in rivals]

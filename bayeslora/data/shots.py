@@ -1,7 +1,9 @@
 """Questions with their answers, which precede every question."""
 
+import os
+
 from bayeslora.contracts import ArgumentError
-from bayeslora.data.files import given
+from bayeslora.data.files import given, read
 from bayeslora.data.plain import plain
 from bayeslora.tasks import AnswerLetters
 from bayeslora.types import Data
@@ -15,6 +17,7 @@ def shots_in(data: Data | None) -> tuple[str, ...]:
     """
     if data is None:
         return ()
+    data = read(os.fspath(data)) if isinstance(data, str | os.PathLike) else data
     table = plain(given(data, "train", "validation", "test"), name="shots").inputs
     if not hasattr(table, "column_names"):
         raise ArgumentError("shots are not a table: give rows with a question, its choices and its answer, as in data.")
