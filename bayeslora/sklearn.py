@@ -291,7 +291,8 @@ class Classifier(ClassifierMixin, _Estimator):
         Args:
             X: The inputs.
             y: The classes.
-            sample_weight: How much examples count, `[example]`, relative to their mean.
+            sample_weight: How much examples count, `[example]`, relative to their mean. Twice the weight is not quite
+                the example twice, which would stand in other batches.
 
         Raises:
             ValueError: If the texts, numbers, classes or weights do not fit; the message says what does.
@@ -336,7 +337,8 @@ class Regressor(RegressorMixin, _Estimator):
         Args:
             X: The inputs.
             y: The labels.
-            sample_weight: How much examples count, `[example]`, relative to their mean.
+            sample_weight: How much examples count, `[example]`, relative to their mean. Twice the weight is not quite
+                the example twice, which would stand in other batches.
 
         Raises:
             ValueError: If the texts, numbers or weights do not fit; the message says what does.

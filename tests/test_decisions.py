@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import math
+import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -189,6 +190,12 @@ def halves(prediction: Any, labels: np.ndarray, which: np.ndarray) -> tuple[Base
     """Rows of a prediction, deciding by the others."""
     held, new = (dataclasses.replace(prediction, draws=prediction.draws[:, rows]) for rows in (which, ~which))
     return new.decided_by(held.as_held_out(labels[which]), {}), labels[~which]
+
+
+def test_a_prediction_that_can_decide_is_pickled() -> None:
+    prediction, labels = halves(*classes(60, 0), np.arange(60) < 40)
+    same = pickle.loads(pickle.dumps(prediction))
+    np.testing.assert_array_equal(covered(same, labels, 0.8), covered(prediction, labels, 0.8))
 
 
 KINDS: list[tuple[Any, dict[str, Any]]] = [

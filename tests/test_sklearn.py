@@ -72,6 +72,8 @@ def test_what_scikit_learn_checks_holds_before_any_training(estimator: Any, chec
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(("estimator", "check"), checks(Classifier(), Regressor()))
 def test_what_scikit_learn_checks_holds_with_defaults(estimator: Any, check: Any) -> None:
+    if check.func.__name__ == "check_sample_weight_equivalence_on_dense_data":
+        pytest.skip("a row twice stands in other batches than a row that counts twice, as in any stochastic descent")
     run(estimator, check)
 
 

@@ -185,7 +185,7 @@ class BasePrediction(Shown, abc.ABC):
                 f"A {type(self).__name__} knows no decisions with a promise: they take one label, or one set of "
                 "labels, for each of several independent rows."
             )
-        return HeldOut({name: np.asarray(value, dtype=np.float64) for name, value in columns.items()}, self.made)
+        return HeldOut({name: np.asarray(value, dtype=np.float64) for name, value in columns.items()}, {**self.made})
 
     @checked()
     def decided_by(self: P, held_out: HeldOut | None, made: Mapping[str, Any]) -> P:
