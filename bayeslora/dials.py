@@ -20,6 +20,9 @@ CURVE = ("value", "nll", "se", "difference", "se_difference")
 OUT_OF_FOLD = ("log_density", "fold")
 """Columns of rows that a member predicted which had not seen them."""
 
+MOST_FOLDS = 1000
+"""Of a cross-fit (`types.Folds`)."""
+
 
 @dataclass(frozen=True)
 class Dial:
@@ -144,7 +147,7 @@ class TuningResult(Shown):
         """Return what `record` and `columns` describe; None where nothing was saved.
 
         Raises:
-            ValueError: If columns are missing.
+            ValueError: If columns are missing, or folds are not numbered.
         """
         if record is None:
             return None
@@ -155,6 +158,9 @@ class TuningResult(Shown):
             raise ValueError("tuning.curve has no columns")
         curve = {name: tensors[f"curve/{name}"].numpy() for name in CURVE}
         kept = {name: tensors[f"out_of_fold/{name}"].numpy() for name in record["out_of_fold"]}
+        numbers = kept.get("fold", np.zeros(1))
+        if len(numbers) == 0 or not np.isin(numbers, np.arange(MOST_FOLDS)).all():
+            raise ValueError(f"'out_of_fold/fold' holds other numbers than those of folds, 0 to {MOST_FOLDS - 1}")
         settings: dict[str, Any] = {n: record[n] for n in ("dial", "rows", "chosen", "temperature", "digest")}
         return cls(**settings, curve=curve, log_density=kept.get("log_density"), fold=kept.get("fold"))
 

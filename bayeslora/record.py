@@ -28,7 +28,7 @@ from typing import (
     is_typeddict,
 )
 
-from bayeslora.contracts import LARGEST_INTEGER, Count, Within, fits, in_words
+from bayeslora.contracts import LARGEST_INTEGER, Count, Kind, Within, fits, in_words
 
 MANIFEST = "bayeslora.json"
 FORMAT = 1
@@ -102,11 +102,11 @@ class HeldOutRecord(TypedDict):
 class TuningRecord(TypedDict):
     """How a dial was set (see `dials.TuningResult`)."""
 
-    dial: str
+    dial: Annotated[str, Kind("the name of a field", lambda name: name.isidentifier() and len(name) <= 100)]
     rows: Literal["held-out", "out-of-fold"]
     chosen: float
     temperature: Annotated[float, Within(above=0)]
-    digest: str
+    digest: Annotated[str, Kind("16 hexadecimal digits, or ''", re.compile("([0-9a-f]{16})?").fullmatch)]
     curve: list[str]
     out_of_fold: list[str]
 

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 import bayeslora
+from bayeslora.dials import CURVE, OUT_OF_FOLD, TuningResult
 from tests.fixtures.make import CASES, FOLDER
 from tests.strangers import further
 from tests.strangers.mutants import MIXTURES, MUTATIONS, WHOLE, Mutation, in_component, sign, tensors_file
@@ -224,6 +225,20 @@ print(watch.opened.count(sys.argv[1]), *sorted({done.split()[0] for done in watc
     assert {*out.split()} >= {"1", "builtins.input", "exec", "pickle.find_class", "subprocess.Popen"}
 
 
+TUNED: dict[str, Any] = {"dial": "sigma", "rows": "out-of-fold", "chosen": 1.0, "temperature": 1.0, "digest": ""}
+TUNED |= {"curve": [], "out_of_fold": []}
+
+
+@pytest.mark.parametrize("fold", [-1.0, 0.5, 1000.0])
+def test_folds_are_numbered(fold: float) -> None:
+    columns = {f"curve/{name}": torch.zeros(1) for name in CURVE}
+    columns |= {"out_of_fold/log_density": torch.zeros(2), "out_of_fold/fold": torch.tensor([0.0, 1.0])}
+    record = TUNED | {"curve": list(CURVE), "out_of_fold": list(OUT_OF_FOLD)}
+    assert TuningResult.restored(record, columns) is not None
+    with pytest.raises(ValueError, match="holds other numbers than those of folds, 0 to 999"):
+        TuningResult.restored(record, columns | {"out_of_fold/fold": torch.tensor([0.0, fold])})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -241,6 +256,8 @@ print(watch.opened.count(sys.argv[1]), *sorted({done.split()[0] for done in watc
         ({"network": None}, "bayeslora.json: network is None: give an object"),
         ({"tokenizer": True, "tokenizer_folder": "../tokenizer"}, "give tokenizer-<16 digits>"),
         ({"tokenizer": True, "tokenizer_folder": "tokenizer-0123456789abcdef"}, "there is no such folder of its own"),
+        ({"tuning": TUNED | {"dial": "a b"}}, "bayeslora.json: tuning.dial is 'a b': give the name of a field"),
+        ({"tuning": TUNED | {"digest": "x" * 16}}, "tuning.digest is 'xxxxxxxxxxxxxxxx': give 16 hexadecimal digits"),
     ],
 )
 def test_messages_name_the_file_the_entry_and_what_fits(change: dict[str, Any], message: str, tmp_path: Path) -> None:
