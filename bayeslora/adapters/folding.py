@@ -64,9 +64,8 @@ def measure(network: Any, factors: Mapping[str, Any], inputs: Batch) -> Verdict:
             alone = logits(network, at(draws, 0), few)
             differences = [distance(each[0], alone) for each in (rows, turned)] + [distance(turned, rows)]
             largest, worst = tolerance(network.model), max(differences)
-            if largest < worst <= LARGEST and (largest == COARSE or alone.device.type != "cpu"):
-                # Sums depend there on how many rows there are: the same draw in all rows is compared instead.
-                same = together(network, {name: _first_twice(draw) for name, draw in draws.items()}, few, size)
+            if _may_be_rounding(network.model, worst, alone):
+                same = together(network, {name: _all_equal(draw, 0) for name, draw in draws.items()}, few, size)
                 worst = max(distance(rows[0], same[0]), distance(turned[0], same[1]))
     except NotFoldedError as error:
         return Verdict(False, frozenset(), str(error))
@@ -77,6 +76,27 @@ def measure(network: Any, factors: Mapping[str, Any], inputs: Batch) -> Verdict:
             hook.remove()
         network.unbind()
     return Verdict(worst <= largest, frozenset(seen), f"draws together and one by one differ by {worst:.2g}")
+
+
+def confirm(network: Any, found: Tensor, factors: Mapping[str, Any], inputs: Batch) -> float:
+    """Return how far the last of the draws that ran as rows of one batch is from a pass of its own.
+
+    Args:
+        network: An `AdaptedNetwork`; its factors are unbound afterwards.
+        found: Logits of all draws, `[draw, batch, …]`.
+        factors: Stack name to factors, `[draw, layer, …]`.
+        inputs: The last draw's inputs.
+    """
+    try:
+        alone = logits(network, at(factors, -1), inputs)
+        worst = distance(found[-1], alone)
+        if _may_be_rounding(network.model, worst, alone):
+            same, size, times = {name: _all_equal(draw, -1) for name, draw in factors.items()}, *found.shape[1::-1]
+            network.bind(same, times * size, sequences_in(inputs))
+            worst = distance(found[-1], network.logits(repeated(inputs, size, times))[-size:])
+        return worst
+    finally:
+        network.unbind()
 
 
 @contextlib.contextmanager
@@ -173,9 +193,15 @@ def _reversed(draws: Mapping[str, Any]) -> dict[str, Any]:
     return {name: type(value)(*(factor.flip(0) for factor in value)) for name, value in draws.items()}
 
 
-def _first_twice(factors: Any) -> Any:
-    """Two equal draws, the first."""
-    return type(factors)(*(factor[:1].expand_as(factor) for factor in factors))
+def _all_equal(factors: Any, index: int) -> Any:
+    """As many draws, all equal to one."""
+    return type(factors)(*(factor[index].expand_as(factor) for factor in factors))
+
+
+def _may_be_rounding(model: nn.Module, difference: float, logits: Tensor) -> bool:
+    """Whether sums depend on how many rows there are: the same draw in all rows is to be compared then."""
+    largest = tolerance(model)
+    return largest < difference <= LARGEST and (largest == COARSE or logits.device.type != "cpu")
 
 
 def doubles(one: Any, two: Any, tolerance: float) -> bool | None:

@@ -90,6 +90,7 @@ class AdaptedNetwork(nn.Module):
             )
         self.stacks = Stacks(stacks)
         self.verdict: folding.Verdict | None = None
+        self.confirmed = 2 * folding.EXAMPLES  # rows of all draws up to which it is trusted
         self.mapped: bool | None = None  # whether draws can be mapped, once it has been measured
         self.prefixes: dict[Any, Any] = {}  # what `Shared` knows, by the layers that differ
         self.passes = Passes()
@@ -287,6 +288,30 @@ class AdaptedNetwork(nn.Module):
                 logger.info("%s: draws run one by one: %s.", type(self.model).__name__, self.verdict.reason)
         return self.verdict.holds
 
+    def _confirms(self, found: Tensor, factors: FactorsByStack, inputs: Batch, rows_by_draw: bool) -> bool:
+        """Compare the last of the draws that ran together with a pass of its own: more rows than two may be mixed.
+
+        That costs a pass where there are more rows than ever before, and then where they are twice as many.
+
+        Args:
+            found: Logits of the draws, `[draw, batch, …]`, in evaluation mode.
+            factors: Stack name to factors, `[draw, layer, …]`.
+            inputs: Keyword arguments of the model.
+            rows_by_draw: See `forward`.
+        """
+        num_draws, size = found.shape[:2]
+        its_own = blocks(inputs, num_draws * size, num_draws)[-1] if rows_by_draw else inputs
+        worst = folding.confirm(self, found, factors, its_own)
+        self.confirmed = 2 * num_draws * size - 1
+        if worst > folding.tolerance(self.model):
+            assert self.verdict is not None
+            self.verdict = self.verdict._replace(holds=False)
+            logger.info(
+                "%s: draws run one by one: together, in %d rows, they differ by %.2g.",
+                *(type(self.model).__name__, num_draws * size, worst),
+            )
+        return worst <= folding.tolerance(self.model)
+
     def maps(self, factors: FactorsByStack, inputs: Batch) -> bool:
         """Return whether to map draws into one pass: where it is faster, and gives what they give one by one.
 
@@ -327,11 +352,19 @@ class AdaptedNetwork(nn.Module):
         repeats = 1 if rows_by_draw else num_draws
         rows = folding.repeated(inputs, size, repeats)
         all_rows, sequences = repeats * size if num_draws > 1 else None, sequences_in(inputs)
-        if num_draws == 1 or self.folds(factors, inputs):
+        holds = num_draws == 1 or self.folds(factors, inputs)
+        is_new = holds and num_draws > 1 and repeats * size > self.confirmed
+        if is_new and (self.training or torch.is_grad_enabled()):
+            with torch.no_grad(), folding.still(self):
+                self(factors, inputs, rows_by_draw)
+            holds, is_new = self.folds(factors, inputs), False
+        if holds:
             self.bind(factors, all_rows, sequences)
             try:
                 logits = self.logits(rows)
-                return logits if rows_by_draw else logits.unflatten(0, (num_draws, size))
+                by_draw = logits.unflatten(0, (num_draws, repeats * size // num_draws))
+                if not is_new or self._confirms(by_draw, factors, inputs, rows_by_draw):
+                    return logits if rows_by_draw else by_draw
             except NotFoldedError:
                 pass  # a layer that was not reached before, or other shapes
         # If draws ran one after another, activation checkpointing would use the last one's factors for all of them.

@@ -97,6 +97,37 @@ def test_rows_that_do_not_stay_rows_run_one_by_one(between: Any, shape: tuple[in
     assert not network.verdict.holds
 
 
+def from_eight(between: Any) -> Any:
+    """What is in the way of rows that stay rows only from eight rows on."""
+    return lambda x, layer: between(x, layer) if len(x) >= 8 else layer(x)
+
+
+@pytest.mark.parametrize("between", [standardised, sorted_rows])
+@pytest.mark.parametrize("training", [False, True])
+def test_rows_that_are_mixed_only_where_they_are_many_are_noticed(between: Any, training: bool) -> None:
+    network, x = network_of(OverRows(from_eight(between))), {"x": torch.randn(6, FEATURES, dtype=torch.float64)}
+    draws = draws_of(network)
+    with torch.no_grad():
+        few = {"x": x["x"][:2]}
+        torch.testing.assert_close(network(draws, few), apart(network, draws, few))
+        expected = apart(network, draws, x)
+    assert network.verdict.holds  # type: ignore[union-attr]
+    with torch.set_grad_enabled(training):
+        torch.testing.assert_close(network.train(training)(draws, x).detach(), expected)
+    assert not network.verdict.holds  # type: ignore[union-attr]
+
+
+def test_rows_that_stay_rows_are_confirmed_once() -> None:
+    network = network_of(tiny_bert())
+    draws, passes = draws_of(network), []
+    network.folds(draws, inputs_of())
+    network.model.register_forward_hook(lambda *_: passes.append(1))
+    with torch.no_grad():
+        for size in (4, 4, 7, 8, 8):  # times three draws: at 12 and at 24 rows
+            network(draws, inputs_of(size))
+    assert len(passes) == 5 + 2
+
+
 class Rounded(nn.Module):
     """Numbers that depend on how many rows there are, as sums on an accelerator do; rows may also be mixed up."""
 
@@ -136,7 +167,7 @@ def test_a_network_that_keeps_its_rows_takes_one_pass_where_tokens_are_as_many(m
     network, x = network_of(make()), inputs_of(4, 4 * DRAWS)
     draws = draws_of(network)
     with torch.no_grad():
-        assert network.folds(draws, x)
+        network(draws, x)  # measures
         passes: list[int] = []
         network.model.register_forward_hook(lambda *_: passes.append(1))
         together = network(draws, x)
