@@ -13,6 +13,7 @@ from bayeslora.mixture import mixture
 from bayeslora.pipelines import pipeline
 from bayeslora.posterior import Posterior
 from bayeslora.posterior.mixture import Mixture
+from bayeslora.prices import prices
 from bayeslora.registry import register
 from bayeslora.study import Comparison, Sweep, compare, sweep
 from bayeslora.tasks import LIKELIHOODS, Likelihood
@@ -54,6 +55,7 @@ __all__ = [
     "metrics",
     "mixture",
     "pipeline",
+    "prices",
     "rank_for_budget",
     "register",
     "sweep",

@@ -25,7 +25,7 @@ ORDER = (
     ("bases",),
     ("tables", "stacking", "drawing"),
     ("prediction", "storage", "choice", "facts"),
-    ("diagnostics", "generation", "interop", "sizing", "hub"),
+    ("diagnostics", "generation", "interop", "sizing", "hub", "prices"),
     ("distilling", "rounds"),
     ("posterior",),
     ("mixture", "unpacking"),
