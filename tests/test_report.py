@@ -137,6 +137,13 @@ def test_intervals_of_numbers_are_judged_too() -> None:
     assert "Calibrated" in findings._coverage(0.8, 10)
 
 
+def test_draws_that_agree_are_not_said_to_disagree() -> None:
+    sure = Prediction(np.full((2, 5, 2), [0.8, 0.2]))
+    assert findings._parts(sure).startswith("Draws of the adapters agree: next to all of the uncertainty is aleatoric")
+    apart = Prediction(np.array([[[0.9, 0.1]], [[0.1, 0.9]]]))
+    assert "of the uncertainty is epistemic: draws of the adapters disagree" in findings._parts(apart)
+
+
 def test_why_tells_draws_that_disagree_from_examples_that_are_unclear() -> None:
     sure, unclear = [0.98, 0.01, 0.01], [0.5, 0.5, 0.0]
     draws = np.array([[sure, unclear, [0.98, 0.01, 0.01]], [sure, unclear, [0.01, 0.98, 0.01]]])

@@ -15,6 +15,9 @@ from bayeslora.tasks.prediction import BasePrediction
 NUM_SAMPLES = 200
 """Sets of labels that are drawn from a prediction, to see what its calibration error would be if it were right."""
 
+LEAST = 0.0005
+"""The smallest share of uncertainty that does not round to 0.0 %."""
+
 LEARNED = "A prediction that is the same for all examples has {0:.3f}: {1}"
 
 Left = Mapping[str, Sequence[float]]
@@ -101,8 +104,9 @@ def _nll(
         text += " " + LEARNED.format(same, learned)
     if centre is not None and len(prediction.draws) > 1:
         apart = estimate_of_rows((centre - prediction.log_density(labels))[None])
-        how = "level with" if apart.is_zero else "better than" if apart.value < 0 else "worse than"
-        text += f" The average of draws is {how} the centre alone ({apart.value:+.3f} ± {apart.half:.3f})."
+        shown = round(apart.value, 3) + 0.0  # not −0
+        how = "level with" if apart.is_zero or shown == 0 else "better than" if shown < 0 else "worse than"
+        text += f" The average of draws is {how} the centre alone ({shown:+.3f} ± {apart.half:.3f})."
     return text
 
 
@@ -155,6 +159,8 @@ def _parts(prediction: BasePrediction) -> str:
         part, whole, what = float(prediction.epistemic.mean()), float(prediction.entropy.mean()), "uncertainty"
     if whole <= 0:
         return ""
+    if part / whole < LEAST:
+        return f"Draws of the adapters agree: next to all of the {what} is aleatoric, in the examples themselves."
     return (
         f"{part / whole:.1%} of the {what} is epistemic: draws of the adapters disagree, and more labels could remove "
         "it. The rest is aleatoric, in the examples themselves."
