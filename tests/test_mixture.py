@@ -130,7 +130,7 @@ def test_a_mixture_among_them_counts_as_one(pair: tuple[Posterior, Posterior], t
     assert loaded.elpd.equals(table)
 
 
-def tuned(posterior: Posterior, digest: str = "a") -> Posterior:
+def tuned(posterior: Posterior, digest: str = 16 * "a") -> Posterior:
     other = posterior._at_temperature(posterior.temperature)
     densities = posterior.predict(DATA, 4).log_density(DATA[1].numpy())
     curve = curve_of(np.ones(1), densities[None])
@@ -145,7 +145,7 @@ def test_stacking_by_out_of_fold_rows_needs_the_same_data(pair: tuple[Posterior,
     with pytest.raises(ValueError, match=r"weights='stacking' needs predictions .* pass validation=…"):
         mixture([tuned(pair[0]), pair[1]], "stacking")
     with pytest.raises(ValueError, match="folds of different data"):
-        mixture([tuned(pair[0]), tuned(pair[1], "b")], "stacking")
+        mixture([tuned(pair[0]), tuned(pair[1], 16 * "b")], "stacking")
 
 
 def test_another_base_and_other_labels_are_refused(pair: tuple[Posterior, Posterior]) -> None:

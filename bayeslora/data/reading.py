@@ -150,7 +150,7 @@ class Reader:
         tensor = self.tensor(value if isinstance(value, Tensor) else numbers(self.name, name, value))
         if not tensor.dim():
             raise ValueError(f"{self.name}: {name!r} is one number: give an array with an entry for each example.")
-        if name == "input_ids" and (tensor.is_floating_point() or tensor.dim() < 2):
+        if name == "input_ids" and tensor.numel() and (tensor.is_floating_point() or tensor.dim() < 2):
             raise self._unread(self.columns.features or [f"{tuple(tensor.shape)} of numbers"])
         return tensor
 
