@@ -45,7 +45,7 @@ def test_each_token_has_the_logits_of_its_own_row(make: Callable[[], nn.Module],
         logits = packed.unpack(network(**packed.inputs).logits)
         for row, ids, mask in zip(logits, inputs["input_ids"], inputs["attention_mask"] == 1, strict=True):
             alone = network(input_ids=ids[mask][None]).logits[0]
-            torch.testing.assert_close(row[mask], alone, rtol=0, atol=1e-10)
+            torch.testing.assert_close(row[mask], alone, rtol=0, atol=1e-6)  # eager attention has a softmax in float32
             assert not row[~mask].any()
 
 
