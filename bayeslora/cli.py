@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from bayeslora import commands, contracts
+from bayeslora.commands import Draws, Id, Label, Text
 from bayeslora.methods import METHODS
 from bayeslora.shell import (
     FitCommand,
@@ -50,7 +51,6 @@ def common(
     """Bayesian adapters for pre-trained networks."""
 
 
-Draws = Annotated[int, typer.Option(help="Draws of the weights.")]
 DrawsOrAuto = Annotated[
     Any,
     typer.Option(parser=number_or_auto, metavar="INTEGER|auto", help="Draws of the weights; auto: as many as needed."),
@@ -59,13 +59,6 @@ Seed = Annotated[int, typer.Option(help="Seed of all randomness.")]
 DataName = Annotated[
     str, typer.Argument(help="A file (CSV, TSV, JSON, JSON lines, Parquet, Excel), a folder of them, or a hub name.")
 ]
-Text = Annotated[
-    list[str] | None, typer.Option(help="Column of the texts, twice for pairs of texts; by default found.")
-]
-Label = Annotated[
-    list[str] | None, typer.Option(help="Column of the labels, or several, one for each class; by default found.")
-]
-Id = Annotated[str | None, typer.Option(help="Column that names the rows, and is not read.")]
 Folder = Annotated[Path, typer.Argument(help="A saved posterior.")]
 Base = Annotated[str | None, typer.Option("--model", help="The base model, if it is not the one named at the fit.")]
 

@@ -145,7 +145,7 @@ def one(
 
 def save(posterior: Posterior, folder: str | os.PathLike[str] | None) -> None:
     """Save the posterior of several fits, once, where several processes have trained it."""
-    if folder is not None and int(os.environ.get("RANK", "0")) == 0:
+    if folder is not None and several.is_first():
         posterior.save(folder)
 
 

@@ -66,7 +66,7 @@ def distil(
         The student, and its history.
 
     Raises:
-        DivergedError: If the loss is no number any more, or runs away; there is no posterior in it.
+        DivergedError: If the loss becomes NaN or infinite, or runs away; its `posterior` is None.
     """
     draws, mixture = (torch.as_tensor(logits) for logits in start.likelihood.latent(prediction))
     given = prediction.weights

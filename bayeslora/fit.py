@@ -14,7 +14,7 @@ from torch import nn
 
 from bayeslora import arguments, bases, choice, interop, onward, storage
 from bayeslora.contracts import ArgumentError, Count, Scale
-from bayeslora.data import NOTHING, Columns, Reading, Source, Weight, apart, given, plain, read, shots_in, split
+from bayeslora.data import NOTHING, Columns, Reading, Source, Weight, apart, given, opened, plain, shots_in, split
 from bayeslora.dialling import by_fits
 from bayeslora.dials import wanted, with_default
 from bayeslora.divergence import check_weights
@@ -199,7 +199,7 @@ def fit(
     """
     earlier = onward.of(prior, init)
     chosen = earlier.method(method, hyperparameters) if earlier else make_method(method or DEFAULT, **hyperparameters)
-    data = read(os.fspath(data)) if isinstance(data, str | os.PathLike) else given(data)
+    data = given(opened(data))
     held_out = given(validation, "validation", "test", "train") if validation is not None else split(data, "validation")
     train_data = split(data, "train")
     arguments.check(args, compute_metrics, held_out is not None, callbacks)

@@ -196,6 +196,21 @@ def plain_file(path: Path) -> int:
     return status.st_size
 
 
+def read_json(path: Path, most: int) -> Any:
+    """Read a JSON file of a stranger's.
+
+    Args:
+        path: The file.
+        most: The most bytes that it may have.
+
+    Raises:
+        ValueError: If it is not a plain file, is larger, or is not strict JSON; see `parse`.
+    """
+    if plain_file(path) > most:
+        raise ValueError(f"it is larger than {most >> 20} MiB")
+    return parse(path.read_bytes())
+
+
 def parse(content: bytes) -> Any:
     """Read a JSON text.
 
@@ -241,9 +256,7 @@ def read_record(folder: str | os.PathLike[str]) -> Record:
     if not os.path.lexists(path):
         raise FileNotFoundError(f"{folder} holds no posterior: there is no {MANIFEST} in it.")
     with reading(folder, MANIFEST):
-        if plain_file(path) > MOST_BYTES:
-            raise ValueError(f"it is larger than {MOST_BYTES >> 20} MiB")
-        record = parse(path.read_bytes())
+        record = read_json(path, MOST_BYTES)
         known = record.get("format") if isinstance(record, dict) else None
         readable = known == FORMAT or not fits(known, int)
         if readable:

@@ -1,4 +1,4 @@
-"""Losses that are no number any more, or that run away."""
+"""Losses that become NaN or infinite, or that run away."""
 
 import math
 from collections.abc import Sequence

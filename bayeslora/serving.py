@@ -36,13 +36,11 @@ def draws_in(folder: Path) -> tuple[list[Path], float]:
         FileNotFoundError: If there are none.
         ValueError: If the manifest names other things than folders of draws that are there.
     """
-    from bayeslora.record import parse, plain_file
+    from bayeslora.record import read_json
 
     if os.path.lexists(folder / MANIFEST):
         try:
-            if plain_file(folder / MANIFEST) > MOST_BYTES:
-                raise ValueError(f"it is larger than {MOST_BYTES >> 20} MiB")
-            record = parse((folder / MANIFEST).read_bytes())
+            record = read_json(folder / MANIFEST, MOST_BYTES)
             names, temperature = [str(name) for name in record["draws"]], float(record["temperature"])
             if not 0 < temperature < math.inf or len({*names}) < len(names):
                 raise ValueError("a draw stands twice, or the temperature is not a positive number")

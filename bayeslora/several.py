@@ -52,13 +52,13 @@ def begin(
         return
     path = Path(folder)
     if not resume:
-        if _is_first():
+        if is_first():
             set_aside(path)
     elif checkpoints.in_order(path):
         _refuse(path, [f"{name} None, now {fit[name]!r}" for name in ("folds", "dial") if name in fit], resume)
     elif (found := _read(path)) is not None:
         _refuse(path, checkpoints.differences(found["fit"], fit), resume)
-    if _is_first():
+    if is_first():
         path.mkdir(parents=True, exist_ok=True)
         saving.write(path / RECORD, json.dumps({"fit": fit, "folders": list(names)}, indent=2).encode())
         saving.sync(path)
@@ -71,7 +71,7 @@ def check_single(folder: Path, resume: bool | str) -> None:
         Unresumable: If there are several to resume.
     """
     found = _read(folder)
-    if found is None or not (resume or _is_first()):
+    if found is None or not (resume or is_first()):
         return
     if resume:
         what = [f"{name} {found['fit'][name]!r}, now None" for name in ("folds", "dial") if name in found["fit"]]
@@ -113,6 +113,6 @@ def _read(folder: Path) -> dict[str, Any] | None:
     return found if sound else None
 
 
-def _is_first() -> bool:
+def is_first() -> bool:
     """Whether this is the one of several processes that writes."""
     return int(os.environ.get("RANK", "0")) == 0

@@ -103,15 +103,31 @@ def load_files(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Recor
             raise ValueError(f"tensors is {record['tensors']!r:.100}: give posterior-<16 digits>.safetensors")
     path = Path(folder) / record["tensors"]
     with reading(folder, path.name):
-        size = plain_file(path)
-        with path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-            if header > min(size, LARGEST_HEADER):
-                raise ValueError("its header is larger than it, or than any of ours")
+        check_header(path, "ours")
         with _hashed_beside(path, named[1]):
             tensors = load_file(path)
             check_tensors(tensors, record)
     return tensors, record
+
+
+def check_header(path: Path, whose: str) -> None:
+    """Raise a ValueError if a file of safetensors is not a plain one, or announces a header that none of ours has.
+
+    Args:
+        path: The file.
+        whose: Whose files have smaller ones, for the message.
+    """
+    size = plain_file(path)
+    with path.open("rb") as file:
+        if int.from_bytes(file.read(8), "little") > min(size, LARGEST_HEADER):
+            raise ValueError(f"its header is larger than it, or than any of {whose}")
+
+
+def check_numbers(name: str, value: Tensor, most: float = LARGEST) -> None:
+    """Raise a ValueError, which names a tensor, if it holds NaN, or a number below −`LARGEST` or above the most."""
+    low, high = (float(bound) for bound in value.aminmax())  # NaN if there is one
+    if not (low >= -LARGEST and high <= most):
+        raise ValueError(f"{name} holds numbers that are not finite, or beyond belief: from {low} to {high}")
 
 
 @contextlib.contextmanager
@@ -151,10 +167,8 @@ def check_tensors(tensors: Mapping[str, Tensor], record: Record) -> None:
             raise ValueError(f"{name!r:.100} is of type {value.dtype}")
         if part in ("history", "fingerprint", "base_fingerprint") or value.numel() == 0 or value.dtype == torch.bool:
             continue
-        low, high = (float(bound) for bound in value.aminmax())  # NaN if there is one
-        most = LARGEST_LOG if own.rpartition(".")[2].startswith("log_") else LARGEST
-        if not (low >= -LARGEST and high <= most):
-            raise ValueError(f"{name!r:.100} holds numbers that are not finite, or beyond belief: from {low} to {high}")
+        is_log = own.rpartition(".")[2].startswith("log_")
+        check_numbers(f"{name!r:.100}", value, LARGEST_LOG if is_log else LARGEST)
     needed = set() if "components" in record else {"fingerprint"}
     if missing := sorted(needed.union(*tables_of.values()) - tensors.keys()):
         raise ValueError(f"there is no tensor {missing[0]!r:.100}")

@@ -52,7 +52,7 @@ def train(
         compute_metrics: Metrics of the centre's logits and labels, after each evaluation.
 
     Raises:
-        DivergedError: If the loss is no number any more, or runs away.
+        DivergedError: If the loss becomes NaN or infinite, or runs away.
         Unresumable: If the checkpoint to resume from is of another fit, or lacks what a fit needs to go on.
     """
     args = copy.copy(args)

@@ -72,14 +72,20 @@ def test_weights_that_the_checkpoint_lacks_are_saved(
     np.testing.assert_allclose(logits.softmax(-1), posterior.predict(DATA, center=True).probs, rtol=1e-5)
 
 
-def test_a_model_from_a_folder_is_compared_with_it(checkpoint: Path, tmp_path: Path) -> None:
+def assert_new_words_come_back(checkpoint: Path, name: str, folder: Path) -> None:
     model = hf.AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=3)
+    assert model.name_or_path == str(checkpoint)
+    model.name_or_path = name
     model.resize_token_embeddings(70)
     posterior = fitted(model)
     assert posterior.network.new == ["bert.embeddings.word_embeddings.weight"]
     assert set(posterior.network.head_names) == {"classifier", "bert.pooler"}
-    posterior.save(tmp_path / "saved")
-    assert_same(bayeslora.load(tmp_path / "saved"), posterior)
+    posterior.save(folder)
+    assert_same(bayeslora.load(folder), posterior)
+
+
+def test_a_model_from_a_folder_is_compared_with_it(checkpoint: Path, tmp_path: Path) -> None:
+    assert_new_words_come_back(checkpoint, str(checkpoint), tmp_path / "saved")
     small = hf.AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=3)
     with pytest.raises(ValueError, match=r"'bert.embeddings.word_embeddings.weight' is \(70, 32\), and the model has"):
         bayeslora.load(tmp_path / "saved", model=small)
@@ -93,14 +99,7 @@ def test_a_model_from_the_hubs_cache_is_compared_with_it(
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    model = hf.AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=3)
-    model.name_or_path = "somebody/model"
-    model.resize_token_embeddings(70)
-    posterior = fitted(model)
-    assert posterior.network.new == ["bert.embeddings.word_embeddings.weight"]
-    assert set(posterior.network.head_names) == {"classifier", "bert.pooler"}
-    posterior.save(tmp_path / "saved")
-    assert_same(bayeslora.load(tmp_path / "saved"), posterior)
+    assert_new_words_come_back(checkpoint, "somebody/model", tmp_path / "saved")
 
 
 @pytest.mark.parametrize("method", ["lora", "laplace"])

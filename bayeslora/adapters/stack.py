@@ -161,7 +161,7 @@ def grouped(
             if given is None:
                 given = max((r for r in range(1, DEFAULT_RANK + 1) if start_rank(r) <= min(sizes)), default=1)
             layer_rank = start_rank(int(given)) if isinstance(given, Integral) else 0
-            if given == 1:  # there is no smaller one: a method that prunes starts at it, too
+            if given == 1:  # no rank is smaller, so a method that prunes starts there, too
                 layer_rank = min(layer_rank, *sizes)
             if not 1 <= layer_rank <= min(sizes):
                 starts = f", which starts at {layer_rank}," if layer_rank not in (0, given) else ""

@@ -56,6 +56,11 @@ PACKAGES = {".xlsx": "openpyxl", ".xls": "xlrd"}
 """What pandas reads spreadsheets with."""
 
 
+def opened(data: Any) -> Any:
+    """Return what is read by a name, a path or a name on the hub; other data as they are."""
+    return read(os.fspath(data)) if isinstance(data, str | os.PathLike) else data
+
+
 def given(data: Data, *splits: str) -> Data:
     """Return data that are given as a path, as several paths of files, or in splits; others as they are.
 

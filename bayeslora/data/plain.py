@@ -271,15 +271,16 @@ def as_table(columns: Mapping[str, Any]) -> "datasets.Dataset":
     import datasets
     import pyarrow as pa  # type: ignore[import-untyped]
 
+    refusals = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError)
     columns = {key: written_lists(values) or values for key, values in columns.items()}
     try:
         return datasets.Dataset.from_dict(columns)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+    except refusals:
 
         def fits(values: Any) -> bool:
             try:
                 return bool(pa.array(list(values)).type is not None)
-            except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+            except refusals:
                 return False
 
         texts = {

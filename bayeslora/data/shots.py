@@ -1,9 +1,7 @@
 """Questions with their answers, which precede every question."""
 
-import os
-
 from bayeslora.contracts import ArgumentError
-from bayeslora.data.files import given, read
+from bayeslora.data.files import given, opened
 from bayeslora.data.plain import plain
 from bayeslora.tasks import AnswerLetters
 from bayeslora.types import Data
@@ -17,8 +15,7 @@ def shots_in(data: Data | None) -> tuple[str, ...]:
     """
     if data is None:
         return ()
-    data = read(os.fspath(data)) if isinstance(data, str | os.PathLike) else data
-    table = plain(given(data, "train", "validation", "test"), name="shots").inputs
+    table = plain(given(opened(data), "train", "validation", "test"), name="shots").inputs
     if not hasattr(table, "column_names"):
         raise ArgumentError("shots are not a table: give rows with a question, its choices and its answer, as in data.")
     return AnswerLetters.shots(table)

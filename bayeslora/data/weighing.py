@@ -54,7 +54,7 @@ def apart(data: Data, weight: Weight | None, name: str, needed: bool = True) -> 
         needed: Whether the column has to be there.
 
     Raises:
-        ArgumentError: If there is no such column, or a weight is negative or no number.
+        ArgumentError: If there is no such column, or a weight is negative or not a number.
     """
     if weight is None:
         return data, None

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bayeslora.record import LARGEST, parse, plain_file
-from bayeslora.storage import DTYPES, LARGEST_HEADER
+from bayeslora.record import read_json
+from bayeslora.storage import DTYPES, check_header, check_numbers
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -58,18 +58,13 @@ def read_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
             hint = f" There are some in its folders: {', '.join(inside)}." if inside else ""
             raise FileNotFoundError(f"{folder} holds no PEFT adapter: there is no {path.name} in it.{hint}")
     try:
-        if plain_file(config_path) > MOST_CONFIG:
-            raise ValueError(f"it is larger than {MOST_CONFIG >> 20} MiB")
-        config = parse(config_path.read_bytes())
+        config = read_json(config_path, MOST_CONFIG)
         if not isinstance(config, dict):
             raise ValueError(f"it is {config!r:.50}")
     except (OSError, ValueError) as error:
         raise ValueError(f"{CONFIG} in {folder} is not a configuration of PEFT's: {error}.") from None
     try:
-        size = plain_file(weights_path)
-        with weights_path.open("rb") as file:
-            if int.from_bytes(file.read(8), "little") > min(size, LARGEST_HEADER):
-                raise ValueError("its header is larger than it, or than any of PEFT's")
+        check_header(weights_path, "PEFT's")
         state = load_file(weights_path)
         _check_tensors(state)
     except (OSError, SafetensorError, ValueError) as error:
@@ -85,9 +80,7 @@ def _check_tensors(state: Mapping[str, Tensor]) -> None:
         if value.dtype not in (FLOATS if ".lora_" in name else DTYPES["head"]):
             raise ValueError(f"{name!r} is of type {value.dtype}")
         if value.numel() and value.dtype != torch.bool:
-            low, high = (float(bound) for bound in value.aminmax())  # NaN if there is one
-            if not (low >= -LARGEST and high <= LARGEST):
-                raise ValueError(f"{name!r} holds numbers that are not finite, or beyond belief: from {low} to {high}")
+            check_numbers(f"{name!r}", value)
 
 
 class Patterns:

@@ -1,6 +1,5 @@
 """Rows of data in the forms that `fit` reads: how many there are, some of them, and what tells them from others."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from bayeslora import checkpoints
-from bayeslora.data import read, split
+from bayeslora.data import opened, split
 from bayeslora.types import Data
 
 NUM_ROWS = 200
@@ -18,7 +17,7 @@ NUM_ROWS = 200
 
 def part(data: Data | None, name: str) -> Any:
     """Return a split of a `DatasetDict`, a file, a folder or a hub name; data without splits are `train`; else None."""
-    data = read(os.fspath(data)) if isinstance(data, str | os.PathLike) else data
+    data = opened(data)
     return None if data is None else split(data, name)
 
 
