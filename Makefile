@@ -19,12 +19,13 @@ test-all: $(VENV)/.dev  ## Run the slow tests too: every architecture in the tab
 
 # Three instruction sets, three shifts of every seed; one thread and two among them.
 test-machines: $(VENV)/.dev  ## Run the tests as other processors and with other seeds would (nine times as long).
-	for capability in default avx2 native; do for seed in 0 1 2; do \
+	failed=0; for capability in default avx2 native; do for seed in 0 1 2; do \
 		echo "capability $$capability, base seed $$seed"; \
+		test $$capability = native || export ATEN_CPU_CAPABILITY=$$capability; \
 		HF_HUB_OFFLINE=1 BAYESLORA_TEST_SEED=$$seed OMP_NUM_THREADS=$$((seed % 2 + 1)) \
-		ATEN_CPU_CAPABILITY=$$(test $$capability = native || echo $$capability) \
-		$(BIN)/python -m pytest -n 2 || exit 1; \
-	done; done
+		$(BIN)/python -m pytest -n 2 || failed=1; \
+		unset ATEN_CPU_CAPABILITY; \
+	done; done; exit $$failed
 
 architectures: $(VENV)/.dev  ## Check every architecture in the table; docs/architectures.md is rewritten (minutes).
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.architectures.survey --to build/architectures.json

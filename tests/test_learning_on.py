@@ -217,11 +217,11 @@ def test_the_divergence_is_that_from_the_earlier_guide(
     assert program.prior is not None
     random = {name: value for name, value in program.terms.items() if name in program.prior.random}
     assert random
-    if method != "laplace":  # which trains a point under the Gaussian
+    if method != "laplace":  # whose sites are drawn, not trained
         assert max(abs(float(value)) for value in random.values()) < 1e-6
     with torch.no_grad():
         for parameter in program.guide.parameters():
-            parameter.add_(0.05)
+            parameter.add_(0.5)  # by much more than a sampled divergence varies
     program(**batch)
     divergence = sum(float(program.terms[name]) for name in random)
     assert divergence > sum(map(float, random.values()))

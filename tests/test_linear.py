@@ -40,7 +40,7 @@ def sites_near_centre(program: Program, scale: float, num_draws: int = 3) -> dic
 
 def assert_first_order(program: Program, inputs: dict[str, Tensor]) -> None:
     errors = []
-    for scale in (1e-3, 1e-4):
+    for scale in (1e-2, 1e-3):  # some networks, such as Llama's norms, compute in single precision in places
         sites = sites_near_centre(program, scale)
         with torch.no_grad():
             exact = program.logits(sites, inputs)

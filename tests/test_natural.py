@@ -1,6 +1,7 @@
 """Natural steps of Gaussian spreads: where they lead, and that a fit takes them as it should."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -187,10 +188,10 @@ def test_a_rate_for_the_spreads_leaves_them_to_the_trainers_optimiser() -> None:
 def test_a_fit_that_ends_too_soon_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "bayeslora"):
         fit("blob", spread_rate=0.01)
-    assert "The spreads have not come to rest: at the end of the fit, prior and data ask for 0.00 times" in caplog.text
+    assert re.search(r"The spreads have not come to rest: .* prior and data ask for 0\.0\d times", caplog.text)
     caplog.clear()
     with caplog.at_level(logging.WARNING, "bayeslora"):
-        fit("blob", epochs=20, batch_size=8, temperature=1.0)
+        fit("blob", epochs=60, batch_size=8, temperature=1.0, num_particles=8)  # which quiets the last steps
     assert "come to rest" not in caplog.text
 
 
