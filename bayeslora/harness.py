@@ -10,7 +10,7 @@ from bayeslora.limits import limits
 from bayeslora.loading import load
 from bayeslora.networks import continues
 from bayeslora.posterior import Posterior
-from bayeslora.tasks import chat
+from bayeslora.tasks import templates
 from bayeslora.types import IGNORED
 
 try:
@@ -120,8 +120,8 @@ class HarnessModel(Base):
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Return the text of a conversation by the tokenizer's template, or the default one."""
         return self.tokenizer.apply_chat_template(
-            chat_history,
-            chat_template=self.tokenizer.chat_template or chat.TEMPLATE,
+            templates.as_read(chat_history, self.tokenizer),
+            chat_template=self.tokenizer.chat_template or templates.TEMPLATE,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
@@ -129,7 +129,7 @@ class HarnessModel(Base):
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """Return the template, by which the harness tells cached requests apart."""
-        return self.tokenizer.chat_template or chat.TEMPLATE if chat_template else ""
+        return self.tokenizer.chat_template or templates.TEMPLATE if chat_template else ""
 
     @property
     def tokenizer_name(self) -> str:

@@ -6,32 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bayeslora.tasks import templates
 from bayeslora.tasks.conversations import Conversation
 from bayeslora.types import IGNORED
 
-TEMPLATE = (
-    "{{ bos_token }}"
-    "{% for message in messages %}"
-    "### {{ message.role | capitalize }}:{{ '\n' }}"
-    "{% if message.role == 'assistant' %}"
-    "{% generation %}"
-    "{{ message.content | trim }}{% if message.tool_calls %}{{ message.tool_calls | tojson }}{% endif %}{{ eos_token }}"
-    "{% endgeneration %}"
-    "{% else %}{{ message.content | trim }}{% endif %}"
-    "{{ '\n\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}### Assistant:{{ '\n' }}{% endif %}"
-)
-"""How conversations are written for tokenizers that have no chat template of their own."""
-
-MARK = "\ue000"
-"""A character of no script, which stands for an answer to see where a template writes it."""
-
 MATCHING = 5
 """The end of a prompt is recognised by so many characters, such as those of `user` or `INST]`."""
-
-MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
-"""What a template begins answers with, if it marks them."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +23,14 @@ class Encoded:
         answers: First and past-the-last token of every answer that counts.
         is_cut: Whether the beginning did not fit.
         lost: Answers that went with it.
+        unwritten: Roles of messages of which the template writes nothing; `tools` if it does not list those.
     """
 
     ids: list[int]
     answers: list[tuple[int, int]]
     is_cut: bool = False
     lost: int = 0
+    unwritten: tuple[str, ...] = ()
 
     @property
     def labels(self) -> list[int]:
@@ -77,8 +59,8 @@ def encode(talk: Conversation, tokenizer: Any, longest: int, where: str) -> Enco
         where: What to call the conversation in messages.
 
     Raises:
-        ValueError: If the template refuses the conversation, or hides an answer; if no answer fits; or if the tokenizer
-            does not know.
+        ValueError: If the template refuses the conversation, or hides or leaves out an answer; if no answer fits; or if
+            the tokenizer does not know.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"{where}: conversations need a fast tokenizer, which knows where its tokens are.")
@@ -111,7 +93,7 @@ def encode(talk: Conversation, tokenizer: Any, longest: int, where: str) -> Enco
             "it, or leave it out. The tokenizer's model_max_length says how many, up to what the model was made for."
         )
     ids = [*best.ids[:begins], *best.ids[begins + gone :]] if gone else best.ids
-    return Encoded(ids, answers, is_cut=True, lost=len(whole.answers) - len(answers))
+    return replace(best, ids=ids, answers=answers, is_cut=True, lost=len(whole.answers) - len(answers))
 
 
 def prompt(talk: Conversation, tokenizer: Any, where: str) -> list[int]:
@@ -124,7 +106,7 @@ def prompt(talk: Conversation, tokenizer: Any, where: str) -> list[int]:
     if talk.is_plain:
         ids, end = list(tokenizer(messages[0]["content"])["input_ids"]), tokenizer.eos_token_id
         return ids[:-1] if end is not None and ids[-1:] == [end] else ids
-    text = _rendered(replace(talk, messages=messages), tokenizer, where, add_generation_prompt=True)
+    text = templates.rendered(replace(talk, messages=messages), tokenizer, where, add_generation_prompt=True)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -141,12 +123,13 @@ def before_answer(talk: Conversation, where: str) -> list[dict[str, Any]]:
 def ends(tokenizer: Any) -> list[int]:
     """Return the tokens that end an answer by the tokenizer's template, as far as it can be told."""
     asked = [{"role": "user", "content": "a"}]
-    talk = Conversation([*asked, {"role": "assistant", "content": MARK}], [False, True])
+    talk = Conversation([*asked, {"role": "assistant", "content": templates.MARK}], [False, True])
     try:
-        text = _rendered(talk, tokenizer, "a conversation")
+        text = templates.rendered(talk, tokenizer, "a conversation")
     except ValueError:
         return []
-    special = _special(tokenizer).match(text[text.rfind(MARK) + 1 :].lstrip()) if MARK in text else None
+    _, is_there, after = text.rpartition(templates.MARK)
+    special = templates.special_tokens(tokenizer).match(after.lstrip()) if is_there else None
     return [] if special is None else list(tokenizer(special[0], add_special_tokens=False)["input_ids"])[:1]
 
 
@@ -156,7 +139,9 @@ def _tokens(talk: Conversation, tokenizer: Any, where: str) -> Encoded:
         return _joined(talk, tokenizer)
     text, spans = spans_of(talk, tokenizer, where)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return Encoded(list(encoded["input_ids"]), _within(encoded["offset_mapping"], spans))
+    ids = list(encoded["input_ids"])
+    answers = _within(_stripped(ids, encoded["offset_mapping"], text, tokenizer), spans)
+    return Encoded(ids, answers, unwritten=templates.unwritten(talk, text, tokenizer))
 
 
 def _joined(talk: Conversation, tokenizer: Any) -> Encoded:
@@ -165,7 +150,8 @@ def _joined(talk: Conversation, tokenizer: Any) -> Encoded:
     encoded = tokenizer(before + after, return_offsets_mapping=True, verbose=False)
     ids, begin, end = list(encoded["input_ids"]), tokenizer.bos_token_id, tokenizer.eos_token_id
     of_text = [each is not None for each in encoded.sequence_ids(0)]
-    offsets = [span if own else (-1, -1) for span, own in zip(encoded["offset_mapping"], of_text, strict=True)]
+    offsets = _stripped(ids, encoded["offset_mapping"], before + after, tokenizer)
+    offsets = [span if own else (-1, -1) for span, own in zip(offsets, of_text, strict=True)]
     if begin is not None and ids[:2] == [begin, begin]:  # the prompt has it, and the tokenizer adds it
         ids, offsets = ids[1:], offsets[1:]
     spans = _within(offsets, [(len(before), len(before) + len(after))])
@@ -173,6 +159,19 @@ def _joined(talk: Conversation, tokenizer: Any) -> Encoded:
         ids = ids if ids[-1:] == [end] else [*ids, end]
         spans = [(spans[0][0] if spans else len(ids) - 1, len(ids))]
     return Encoded(ids, spans)
+
+
+def _stripped(
+    ids: Sequence[int], offsets: Sequence[tuple[int, int]], text: str, tokenizer: Any
+) -> list[tuple[int, int]]:
+    """Return where tokens are in a text, special ones without the white space that some swallow beside them."""
+    added, places = tokenizer.added_tokens_decoder, []
+    for token, (start, end) in zip(ids, offsets, strict=True):
+        part = text[start:end]
+        if token in added and part.strip():
+            start, end = end - len(part.lstrip()), start + len(part.rstrip())
+        places.append((start, end))
+    return places
 
 
 def _within(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -191,34 +190,15 @@ def _within(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
     return found
 
 
-def _template(tokenizer: Any, tools: Any) -> str:
-    return tokenizer.get_chat_template(tools=tools) if tokenizer.chat_template else TEMPLATE
-
-
-def _rendered(talk: Conversation, tokenizer: Any, where: str, **how: Any) -> str:
-    """Return the text of a conversation; a ValueError if the template refuses it."""
-    try:
-        template = _template(tokenizer, talk.tools)
-        settings = {"tools": talk.tools, "chat_template": template, "tokenize": False, **how}
-        return tokenizer.apply_chat_template(talk.messages, **settings)
-    except Exception as error:  # a template may raise anything
-        raise ValueError(
-            f"{where}: the chat template of the tokenizer does not take this conversation "
-            f"({', '.join(str(message['role']) for message in talk.messages):.80}): {error}"
-        ) from error
-
-
 def spans_of(talk: Conversation, tokenizer: Any, where: str) -> tuple[str, list[tuple[int, int]]]:
     """Return the text of a conversation, and the first and past-the-last character of every answer that counts."""
-    text = _rendered(talk, tokenizer, where)
+    text = templates.rendered(talk, tokenizer, where)
     counted = [index for index, counts in enumerate(talk.counts) if counts]
     marked = _marked(talk, tokenizer)
-    if marked is not None:
-        which = [index for index, message in enumerate(talk.messages) if message["role"] == "assistant"]
-        return text, [marked[which.index(index)] for index in counted]
-    special = _special(tokenizer)
+    special = templates.special_tokens(tokenizer)
     spans = []
-    for index in counted:
+    which = [index for index, message in enumerate(talk.messages) if message["role"] == "assistant"]
+    for index in counted if marked is None else ():
         span = _by_prefix(talk, index, text, tokenizer, special) or _by_mark(talk, index, text, tokenizer, special)
         if span is None:
             raise ValueError(
@@ -226,18 +206,29 @@ def spans_of(talk: Conversation, tokenizer: Any, where: str) -> tuple[str, list[
                 "mark answers in it, {% generation %}…{% endgeneration %}."
             )
         spans.append(span)
+    spans = spans if marked is None else [marked[which.index(index)] for index in counted]
+    for index, (start, end) in zip(counted, spans, strict=True):
+        message, answer = talk.messages[index], text[start:end]
+        calls = [name for call in message.get("tool_calls") or () if (name := templates.name_of(call))]
+        is_lost = bool(message["content"].strip()) and not special.sub("", answer).strip()
+        if is_lost or not all(name in answer for name in calls):
+            raise ValueError(
+                f"{where}: the chat template of the tokenizer leaves out {'the text' if is_lost else 'tool calls'} of "
+                f'message {index}, which is to be learned: use a template that writes it, or give it "weight": 0.'
+            )
     return text, spans
 
 
 def _marked(talk: Conversation, tokenizer: Any) -> list[tuple[int, int]] | None:
     """Return the answers that the template marks, if it marks every one."""
-    template = _template(tokenizer, talk.tools)
-    if not MARKED.search(template):
+    template = templates.template_of(tokenizer, talk.tools)
+    if not templates.MARKED.search(template):
         return None
     # Its characters, and not the tokens that the tokenizer makes of them: that loses those after dropped white space.
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    messages = [{key: value for key, value in message.items() if value is not None} for message in talk.messages]
+    messages = templates.as_read(talk.messages, tokenizer, talk.tools)
+    messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
     _, marked = render_jinja_template(
         conversations=[messages],
         tools=talk.tools,
@@ -249,16 +240,12 @@ def _marked(talk: Conversation, tokenizer: Any) -> list[tuple[int, int]] | None:
     return spans if len(spans) == sum(message["role"] == "assistant" for message in messages) else None
 
 
-def _special(tokenizer: Any) -> re.Pattern[str]:
-    """Return what matches a token that is added to the vocabulary, such as one that ends a turn."""
-    added = {*tokenizer.all_special_tokens, *(str(token) for token in tokenizer.added_tokens_decoder.values())}
-    return re.compile("|".join(map(re.escape, sorted(filter(None, added), key=len, reverse=True))) or r"(?!)")
-
-
 def _before(talk: Conversation, index: int, tokenizer: Any) -> str | None:
     """Return the prompt for an answer; None where a template refuses the part, and not the whole."""
     try:
-        return _rendered(replace(talk, messages=talk.messages[:index]), tokenizer, "", add_generation_prompt=True)
+        return templates.rendered(
+            replace(talk, messages=talk.messages[:index]), tokenizer, "", add_generation_prompt=True
+        )
     except ValueError:
         return None
 
@@ -269,7 +256,7 @@ def _by_prefix(
     """Return where an answer stands, if the conversation up to it, and with it, is the beginning of the whole."""
     before = _before(talk, index, tokenizer)
     try:
-        through = _rendered(replace(talk, messages=talk.messages[: index + 1]), tokenizer, "")
+        through = templates.rendered(replace(talk, messages=talk.messages[: index + 1]), tokenizer, "")
     except ValueError:
         return None
     if before is None:
@@ -297,14 +284,14 @@ def _by_mark(
     talk: Conversation, index: int, text: str, tokenizer: Any, special: re.Pattern[str]
 ) -> tuple[int, int] | None:
     """Return where an answer stands by writing another in its place: what differs, with the token that ends it."""
-    messages = [*talk.messages[:index], {"role": "assistant", "content": MARK}, *talk.messages[index + 1 :]]
+    messages = [*talk.messages[:index], {"role": "assistant", "content": templates.MARK}, *talk.messages[index + 1 :]]
     try:
-        other = _rendered(replace(talk, messages=messages), tokenizer, "")
+        other = templates.rendered(replace(talk, messages=messages), tokenizer, "")
     except ValueError:
         return None
-    if other.count(MARK) != 1:
+    if other.count(templates.MARK) != 1:
         return None
-    start = other.index(MARK)  # which is in no text: up to it, both are the same
+    start = other.index(templates.MARK)  # which is in no text: up to it, both are the same
     end = len(text) - min(_same_end(text, other), len(text) - start, len(other) - start)
     token = re.compile(rf"\s*(?:{special.pattern})").match(text, end)
     end = end if token is None else token.end()

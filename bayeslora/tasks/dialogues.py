@@ -1,6 +1,7 @@
 """Tables of instructions and conversations, turned into a language model's inputs and labels."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -20,16 +21,23 @@ def continued(rows: Iterable[Mapping[str, Any]], reader: "Reader") -> tuple[list
         ValueError: If a row has no answer, or one that does not fit; the message says which row.
     """
     tokenizer, found, cut, lost, counted = reader.needed_tokenizer(), [], 0, 0, 0
-    rows = [*rows]
+    rows, unwritten = [*rows], Counter[str]()
     for number, row in enumerate(rows):
         where = _where(reader, number, len(rows))
         talk = conversations.read(row, where, reader.answers)
         encoded = chat.encode(talk, tokenizer, tokenizer.model_max_length, where)
         cut, lost, counted = cut + encoded.is_cut, lost + encoded.lost, counted + len(encoded.answers)
+        unwritten.update(encoded.unwritten)
         inputs = {"input_ids": encoded.ids, "attention_mask": [1] * len(encoded.ids)}
         kept = {name: value for name, value in inputs.items() if name in reader.parameters}
         found.append({**kept, "labels": encoded.labels})
     _say_cut(reader, cut, lost, len(rows), tokenizer.model_max_length)
+    if unwritten:
+        logger.warning(
+            "%s: the tokenizer's chat template leaves out messages, which the model does not see: those of %s.",
+            reader.name,
+            ", ".join(f"{role!r} in {times} of {len(rows)} conversations" for role, times in unwritten.items()),
+        )
     return found, _said(rows, tokenizer, counted)
 
 
@@ -47,6 +55,8 @@ def answered(rows: Iterable[Mapping[str, Any]], reader: "Reader") -> tuple[list[
         where = _where(reader, number, len(rows))
         talk = conversations.read(row, where, "last")
         last = talk.counts.index(True)
+        if talk.messages[last].get("tool_calls"):
+            raise ValueError(f"{where}: the answer calls tools, and an encoder-decoder writes texts: leave it out.")
         ids = asked(replace(talk, messages=talk.messages[:last]), tokenizer, where)
         labels = list(tokenizer(text_target=talk.messages[last]["content"], verbose=False)["input_ids"])
         if len(labels) > longest:

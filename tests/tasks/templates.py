@@ -91,6 +91,16 @@ PHI = """{%- for message in messages %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|assistant|>\n' }}{%- else %}{{- eos_token }}{%- endif %}"""
 
+PARTS = """{%- for message in messages %}
+    {{- message.role | capitalize + ': ' }}
+    {%- for part in message.content %}
+        {%- if part.type == 'text' %}{{- part.text }}{%- endif %}
+    {%- endfor %}
+    {{- '<end_of_utterance>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- 'Assistant:' }}{%- endif %}"""
+"""As those of models that see, too: contents that are texts are not written, and those in parts are."""
+
 SPECIAL = {
     "llama": ("<|begin_of_text|>", "<|eot_id|>", ("<|start_header_id|>", "<|end_header_id|>")),
     "qwen": (None, "<|im_end|>", ("<|im_start|>", "<tool_call>", "</tool_call>", "<think>", "</think>")),
@@ -98,10 +108,14 @@ SPECIAL = {
     "gemma": ("<bos>", "<eos>", ("<start_of_turn>", "<end_of_turn>")),
     "mistral": ("<s>", "</s>", ("[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]")),
     "phi": (None, "<|endoftext|>", ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")),
+    "parts": (None, "<end_of_utterance>", ()),
 }
 """The token that begins a text, the one that ends it, and others."""
 
-TEMPLATES = {"llama": LLAMA, "qwen": QWEN, "thinking": THINKING, "gemma": GEMMA, "mistral": MISTRAL, "phi": PHI}
+TEMPLATES = {
+    **{"llama": LLAMA, "qwen": QWEN, "thinking": THINKING, "gemma": GEMMA, "mistral": MISTRAL, "phi": PHI},
+    "parts": PARTS,
+}
 
 
 def byte_tokenizer(begin: str | None = None, end: str | None = "<end>", others: Any = (), **settings: Any) -> Any:

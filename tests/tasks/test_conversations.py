@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tokenizers import AddedToken
 from torch.utils.data import Dataset, IterableDataset
 
 import bayeslora
@@ -18,7 +19,7 @@ from bayeslora.generation import encode
 from bayeslora.tasks import chat, conversations
 from bayeslora.types import IGNORED
 from tests.tasks.cases import model
-from tests.tasks.templates import byte_tokenizer, family, word_tokenizer
+from tests.tasks.templates import TEMPLATES, byte_tokenizer, family, word_tokenizer
 
 TURNS = [
     {"role": "user", "content": "one?"},
@@ -140,6 +141,15 @@ BY_HAND: dict[tuple[str, str], list[str]] = {
         "\n<|user|>\nthree?<|end|>\n<|assistant|>\n",
         " 3 <|end|>\n<|endoftext|>",
     ],
+    ("parts", "turns"): [
+        "User: one?<end_of_utterance>\nAssistant:",
+        " 1<end_of_utterance>",
+        "\nUser: two?<end_of_utterance>\nAssistant:",
+        " 2, of course<end_of_utterance>",
+        "\nUser: three?<end_of_utterance>\nAssistant:",
+        "  3 <end_of_utterance>",
+        "\n",
+    ],
     ("phi", "system"): [
         "<|system|>\nCount.<|end|>\n<|user|>\none?<|end|>\n<|assistant|>\n",
         "1<|end|>",
@@ -239,6 +249,34 @@ def test_white_space_that_a_tokenizer_loses_moves_no_answer(name: str) -> None:
     found = encoded(tokenizer, TURNS)
     pieces = [piece for piece in BY_HAND[name, "turns"] if piece.strip()]
     assert (found.ids, found.labels) == expected(tokenizer, pieces)
+
+
+def test_a_special_token_that_swallows_white_space_is_not_part_of_an_answer() -> None:
+    tokenizer = byte_tokenizer(None, "<|endoftext|>")
+    names = ("<|user|>", "<|assistant|>", "<|end|>")
+    tokenizer.add_tokens([AddedToken(name, special=True, normalized=False, rstrip=True) for name in names], True)
+    tokenizer.chat_template = TEMPLATES["phi"]
+    found = encoded(tokenizer, [TURNS[0], TURNS[5]])
+    answer = [token for token, label in zip(found.ids, found.labels, strict=True) if label != IGNORED]
+    assert tokenizer.convert_ids_to_tokens(answer) == ["3", "Ġ", "<|end|>", "<|endoftext|>"]
+
+
+def test_what_a_template_leaves_out_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = family("phi", model_max_length=1000)
+    with pytest.raises(ValueError, match=r"row: .*leaves out tool calls of message 1, .*\"weight\": 0"):
+        encoded(tokenizer, TOOLS)
+    silent = TEMPLATES["phi"].replace("message.content", "('' if message.role == 'assistant' else message.content)")
+    tokenizer.chat_template = silent
+    with pytest.raises(ValueError, match=r"row: .*leaves out the text of message 1"):
+        encoded(tokenizer, TURNS[:2])
+    tokenizer.chat_template = TEMPLATES["phi"].replace("in messages", "in messages if message.role != 'system'")
+    tools = [CALL["function"] | {"parameters": {}}]
+    rows = [{"messages": SYSTEM, "tools": tools}, {"messages": TURNS}, {"messages": [SYSTEM[0], *TURNS[:2]]}]
+    list(Source(rows, writer(), tokenizer).batches(1))
+    assert [record.getMessage() for record in caplog.records] == [
+        "data: the tokenizer's chat template leaves out messages, which the model does not see: those of 'system' in 2 "
+        "of 3 conversations, 'tools' in 1 of 3 conversations."
+    ]
 
 
 def joined(tokenizer: Any, prompt: str, completion: str) -> tuple[list[str], list[bool]]:
@@ -499,6 +537,7 @@ def test_conversations_are_answered(inputs: Any) -> None:
         ("gemma", "<end_of_turn>"),
         ("mistral", "</s>"),
         ("phi", "<|end|>"),
+        ("parts", "<end_of_utterance>"),
     ],
 )
 def test_an_answer_ends_with_its_turn(name: str, end: str) -> None:
