@@ -287,6 +287,9 @@ def test_beams_are_for_draws_that_write_by_themselves() -> None:
     assert fitted.generate(PROMPTS, 2, max_new_tokens=4, num_beams=3).tokens.shape[:2] == (2, 3)
     with pytest.raises(ValueError, match="ask for beam_search"):
         fitted.generate(PROMPTS, 2, average=True, num_beams=3)
+    for name in ("Llama", "T5"):  # guidance asks the model for other rows beside these
+        with pytest.raises(ValueError, match="or guidance: leave them out"):
+            posterior(name, **LOUD).generate(PROMPTS, 2, average=True, max_new_tokens=2, guidance_scale=1.5)
 
 
 def test_what_does_not_fit_says_so() -> None:

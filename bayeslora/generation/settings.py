@@ -61,7 +61,7 @@ def refusing(settings: Mapping[str, Any]) -> Iterator[None]:
     """Name the settings where the model's own `generate` refuses them, or fails with them."""
     try:
         yield
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, NotImplementedError) as error:
         if not settings or isinstance(error, ArgumentError):
             raise
         said = ", ".join(f"{name}={value!r:.60}" for name, value in settings.items())

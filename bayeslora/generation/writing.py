@@ -110,10 +110,11 @@ def _settings(
         )
     mode = config.get_generation_mode(others.get("assistant_model"))
     plain = mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE) and not config.prefill_chunk_size
-    if average and not plain:
+    if average and not (plain and (config.guidance_scale or 1) == 1):
         raise ArgumentError(
-            f"The average of draws writes one token after another, but the settings ask for {mode.value}, or a prompt "
-            "in chunks: leave them out for greedy search, set do_sample=True, or let every draw write, average=False."
+            f"The average of draws writes one token after another, but the settings ask for {mode.value}, a prompt in "
+            "chunks, or guidance: leave them out for greedy search, set do_sample=True, or let every draw write, "
+            "average=False."
         )
     return config, others
 
