@@ -1,7 +1,7 @@
 """A posterior as a model of EleutherAI's evaluation harness, `lm-eval`: its tasks run on the average of the draws."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,10 @@ except ImportError:  # its methods can be called without the harness
 
 
 MOST_NEW = 256
-"""Tokens that are written where a task does not say how many."""
+"""Tokens that are written at most where a task does not say how many."""
+
+COUNTS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""What tasks call the most tokens that are written, the first that counts first."""
 
 
 class HarnessModel(Base):
@@ -99,23 +102,42 @@ class HarnessModel(Base):
         answers = []
         for request in requests:
             context, asked = request.args
-            settings = dict(asked)
-            until = settings.pop("until", None) or []
-            until = [until] if isinstance(until, str) else list(until)
-            most = settings.pop("max_gen_toks", MOST_NEW)
-            if not settings.get("do_sample") or not settings.get("temperature"):
-                settings = {"do_sample": False}
-            most = max(min(most, self.max_length - 1), 1)
-            ids = (self._tokens(context) or self._prefix())[-(self.max_length - most) :]
+            ids = self._tokens(context) or self._prefix()
+            until, most, settings = self._asked(asked, len(ids))
+            if not most:
+                answers.append("")
+                continue
             few = {"center": True} if not self.num_draws else {"num_draws": self.num_draws, "average": True}
+            ids = ids[-(self.max_length - most) :]
             written = self.posterior.generate([ids], seed=self.seed, max_new_tokens=most, **few, **settings)
             assert written.texts is not None
             answer = written.texts[0][0]
-            for stop in filter(None, until):
+            for stop in until:
                 answer = answer.split(stop)[0]
             self._cache("generate_until", request.args, answer)
             answers.append(answer)
         return answers
+
+    def _asked(self, asked: Mapping[str, Any], given: int) -> tuple[list[str], int, dict[str, Any]]:
+        """Return what ends a text, how many tokens it has at most, and settings of `generate`, as a task says them."""
+        settings = dict(asked)
+        until = settings.pop("until", None) or []
+        until = [until] if isinstance(until, str) else [stop for stop in until if stop]
+        counts = [count for name in COUNTS if (count := settings.pop(name, None)) is not None]
+        if (whole := settings.pop("max_length", None)) is not None:  # with what is asked
+            counts.append(max(whole - given, 0))
+        # Unless the task says how many, what is asked stays whole as long as it can.
+        most = int(counts[0]) if counts else min(MOST_NEW, max(self.max_length - given, self.max_length // 2))
+        if not 0 <= most < self.max_length:
+            raise ValueError(
+                f"The task asks for {most} tokens, and the model reads {self.max_length} with what they answer: set "
+                "max_gen_toks to fewer, as in simple_evaluate(…, gen_kwargs={'max_gen_toks': 32})."
+            )
+        heat, samples = settings.pop("temperature", None), settings.pop("do_sample", None)
+        if heat != 0 and (samples if samples is not None else heat):
+            return until, most, {"do_sample": True} | ({} if heat is None else {"temperature": heat}) | settings
+        of_samples = ("top_p", "top_k", "min_p", "typical_p")
+        return until, most, {"do_sample": False} | {n: v for n, v in settings.items() if n not in of_samples}
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Return the text of a conversation by the tokenizer's template, or the default one."""

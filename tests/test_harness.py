@@ -87,6 +87,35 @@ def test_texts_end_where_the_task_says(fitted: Any) -> None:
     assert found == [whole.split(stop)[0]]
 
 
+@pytest.mark.parametrize(
+    ("asked", "settings"),
+    [
+        ({"max_new_tokens": 5}, {"max_new_tokens": 5}),
+        ({"max_tokens": 5, "max_new_tokens": 3}, {"max_new_tokens": 3}),
+        ({"max_length": 8}, {"max_new_tokens": 5}),
+        ({"max_gen_toks": 5, "top_p": 0.9, "temperature": 0.0}, {"max_new_tokens": 5}),
+        (
+            {"max_gen_toks": 5, "repetition_penalty": 9.0, "do_sample": False},
+            {"max_new_tokens": 5, "repetition_penalty": 9.0},
+        ),
+        ({"max_gen_toks": 5, "temperature": 0.7}, {"max_new_tokens": 5, "do_sample": True, "temperature": 0.7}),
+        ({"max_gen_toks": 5, "do_sample": True}, {"max_new_tokens": 5, "do_sample": True}),
+        ({}, {"max_new_tokens": 37}),  # all that the model has beside what is asked
+    ],
+)
+def test_texts_are_written_as_the_task_says(fitted: Any, asked: dict[str, Any], settings: dict[str, Any]) -> None:
+    (found,) = HarnessModel(fitted, num_draws=2).generate_until([Instance(("ab", asked))])
+    ids = fitted.tokenizer("ab")["input_ids"]
+    assert found == fitted.generate([ids], num_draws=2, average=True, **settings).texts[0][0]
+
+
+def test_as_many_tokens_as_a_task_asks_for_are_written(fitted: Any) -> None:
+    harness = HarnessModel(fitted, num_draws=1)
+    assert harness.generate_until([Instance(("ab", {"max_gen_toks": 0}))]) == [""]
+    with pytest.raises(ValueError, match=r"asks for 60 tokens, and the model reads 40 .*max_gen_toks"):
+        harness.generate_until([Instance(("ab", {"max_gen_toks": 60}))])
+
+
 def test_the_centre_is_asked_without_draws(fitted: Any) -> None:
     ((value, _),) = HarnessModel(fitted, num_draws=0).loglikelihood([Instance(("ab", "c"))])
     merged = fitted.merge()
