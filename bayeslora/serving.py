@@ -25,6 +25,12 @@ from bayeslora.types import Folder
 MANIFEST = "draws.json"
 """Says which folders hold the draws, and what their logits are divided by."""
 
+CLASSES = ("classification", "token_classification", "multiple_choice")
+"""Likelihoods whose logits have one class each."""
+
+LABELS = ("multilabel",)
+"""Likelihoods whose logits are of labels that are there or not, each by itself."""
+
 MOST_BYTES = 2**20
 """Of the manifest."""
 
@@ -36,15 +42,13 @@ def draws_in(folder: Path) -> tuple[list[Path], float]:
         FileNotFoundError: If there are none.
         ValueError: If the manifest names other things than folders of draws that are there.
     """
-    from bayeslora.record import read_json
-
-    if os.path.lexists(folder / MANIFEST):
+    record = _manifest(folder)
+    if record is not None:
         try:
-            record = read_json(folder / MANIFEST, MOST_BYTES)
             names, temperature = [str(name) for name in record["draws"]], float(record["temperature"])
             if not 0 < temperature < math.inf or len({*names}) < len(names):
                 raise ValueError("a draw stands twice, or the temperature is not a positive number")
-        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"{folder / MANIFEST} is damaged ({error}): export the draws again.") from None
         if bad := [name for name in names if not re.fullmatch(r"draw-\d{1,9}", name) or not _is_folder(folder / name)]:
             raise ValueError(f"{folder / MANIFEST} names {bad[0]!r:.100}, which is not a draw: export again.")
@@ -54,6 +58,18 @@ def draws_in(folder: Path) -> tuple[list[Path], float]:
     if not names:
         raise FileNotFoundError(f"{folder} has no draws: write some, posterior.export_peft(folder, num_draws=8).")
     return [folder / name for name in names], temperature
+
+
+def _manifest(folder: Path) -> Any:
+    """Return what the manifest says; None if there is none."""
+    from bayeslora.record import read_json
+
+    if not os.path.lexists(folder / MANIFEST):
+        return None
+    try:
+        return read_json(folder / MANIFEST, MOST_BYTES)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / MANIFEST} is damaged ({error}): export the draws again.") from None
 
 
 def _is_folder(path: Path) -> bool:
@@ -66,9 +82,11 @@ class Served:
 
     Args:
         draws: Of each draw, `[draw, row, class]`.
+        several: Whether each is that of a label by itself, so that they do not sum to 1.
     """
 
     draws: np.ndarray
+    several: bool = False
 
     @property
     def probs(self) -> np.ndarray:
@@ -78,17 +96,20 @@ class Served:
     @property
     def entropy(self) -> np.ndarray:
         """Entropy of the average in nats, `[row]`."""
-        return _entropy(self.probs)
+        return self._entropy(self.probs)
 
     @property
     def aleatoric(self) -> np.ndarray:
         """Average entropy of the draws in nats, `[row]`."""
-        return _entropy(self.draws).mean(0)
+        return self._entropy(self.draws).mean(0)
 
     @property
     def epistemic(self) -> np.ndarray:
         """What the draws differ by, entropy − aleatoric, in nats, `[row]`."""
         return np.maximum(self.entropy - self.aleatoric, 0)
+
+    def _entropy(self, probs: np.ndarray) -> np.ndarray:
+        return _entropy(probs) + (_entropy(1 - probs) if self.several else 0)
 
 
 def _entropy(probs: np.ndarray) -> np.ndarray:
@@ -102,10 +123,14 @@ class AdapterEnsemble(nn.Module):
         model: PEFT's model, with an adapter for each draw.
         names: The names of the adapters.
         temperature: Divides every logit.
+        likelihood: The kind of label, which says how logits become probabilities.
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str], temperature: float = 1.0):
+    def __init__(
+        self, model: nn.Module, names: Sequence[str], temperature: float = 1.0, likelihood: str = "classification"
+    ):
         super().__init__()
+        self.likelihood = likelihood
         self.model = model
         self.names = list(names)
         self.temperature = temperature
@@ -126,8 +151,9 @@ class AdapterEnsemble(nn.Module):
         from bayeslora.interop import put_by_peft
 
         paths, temperature = draws_in(Path(folder))
+        likelihood = str((_manifest(Path(folder)) or {}).get("likelihood", "classification"))
         model = put_by_peft(base, paths)
-        return cls(model.eval(), [path.name for path in paths], temperature)
+        return cls(model.eval(), [path.name for path in paths], temperature, likelihood)
 
     @torch.inference_mode()
     def forward(self, **inputs: Tensor) -> Tensor:
@@ -139,8 +165,21 @@ class AdapterEnsemble(nn.Module):
         return torch.stack(found)
 
     def predict(self, **inputs: Tensor) -> Served:
-        """Return probabilities of classes: those of `Posterior.predict(…, num_draws=K)` with the seed of the export."""
-        return Served(self(**inputs).double().softmax(-1).cpu().numpy())
+        """Return probabilities of classes: those of `Posterior.predict(…, num_draws=K)` with the seed of the export.
+
+        Of several labels a row they are those of each label, and uncertainties are sums over labels; of tokens and
+        choices they are those of each, padding included.
+
+        Raises:
+            ValueError: If the likelihood has others: call the ensemble for logits.
+        """
+        if self.likelihood not in (*CLASSES, *LABELS):
+            raise ValueError(
+                f"The draws are of {self.likelihood!r:.40}, whose predictions are not a softmax of all logits: call "
+                "the ensemble itself for logits, [draw, batch, …], or load the posterior."
+            )
+        logits, several = self(**inputs).double(), self.likelihood in LABELS
+        return Served((logits.sigmoid() if several else logits.softmax(-1)).cpu().numpy(), several)
 
 
 class CompletionsClient:
@@ -203,11 +242,8 @@ class CompletionsClient:
         body = {"model": adapter, "prompt": text, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
         said = self._post(body)
         try:
-            found = said["choices"][0]["logprobs"]
-            starts = [int(start) for start in found["text_offset"]]
-            tokens = zip(starts, [*starts[1:], len(text) + 1], found["token_logprobs"], strict=True)
-            total = [float(value) for start, end, value in tokens if end > len(prompt) and start < len(text)]
-        except (KeyError, IndexError, TypeError, ValueError):
+            total = _of_answer(said["choices"][0]["logprobs"], prompt, answer)
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError):
             total = []
         if not total or not np.isfinite(total).all():
             raise ValueError(
@@ -224,10 +260,29 @@ class CompletionsClient:
         except urllib.error.HTTPError as error:
             said = " ".join(error.read().decode(errors="replace").split())
             raise ValueError(f"{self.url} refused a request for {body['model']!r}: {error.code} {said:.200}") from None
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # bytes that are not a text, too
             raise ValueError(f"{self.url} answers with what is not JSON ({error}): is it the interface?") from None
         except (OSError, http.client.HTTPException) as error:  # a server that is not there, or that takes too long
             reason = getattr(error, "reason", None) or error
             raise ConnectionError(
                 f"{self.url} does not answer a request for {body['model']!r} within {self.timeout:g} s: {reason}."
             ) from error
+
+
+def _of_answer(found: Mapping[str, Any], prompt: str, answer: str) -> list[float]:
+    """Return the log-probabilities of the tokens of an answer; one token more stands behind it."""
+    values, tokens = found["token_logprobs"], found.get("tokens")
+    if not isinstance(tokens, list):
+        starts, end = [int(place) for place in found["text_offset"]], len(prompt) + len(answer)
+        places = zip(starts, [*starts[1:], end + 1], values, strict=True)
+        return [float(value) for start, stop, value in places if stop > len(prompt) and start < end]
+    # A server counts what begins a text, such as <s>, among its characters, and parts of one as several: the answer is
+    # found by its own text, or by that of the prompt before it.
+    tokens = [str(token) for token in tokens]
+    tokens = tokens[:-1] if not "".join(tokens).endswith(answer) or "".join(tokens[:-1]).endswith(answer) else tokens
+    text = "".join(tokens)
+    first = len(text) - len(answer) if text.endswith(answer) else text.index(prompt) + len(prompt)
+    ends = np.cumsum([len(token) for token in tokens])
+    if len(values) < len(tokens):
+        raise ValueError("a token has no log-probability")
+    return [float(value) for end, value in zip(ends, values, strict=False) if end > first]

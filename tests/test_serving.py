@@ -41,6 +41,24 @@ def test_adapters_averaged_equal_predict(posterior: bayeslora.Posterior, tmp_pat
     assert expected.epistemic.max() > 1e-4  # the draws differ
 
 
+@pytest.mark.parametrize(("kind", "outputs"), [("multilabel", 3), ("regression", 1)])
+def test_other_labels_are_served_as_they_are_predicted_or_refused(kind: str, outputs: int, tmp_path: Path) -> None:
+    inputs = tokens(8, seed=1)[0]
+    labels = torch.arange(24).view(8, 3) % 2.0 if kind == "multilabel" else torch.arange(8.0)
+    fitted = bayeslora.fit(
+        tiny_bert(outputs), (inputs, labels), "lora", rank=2, epochs=1, progress=False, likelihood=kind
+    )
+    fitted.export_peft(tmp_path, num_draws=1)
+    served = AdapterEnsemble.from_folder(tiny_bert(outputs), tmp_path)
+    if kind == "regression":
+        with pytest.raises(ValueError, match=r"draws are of 'regression', .*call the ensemble itself"):
+            served.predict(**inputs)
+        return
+    expected, found = fitted.predict(inputs, 1), served.predict(**inputs)
+    np.testing.assert_allclose(found.probs, expected.probs, atol=1e-5)
+    np.testing.assert_allclose(found.entropy, np.asarray(expected.entropy).reshape(8, -1).sum(-1), atol=1e-5)
+
+
 def test_folders_of_draws_are_read_in_order(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no draws: write some.*num_draws=8"):
         draws_in(tmp_path)
@@ -57,7 +75,7 @@ def test_folders_of_draws_are_read_in_order(tmp_path: Path) -> None:
 
 def log_prob(adapter: str, text: str, place: int) -> float:
     """What the stand-in thinks of a character, given those before it."""
-    number = int(adapter[5:]) + 1
+    number = int(adapter.split("-")[1]) + 1
     return -((ord(text[place]) * number + place) % 7) / 3
 
 
@@ -67,6 +85,9 @@ SAID = {
     "no choices": b'{"choices": []}',
     "no logprobs": b'{"choices": [{"logprobs": null}]}',
     "others": b'{"choices": [{"logprobs": {"text_offset": [0], "token_logprobs": [null, -1]}}]}',
+    "bytes": b"\xff\xfe",
+    "endless": b'{"choices": [{"logprobs": {"text_offset": [0, Infinity], "token_logprobs": [null, -1]}}]}',
+    "other tokens": b'{"choices": [{"logprobs": {"tokens": ["token_id:1", "!"], "token_logprobs": [null, -1]}}]}',
     "nan": b'{"choices": [{"logprobs": {"text_offset": [0, 1], "token_logprobs": [null, NaN]}}]}',
 }
 """What servers may say instead."""
@@ -99,6 +120,15 @@ class Server(BaseHTTPRequestHandler):
             for start in offsets
         ]
         found = {"text_offset": [*offsets, len(text)], "token_logprobs": [*values, -0.5]}
+        if body["model"].endswith("-begun"):  # as vLLM does for tokenizers that begin a text
+            tokens = ["<s>", *(text[start : start + 2] for start in offsets), "!"]
+            if "😀" in text:  # whose bytes are three tokens, none of which is a text
+                at = offsets.index(text.index("😀"))
+                tokens[at + 1 : at + 2] = ["\ufffd", "\ufffd", "\ufffd"]
+                values[at : at + 1] = [values[at], 0.0, 0.0]
+            offsets = [0, *np.cumsum([len(token) for token in tokens[:-1]]).tolist()]
+            values = [None, sum(log_prob(body["model"], text, place) for place in range(2)), *values[1:]]
+            found = {"tokens": tokens, "text_offset": offsets, "token_logprobs": [*values, -0.5]}
         self.send_response(200)
         self.end_headers()
         self.wfile.write(json.dumps({"choices": [{"text": text + "!", "logprobs": found}]}).encode())
@@ -138,9 +168,23 @@ def test_the_client_averages_over_adapters(url: str) -> None:
         CompletionsClient(url, ["nobody"]).predict(prompts, answers)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "answer"), [("What is it? ", "yes."), ("", "no"), ("Say: ", " 😀 "), ("😀 so it is. ", "why")]
+)
+def test_what_begins_a_text_moves_no_answer(url: str, prompt: str, answer: str) -> None:
+    (((found,),),) = CompletionsClient(url, ["draw-1-begun"]).log_probs([prompt], [answer])
+    text = prompt + answer
+    first = 2 * (len(prompt) // 2)  # a token that is partly in the answer belongs to it
+    assert found == pytest.approx(sum(log_prob("draw-1", text, place) for place in range(first, len(text))))
+
+
 @pytest.mark.parametrize("adapter", SAID)
 def test_an_answer_without_log_probabilities_is_said(url: str, adapter: str) -> None:
-    words = r"is not JSON .*is it the interface\?" if adapter == "words" else r"no log-probabilities for 'b': .*echo"
+    words = (
+        r"is not JSON .*is it the interface\?"
+        if adapter in ("words", "bytes")
+        else r"no log-probabilities for 'b': .*echo"
+    )
     with pytest.raises(ValueError, match=words):
         CompletionsClient(url, [adapter]).predict(["a"], ["b"])
 

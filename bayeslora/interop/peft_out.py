@@ -87,7 +87,10 @@ def export_draws(
             export_peft(program.network, factors, path, about=own, check=index == 0, **settings)
         paths.append(path)
     if several:
-        record = {"draws": [path.name for path in paths], "temperature": about.temperature, "method": about.method}
+        record = {
+            **{"draws": [path.name for path in paths], "temperature": about.temperature, "method": about.method},
+            "likelihood": program.likelihood.name,
+        }
         saving.write(folder / MANIFEST, json.dumps(record, indent=2).encode())
     return paths
 
