@@ -28,20 +28,23 @@ class Drawn:
         num_draws: Number of draws, S.
         seed: The same seed gives the same draws; None uses and advances torch's global state.
         auxiliary: Whether to draw what an automatic guide computes its sites from, too; the sites are the same.
+        antithetic: Whether to draw in pairs, one the other's mirror image at Gaussian sites.
 
     Attributes:
         num_draws: S, or the number of members.
 
     Raises:
-        ValueError: If S is below 1.
+        ValueError: If S is below 1, or there is nothing to mirror.
     """
 
-    def __init__(self, program: Program, num_draws: int, seed: int | None, auxiliary: bool = False):
+    def __init__(
+        self, program: Program, num_draws: int, seed: int | None, auxiliary: bool = False, antithetic: bool = False
+    ):
         if num_draws < 1:
             raise ValueError(f"num_draws={num_draws}: give a whole number of at least 1.")
         finite = program.method.num_draws(program.guide)
         self.program = program
-        self.auxiliary = auxiliary
+        self.auxiliary, self.antithetic = auxiliary, antithetic
         self.num_draws = finite or operator.index(num_draws)
         self.kept: Sites | None = None
         with seeded(seed):
@@ -63,7 +66,7 @@ class Drawn:
             return self._draw(min(BLOCK, self.num_draws - index * BLOCK))
 
     def _draw(self, num_draws: int) -> Sites:
-        drawn = self.program.draw(num_draws, auxiliary=self.auxiliary)
+        drawn = self.program.draw(num_draws, self.auxiliary, self.antithetic)
         return {name: value.detach() for name, value in drawn.items()}
 
     def together(self) -> dict[str, Tensor]:
@@ -74,6 +77,6 @@ class Drawn:
         return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def draw(program: Program, num_draws: int, seed: int | None) -> dict[str, Tensor]:
+def draw(program: Program, num_draws: int, seed: int | None, antithetic: bool = False) -> dict[str, Tensor]:
     """Draw every site, `[draw, layer, …]`; of a finite posterior, return the members, each once."""
-    return Drawn(program, num_draws, seed).together()
+    return Drawn(program, num_draws, seed, antithetic=antithetic).together()

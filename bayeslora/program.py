@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora import packing
 from bayeslora.adapters import AdaptedNetwork, Linearised, Stacks
+from bayeslora.antithetic import Antithetic
 from bayeslora.carried import Carried
 from bayeslora.elbo import MeanFieldELBO, is_plate, sites
 from bayeslora.fitted import FittedProgram
@@ -177,7 +178,7 @@ class Program(nn.Module, FittedProgram):
         with pyro.validation_enabled(False), evaluating(self.guide), AtMean():
             return _latent(poutine.trace(self.guide).get_trace(), auxiliary)
 
-    def draw(self, num_draws: int, auxiliary: bool = False) -> dict[str, Tensor]:
+    def draw(self, num_draws: int, auxiliary: bool = False, antithetic: bool = False) -> dict[str, Tensor]:
         """Draw every site from the guide, `[draw, layer, …]`, with torch's current random state.
 
         Draws are for prediction: the guide is in evaluation mode, even during training.
@@ -185,10 +186,19 @@ class Program(nn.Module, FittedProgram):
         Args:
             num_draws: Number of draws.
             auxiliary: Whether to return, beside the sites, what the guide computes them from, if it says so.
+            antithetic: Whether to draw in pairs, one the other's mirror image at Gaussian sites.
+
+        Raises:
+            ValueError: If there is no Gaussian site to mirror.
         """
         names = list(self.centre(auxiliary))
-        with pyro.validation_enabled(False), evaluating(self.guide):
+        pairs = Antithetic()
+        with pyro.validation_enabled(False), evaluating(self.guide), pairs if antithetic else contextlib.nullcontext():
             draws = Predictive(self.guide, num_samples=num_draws, return_sites=names, parallel=True)()
+        if antithetic and not pairs.mirrored:
+            raise ValueError(
+                f"antithetic=True mirrors Gaussian sites, and {self.method.name!r} draws from none: leave it out."
+            )
         return {name: draws[name] for name in names}
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:

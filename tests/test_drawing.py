@@ -130,3 +130,52 @@ def test_up_to_as_many_draws_as_are_held_they_are_drawn_at_once(posterior: bayes
         at_once = posterior.program.draw(HELD)
     for name, value in posterior.draw(HELD, seed=4).items():
         assert torch.equal(value, at_once[name])
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        ("blob", {}),
+        ("monteclora", {}),
+        ("scalabl", {}),
+        ("autoguide", {"autoguide": "AutoLowRankMultivariateNormal"}),
+        ("tfb", {"sigma": 0.1}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_antithetic_draws_are_mirror_images(method: str, fields: dict[str, Any]) -> None:
+    posterior = made(method, **fields)
+    drawn, centre = posterior.draw(7, antithetic=True, seed=1), posterior.program.centre()
+    mirrored = set()
+    for name, value in drawn.items():
+        first, second = value[0:6:2], value[1::2]
+        if not torch.equal(first, second):
+            mirrored.add(name)
+            mean = ((first + second) / 2 - centre[name]).detach().abs().max()
+            assert float(mean) < 1e-12 * float(1 + first.abs().max())
+        assert len(value) == 7
+        assert not torch.equal(value[0], value[2]) or bool((value == value[0]).all())
+    # Weights and covariances of the mixture are shared: on them, the Gaussians' covariance depends.
+    assert {name.rpartition(".")[2] for name in mirrored} <= {"A", "B", "g", "noise", "weight", "bias"}
+    assert mirrored
+
+
+def test_the_average_of_a_pair_has_no_first_order_error(posterior: bayeslora.Posterior) -> None:
+    inputs, labels = tokens(5)
+    pair = posterior.predict(inputs, 2, antithetic=True, approximation="linear").draws
+    centre = posterior.predict(inputs, center=True).draws[0]
+    logits = np.log(pair) - np.log(pair[..., :1])
+    np.testing.assert_allclose(logits.mean(0), np.log(centre) - np.log(centre[..., :1]), rtol=1e-6, atol=1e-9)
+    assert np.abs(logits[0] - logits[1]).max() > 1e-3
+    many = posterior.predict(inputs, MANY, antithetic=True)  # in blocks, each of pairs
+    assert len(many.draws) == MANY
+    scores = posterior.evaluate((inputs, labels), MANY, antithetic=True)
+    assert scores["nll"] == pytest.approx(many.scores(labels.numpy())["nll"], rel=1e-9)
+    settled = posterior.predict(inputs, "auto", antithetic=True)
+    assert np.allclose(settled.probs, posterior.predict(inputs, 32, antithetic=True).probs, atol=0.2)
+
+
+@pytest.mark.parametrize("method", ["lora_dropout", "deep_ensemble"])
+def test_what_has_no_gaussian_site_has_no_mirror_image(method: str) -> None:
+    with pytest.raises(ValueError, match=f"antithetic=True mirrors Gaussian sites, and '{method}' draws from none"):
+        made(method).predict(tokens(2)[0], 4, antithetic=True)

@@ -20,6 +20,7 @@ ORDER = (
     ("adapters", "distributions", "tasks"),
     ("fitted", "natural", "packing", "runaway"),
     ("priors", "guides", "curvature", "elbo", "tuning", "precision", "dials"),
+    ("antithetic",),
     ("data", "methods"),
     ("carried",),
     ("program", "budget", "record", "registry", "preparation", "arguments", "recipe", "verdict", "weights"),

@@ -168,25 +168,28 @@ class Mixture(Posterior):
         )
 
     @public()
-    def draw(self, num_draws: NumDraws = 32, *, seed: Seed | None = 0) -> dict[str, Tensor]:
+    def draw(self, num_draws: NumDraws = 32, *, antithetic: bool = False, seed: Seed | None = 0) -> dict[str, Tensor]:
         """Draw every site of every component, `[draw, layer, …]`, by the component's number and the site's name.
 
         Args:
             num_draws: Draws in all, shared equally by the components whose weight is not 0; a finite posterior returns
                 its members, each once.
+            antithetic: Whether to draw in pairs, as `predict` does.
             seed: The same seed gives the same draws; None uses and advances torch's global state.
         """
         return {
             f"{number}/{name}": value
-            for number, drawn in self._drawn(num_draws, seed).items()
+            for number, drawn in self._drawn(num_draws, seed, antithetic).items()
             for name, value in drawn.together().items()
         }
 
-    def _drawn(self, num_draws: int, seed: int | None) -> dict[int, Drawn]:
+    def _drawn(self, num_draws: int, seed: int | None, antithetic: bool = False) -> dict[int, Drawn]:
         numbers = np.flatnonzero(self.weights).tolist()
         size = math.ceil(num_draws / len(numbers))
         with seeded(seed):  # one after another: components of one method do not share their noise
-            return {number: Drawn(self.components[number].program, size, None) for number in numbers}
+            return {
+                number: Drawn(self.components[number].program, size, None, antithetic=antithetic) for number in numbers
+            }
 
     def _source(self, data: Data, asked: Columns = NOTHING, with_labels: bool = True, name: str = "data") -> Source:
         return self.components[0]._source(data, asked, with_labels, name)
@@ -200,11 +203,20 @@ class Mixture(Posterior):
         return self.components[int(self.weights.argmax())]
 
     def _run(
-        self, source: Source, num_draws: int, seed: int | None, batch_size: int, center: bool, approximation: str | None
+        self,
+        source: Source,
+        num_draws: int,
+        seed: int | None,
+        batch_size: int,
+        center: bool,
+        approximation: str | None,
+        antithetic: bool = False,
     ) -> Together:
         parts: list[Part] = []
         components, weights = [], []
-        drawn = dict.fromkeys(np.flatnonzero(self.weights).tolist()) if center else self._drawn(num_draws, seed)
+        drawn = (
+            dict.fromkeys(np.flatnonzero(self.weights).tolist()) if center else self._drawn(num_draws, seed, antithetic)
+        )
         for number, draws in drawn.items():
             component = self.components[number]
             sites = draws or centre_sites(component.program)

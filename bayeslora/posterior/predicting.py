@@ -28,6 +28,7 @@ class Predicting(State):
         *,
         center: bool = False,
         approximation: Approximation | None = None,
+        antithetic: bool = False,
         seed: Seed | None = 0,
         batch_size: BatchSize = 64,
         text: str | Sequence[str] | None = None,
@@ -48,6 +49,8 @@ class Predicting(State):
                 class but one, and takes the draws through its first-order expansion in the factors: if those are
                 Gaussian with covariance C, the logits are N(f, J C Jᵀ), with f those of the centre. It warns if the
                 network itself, run on a few draws, disagrees. None for the method's default.
+            antithetic: Whether to draw in pairs, one the other's mirror image at the posterior's Gaussian sites: each
+                draw has the same law, and averages over a pair vary less ([what that saves](cost.md)).
             seed: Seed of the draws.
             batch_size: Examples per batch.
             text: The column of the texts, or two, if called otherwise than in the fit.
@@ -56,16 +59,18 @@ class Predicting(State):
 
         Raises:
             TypeError: If the data has none of the forms that `fit` takes.
-            ValueError: If it is empty, or its inputs are not what the network takes.
+            ValueError: If it is empty, its inputs are not what the network takes, or draws have no mirror images.
         """
         source = self._source(data, Columns.asked(text, label, id), with_labels=False)
+        pairs = {"antithetic": True} if antithetic and not center else {}
         if num_draws == "auto" and not center:
-            outputs, used = self._in_rounds(source, seed, batch_size, approximation)
-            made = self._made(len(outputs.logits), seed, False, approximation) | {"num_draws": "auto"}
+            outputs, used = self._in_rounds(source, seed, batch_size, approximation, antithetic)
+            made = self._made(len(outputs.logits), seed, False, approximation) | pairs | {"num_draws": "auto"}
             return self._prediction(outputs).decided_by(self.held_out, made).of_rounds(used)
         num_draws = 1 if num_draws == "auto" else num_draws  # at the centre, it has no effect
-        found = self._run(source, num_draws, seed, batch_size, center, approximation)
-        return self._prediction(found).decided_by(self.held_out, self._made(num_draws, seed, center, approximation))
+        found = self._run(source, num_draws, seed, batch_size, center, approximation, antithetic)
+        made = self._made(num_draws, seed, center, approximation) | pairs
+        return self._prediction(found).decided_by(self.held_out, made)
 
     @public()
     def evaluate(
@@ -74,6 +79,7 @@ class Predicting(State):
         num_draws: NumDraws | Literal["auto"] = 32,
         *,
         approximation: Approximation | None = None,
+        antithetic: bool = False,
         seed: Seed | None = 0,
         batch_size: BatchSize = 64,
         text: str | Sequence[str] | None = None,
@@ -92,21 +98,21 @@ class Predicting(State):
         source = self._source(data, Columns.asked(text, label, id))
         if num_draws == "auto":
             source.check_labels()
-            outputs, _ = self._in_rounds(source, seed, batch_size, approximation)
+            outputs, _ = self._in_rounds(source, seed, batch_size, approximation, antithetic)
             assert outputs.labels is not None  # they have been checked
             scores = self._prediction(outputs).scores(outputs.labels)
         else:
-            found, labels = self._labelled(source, num_draws, seed, batch_size, approximation=approximation)
+            found, labels = self._labelled(source, num_draws, seed, batch_size, False, approximation, antithetic)
             scores = self._prediction(found).scores(labels)
         found, labels = self._labelled(source, 1, seed, batch_size, True, "draws")
         centre_scores = self._prediction(found).scores(labels)
         return scores | {f"center_{name}": value for name, value in centre_scores.items()}
 
     def _in_rounds(
-        self, source: Source, seed: int | None, batch_size: int, approximation: str | None
+        self, source: Source, seed: int | None, batch_size: int, approximation: str | None, antithetic: bool
     ) -> tuple[Outputs, np.ndarray]:
         """Run as many draws as each example needs; return the outputs, and how many those are."""
-        sites = self.draw(rounds.ROUNDS[-1], seed=seed)
+        sites = self.draw(rounds.ROUNDS[-1], antithetic=antithetic, seed=seed)
         linear = approximation or self.method.approximation
         return rounds.predict(self.program, source, sites, seed, batch_size, linear, self._prediction)
 

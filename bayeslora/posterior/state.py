@@ -94,14 +94,15 @@ class State(Shown):
         return table.astype({"step": int}) if "step" in table else table
 
     @public()
-    def draw(self, num_draws: NumDraws = 32, *, seed: Seed | None = 0) -> dict[str, Tensor]:
+    def draw(self, num_draws: NumDraws = 32, *, antithetic: bool = False, seed: Seed | None = 0) -> dict[str, Tensor]:
         """Draw every site, `[draw, layer, …]`, by site name.
 
         Args:
             num_draws: Number of draws; a finite posterior returns its members, each once.
+            antithetic: Whether to draw in pairs, as `predict` does.
             seed: The same seed gives the same draws; None uses and advances torch's global state.
         """
-        return draw(self.program, num_draws, seed)
+        return draw(self.program, num_draws, seed, antithetic)
 
     @checked()
     def summary(self) -> dict[str, float]:
@@ -131,10 +132,17 @@ class State(Shown):
             return Source(data, self.network.model, self.tokenizer, name, likelihood=likelihood, reading=how)
 
     def _run(
-        self, source: Source, num_draws: int, seed: int | None, batch_size: int, center: bool, approximation: str | None
+        self,
+        source: Source,
+        num_draws: int,
+        seed: int | None,
+        batch_size: int,
+        center: bool,
+        approximation: str | None,
+        antithetic: bool = False,
     ) -> Any:
         """Run the network on data at draws, or at the centre, and return its outputs as `_prediction` takes them."""
-        sites = centre_sites(self.program) if center else Drawn(self.program, num_draws, seed)
+        sites = centre_sites(self.program) if center else Drawn(self.program, num_draws, seed, antithetic=antithetic)
         return run(self.program, source, sites, seed, batch_size, approximation or self.method.approximation)
 
     def _labelled(
@@ -145,10 +153,11 @@ class State(Shown):
         batch_size: int,
         center: bool = False,
         approximation: str | None = None,
+        antithetic: bool = False,
     ) -> tuple[Any, np.ndarray]:
         """Return the network's outputs, and the labels, which data has to have."""
         source.check_labels()
-        found = self._run(source, num_draws, seed, batch_size, center, approximation)
+        found = self._run(source, num_draws, seed, batch_size, center, approximation, antithetic)
         assert found.labels is not None  # they have been checked
         return found, found.labels
 
