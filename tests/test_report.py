@@ -1,7 +1,9 @@
 """Reports: one page that says what is so, escapes what is not ours, and stays small."""
 
 import base64
+import html
 import re
+import subprocess
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,11 +23,12 @@ from bayeslora import (
 )
 from bayeslora.report import examples, findings
 from bayeslora.report.fitted import of_prediction
-from bayeslora.report.page import render
+from bayeslora.report.page import Section, Table, render
 from bayeslora.tasks.collecting import Rows
 from bayeslora.tasks.prediction import BasePrediction
 from tests.study.networks import DATA, FEW, TEST, network
 from tests.tasks.cases import named
+from tests.test_site import CHROMIUM, OFFLINE
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)> & \"quoted\" {{ 7 * 7 }} $\\frac{1}{0$"
 
@@ -107,6 +110,43 @@ def test_every_kind_of_label_has_a_page(kind: str) -> None:
     assert "nan" not in re.sub(r'src="[^"]*"', "", text)
     assert len(page.all("img")) >= 1
     assert {"Scores", "Examples, and why"} <= {section.title for section in sections}
+
+
+WIDTHS = """<script>onload = () => { const found = [];
+for (const frame of document.querySelectorAll('iframe')) {
+  const page = frame.contentDocument, wide = [...page.querySelectorAll('.scroll')];
+  found.push(page.documentElement.scrollWidth, ...wide.map(each => each.scrollWidth - each.clientWidth)); }
+document.body.textContent = 'widths ' + found.map(each => Math.round(each)).join(' ') + ' end'; }</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_nothing_is_wider_than_a_small_screen(tmp_path: Path) -> None:
+    frames = []
+    for kind, text in (("classification", "x" * 3000), ("tokens", "مرحبا " * 300), ("regression", EVIL)):
+        prediction, labels = made_up(kind, 200)
+        sections = of_prediction(prediction, labels, lambda example, text=text: text, {}, prediction, count=2)  # type: ignore[misc]
+        page = render(text, [text, *findings.lead(prediction, labels, prediction.scores(labels), {})], sections)
+        frames += [f'<iframe width="{width}" srcdoc="{html.escape(page)}"></iframe>' for width in (320, 400)]
+    (tmp_path / "frames.html").write_text(f"<!doctype html><meta charset=utf-8><body>{''.join(frames)}{WIDTHS}")
+    command = [str(CHROMIUM), *OFFLINE, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    seen = subprocess.run(
+        [*command, (tmp_path / "frames.html").as_uri()], capture_output=True, text=True, check=True, timeout=120
+    ).stdout
+    widths = [int(width) for width in re.search(r"widths (.*) end", seen)[1].split()]  # type: ignore[index]
+    pages = [width for width in widths if width > 100]
+    assert len(pages) == len(frames)
+    assert max(pages) <= 400
+    assert max(width for width in widths if width <= 100) <= 1  # beyond the edge of a table's region
+
+
+def test_cells_of_wide_tables_carry_their_columns() -> None:
+    columns = ["text", "label", 'a "quoted" <b>', "entropy", "why"]
+    table = Table("wide", columns, [["one", "2", "3", "4", "5"]], texts=(0, 4))
+    page = checked(render("Wide", [], [Section("Tables", tables=[table, Table("small", columns[:4], [["a"] * 4])])]))
+    assert [each.get("data-label") for each in page.all("td")] == [*columns[1:], None, None, None]
+    assert [each.get("role") for each in page.all("table")] == ["table", None]
+    assert [each.get("role") for each in page.all("tr", "td")] == ["row", "row", *["cell"] * 4, *[None] * 5]
 
 
 def test_a_page_of_ten_thousand_examples_is_small_and_soon_made() -> None:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+NARROW = 4
+"""The most columns of a table that stays one on a small screen."""
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of texts.
@@ -88,7 +92,7 @@ def render(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(TEMPLATE).render(title=title, lead=lead, sections=sections)
+    return environment.from_string(TEMPLATE).render(title=title, lead=lead, sections=sections, most=NARROW)
 
 
 def write(path: str | os.PathLike[str], content: str) -> Path:
@@ -124,6 +128,7 @@ TEMPLATE = """<!doctype html>
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 62rem; background: #fff; color: #1b1f24;
+  overflow-wrap: anywhere;
   font: 1rem/1.55 system-ui, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .75rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .75rem; padding-top: 1rem; border-top: 1px solid #d0d7de; }
@@ -146,7 +151,7 @@ caption { text-align: left; font-weight: 600; padding: .25rem 0 .5rem; white-spa
 th, td { padding: .35rem .75rem .35rem 0; text-align: right; vertical-align: top; border-bottom: 1px solid #d8dee4; }
 thead th { border-bottom: 2px solid #57606a; white-space: nowrap; }
 td, th { white-space: nowrap; }
-.text { text-align: left; white-space: normal; overflow-wrap: break-word; }
+.text { text-align: left; white-space: normal; overflow-wrap: break-word; unicode-bidi: plaintext; }
 td.text { min-width: 4rem; max-width: 24rem; }
 th.text { max-width: 20rem; }
 tbody th.text { min-width: 7rem; }
@@ -160,6 +165,16 @@ summary { cursor: pointer; font-weight: 600; }
 pre { background: #f6f8fa; padding: 1rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; }
 @media (max-width: 30rem) { th, td { padding-right: .5rem; } table { font-size: .82rem; } caption { max-width: 85vw; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; } }
+@media screen and (max-width: 40rem) { /* a wide table is a list of its rows, and keeps its roles */
+  .wide, .wide caption, .wide tbody, .wide tr, .wide th, .wide td { display: block; width: auto; min-width: 0;
+    max-width: none; text-align: left; white-space: normal; overflow-wrap: anywhere; }
+  .wide thead { position: absolute; left: -9999px; }
+  .wide tr { border-bottom: 2px solid #d8dee4; padding: .4rem 0; }
+  .wide tbody th, .wide td { border: 0; padding: .1rem 0; }
+  .wide td { display: grid; grid-template-columns: 8rem 1fr; gap: .75rem; }
+  .wide td::before { content: attr(data-label); color: #424a53; }
+  .wide td.text:last-child, .wide tbody th.text:has(+ td.text) { min-width: 0; }
+}
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
   nav, .skip { display: none; }
@@ -208,21 +223,24 @@ pre { background: #f6f8fa; padding: 1rem; white-space: pre-wrap; overflow-wrap: 
 {% endfor %}
 {% for table in section.tables %}
 <div class="scroll" role="region" tabindex="0" aria-labelledby="table-{{ number }}-{{ loop.index }}">
-<table>
+<table{% if table.columns | length > most %} class="wide" role="table"{% endif %}>
 <caption id="table-{{ number }}-{{ loop.index }}">{{ table.caption }}</caption>
-<thead><tr>
+{% set wide = table.columns | length > most %}
+<thead{% if wide %} role="rowgroup"{% endif %}><tr{% if wide %} role="row"{% endif %}>
 {% for column in table.columns %}
-<th scope="col"{% if loop.index0 in table.texts %} class="text"{% endif %}>{{ column }}</th>
+<th scope="col"{{ ' role="columnheader"' | safe if wide }}{{ ' class="text"' | safe if loop.index0 in table.texts }}>
+{{- column }}</th>
 {% endfor %}
 </tr></thead>
-<tbody>
+<tbody{% if wide %} role="rowgroup"{% endif %}>
 {% for row in table.rows %}
-<tr>
+<tr{% if wide %} role="row"{% endif %}>
 {% for cell in row %}
 {% if loop.first %}
-<th scope="row" class="text">{{ cell }}</th>
+<th scope="row"{% if wide %} role="rowheader"{% endif %} class="text">{{ cell }}</th>
 {% else %}
-<td{% if loop.index0 in table.texts %} class="text"{% endif %}>{{ cell }}</td>
+<td{% if wide %} role="cell" data-label="{{ table.columns[loop.index0] }}"{% endif %}
+{{- ' class="text"' | safe if loop.index0 in table.texts }}>{{ cell }}</td>
 {% endif %}
 {% endfor %}
 </tr>
