@@ -3,11 +3,12 @@
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from bayeslora.passes import unchanged
 from bayeslora.types import IGNORED, Batch
@@ -145,6 +146,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: If it is a program of TorchScript, whose layers nothing can stand for.
+        ValueError: If it has lazy layers, which have no weights before their first call.
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(
@@ -152,6 +154,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
             "made from."
         )
     parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ValueError(
+                f"The model's {name!r} has no shape yet: its layer, torch.nn.LazyLinear or the like, has not seen an "
+                "input. Run the model once on a batch, and fit it then."
+            )
     while (inner := model.module if isinstance(model, parallel) else model._modules.get("_orig_mod")) is not None:
         model = inner
     return model
@@ -212,6 +220,11 @@ def input_embedding(model: Any) -> nn.Module | None:
         return None
 
 
+def is_transformed(value: Tensor) -> bool:
+    """Return whether a tensor is one of `torch.func`'s, within its `vmap` or `grad`, whose numbers nobody can read."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(value)
+
+
 def memory_of(value: Any) -> int:
     """Return where a tensor's memory begins; 0 where that is not known."""
     try:
@@ -231,7 +244,7 @@ def logits_of(output: Any) -> Tensor:
     """
     if isinstance(output, Tensor):
         return output
-    if type(output) is dict and isinstance(output.get("logits"), Tensor):
+    if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
         return output["logits"]
     if type(output) in (tuple, list):
         rows = [value for value in output if isinstance(value, Tensor) and value.dim() > 0]

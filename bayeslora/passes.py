@@ -2,16 +2,20 @@
 
 Some networks keep something from one pass to the next: a running mean that is updated in evaluation too, the last
 state of a recurrent layer, a cache. Predictions would then depend on those before, and a model that was only looked at
-would not be what it was.
+would not be what it was. Most keep it in their modules; some in their classes, in the closures of their functions, or
+in what their functions know by a global name.
 """
 
 import contextlib
+import dis
 import functools
+import sys
 import types
 from collections import deque
 from collections.abc import Collection, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,8 +35,34 @@ SET_UP = frozenset({"_output_capturing_hooks_installed"})
 """Attributes that say what the first pass sets up: transformers' hooks, which stay, would be set up again."""
 
 NOT_STATE = (Tensor, nn.Module, type, types.FunctionType, types.MethodType, types.ModuleType, functools.partial)
-OTHERS = ("bayeslora", "torch", "accelerate", "builtins")
+OTHERS = ("bayeslora", "torch", "accelerate", "builtins", "logging", "threading")
 """Packages whose modules keep nothing but buffers, and whose objects are not looked into."""
+
+LIBRARIES = (*OTHERS, "transformers", "peft", "timm", "torchvision", "torchaudio", "diffusers", "pyro", "numpy")
+"""Packages whose classes and functions keep nothing outside of modules."""
+
+
+class _Attributes:
+    """Named attributes of an object as a mapping: its slots, what a closure's cell holds, or globals of a module."""
+
+    def __init__(self, owner: Any, names: Collection[str]):
+        self.owner = owner
+        self.names = names
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        for name in self.names:
+            with contextlib.suppress(AttributeError, ValueError):  # there is nothing yet
+                yield name, getattr(self.owner, name)
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self.owner, name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        # Objects may be frozen; they have what they had.
+        (type if isinstance(self.owner, type) else object).__setattr__(self.owner, name, value)
+
+    def __delitem__(self, name: str) -> None:
+        (type if isinstance(self.owner, type) else object).__delattr__(self.owner, name)
 
 
 class Passes:
@@ -122,24 +152,24 @@ class _Before:
     """The contents of places before a pass, which works on copies of their tensors."""
 
     def __init__(self, places: list[Any]):
-        copies: dict[int, Tensor] = {}
+        copies: dict[int, Any] = {}
         self.contents: list[tuple[Any, dict[Any, Any], dict[Any, Any]]] = []
         for place in places:
             original = _content(place)
             lent: dict[Any, Any] = {}
             for key in original.keys() - OF_TORCH:
                 value = original[key]
-                if isinstance(value, Tensor) and (copy := _copy(value, copies)) is not value:
+                if isinstance(value, Tensor | np.ndarray) and (copy := _copy(value, copies)) is not value:
                     place[key] = lent[key] = copy
             self.contents.append((place, original, lent))
-        self.versions = {id(value): value._version for value in copies.values()}
+        self.versions = {id(value): value._version for value in copies.values() if isinstance(value, Tensor)}
 
     def restore(self) -> list[tuple[Any, dict[Any, Any]]]:
         """Restore the contents, and return the places in which they had changed, with what was there."""
         changed = []
         for place, original, lent in self.contents:
             now, before = _content(place), original | lent
-            written = any(value._version != self.versions[id(value)] for value in lent.values())
+            written = any(self._is_written(value, original[key]) for key, value in lent.items())
             if written or [*now] != [*before] or [*map(id, now.values())] != [*map(id, before.values())]:
                 if _put_back(place, now, before, original) or written:
                     changed.append((place, now))
@@ -148,12 +178,17 @@ class _Before:
                     place[key] = original[key]
         return changed
 
+    def _is_written(self, lent: Any, original: Any) -> bool:
+        if isinstance(lent, Tensor):
+            return lent._version != self.versions[id(lent)]
+        return lent.tobytes() != original.tobytes()
+
 
 def _put_back(place: Any, now: dict[Any, Any], before: dict[Any, Any], original: dict[Any, Any]) -> bool:
     """Put the original content back, and return whether it had changed from what there was before the pass."""
-    if not isinstance(place, dict):
+    if isinstance(place, list | deque | set):
         place.clear()
-        place.extend(original.values())
+        place.update(original.values()) if isinstance(place, set) else place.extend(original.values())
         return True
     changed = False
     for key in {**original, **now}:
@@ -169,16 +204,22 @@ def _put_back(place: Any, now: dict[Any, Any], before: dict[Any, Any], original:
 
 def _is_computed(place: Any, key: Any) -> bool:
     """Whether an attribute is a weight that the older `weight_norm` and the like compute before every call."""
-    parameters = place.get("_parameters") or {}
+    parameters = (place.get("_parameters") if isinstance(place, dict) else None) or {}
     return bool(parameters) and (f"{key}_v" in parameters or f"{key}_orig" in parameters)
 
 
 def _content(place: Any) -> dict[Any, Any]:
-    return dict(place) if isinstance(place, dict) else dict(enumerate(place))
+    if isinstance(place, set):
+        return {id(each): each for each in place}
+    return dict(place) if isinstance(place, dict | _Attributes) else dict(enumerate(place))
 
 
-def _copy(value: Tensor, copies: dict[int, Tensor]) -> Tensor:
-    """A copy of a tensor that a pass may write into; the same one wherever the tensor stands."""
+def _copy(value: Any, copies: dict[int, Any]) -> Any:
+    """A copy of a tensor or an array that a pass may write into; the same one wherever it stands."""
+    if isinstance(value, np.ndarray):
+        if type(value) is not np.ndarray or value.dtype.hasobject or value.nbytes > LARGEST_WHOLE:
+            return value
+        return copies.setdefault(id(value), value.copy())
     if isinstance(value, nn.Parameter) or value.requires_grad or not value.is_leaf:
         return value
     largest = LARGEST if value.is_floating_point() else LARGEST_WHOLE
@@ -194,34 +235,116 @@ def _copy(value: Tensor, copies: dict[int, Tensor]) -> Tensor:
 
 
 def _places(model: nn.Module, besides: Collection[nn.Module]) -> list[Any]:
-    """Every mapping and list in which a network may keep something: attributes, buffers, and what is in these."""
-    found: dict[int, Any] = {}
+    """Everything in which a network may keep something: attributes, buffers, and what is in these.
 
-    def look_into(value: Any) -> None:
-        if isinstance(value, NOT_STATE) or id(value) in found:
-            return
-        if isinstance(value, dict | list | deque):
-            place: Any = value
-        elif type(value).__module__.partition(".")[0] not in OTHERS and type(getattr(value, "__dict__", None)) is dict:
-            place = vars(value)
-        else:
-            return
-        if len(place) <= MOST and id(place) not in found:
-            found[id(place)] = place
-            for each in list(place.values() if isinstance(place, dict) else place):
-                look_into(each)
-
+    So may its own classes: in their attributes, and in what their functions hold or know by name.
+    """
+    places = _Places()
     for module in model.modules():
         if module in besides:
             continue
         if module._buffers:
-            found[id(module._buffers)] = module._buffers
-        if type(module).__module__.partition(".")[0] not in OTHERS:
+            places.add(module._buffers, module._buffers)
+        if _package(type(module)) not in OTHERS:
             own = vars(module)
-            found[id(own)] = own
+            places.add(own, own)
             for name in own.keys() - OF_TORCH:
-                look_into(own[name])
-    return list(found.values())
+                places.look_into(own[name])
+    for kind in {kind: None for module in model.modules() if module not in besides for kind in type(module).__mro__}:
+        places.look_into_class(kind)
+    return list(places.found.values())
+
+
+class _Places:
+    """Places in which something may be kept, by the `id` of what they are in."""
+
+    def __init__(self) -> None:
+        self.found: dict[int, Any] = {}
+
+    def add(self, key: Any, place: Any) -> bool:
+        """Add a place, if it is new and not too large, and return whether that was done."""
+        if id(key) in self.found or len(place.names if isinstance(place, _Attributes) else place) > MOST:
+            return False
+        self.found[id(key)] = place
+        return True
+
+    def look_into(self, value: Any, only_plain: bool = False) -> None:
+        """Add a value, if it can keep something, and what is in it.
+
+        Args:
+            value: The value.
+            only_plain: Whether objects are left out, unless their class is the user's.
+        """
+        if isinstance(value, NOT_STATE):
+            return
+        if isinstance(value, dict | list | deque | set):
+            place: Any = value
+        elif _package(type(value)) in (LIBRARIES if only_plain else OTHERS):
+            return
+        elif type(getattr(value, "__dict__", None)) is dict:
+            place = vars(value)
+        elif slots := [name for kind in type(value).__mro__ for name in _slots(kind)]:
+            place = _Attributes(value, slots)
+        else:
+            return
+        if self.add(value if isinstance(place, _Attributes) else place, place):
+            for each in list(_content(place).values()):
+                self.look_into(each, only_plain)
+
+    def look_into_class(self, kind: type) -> None:
+        """Add what a class of the user's keeps in attributes, and what its functions hold or know by name."""
+        if _package(kind) in LIBRARIES or id(kind) in self.found:
+            return
+        plain = {name: value for name, value in vars(kind).items() if not name.startswith("__")}
+        kept = [name for name, value in plain.items() if not (callable(value) or hasattr(value, "__get__"))]
+        self.add(kind, _Attributes(kind, kept))
+        for value in vars(kind).values():
+            function = getattr(value, "__func__", getattr(value, "fget", value))
+            if isinstance(function, types.FunctionType):
+                self.look_into_function(function)
+            elif not hasattr(value, "__get__"):
+                self.look_into(value, only_plain=True)
+
+    def look_into_function(self, function: types.FunctionType) -> None:
+        """Add what a function of the user's holds in its closure and attributes, and what it knows by a global name."""
+        module = sys.modules.get(function.__module__ or "")
+        if (function.__module__ or "").partition(".")[0] in LIBRARIES or not self.add(function, vars(function)):
+            return
+        for cell in function.__closure__ or ():
+            content = _content(_Attributes(cell, ("cell_contents",))).get("cell_contents")
+            self.add(cell, _Attributes(cell, ("cell_contents",)))
+            self._look_into_known(content)
+        codes, known = list(_codes(function.__code__)), function.__globals__
+        names = sorted({name for code in codes for name in code.co_names if name in known})
+        for name in names:
+            self._look_into_known(known[name])
+        if module is not None and vars(module) is known:
+            steps = (step for code in codes for step in dis.get_instructions(code))
+            kept = {step.argval for step in steps if step.opname == "STORE_GLOBAL"}
+            kept |= {name for name in names if isinstance(known[name], Tensor | np.ndarray)}
+            self.add(function.__code__, _Attributes(module, sorted(kept)))
+
+    def _look_into_known(self, value: Any) -> None:
+        if isinstance(value, types.FunctionType):
+            self.look_into_function(value)
+        else:
+            self.look_into(value, only_plain=True)
+
+
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
+
+
+def _slots(kind: type) -> Collection[str]:
+    slots = vars(kind).get("__slots__", ())
+    return [slots] if isinstance(slots, str) else [name for name in slots if not name.startswith("__")]
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for each in code.co_consts:
+        if isinstance(each, types.CodeType):
+            yield from _codes(each)
 
 
 def _names(model: nn.Module, changed: list[Any]) -> list[str]:

@@ -55,14 +55,15 @@ def likelihood_for(
         raise choosing.not_told(raw)
     likelihood = choosing.make(given, model, logits, labels, train.labels, train.tokenizer)
     likelihood.check_labels(labels.cpu())
-    with torch.no_grad(), pyro.validation_enabled(False):
-        selected = likelihood.to(logits.device).select(logits, batch)
-        log_prob = likelihood.log_prob(selected, labels)
+    of = f"Likelihood {likelihood.name!r} does not fit outputs {tuple(logits.shape)} and labels {tuple(labels.shape)}"
+    try:
+        with torch.no_grad(), pyro.validation_enabled(False):
+            selected = likelihood.to(logits.device).select(logits, batch)
+            log_prob = likelihood.log_prob(selected, labels)
+    except RuntimeError as error:  # outputs are not about these rows
+        raise ValueError(f"{of}: {' '.join(str(error).split()):.300}.") from error
     if log_prob.shape != (len(labels),):
-        raise ValueError(
-            f"Likelihood {likelihood.name!r} does not fit outputs {tuple(logits.shape)} and labels "
-            f"{tuple(labels.shape)}: it gives {tuple(log_prob.shape)} log-likelihoods for {len(labels)} examples."
-        )
+        raise ValueError(f"{of}: it gives {tuple(log_prob.shape)} log-likelihoods for {len(labels)} examples.")
     if method.approximation == "linear" and selected.dim() > 2:
         raise ValueError(
             f"{method.name!r} is for a number or a vector of logits per example, but {likelihood.name!r} has logits "

@@ -1,6 +1,8 @@
 """What other people's networks, arguments and data look like: each works, or is refused in a sentence."""
 
+import copy
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import TrainingArguments
 
 import bayeslora
@@ -58,6 +61,7 @@ class AnyName(Rows):
 # What a network returns.
 
 FORMS: dict[str, Callable[[Tensor], Any]] = {
+    "ordered mapping": lambda logits: OrderedDict(hidden=logits.exp(), logits=logits),
     "mapping": lambda logits: {"logits": logits, "hidden": logits.exp()},
     "tuple with nothing": lambda logits: (logits, None),
     "loss first": lambda logits: (logits.sum(), logits),
@@ -69,6 +73,78 @@ FORMS: dict[str, Callable[[Tensor], Any]] = {
 def test_logits_are_found_in_what_a_network_returns(form: str) -> None:
     plain, wrapped = (fitted(rows_of(f), NUMBERS) for f in (lambda logits: logits, FORMS[form]))
     np.testing.assert_array_equal(plain.predict(NUMBERS).probs, wrapped.predict(NUMBERS).probs)
+
+
+class Bent(Rows):
+    """A network that takes a way of its own through its layers."""
+
+    def through(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).tanh())
+
+
+class Mapped(Bent):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(self.through)(x)
+
+
+class Energy(Bent):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.through(x).square().sum(), x, create_graph=True)
+        return slope[:, :3]
+
+
+class Slope(Bent):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(torch.func.grad(lambda row: self.through(row).square().sum()))(x)[:, :3]
+
+
+class Blocks(Bent):
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            x = checkpoint(lambda x: x + self.body(x)[..., :4].tanh(), x, use_reentrant=True)
+        return self.head(self.body(x))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of re-entrant checkpoints
+@pytest.mark.parametrize(
+    ("kind", "inference"), [(Mapped, False), (Mapped, True), (Energy, False), (Slope, False), (Blocks, False)]
+)
+def test_networks_of_torch_func_autograd_and_checkpoints(kind: Any, inference: bool) -> None:
+    with torch.inference_mode(inference):
+        torch.manual_seed(0)
+        model, x = kind(None).double(), NUMBERS[0].double()
+    posterior = fitted(
+        model, (x, NUMBERS[1]), "blob", num_particles=2, targets="body", head=() if kind in (Energy, Slope) else None
+    )
+    draws = posterior.draw(3, seed=1)
+    factors = posterior.program.factors_at(draws)["4x6"]
+    network, given = posterior.network, posterior.predict(x, num_draws=3, seed=1).draws
+    for index in range(3):
+        plain = kind(None).double()
+        plain.load_state_dict({**model.state_dict(), **network.head_state()})
+        with torch.no_grad():
+            plain.body.weight += network.scaling("4x6") * factors.B[index, 0] @ factors.A[index, 0]
+        np.testing.assert_allclose(given[index], plain(x.clone()).softmax(-1).detach(), rtol=1e-9)
+
+
+def test_inputs_may_know_how_they_were_made() -> None:
+    features = nn.Linear(4, 4)(NUMBERS[0])
+    posterior = fitted(rows_of(lambda logits: logits), (features, NUMBERS[1]))
+    np.testing.assert_array_equal(
+        copy.deepcopy(posterior).predict(features).probs, posterior.predict(features.detach()).probs
+    )
+
+
+def test_a_layer_without_a_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'0\.weight' has no shape yet.*Run the model once on a batch"):
+        fitted(nn.Sequential(nn.LazyLinear(6), nn.Linear(6, 3)), NUMBERS)
+
+
+def test_outputs_that_are_not_about_the_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"'classification' does not fit outputs \(3, 2\) and labels \(2,\): The size"):
+        fitted(rows_of(lambda logits: logits.T), NUMBERS)
 
 
 @pytest.mark.parametrize(

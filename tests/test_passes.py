@@ -151,6 +151,97 @@ def test_a_pass_that_stops_halfway_leaves_nothing(model: nn.Module) -> None:
     torch.testing.assert_close(model(X), expected, rtol=0, atol=0)
 
 
+class InAClass(Body):
+    calls = 0
+
+    def keep(self, h: Tensor) -> Any:
+        InAClass.calls += 1
+        return InAClass.calls
+
+
+def in_a_closure() -> nn.Module:
+    last: Any = None
+    seen: set[int] = set()
+
+    class InAClosure(Body):
+        def keep(self, h: Tensor) -> Any:
+            nonlocal last
+            before, last = last, h.detach().mean()
+            seen.add(len(seen))
+            return len(seen) + (1 if before is None else before)
+
+    return InAClosure()
+
+
+MEANS: dict[Any, Tensor] = {}
+SUM = torch.zeros(6, dtype=torch.float64)
+CALLS = 0
+
+
+def counted() -> int:
+    global CALLS
+    CALLS += 1
+    return CALLS
+
+
+class Global(Body):
+    def keep(self, h: Tensor) -> Tensor:
+        SUM.add_(1)
+        return counted() + SUM.clone() + MEANS.setdefault(h.shape, h.detach().mean())
+
+
+class InSlots(Body):
+    class State:
+        __slots__ = ("last", "sums")
+
+    def start(self) -> None:
+        self.state, self.state.sums = self.State(), np.zeros(6)
+
+    def keep(self, h: Tensor) -> Any:
+        self.state.sums += 1
+        before, self.state.last = getattr(self.state, "last", 0), h.detach().mean()
+        return torch.from_numpy(self.state.sums.copy()) + before
+
+
+@pytest.mark.parametrize("make", [InAClass, in_a_closure, Global, InSlots])
+def test_what_is_kept_outside_of_modules_is_found(make: Callable[[], nn.Module]) -> None:
+    model = make().double().eval()
+    passes, found = Passes(), []
+    for _ in range(3):
+        with passes.alone(model), torch.no_grad():
+            found.append(model(X))
+    assert passes.names
+    with torch.no_grad():
+        alone, second = model(X), model(X)
+    assert not torch.equal(second, alone), "it keeps nothing"
+    assert all(torch.equal(each, alone) for each in found)
+
+
+def test_a_mapped_pass_leaves_no_tensor_of_the_map() -> None:
+    class Turned(Global):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.transpose(0, 1)).transpose(0, 1).mean(1)
+
+    data, before = (X.expand(5, 8, 4).transpose(0, 1), Y), {*MEANS}
+    posterior = bayeslora.fit(Turned().double(), data, "blob", rank=2, epochs=0, progress=False)
+    first = posterior.predict(data, num_draws=2).draws
+    assert posterior.network.mapped
+    assert {*MEANS} == before
+    np.testing.assert_array_equal(posterior.predict(data, num_draws=2).draws, first)
+    assert posterior.network.model(data[0].clone()).isfinite().all()
+
+
+def test_numbers_that_a_network_draws_are_those_of_the_seed() -> None:
+    class Noisy(Body):
+        def keep(self, h: Tensor) -> Tensor:
+            return torch.randn_like(h)
+
+    posterior = bayeslora.fit(Noisy().double(), (X, Y), "blob", rank=2, epochs=0, progress=False)
+    first = posterior.predict(X, num_draws=3, seed=1).draws  # which measures whether draws can run together
+    np.testing.assert_array_equal(posterior.predict(X, num_draws=3, seed=1).draws, first)
+    assert posterior.merge() is not None
+
+
 def test_statistics_of_the_head_are_learned_with_it() -> None:
     network = nn.Sequential()
     network.add_module("body", nn.Linear(4, 6))

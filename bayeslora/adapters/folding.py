@@ -1,4 +1,8 @@
-"""Whether draws of the factors can run as rows of one batch: measured on a few examples."""
+"""Whether draws of the factors can run as rows of one batch: measured on a few examples.
+
+What is measured runs on a random state of its own: some networks draw numbers in evaluation too, and those of a
+prediction shall not depend on whether it was the first.
+"""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -9,6 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters.layer import NotFoldedError
 from bayeslora.adapters.rows import copied, has_rows, num_rows, sequences_in
+from bayeslora.isolation import seeded
 from bayeslora.types import Batch
 
 EXAMPLES = 2
@@ -35,6 +40,7 @@ class Verdict(NamedTuple):
     reason: str = ""
 
 
+@seeded(0)
 def measure(network: Any, factors: Mapping[str, Any], inputs: Batch) -> Verdict:
     """Compare two draws run as one batch with draws run one by one, on two examples, in evaluation mode.
 
@@ -78,6 +84,7 @@ def measure(network: Any, factors: Mapping[str, Any], inputs: Batch) -> Verdict:
     return Verdict(worst <= largest, frozenset(seen), f"draws together and one by one differ by {worst:.2g}")
 
 
+@seeded(0)
 def confirm(network: Any, found: Tensor, factors: Mapping[str, Any], inputs: Batch) -> float:
     """Return how far the last of the draws that ran as rows of one batch is from a pass of its own.
 

@@ -16,7 +16,7 @@ from bayeslora.adapters.folding import still
 from bayeslora.adapters.targets import head_names, linear_layers, output_embedding
 from bayeslora.adapters.weights import features, is_within, oriented
 from bayeslora.limits import naming_inputs
-from bayeslora.networks import logits_of, memory_of
+from bayeslora.networks import is_transformed, logits_of, memory_of
 from bayeslora.passes import unchanged
 from bayeslora.types import Batch
 
@@ -38,6 +38,7 @@ LAST = 8
 READ = "its weight is read without a call of the layer"
 BESIDE = "its weight is also read beside the layer's own call"
 ARGUMENTS = "it is called with other arguments than one input"
+COMPLEX = "its numbers are complex, and an adapter's are real"
 
 
 @dataclass(frozen=True)
@@ -245,20 +246,23 @@ class _Look:
         return hook
 
     def _leave(self, name: str) -> Callable[..., None]:
+        note = self._note(name)
+
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
             if name not in self.odd and (reason := oddity(module, args, kwargs, output, name in self.compared)):
                 self.odd[name] = reason
-            elif name not in self.compared and bool(args[0].any()):  # of zeros, any product is the same
-                self.compared.add(name)
+            elif name not in self.compared and not is_transformed(args[0]) and bool(args[0].any()):
+                self.compared.add(name)  # of zeros, any product is the same
             self.called.add(name)
             self.inside.remove(name)
-            self.last.append((name, output))
+            note(module, args, output)
 
         return hook
 
     def _note(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self.last.append((name, output))
+            if isinstance(output, Tensor) and not is_transformed(output):
+                self.last.append((name, output))
 
         return hook
 
@@ -302,10 +306,12 @@ def oddity(
         return ARGUMENTS
     if not isinstance(output, Tensor):
         return f"it returns a {type(output).__name__}, not a tensor"
+    if output.is_complex():
+        return COMPLEX
     if is_known:
         return None
     x, weight, bias = args[0], getattr(module, "weight", None), getattr(module, "bias", None)
-    if not isinstance(weight, Tensor) or _is_quantised(weight) or x.numel() == 0:
+    if not isinstance(weight, Tensor) or _is_quantised(weight) or x.numel() == 0 or is_transformed(x):
         return None
     sizes = features(module)
     assert sizes is not None
@@ -327,12 +333,8 @@ def oddity(
 
 
 def _is_quantised(weight: Tensor) -> bool:
-    return (
-        not weight.is_floating_point()
-        or weight.element_size() < 2
-        or type(weight) not in (Tensor, nn.Parameter)
-        or weight.device.type == "meta"
-    )
+    is_plain = type(weight) in (Tensor, nn.Parameter) and weight.device.type != "meta"
+    return not is_plain or not weight.is_floating_point() or weight.element_size() < 2
 
 
 @contextmanager
@@ -359,6 +361,11 @@ def _outputs(layers: Mapping[str, nn.Module], last: Sequence[tuple[str, Any]], l
     width = logits.shape[-1] if logits.dim() > 1 else 1
     if not made and calls and calls[-1][1].shape[-1] == width:
         made = [calls[-1][0]]
+        for name, output in reversed(calls):  # of several, such as those of a mean over heads
+            sizes = features(layers[name]) if name in layers else None
+            if sizes is None or sizes[0] == width or output.shape != logits.shape:
+                break
+            made = list(dict.fromkeys([name, *made]))
     made = [name for name in made if not any(other != name and is_within(other, (name,)) for other in made)]
     if made and not any(name in layers for name in made):  # a scale or a normalisation of what a layer made
         before = [name for name, output in calls if name in layers and output.shape[-1] == width]

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bayeslora.adapters import folding
 from bayeslora.adapters.rows import copied, positions
+from bayeslora.isolation import seeded
 from bayeslora.networks import logits_of
+from bayeslora.passes import LIBRARIES
 from bayeslora.types import Batch
 
 POSITIONS = 64
@@ -54,6 +56,7 @@ def logits(network: Any, factors: Mapping[str, Any], inputs: Batch, together: in
         network.unbind()
 
 
+@seeded(0)
 def measure(network: Any, factors: Mapping[str, Any], inputs: Batch) -> str | None:
     """Compare two draws that are mapped with draws one by one, on two examples; return what is in the way, or None.
 
@@ -62,6 +65,8 @@ def measure(network: Any, factors: Mapping[str, Any], inputs: Batch) -> str | No
         factors: Stack name to factors, `[*draw, layer, …]`; the draws are made around the first.
         inputs: Keyword arguments of the model.
     """
+    if _is_watched(network.model):
+        return "its hooks, which may keep what they see, would see tensors of the map"
     try:
         with torch.no_grad(), folding.still(network):
             draws, few = folding.moved(network, factors, 2), folding.few_examples(inputs)
@@ -73,3 +78,9 @@ def measure(network: Any, factors: Mapping[str, Any], inputs: Batch) -> str | No
     finally:
         network.unbind()
     return None if worst <= folding.tolerance(network.model) else f"mapped and one by one they differ by {worst:.2g}"
+
+
+def _is_watched(model: nn.Module) -> bool:
+    """Return whether a model has forward hooks of the user's."""
+    hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
+    return any((getattr(hook, "__module__", None) or "").partition(".")[0] not in LIBRARIES for hook in hooks)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayeslora.adapters import folding, mapping
+from bayeslora.adapters import folding, mapping, running
 from bayeslora.adapters.families import Family, LowRank
 from bayeslora.adapters.layer import AdaptedLayer, NotFoldedError
 from bayeslora.adapters.rows import blocks, copied, num_rows, sequences_in
@@ -92,6 +92,7 @@ class AdaptedNetwork(nn.Module):
         self.verdict: folding.Verdict | None = None
         self.confirmed = 2 * folding.EXAMPLES  # rows of all draws up to which it is trusted
         self.mapped: bool | None = None  # whether draws can be mapped, once it has been measured
+        self.differentiates = False  # whether a pass takes gradients on its way
         self.prefixes: dict[Any, Any] = {}  # what `Shared` knows, by the layers that differ
         self.passes = Passes()
         self.new: list[str] = []  # frozen parameters that the model's checkpoint lacked, which are saved as they are
@@ -240,8 +241,7 @@ class AdaptedNetwork(nn.Module):
 
     def run(self, inputs: Batch) -> Any:
         """Return what the network returns with the factors that are bound."""
-        with self.alone(later=torch.is_grad_enabled()):
-            return self.model(**inputs)
+        return running.run(self, inputs)
 
     @contextlib.contextmanager
     def alone(self, later: bool = False) -> Iterator[Left]:
@@ -268,7 +268,8 @@ class AdaptedNetwork(nn.Module):
 
     def logits(self, inputs: Batch) -> Tensor:
         """Return the logits with the factors that are bound."""
-        return logits_of(self.run(inputs))
+        logits = logits_of(self.run(inputs))
+        return logits if torch.is_grad_enabled() else logits.detach()
 
     def folds(self, factors: FactorsByStack, inputs: Batch) -> bool:
         """Return whether draws that run as rows of one batch give what they give one by one: measured once.

@@ -15,6 +15,7 @@ from bayeslora.adapters.calls import replaceable, replaced
 from bayeslora.adapters.layer import AdaptedLayer
 from bayeslora.adapters.network import AdaptedNetwork
 from bayeslora.adapters.rows import copied, num_rows
+from bayeslora.isolation import seeded
 from bayeslora.passes import Left
 from bayeslora.types import Batch, FactorsByStack
 
@@ -104,6 +105,7 @@ class Shared:
         with replay.installed():
             yield max(1, min(most // replay.positions, KEPT_BYTES // max(1, replay.num_bytes)))
 
+    @seeded(0)
     def _replay(self, inputs: Batch, size: int) -> "Replay | None":
         network, known = self.network, self.known
         try:
@@ -162,6 +164,8 @@ class Shared:
                 self.network.model(**copied(inputs))
         except ReachedError as reached:
             return calls, reached.positions, left
+        except RuntimeError:  # the plain way says why, or does without
+            return None
         return None
 
     def _measure(self, inputs: Batch, signature: Any) -> Plan | None:

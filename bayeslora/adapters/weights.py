@@ -67,6 +67,8 @@ def share_weights(model: nn.Module, heads: Sequence[str]) -> nn.Module:
     for name, parameter in model.named_parameters():
         if is_within(name, heads):
             memo[id(parameter)] = nn.Parameter(parameter.detach().clone())
+        elif parameter.is_inference():  # of a model built in inference mode, which autograd does not take
+            memo[id(parameter)] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
         elif type(parameter) is nn.Parameter:
             memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
         else:  # quantised weights carry their own state and are frozen already

@@ -81,7 +81,7 @@ class Reader:
         self.labels: RawLabels | None = None
         self.encode: Callable[[Any], Any] | None = None
         is_double = any(parameter.dtype == torch.float64 for parameter in model.parameters())
-        self.dtype = torch.float64 if is_double else torch.get_default_dtype()
+        self.dtype = torch.float64 if is_double else torch.float32
 
     def plain(self, data: Data) -> Plain:
         """Return data in one of a few forms, and note its columns and labels."""
@@ -326,7 +326,7 @@ class Reader:
 
     def tensor(self, value: Any) -> Tensor:
         """Return a tensor, in double precision only if the network is: numbers of NumPy and Python would always be."""
-        value = torch.as_tensor(value)
+        value = torch.as_tensor(value).detach()  # features of another network may still know how they were made
         return value.to(self.dtype) if value.dtype in (torch.float32, torch.float64) else value
 
     def tokenize(self, texts: list[Any]) -> list[dict[str, Any]]:

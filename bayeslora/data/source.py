@@ -396,5 +396,5 @@ class Source:
 
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
-    """Return the batch with its tensors on a device."""
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    """Return the batch with its tensors on a device, without the graphs that made them."""
+    return {name: value.detach().to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}

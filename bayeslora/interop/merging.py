@@ -59,6 +59,8 @@ def merge(network: AdaptedNetwork, factors: FactorsByStack, batch: Batch | None 
 
 def _add_to_weight(layer: Any, change: Tensor, name: str) -> None:
     weight = layer.weight
+    if weight.is_complex():
+        raise ValueError(f"Layer {name!r} has complex weights, and an adapter's are real: leave it out of `targets`.")
     if not weight.is_floating_point():
         raise ValueError(
             f"Layer {name!r} is quantised ({weight.dtype}); merging would lose the adapter to rounding. "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bayeslora.adapters import AdaptedNetwork, Family, Stacks
 from bayeslora.adapters.weights import is_within
 from bayeslora.interop.peft_fields import refuse_beside
+from bayeslora.isolation import seeded
 from bayeslora.networks import logits_of
 from bayeslora.passes import unchanged
 from bayeslora.program import Program, evaluating
@@ -123,7 +124,10 @@ def distance(network: AdaptedNetwork, factors: FactorsByStack, other: nn.Module,
     """Return the largest difference of a network's logits at given factors from another's; 0 if it is rounding."""
     try:
         with torch.no_grad(), evaluating(network), evaluating(other), unchanged(other):
-            own, expected = network(factors, inputs), logits_of(other(**inputs))
+            with seeded(0):  # some networks draw numbers in evaluation too
+                own = network(factors, inputs)
+            with seeded(0):
+                expected = logits_of(other(**inputs))
     finally:
         network.unbind()
     dtypes = [value.dtype for value in (*network.model.parameters(), own, expected) if value.is_floating_point()]

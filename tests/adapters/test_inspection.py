@@ -65,6 +65,17 @@ class Quantised(nn.Module):
         return F.linear(x, 0.1 * self.weight.to(x.dtype))
 
 
+class Through(Block):
+    """A layer of complex numbers."""
+
+    def to(self, dtype: torch.dtype) -> "Through":  # type: ignore[override]
+        self.first.to(dtype), self.head.to(dtype)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.middle(torch.exp(1j * self.first(x).float())).abs().to(x.dtype))
+
+
 class AlsoRead(Block):
     """A layer that is called, and whose weight turns its output back."""
 
@@ -105,6 +116,7 @@ def unconfigured() -> Iterator[None]:
         (lambda: Unpacks(WithTuple(16, 16)), "returns a tuple"),
         (lambda: Unpacks(WithScale(16, 16)), "other arguments"),
         (lambda: AlsoRead(nn.Linear(16, 16)), "also read"),
+        (lambda: Through(nn.Linear(16, 16, dtype=torch.complex64)), "its numbers are complex"),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -234,6 +246,14 @@ class TwoOutputs(nn.Module):
         return torch.cat([self.mu(h), self.sigma(h)], -1)
 
 
+class Heads(TwoOutputs):
+    """The mean of two heads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.body(x))
+        return (self.mu(h) + self.sigma(h)) / 2
+
+
 class Ends(Block):
     """What an output layer gives, and something after it."""
 
@@ -263,6 +283,7 @@ class Hidden(Block):
         (lambda: nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 3)), ("2",)),
         (lambda: nn.Sequential(nn.Sequential(nn.Linear(12, 16)), nn.Sequential(nn.Tanh(), nn.Linear(16, 3))), ("1.1",)),
         (TwoOutputs, ("mu", "sigma")),
+        (Heads, ("mu", "sigma")),
         (Hidden, ("out",)),
         (lambda: Ends("out", nn.LogSoftmax(-1)), ("out",)),
         (lambda: Ends("out", lambda y: 2 * y), ("out",)),
