@@ -99,6 +99,11 @@ def isolated() -> Iterator[None]:
     It is also a decorator. Calls within calls, such as those of a callback during a fit, are part of the outer turn.
     """
     with exclusive(), torch.inference_mode(False):
+        if torch.empty(0).is_meta:
+            raise ValueError(
+                "torch's default device is 'meta', where tensors have no numbers: leave it, by "
+                "torch.set_default_device(None) or after the context torch.device('meta'), before calling bayeslora."
+            )
         state = random.getstate()  # some libraries draw from it when they are imported, which may be now
         try:
             yield

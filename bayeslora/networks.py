@@ -146,7 +146,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: If it is a program of TorchScript, whose layers nothing can stand for.
-        ValueError: If it has lazy layers, which have no weights before their first call.
+        ValueError: If it has no weights, or lazy layers, which have none before their first call.
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(
@@ -154,7 +154,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
             "made from."
         )
     parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    for name, parameter in model.named_parameters():
+    parameters = [*model.named_parameters()]
+    if parameters and all(parameter.is_meta for _, parameter in parameters):
+        raise ValueError("The model has no weights: it was built on the device 'meta'. Load them, and fit it then.")
+    for name, parameter in parameters:
         if is_lazy(parameter):
             raise ValueError(
                 f"The model's {name!r} has no shape yet: its layer, torch.nn.LazyLinear or the like, has not seen an "
@@ -220,9 +223,10 @@ def input_embedding(model: Any) -> nn.Module | None:
         return None
 
 
-def is_transformed(value: Tensor) -> bool:
-    """Return whether a tensor is one of `torch.func`'s, within its `vmap` or `grad`, whose numbers nobody can read."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(value)
+def is_readable(value: Tensor) -> bool:
+    """Return whether a tensor has numbers in rows: not within a network's own `torch.vmap`, nor nested or sparse."""
+    is_transformed = torch._C._functorch.is_functorch_wrapped_tensor(value)
+    return not (is_transformed or value.is_nested) and value.layout is torch.strided
 
 
 def memory_of(value: Any) -> int:

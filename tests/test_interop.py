@@ -141,6 +141,11 @@ def test_a_scaling_set_by_hand_is_read() -> None:
     torch.testing.assert_close(centre_logits(started(model)), logits(model), **EXACT)
 
 
+def test_an_adapter_that_counts_for_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"multiplied by 0 in every layer \(lora_alpha=0"):
+        started(peft_model(lora_alpha=0))
+
+
 def test_the_active_adapter_is_read_whatever_its_name_and_rank() -> None:
     model = peft.get_peft_model(tiny_bert(), lora_config(), adapter_name="first")
     model.add_adapter("second", lora_config(r=2, lora_alpha=7, target_modules=["key"]))

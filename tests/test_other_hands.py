@@ -142,6 +142,15 @@ def test_a_layer_without_a_shape_is_refused() -> None:
         fitted(nn.Sequential(nn.LazyLinear(6), nn.Linear(6, 3)), NUMBERS)
 
 
+def test_what_has_no_numbers_is_refused() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))
+        with pytest.raises(ValueError, match=r"default device is 'meta'.*before calling"):
+            fitted(rows_of(lambda logits: logits), NUMBERS)
+    with pytest.raises(ValueError, match=r"The model has no weights: it was built on the device 'meta'"):
+        fitted(model, NUMBERS)
+
+
 def test_outputs_that_are_not_about_the_rows_are_refused() -> None:
     with pytest.raises(ValueError, match=r"'classification' does not fit outputs \(3, 2\) and labels \(2,\): The size"):
         fitted(rows_of(lambda logits: logits.T), NUMBERS)

@@ -16,7 +16,7 @@ from bayeslora.adapters.folding import still
 from bayeslora.adapters.targets import head_names, linear_layers, output_embedding
 from bayeslora.adapters.weights import features, is_within, oriented
 from bayeslora.limits import naming_inputs
-from bayeslora.networks import is_transformed, logits_of, memory_of
+from bayeslora.networks import is_readable, logits_of, memory_of
 from bayeslora.passes import unchanged
 from bayeslora.types import Batch
 
@@ -251,7 +251,7 @@ class _Look:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
             if name not in self.odd and (reason := oddity(module, args, kwargs, output, name in self.compared)):
                 self.odd[name] = reason
-            elif name not in self.compared and not is_transformed(args[0]) and bool(args[0].any()):
+            elif name not in self.compared and is_readable(args[0]) and bool(args[0].any()):
                 self.compared.add(name)  # of zeros, any product is the same
             self.called.add(name)
             self.inside.remove(name)
@@ -261,7 +261,7 @@ class _Look:
 
     def _note(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and not is_transformed(output):
+            if isinstance(output, Tensor) and is_readable(output):
                 self.last.append((name, output))
 
         return hook
@@ -311,7 +311,7 @@ def oddity(
     if is_known:
         return None
     x, weight, bias = args[0], getattr(module, "weight", None), getattr(module, "bias", None)
-    if not isinstance(weight, Tensor) or _is_quantised(weight) or x.numel() == 0 or is_transformed(x):
+    if not isinstance(weight, Tensor) or _is_quantised(weight) or x.numel() == 0 or not is_readable(x):
         return None
     sizes = features(module)
     assert sizes is not None

@@ -61,7 +61,7 @@ def _add_to_weight(layer: Any, change: Tensor, name: str) -> None:
     weight = layer.weight
     if weight.is_complex():
         raise ValueError(f"Layer {name!r} has complex weights, and an adapter's are real: leave it out of `targets`.")
-    if not weight.is_floating_point():
+    if not weight.is_floating_point() or weight.element_size() < 2:
         raise ValueError(
             f"Layer {name!r} is quantised ({weight.dtype}); merging would lose the adapter to rounding. "
             "Load the base model unquantised, load the posterior onto it, and merge that."

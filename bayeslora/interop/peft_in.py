@@ -280,6 +280,11 @@ def _adapters(
         ranks[name] = len(parts["A"])
     if not layers:
         raise ValueError("The PEFT adapter adapts no layer.")
+    if not any(scaling.values()):
+        raise ValueError(
+            "The PEFT adapter is multiplied by 0 in every layer (lora_alpha=0, or a scale set by hand): nothing of it "
+            "counts, and nothing would be learned."
+        )
     dropout = float(config.get("lora_dropout") or 0)
     return Adapters(family, layers, ranks, scaling, head, dropout, reference)
 

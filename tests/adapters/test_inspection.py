@@ -144,6 +144,29 @@ def test_a_layer_whose_first_input_is_zero_is_looked_at_again() -> None:
     assert list(inspect(Twice(Scaled(16, 16)), x_of()).unfit) == ["middle"]
 
 
+def test_weights_of_eight_bits_are_not_merged_to_rounding() -> None:
+    class Small(Cosine):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight.to(x.dtype))
+
+    model = Block(Small(16, 16))
+    model.middle.weight = nn.Parameter(model.middle.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    posterior = bayeslora.fit(model, data_of(), "lora", epochs=0, progress=False)
+    assert "middle" in {name for stack in posterior.network.stacks.values() for name in stack.layer_names}
+    with pytest.raises(ValueError, match=r"'middle' is quantised \(torch.float8_e4m3fn\)"):
+        posterior.merge()
+
+
+def test_layers_on_ragged_rows_are_not_compared() -> None:
+    class Ragged(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.tanh(self.first(x))
+            rows = torch.nested.nested_tensor([h, h[:1]], layout=torch.jagged)
+            return self.head(self.middle(rows).unbind()[0])
+
+    assert not inspect(Ragged(nn.Linear(16, 16)), x_of()).unfit
+
+
 def test_quantised_layers_are_not_compared() -> None:
     assert not inspect(Block(Quantised()), x_of()).unfit
 
