@@ -269,7 +269,7 @@ class AdaptedNetwork(nn.Module):
     def logits(self, inputs: Batch) -> Tensor:
         """Return the logits with the factors that are bound."""
         logits = logits_of(self.run(inputs))
-        return logits if torch.is_grad_enabled() else logits.detach()
+        return logits.detach() if logits.requires_grad and not torch.is_grad_enabled() else logits
 
     def folds(self, factors: FactorsByStack, inputs: Batch) -> bool:
         """Return whether draws that run as rows of one batch give what they give one by one: measured once.
