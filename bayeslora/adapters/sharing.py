@@ -15,7 +15,6 @@ from bayeslora.adapters.calls import replaceable, replaced
 from bayeslora.adapters.layer import AdaptedLayer
 from bayeslora.adapters.network import AdaptedNetwork
 from bayeslora.adapters.rows import copied, num_rows
-from bayeslora.isolation import seeded
 from bayeslora.passes import Left
 from bayeslora.types import Batch, FactorsByStack
 
@@ -97,15 +96,18 @@ class Shared:
         Yields:
             How many draws to run together; None if nothing is shared.
         """
-        size = num_rows(inputs)
-        replay = self._replay(inputs, size) if self.layers and self.known.worth else None
+        size, replay = num_rows(inputs), None
+        if self.layers and self.known.worth:
+            device = self.network.device
+            # Numbers that a network draws in evaluation are those of the draws' own passes.
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                replay = self._replay(inputs, size)
         if replay is None:
             yield None
             return
         with replay.installed():
             yield max(1, min(most // replay.positions, KEPT_BYTES // max(1, replay.num_bytes)))
 
-    @seeded(0)
     def _replay(self, inputs: Batch, size: int) -> "Replay | None":
         network, known = self.network, self.known
         try:
