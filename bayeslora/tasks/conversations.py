@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -31,8 +32,10 @@ BESIDE = ("system", "tools")
 
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "bard", "bing", "function_call"), "assistant"),
-    **dict.fromkeys(("tool", "observation", "function_response", "tool_response"), "tool"),
+    **dict.fromkeys(
+        ("assistant", "gpt", "chatgpt", "model", "bot", "bard", "bing", "function_call", "tool_call"), "assistant"
+    ),
+    **dict.fromkeys(("tool", "observation", "function_response", "tool_response", "tool_result"), "tool"),
     **{name: name for name in ("system", "developer", "function", "ipython")},
 }
 """What the roles of messages are called, to the names that chat templates know."""
@@ -123,13 +126,15 @@ def read(row: Mapping[str, Any], where: str, answers: Answers = "all", answered:
         ]
         about = next((name for name in columns[1:] if name in CONTEXT and name != answer), None)
         text = None if about is None else row[about]
+        if not is_nothing(text) and not isinstance(text, str):
+            raise ValueError(f"{where}: {about!r} is {text!r:.40}, which is not a text. {REPAIR}.")
         if isinstance(text, str) and text.strip():
             parts[0][-1]["content"] = f"{parts[0][-1]['content']}\n\n{text}"
         messages, first = [message for part in parts for message in part], len(parts[0])
     if not is_nothing(system := row.get("system")) and messages[0]["role"] != "system":
         messages, first = [{"role": "system", "content": str(system)}, *messages], first + 1 if first else 0
     counts = [
-        index >= first and message["role"] == "assistant" and message.pop("weight", 1) != 0
+        _counts(message, f"{where}, message {index}") and index >= first and message["role"] == "assistant"
         for index, message in enumerate(messages)
     ]
     if answered and not any(counts):
@@ -145,7 +150,22 @@ def read(row: Mapping[str, Any], where: str, answers: Answers = "all", answered:
             raise ValueError(
                 f"{where}: 'tools' is a text that is not JSON, {tools!r:.60}: {error}. Correct it."
             ) from None
+    tools = [tools] if isinstance(tools, Mapping) and tools else tools
+    if not is_nothing(tools) and not isinstance(tools, list | tuple | np.ndarray):
+        raise ValueError(f"{where}: 'tools' is {tools!r:.60}, where a list of JSON schemas is needed.")
     return Conversation(messages, counts, None if is_nothing(tools) else _plain(tools))
+
+
+def _counts(message: dict[str, Any], where: str) -> bool:
+    """Return whether a message is to be learned, if it is an answer, and take that out of it."""
+    weight = message.pop("weight", 1)
+    try:
+        number = float(weight)
+    except (TypeError, ValueError):
+        number = math.nan
+    if number not in (0, 1):
+        raise ValueError(f"{where} has the weight {weight!r:.40}: a message is learned, 1, or not, 0.")
+    return number == 1
 
 
 def is_nothing(value: Any) -> bool:
@@ -178,7 +198,8 @@ def messages_of(value: Any, where: str) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             raise ValueError(f"{where} is a text, {value!r:.60}, where a list of messages is needed.") from None
     value = [value] if isinstance(value, Mapping) else value
-    if is_nothing(value) or isinstance(value, str) or not all(isinstance(each, Mapping) for each in value):
+    are_many = isinstance(value, list | tuple | np.ndarray) and not is_nothing(value)
+    if not are_many or not all(isinstance(each, Mapping) for each in value):
         raise ValueError(
             f'{where} is {value!r:.60}: give a list of messages, {{"role": "user", "content": …}} and so on. {REPAIR}.'
         )
@@ -194,16 +215,21 @@ def _message(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     if known is None:
         raise ValueError(f"{where} has the role {role!r:.40}, and the roles are {', '.join(dict.fromkeys(ROLES))}.")
     if isinstance(content, list):
-        texts = [part if isinstance(part, str) else part.get("text") for part in content]
+        texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{where} has a part that is not a text: only texts can be read.")
-        content = "".join(texts)
+        content = "".join(map(str, texts))
     if content is None and message.get("tool_calls"):
         content = ""
     if not isinstance(content, str):
         raise ValueError(f"{where} has no text, but {content!r:.40}. {REPAIR}.")
-    for call in message.get("tool_calls") or ():
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+        raise ValueError(f"{where} has the tool calls {calls!r:.60}, where a list of mappings is needed.")
+    for call in calls:
         function = call.get("function", call)
+        if not isinstance(function, dict):
+            raise ValueError(f"{where} calls {function!r:.60}, where its name and arguments are needed.")
         if isinstance(function.get("arguments"), str):  # as OpenAI has them; templates write JSON themselves
             with contextlib.suppress(json.JSONDecodeError):
                 function["arguments"] = json.loads(function["arguments"])

@@ -323,13 +323,25 @@ def test_a_prompt_and_its_completion_are_joined_as_they_stand() -> None:
             "user assistant tool assistant",
             [1, 3],
         ),
-        ({"messages": [{**TURNS[0]}, {**TURNS[1], "weight": 0}, *TURNS[2:4]]}, "user assistant user assistant", [3]),
+        *(
+            (
+                {"messages": [TURNS[0], {**TURNS[1], "weight": weight}, *TURNS[2:4]]},
+                "user assistant user assistant",
+                [3],
+            )
+            for weight in (0, 0.0, "0", False)
+        ),
+        (
+            {"conversations": [{"from": who, "value": "a"} for who in ("human", "tool_call", "tool_result", "gpt")]},
+            "user assistant tool assistant",
+            [1, 3],
+        ),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, TURNS[1]]}, "user assistant", [1]),
     ],
 )
 def test_every_published_form_is_read(row: dict[str, Any], roles: str, counts: list[int]) -> None:
     talk = conversations.read(row, "row")
-    assert " ".join(message["role"] for message in talk.messages) == roles
+    assert [message["role"] for message in talk.messages] == roles.split()
     assert [index for index, counted in enumerate(talk.counts) if counted] == counts
     assert all(isinstance(message["content"], str) for message in talk.messages)
     if "instruction" in row and row.get("input"):
@@ -351,6 +363,14 @@ def test_every_published_form_is_read(row: dict[str, Any], roles: str, counts: l
         ({"instruction": None, "output": "a"}, "'instruction' is None"),
         ({"prompt": "a", "completion": None}, "'completion' is None"),
         ({"messages": TURNS, "tools": "{bad"}, "'tools' is a text that is not JSON"),
+        ({"messages": TURNS, "tools": 3}, "'tools' is 3, where a list"),
+        ({"question": "1+1?", "answer": 2}, "'answer' is 2: give a list of messages"),
+        ({"instruction": "Add", "input": 3, "output": "4"}, "'input' is 3, which is not a text"),
+        ({"messages": [TURNS[0], {**TURNS[1], "weight": 0.5}]}, "message 1 has the weight 0.5: .*learned, 1, or not"),
+        ({"messages": [TURNS[0], {**TURNS[1], "weight": "x"}]}, "message 1 has the weight 'x'"),
+        ({"messages": [{"role": "user", "content": [3]}]}, "not a text"),
+        ({"messages": [{"role": "assistant", "tool_calls": ["add"]}]}, "message 0 has the tool calls .*list of mapp"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"function": "add"}]}]}, "message 0 calls 'add'"),
     ],
 )
 def test_what_is_no_conversation_is_said(row: dict[str, Any], words: str) -> None:
