@@ -41,6 +41,9 @@ OTHERS = ("bayeslora", "torch", "accelerate", "builtins", "logging", "threading"
 LIBRARIES = (*OTHERS, "transformers", "peft", "timm", "torchvision", "torchaudio", "diffusers", "pyro", "numpy")
 """Packages whose classes and functions keep nothing outside of modules."""
 
+NOT_OWN = frozenset(LIBRARIES) | (sys.stdlib_module_names - {"types"})
+"""The same, and Python's own, whose objects belong to more than a network: files, queues, locks."""
+
 
 class _Attributes:
     """Named attributes of an object as a mapping: its slots, what a closure's cell holds, or globals of a module."""
@@ -279,7 +282,7 @@ class _Places:
             return
         if isinstance(value, dict | list | deque | set):
             place: Any = value
-        elif _package(type(value)) in (LIBRARIES if only_plain else OTHERS):
+        elif _package(type(value)) in (NOT_OWN if only_plain else OTHERS):
             return
         elif type(getattr(value, "__dict__", None)) is dict:
             place = vars(value)

@@ -1,6 +1,7 @@
 """Networks that keep something from one pass to the next: predictions do not depend on those before."""
 
 import copy
+import queue
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -215,6 +216,19 @@ def test_what_is_kept_outside_of_modules_is_found(make: Callable[[], nn.Module])
         alone, second = model(X), model(X)
     assert not torch.equal(second, alone), "it keeps nothing"
     assert all(torch.equal(each, alone) for each in found)
+
+
+def test_what_belongs_to_more_than_a_network_is_left_alone() -> None:
+    seen: queue.Queue[int] = queue.Queue()
+
+    class Telling(Body):
+        def keep(self, h: Tensor) -> Any:
+            seen.put(len(h))
+            return 0
+
+    with Passes().alone(model := Telling().double()):
+        model(X)
+    assert seen.qsize() == 1
 
 
 def test_a_mapped_pass_leaves_no_tensor_of_the_map() -> None:
