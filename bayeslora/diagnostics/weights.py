@@ -239,6 +239,8 @@ class LeaveOneOut(Shown):
     def verdict(self) -> str:
         """What to make of it, in words."""
         count = len(self.pointwise)
+        if largest_k(self.num_draws) <= 0:
+            return f"Not known: {self.num_draws} draws are too few to see how heavy a tail is. Ask for 1000."
         if self.good:
             return f"To be trusted: no example's k is above {largest_k(self.num_draws):.2f}."
         return (

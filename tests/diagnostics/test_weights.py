@@ -1,5 +1,6 @@
 """k-hat and leave-one-out where both are known, and refusals where neither means anything."""
 
+import math
 import warnings
 
 import arviz_stats
@@ -105,6 +106,12 @@ def test_every_posterior_is_weighed(name: str) -> None:
     assert found.temperature == pytest.approx(getattr(posterior.method, "temperature", 1.0))
     assert found.verdict
     assert np.isfinite(left_out.pointwise).all()
+
+
+def test_a_few_draws_say_nothing_of_a_tail() -> None:
+    found = weights.LeaveOneOut(np.zeros(2), np.array([math.inf, math.nan]), 0.0, num_draws=5)
+    assert found.verdict.startswith("Not known: 5 draws are too few")
+    assert not found.good
 
 
 def test_other_data_than_the_fits_is_noticed(problem: Conjugate) -> None:
