@@ -216,6 +216,9 @@ def spans_of(talk: Conversation, tokenizer: Any, where: str) -> tuple[str, list[
                 f"{where}: the chat template of the tokenizer leaves out {'the text' if is_lost else 'tool calls'} of "
                 f'message {index}, which is to be learned: use a template that writes it, or give it "weight": 0.'
             )
+    spans = [(start, end) for start, end in spans if end > start]
+    if not spans:
+        raise ValueError(f"{where}: the template marks no token of its answers, which are empty: leave it out.")
     return text, spans
 
 
@@ -236,8 +239,15 @@ def _marked(talk: Conversation, tokenizer: Any) -> list[tuple[int, int]] | None:
         return_assistant_tokens_mask=True,
         **tokenizer.special_tokens_map,
     )
-    spans = [(start, end) for start, end in marked[0] if end > start]
-    return spans if len(spans) == sum(message["role"] == "assistant" for message in messages) else None
+    answers = [message for message in talk.messages if message["role"] == "assistant"]
+    are_full = [bool(message["content"].strip() or message.get("tool_calls")) for message in answers]
+    for spans in (marked[0], [(start, end) for start, end in marked[0] if end > start]):
+        # An answer of no text has no token if the marks are around texts alone.
+        if len(spans) == len(answers) and all(
+            end > start for full, (start, end) in zip(are_full, spans, strict=True) if full
+        ):
+            return spans
+    return None
 
 
 def _before(talk: Conversation, index: int, tokenizer: Any) -> str | None:

@@ -225,6 +225,23 @@ def test_the_template_s_own_marks_are_taken() -> None:
     assert [label != IGNORED for label in found.labels] == [mask == 1 for mask in own["assistant_masks"]]
 
 
+def test_an_empty_answer_changes_no_other_s_marks() -> None:
+    tokenizer = byte_tokenizer("<s>", "</s>")
+    tokenizer.chat_template = (
+        "{% for message in messages %}{% if message.role == 'assistant' %}"
+        "{% generation %}{{ message.content }}{% endgeneration %}{{ message.tool_calls }}{{ eos_token }}"
+        "{% else %}{{ message.content }}: {% endif %}{% endfor %}"
+    )
+    empty = {"role": "assistant", "content": ""}
+    found = encoded(tokenizer, [TURNS[0], empty, *TURNS[2:4]])
+    assert (found.ids, found.labels) == expected(tokenizer, ["one?: </s>two?: ", "2, of course", "</s>"])
+    with pytest.raises(ValueError, match="row: the template marks no token of its answers, which are empty"):
+        encoded(tokenizer, [TURNS[0], empty])
+    # Calls are not marked here, so that answers are found without the marks.
+    called = encoded(tokenizer, [TURNS[0], {**empty, "tool_calls": [CALL]}])
+    assert tokenizer.decode(called.ids[slice(*called.answers[0])]) == f"{[CALL]}</s>"
+
+
 @pytest.mark.parametrize("make", [byte_tokenizer, word_tokenizer])
 @pytest.mark.parametrize("begin", [None, "<s>"])
 def test_without_a_template_there_is_a_default(make: Any, begin: str | None) -> None:
