@@ -16,6 +16,7 @@ from torch import nn
 
 from bayeslora import guides
 from bayeslora.adapters import Stack
+from bayeslora.dials import Dial
 from bayeslora.methods.fields import NonNegative, Positive, PositiveOrAuto
 from bayeslora.methods.spreads import LearnedSpreads
 from bayeslora.natural import Gaussian
@@ -61,12 +62,13 @@ class AutoGuide(LearnedSpreads):
     """
 
     name = "autoguide"
+    dial = Dial("temperature", (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1))
     prior_program: Callable[[Stack], FactorTuple] | str | None = None
     autoguide: Callable[..., Any] | str = "AutoNormal"
     usual_scale = 0.2
     prior_scale: Positive | Literal["learn"] = 0.2
     init_scale: Positive = 0.01
-    temperature: PositiveOrAuto = 0.03
+    temperature: PositiveOrAuto = 0.003
     spread_rate: Positive | None = None
     guide_learning_rate: NonNegative | None = None
 
