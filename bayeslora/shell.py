@@ -26,6 +26,7 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from bayeslora import contracts, prediction
+from bayeslora.data import split_of
 from bayeslora.methods import METHODS, named, own_fields
 from bayeslora.methods.fields import describe
 from bayeslora.tasks.prediction import BasePrediction, names_of
@@ -333,12 +334,12 @@ def columns_named(text: list[str] | None, label: list[str] | None, id: str | Non
 
 def split_to_predict(data: Mapping[str, Data]) -> Data:
     """Return the split to predict: `test`, else `validation`, else `train`."""
-    return next(data[name] for name in ("test", "validation", "train") if name in data)
+    return split_of(data, "test", "validation", "train")
 
 
 def held_out_of(data: Mapping[str, Data]) -> Data:
     """Return the split to learn decisions from: `validation`, else `test`, else `train`."""
-    return data["validation"] if "validation" in data else split_to_predict(data)
+    return split_of(data, "validation", "test", "train")
 
 
 def with_decisions(

@@ -22,7 +22,7 @@ def _may_hold_rows(value: Any) -> bool:
         return is_path(value)
     if isinstance(value, bool | bytes | Number | type | nn.Module | set | frozenset):
         return False
-    return hasattr(value, "__iter__") or hasattr(value, "__getitem__")
+    return any(hasattr(value, name) for name in ("__iter__", "__getitem__", "__arrow_c_stream__", "__dataframe__"))
 
 
 Data: TypeAlias = Annotated[

@@ -31,7 +31,7 @@ def fit(model: Any, data: Any) -> bayeslora.Posterior:
         ("data.pdf", r"ends in '\.pdf'; give a file that ends in \.csv"),
         ("half.jsonl", r"half\.jsonl cannot be read as jsonl: "),
         ("rubbish.parquet", r"rubbish\.parquet cannot be read as parquet: "),
-        ("quote.csv", r"quote\.csv cannot be read as csv: .*row"),
+        ("quote.csv", r"quote\.csv, line 3: a quotation mark is opened"),
     ],
 )
 def test_data_that_are_not_there(name: str, message: str, tmp_path: Path) -> None:

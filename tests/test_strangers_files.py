@@ -11,12 +11,14 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 import bayeslora
 from bayeslora.cli import app
-from bayeslora.data import Columns, given, plain, read
+from bayeslora.data import Columns, given, plain, read, split_of
 from tests.tasks.cases import model
 from tests.test_data import tiny_tokenizer
 
@@ -173,6 +175,14 @@ WRITTEN: dict[str, bytes] = {
     "split.json": FRAME.to_json(orient="split").encode(),
     "columns.json": json.dumps(FRAME.to_dict("list")).encode(),
     "below.json": json.dumps({"version": 1, "data": RECORDS}).encode(),
+    "utf-32.csv": CSV.encode("utf-32"),
+    "end-of-dos.csv": CSV.encode() + b"\x1a",
+    "packed.csv": gzip.compress(CSV.encode()),
+    "unpacked.csv.gz": CSV.encode(),
+    "over-lines.jsonl": "\n".join(json.dumps(row, indent=1) for row in RECORDS).encode(),
+    "commas.jsonl": ",\n".join(map(json.dumps, RECORDS)).encode(),
+    "one-line.json": "".join(map(json.dumps, RECORDS)).encode(),
+    "one-list.jsonl": json.dumps(RECORDS).encode(),
 }
 
 
@@ -183,6 +193,114 @@ def test_a_table_is_read_however_it_is_written(name: str, tmp_path: Path) -> Non
     assert found.to_dict() == FRAME.to_dict("list")
     columns = plain(found).columns
     assert (columns.text, columns.label) == (("review",), "verdict")
+
+
+TOLD: dict[str, tuple[str, dict[str, list[Any]]]] = {
+    "escaped.csv": ('text,n\n"a ""b"", c",1\n'.replace('""', '\\"'), {"text": ['a "b", c'], "n": [1]}),
+    "backslash.csv": ('text,n\n"C:\\",1\n', {"text": ["C:\\"], "n": [1]}),
+    "mark.csv": ("\ufefftext,n\na,1\n".encode().decode("latin-1") + "é,2\n", {"text": ["a", "é"], "n": [1, 2]}),
+    "line.jsonl": ('{"text": "a\u2028b"}\n{"text": "c\x85d"}\n', {"text": ["a\u2028b", "c\x85d"]}),
+    "cut.jsonl": ('{"text": "a \\ud83d"}\n', {"text": ["a \ufffd"]}),
+    "large.csv": (f"text,n\na,{10**25}\nb,1\n", {"text": ["a", "b"], "n": [str(10**25), "1"]}),
+    "r.csv": ("text,n\na,1.5\nNA,NA\n", {"text": ["a", "NA"], "n": [1.5, None]}),
+    "thousands.csv": ('text,n\na,"1,000"\nb,12\n', {"text": ["a", "b"], "n": [1000, 12]}),
+    "several.csv": ('text,n\na,"1,2"\nb,2\n', {"text": ["a", "b"], "n": ["1,2", "2"]}),
+    "arrays.csv": ("text,n\na,[0 1]\nb,[1 0]\n", {"text": ["a", "b"], "n": [[0, 1], [1, 0]]}),
+    "spans.json": ('[{"text": "a", "spans": [[0, 3, "X"]]}]', {"text": ["a"], "spans": [["[0, 3, 'X']"]]}),
+    "texts.json": ('["a b", "c"]', {"text": ["a b", "c"]}),
+    "texts.txt": ("a b, c\n\nd\n", {"text": ["a b, c", "d"]}),
+    "table.txt": ("text,n\na,1\n", {"text": ["a"], "n": [1]}),
+    "head.txt": ("text\na b\n", {"text": ["a b"]}),
+    "words.txt": (
+        "-DOCSTART- -X- O\n\na X B-P\nb Y O\n\nc X O\n",
+        {"tokens": [["a", "b"], ["c"]], "ner_tags": [["B-P", "O"], ["O"]]},
+    ),
+    "words.tsv": ("a\tB-P\nb\tO\n\nc\tO", {"tokens": [["a", "b"], ["c"]], "ner_tags": [["B-P", "O"], ["O"]]}),
+    "words.conll": ("a PER\nb no\n", {"tokens": [["a", "b"]], "ner_tags": [["PER", "no"]]}),
+    "untagged.conll": ("a\nb\n\nc\n", {"tokens": [["a", "b"], ["c"]]}),
+    "words.conllu": (
+        "# x\n1-2\tab" + "\t_" * 8 + "\n1\ta\ta\tDET" + "\t_" * 6 + "\n2\tb\tb\tNOUN" + "\t_" * 6 + "\n",
+        {"tokens": [["a", "b"]], "upos": [["DET", "NOUN"]]},
+    ),
+    "squad.json": (
+        json.dumps(
+            {
+                "data": [
+                    {
+                        "title": "t",
+                        "paragraphs": [
+                            {
+                                "context": "a b",
+                                "qas": [{"id": "1", "question": "q", "answers": [{"text": "b", "answer_start": 2}]}],
+                            }
+                        ],
+                    }
+                ]
+            }
+        ),
+        {
+            "id": ["1"],
+            "title": ["t"],
+            "context": ["a b"],
+            "question": ["q"],
+            "answers": [{"text": ["b"], "answer_start": [2]}],
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_files_are_read_as_what_they_hold(name: str, tmp_path: Path) -> None:
+    content, expected = TOLD[name]
+    (tmp_path / name).write_bytes(content.encode("latin-1" if "é" in content else "utf-8"))
+    assert read(str(tmp_path / name))["train"].to_dict() == expected
+
+
+def test_tables_of_arrow_and_splits_of_json(tmp_path: Path) -> None:
+    FRAME.to_feather(tmp_path / "table.feather")
+    pq.write_table(
+        pa.table({**FRAME.to_dict("list"), "review": [text.encode() for text in FRAME["review"]]}),
+        tmp_path / "bytes.parquet",
+    )
+    for name in ("table.feather", "bytes.parquet"):
+        found = plain(read(str(tmp_path / name))["train"])
+        assert (found.columns.text, found.columns.label) == (("review",), "verdict")
+        assert found.inputs["review"][:] == FRAME["review"].tolist()
+    (tmp_path / "splits.json").write_text(json.dumps({"train": RECORDS, "test": RECORDS[:2]}))
+    assert {name: len(rows) for name, rows in read(str(tmp_path / "splits.json")).items()} == {"train": 6, "test": 2}
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "found"),
+    [
+        (["training", "dev"], ["train"], "training"),
+        (["Train", "Test"], ["test", "validation", "train"], "Test"),
+        (["train_en", "val_en"], ["validation"], "val_en"),
+        (["default"], ["train"], "default"),
+        (["default"], ["test", "validation", "train"], "default"),
+        (["train", "train_extra"], ["train"], "train"),
+        (["a", "b"], ["train"], None),
+        (["test"], ["train"], None),
+        (["train_en", "train_de"], ["train"], None),
+    ],
+)
+def test_splits_by_the_words_in_their_names(names: list[str], wanted: list[str], found: str | None) -> None:
+    splits = {name: datasets.Dataset.from_dict({"name": [name]}) for name in names}
+    if found is not None:
+        assert split_of(splits, *wanted)["name"][:] == [found]
+        return
+    with pytest.raises(ValueError, match=r"has no 'train' split, only .*: give the one to read"):
+        split_of(splits, *wanted)
+
+
+def test_an_encoding_that_may_be_wrong_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "data.csv").write_bytes("text,label\nхорошо,да\n".encode("cp1251"))
+    read(str(tmp_path / "data.csv"))
+    assert "data.csv is not in UTF-8, and is read in Windows' Western encoding (cp1252), such as 'õîðîøî" in caplog.text
+    (tmp_path / "other.csv").write_bytes("text,label\ntrès bon,oui\n".encode("cp1252"))
+    caplog.clear()
+    read(str(tmp_path / "other.csv"))
+    assert not caplog.text
 
 
 def test_commas_for_points_and_lists_in_a_table_of_text(tmp_path: Path) -> None:
@@ -231,6 +349,12 @@ def test_folders_patterns_and_lists_of_files(tmp_path: Path) -> None:
         ("a.json", b"[1, 2]", "a.json has '1' in row 0: give a list of records"),
         ("a.json", b'[{"a": 1},\n{"a":}]', "a.json cannot be read as json: line 2: "),
         ("a.pdf.gz", b"x", r"ends in '.gz'; give a file that ends in .csv.* and .gz"),
+        ("a.csv", b'text,n\nb,1\n"c,1\nd,2\n', r"a.csv, line 3: a quotation mark is opened, and not closed"),
+        ("a.csv", b"Reviews\n\ntext,n\nb,1\n", r"line 3: .* 1 in the head: .* Remove what stands above the names"),
+        ("a.csv", b"PAR1" + bytes(range(200)), "a.csv is not a text, whatever its name ends in"),
+        ("a.json", b"{}", "a.json has no rows"),
+        ("a.conll", b"a O\nb\n", "a.conll, line 2: there are 1 columns, and 2 before"),
+        ("a.parquet", b"x", r"a.parquet cannot be read as parquet: .*[^.]\.$"),
     ],
 )
 def test_files_that_do_not_fit(name: str, content: bytes, message: str, tmp_path: Path) -> None:

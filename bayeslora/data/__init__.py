@@ -1,7 +1,7 @@
 """Turn the data that users have into batches: mappings from the names of the network's inputs to tensors."""
 
 from bayeslora.data.columns import LABELS, NOTHING, Columns, Reading, said
-from bayeslora.data.files import given, opened, read, split
+from bayeslora.data.files import given, opened, read, split, split_of
 from bayeslora.data.forms import Arrays, Examples, OwnOrders, Stream
 from bayeslora.data.plain import Plain, plain
 from bayeslora.data.shots import shots_in
@@ -29,5 +29,6 @@ __all__ = [
     "said",
     "shots_in",
     "split",
+    "split_of",
     "to_device",
 ]

@@ -312,6 +312,18 @@ def is_text(feature: Any) -> bool:
     return getattr(feature, "dtype", "") in ("string", "large_string")
 
 
+def check_no_lists(table: Any, data: str) -> None:
+    """Raise a ValueError if a table without a column of texts has one of lists or records, which may be meant."""
+    rows = table.with_format(None)
+    for name in (name for name in table.column_names if name != "labels"):
+        first = next((value for value in rows[name] if value is not None), None)
+        if isinstance(first, list | Mapping):
+            advice = "take the text out of it"
+            if isinstance(first, list):
+                advice = f"join the words, ' '.join(…); or call them {WORDS[0]!r}, if each has a tag"
+            raise ValueError(f"{data}: {name!r} is not a text in row 0, but {str(first)[:60]}: {advice}.")
+
+
 def written_out(table: Any, texts: Sequence[str]) -> Any:
     """Return a table whose numbers, truth values and dates in columns that are read as texts are written out."""
     features = table.features or {}

@@ -1,9 +1,6 @@
 """Data from files and tables, and their splits."""
 
-import csv
 import glob
-import importlib
-import io
 import logging
 import os
 import re
@@ -11,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayeslora.data import written
-from bayeslora.data.columns import few_values
-from bayeslora.data.plain import as_table
+from bayeslora.contracts import ArgumentError
+from bayeslora.data import delimited, lines, written
+from bayeslora.data.decoding import COMPRESSED, decoded
+from bayeslora.data.foreign import familiar
+from bayeslora.data.tabling import as_table
 from bayeslora.paths import check_place
 from bayeslora.types import Data
 
@@ -23,12 +22,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SEPARATORS = ",;\t|"
-"""What may stand between the columns of a table of text."""
-
-ENCODINGS = ("utf-8-sig", "cp1252", "latin-1")
-"""Encodings of text, of which the first that fits is taken; the last fits everything."""
-
 KINDS = {
     ".csv": "csv",
     ".tsv": "csv",
@@ -36,14 +29,18 @@ KINDS = {
     ".json": "json",
     ".jsonl": "json",
     ".ndjson": "json",
+    ".conll": "words",
+    ".conllu": "words",
+    ".iob": "words",
+    ".bio": "words",
     ".parquet": "parquet",
+    ".feather": "arrow",
+    ".arrow": "arrow",
     ".xlsx": "excel",
     ".xls": "excel",
+    ".ods": "excel",
 }
 """Endings of files, and what they hold."""
-
-COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma", ".zip": "zipfile"}
-"""Endings of compressed files, after that of what they hold, and the modules that unpack them."""
 
 SPLITS = {
     "train": ("train", "training"),
@@ -52,7 +49,7 @@ SPLITS = {
 }
 """Splits, and the words in names of files that say them."""
 
-PACKAGES = {".xlsx": "openpyxl", ".xls": "xlrd"}
+PACKAGES = {".xlsx": "openpyxl", ".xls": "xlrd", ".ods": "odfpy"}
 """What pandas reads spreadsheets with."""
 
 
@@ -62,19 +59,25 @@ def opened(data: Any) -> Any:
 
 
 def given(data: Data, *splits: str) -> Data:
-    """Return data that are given as a path, as several paths of files, or in splits; others as they are.
+    """Return data that are given as a path, as several paths of files, or in splits, and others in a familiar form.
 
     Args:
         data: The data.
-        splits: Names of splits, of which the first that is there is taken.
+        splits: Names of splits, of which the first that is there is taken; none to leave them.
+
+    Raises:
+        ValueError: If a path is of nothing, or none of the splits is there.
     """
-    if isinstance(data, os.PathLike) or (isinstance(data, str) and (_is_file(data) or Path(data).is_dir())):
+    if isinstance(data, os.PathLike) or (isinstance(data, str) and _is_path(data)):
         data = read(os.fspath(data))
     elif isinstance(data, list | tuple) and data and all(map(_is_file, data)):
         data = _together([Path(each) for each in data])
-    if not _has_splits(data):
-        return data
-    return next((data[name] for name in splits if name in data), data)
+    elif isinstance(data, str):
+        raise ArgumentError(
+            f"data={str(data)!r:.100}: there is no such file or folder. Give the path of one; or, if it is a text, a "
+            "list of texts, [text]."
+        )
+    return split_of(data, *splits) if splits and _has_splits(data) else familiar(data)
 
 
 def _is_file(name: Any) -> bool:
@@ -87,16 +90,54 @@ def _is_file(name: Any) -> bool:
         return False
 
 
+def _is_path(name: str) -> bool:
+    """Whether a text is the path of a folder or file, a pattern of some, or ends as a file's name does."""
+    if "\n" in name or len(name) > 1000:
+        return False
+    return Path(name).expanduser().exists() or _ending(Path(name)) in KINDS or bool(_matching(name))
+
+
+def _matching(pattern: str) -> list[Path]:
+    """Return the files that a pattern matches."""
+    return sorted(map(Path, glob.glob(os.path.expanduser(pattern)))) if any(m in pattern for m in "*?[") else []
+
+
 def _has_splits(data: Any) -> bool:
     return isinstance(data, Mapping) and bool(data) and all(hasattr(value, "column_names") for value in data.values())
 
 
+def split_of(data: Mapping[str, Data], *names: str) -> Data:
+    """Return the first of some splits that is there: by its name, by a word that says it (`dev`), or the only one.
+
+    Raises:
+        ValueError: If none is, or the only one is said to be another.
+    """
+    for name in names:
+        if (found := _split(data, name)) is not None:
+            return found
+    others = [other for other in SPLITS if other not in names]
+    if len(data) == 1 and not any(_split(data, other) is not None for other in others):
+        return next(iter(data.values()))
+    wanted = " or ".join(map(repr, names))
+    raise ValueError(f"The data has no {wanted} split, only {', '.join(data)}: give the one to read, data[…].")
+
+
+def _split(data: Mapping[str, Data], name: str) -> Data | None:
+    """Return a split by its name, or else the only one whose name has a word that says it."""
+    if name in data:
+        return data[name]
+    said = [each for each in data if {*re.split(r"[^a-z]+", str(each).casefold())} & {*SPLITS.get(name, ())}]
+    return data[said[0]] if len(said) == 1 else None
+
+
 def split(data: Data, name: str) -> Data:
-    """Return a split of a `datasets.DatasetDict`, None if it has none of that name; any other data is all `train`."""
+    """Return a split of a `datasets.DatasetDict`, None if it has none of that name; any other data is all `train`.
+
+    Raises:
+        ValueError: If it has several splits, and none is `train`.
+    """
     if _has_splits(data):
-        if name == "train" and name not in data:
-            raise ValueError(f"The data has no 'train' split, only {', '.join(data)}.")
-        return data.get(name)
+        return split_of(data, name) if name == "train" else _split(data, name)
     return data if name == "train" else None
 
 
@@ -104,8 +145,9 @@ def read(name: str) -> "DatasetDict":
     """Read a `datasets.DatasetDict` from a file, a folder of files, or the hub.
 
     A file is CSV, with commas, semicolons, tabs or bars between its columns, in UTF-8, UTF-16 or Windows' Western
-    encoding; JSON, or JSON lines; Parquet; or Excel, by pandas. All but the last two may be compressed. Files of a
-    folder are put together by the splits in their names, and so are those that a pattern such as `part-*.csv` matches.
+    encoding; JSON, or JSON lines; words with tags (CoNLL); Parquet, Feather or Arrow; or Excel, by pandas. Texts may be
+    compressed. Files of a folder are put together by the splits in their names, and so are those that a pattern such
+    as `part-*.csv` matches.
 
     Raises:
         ValueError: If it is not there, is empty, has another ending, or cannot be read; the message says which row does
@@ -116,18 +158,20 @@ def read(name: str) -> "DatasetDict":
 
     name = os.path.expanduser(name) if Path(name).expanduser().exists() else name
     path = Path(name)
-    pattern = os.path.expanduser(name) if any(mark in name for mark in "*?[") and not path.exists() else ""
-    if found := sorted(map(Path, glob.glob(pattern))):
+    if not path.exists() and (found := _matching(name)):
         return _together(found)
     check_place(name, "data", ", or a name on the hub")
+    if path.is_file() and path.stat().st_size and KINDS.get(_ending(path)) == "json":
+        return datasets.DatasetDict(written.tables(decoded(path), path))
     if path.is_file():
         return datasets.DatasetDict({"train": _of_file(path)})
     if path.is_dir() and not any(path.iterdir()):
         raise ValueError(f"{name} is an empty folder: give one with data files, or a file.")
-    if path.is_dir() and (files := _tables_in(path)):
+    is_saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    if path.is_dir() and not is_saved and (files := _tables_in(path)):
         return _together(files)
     try:
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        if is_saved:
             saved = datasets.load_from_disk(name)
             return saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict({"train": saved})
         return datasets.load_dataset(name)
@@ -137,8 +181,6 @@ def read(name: str) -> "DatasetDict":
 
 def _of_file(path: Path) -> "Dataset":
     """Read one file."""
-    from datasets import load_dataset
-
     ending = _ending(path)
     if ending not in KINDS:
         raise ValueError(
@@ -147,16 +189,45 @@ def _of_file(path: Path) -> "Dataset":
         )
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty: give a file with a row for each example.")
-    if KINDS[ending] == "csv":
-        return _table(_read_csv(path))
     if KINDS[ending] == "excel":
         return _table(_read_excel(path))
+    if KINDS[ending] in ("parquet", "arrow"):
+        return _of_arrow(path, KINDS[ending])
+    text = decoded(path)
     if KINDS[ending] == "json":
-        return written.table(_decoded(path), path)
+        return written.table(text, path)
     try:
-        return load_dataset(KINDS[ending], data_files=str(path))["train"]
+        if KINDS[ending] == "words" or ending in (".txt", ".tsv"):
+            found = lines.words_with_tags(text, KINDS[ending] == "words")
+            if found is None and ending == ".txt" and not delimited.is_one(text):
+                found = lines.texts(text.split("\n"))
+            if found is not None:
+                return as_table(found)
+    except ValueError as error:
+        raise ValueError(f"{path}, {error}. Correct or remove it.") from None
+    return _table(delimited.table(text, path, "\t" if ending == ".tsv" else ","))
+
+
+def _of_arrow(path: Path, kind: str) -> "Dataset":
+    """Read a table of Parquet, or of Arrow as Feather and `datasets` write it."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+    from datasets import Dataset, load_dataset
+    from pyarrow import feather, parquet
+
+    try:
+        if kind == "parquet":
+            count = parquet.ParquetFile(path).metadata.num_rows
+            found = load_dataset(kind, data_files=str(path))["train"] if count else None
+        else:
+            with path.open("rb") as file:
+                stream = file.read(6) != b"ARROW1" and path.suffix.casefold() == ".arrow"
+            rows = pa.ipc.open_stream(path.read_bytes()).read_all() if stream else feather.read_table(path)
+            found = Dataset(rows) if len(rows) else None
     except Exception as error:
         raise ValueError(_failed(str(path), path, error)) from error
+    if found is None:
+        raise ValueError(f"{path} has no rows: give a file with a row for each example.")
+    return found
 
 
 def _ending(path: Path) -> str:
@@ -205,7 +276,7 @@ def _together(files: Sequence[Path]) -> "DatasetDict":
 
 def _failed(name: str, path: Path, error: Exception) -> str:
     """Return what to say of data that could not be read."""
-    reason = " ".join(str(error.__cause__ or error).split())
+    reason = " ".join(str(error.__cause__ or error).split()).rstrip(".")
     if "corresponds to no data" in reason:
         return f"{name} has no rows: give a file with a row for each example."
     if path.is_file():
@@ -222,100 +293,6 @@ def _table(table: "pd.DataFrame") -> "Dataset":
     for name in table.columns:
         columns[str(name)] = table[name].astype(object).where(table[name].notna(), None).tolist()
     return as_table(columns)
-
-
-def _read_csv(path: Path) -> "pd.DataFrame":
-    """Read a table of text, whatever stands between its columns, and in whichever of a few encodings."""
-    import pandas as pd
-
-    text = _decoded(path)
-    separator = None
-    if declared := re.match(r"\ufeff?\"?sep=(.)\"?\s*\n", text):  # which is for Excel
-        separator, text = declared[1], text[declared.end() :]
-    separator = separator or _separator(text, "\t" if _ending(path) == ".tsv" else ",")
-    if not text.strip():
-        raise ValueError(f"{path} has no rows: give a file with a row for each example.")
-    width = 0
-    reader = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
-    try:
-        for row in reader:
-            width = width or len(row)
-            if len(row) > width:
-                line = text.split("\n")[reader.line_num - 1].strip()
-                raise ValueError(
-                    f"{path}, line {reader.line_num}: there are {len(row)} columns, and {width} in the head: "
-                    f"{line!r:.80}. Put texts that hold {separator!r} in quotation marks."
-                )
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}. Correct or remove that line.") from None
-    # Words such as "NA" and "null" are texts like others; only an empty place is a missing value.
-    how = {"sep": separator, "keep_default_na": False, "na_values": [""], "low_memory": False, "skipinitialspace": True}
-    try:
-        table = pd.read_csv(io.StringIO(text), **how)
-        if separator != ",":  # then commas may stand for points
-            other = pd.read_csv(io.StringIO(text), **how, decimal=",")
-            for place, name in enumerate(table.columns):
-                if not pd.api.types.is_numeric_dtype(table[name]) and pd.api.types.is_numeric_dtype(other[name]):
-                    table.isetitem(place, other[name])
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {error}. Correct or remove that row.") from None
-    table.columns = table.columns.map(lambda name: str(name).strip())
-    for name in table.columns:
-        if few_values(table[name].tolist()) and (table[name] == name).any():
-            logger.warning(
-                "%s: the first line has %r, which is also a value of its column: is it a row? It has to name columns.",
-                *(path, name),
-            )
-    table.attrs["file"] = str(path)
-    return table
-
-
-def _content(path: Path) -> bytes:
-    """Return what a file holds, unpacked if it is compressed."""
-    content, ending = path.read_bytes(), path.suffix.casefold()
-    if ending not in COMPRESSED:
-        return content
-    module = importlib.import_module(COMPRESSED[ending])
-    try:
-        if ending != ".zip":
-            return bytes(module.decompress(content))
-        with module.ZipFile(io.BytesIO(content)) as packed:
-            names = [name for name in packed.namelist() if not name.startswith("__MACOSX") and not name.endswith("/")]
-            unpacked = {name: packed.read(name) for name in names[:2]}
-    except Exception as error:  # each module has its own, and zlib's, too
-        raise ValueError(f"{path} cannot be unpacked: {error}.") from error
-    if len(names) != 1:
-        raise ValueError(f"{path} holds {len(names)} files: give one that holds a single one, or unpack it.")
-    return bytes(unpacked[names[0]])
-
-
-def _decoded(path: Path) -> str:
-    """Return the text of a file, whose lines end in `\\n`."""
-    text = _text(_content(path))
-    return text if "\n" in text else text.replace("\r", "\n")
-
-
-def _text(content: bytes) -> str:
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return content.decode("utf-16", "replace")
-    head = content[:200]
-    for encoding, first in (("utf-16-le", 1), ("utf-16-be", 0)):  # without its mark: every other byte of a letter is 0
-        if len(head) > 3 and head[first::2].count(0) > len(head) / 4 and not head[1 - first :: 2].count(0):
-            return content.decode(encoding, "replace")
-    for encoding in ENCODINGS:
-        try:
-            return content.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    raise AssertionError("the last encoding fits everything")
-
-
-def _separator(text: str, usual: str) -> str:
-    """Return what stands between the columns: what the head has the most of, outside quotation marks."""
-    line = next((line for line in text.splitlines() if line.strip()), "")
-    counts = {mark: len(next(csv.reader([line], delimiter=mark), [])) - 1 for mark in SEPARATORS}
-    best = max(counts.values())
-    return usual if counts[usual] == best else next(mark for mark in SEPARATORS if counts[mark] == best)
 
 
 def _read_excel(path: Path) -> "pd.DataFrame":

@@ -23,13 +23,14 @@ from bayeslora.data.columns import (
     label_of,
     written_out,
 )
+from bayeslora.data.tabling import as_table, plain_table
 from bayeslora.tasks import conversations
-from bayeslora.tasks.checking import is_missing
-from bayeslora.tasks.labels import RawLabels, written_lists
+from bayeslora.tasks.checking import REPAIR, is_missing
+from bayeslora.tasks.labels import RawLabels
 from bayeslora.types import Data
 
 if TYPE_CHECKING:
-    import datasets
+    pass
 
 NONE_FOUND = Found()
 
@@ -193,7 +194,9 @@ def _values(data: Any) -> Any:
         data = data.to_numpy(copy=True)
     if isinstance(data, np.ndarray | np.generic):
         data = np.asarray(data)
-        return data if data.dtype.kind in "biufc" else data.tolist()
+        data = data if data.dtype.kind in "biufc" else data.tolist()
+    if isinstance(data, list | tuple) and len(data) and isinstance(data[0], bytes):
+        return [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in data]
     return list(data) if isinstance(data, tuple) else data
 
 
@@ -204,6 +207,8 @@ def _unwrapped(value: Any) -> Any:
 def _list(values: list[Any], asked: Columns, known: Columns, name: str, with_labels: bool) -> Plain:
     """Return a list of texts, of pairs, of rows as mappings, or of inputs with their labels."""
     first = _unwrapped(values[0])
+    if all(value is None for value in values):
+        raise ValueError(f"{name}: all {len(values)} rows are missing (None). {REPAIR}.")
     if (
         isinstance(first, Mapping)
         and not asked.text
@@ -238,6 +243,11 @@ def _list(values: list[Any], asked: Columns, known: Columns, name: str, with_lab
 
 def _mapping(data: dict[str, Any], asked: Columns, known: Columns, name: str, with_labels: bool) -> Plain:
     """Return a mapping of texts as a table, and one of numbers as arrays."""
+    if (one := next((key for key, value in data.items() if isinstance(value, str)), None)) is not None:
+        raise ArgumentError(
+            f"{name}: {one!r} is one text, {str(data[one])!r:.60}: give a list of texts for each column, or a list of "
+            "records."
+        )
     talk = conversations.columns_in(data)
     if talk and conversations.are_lists(talk, {key: next(iter(data[key]), None) for key in talk}):
         columns = {key: list(_values(value)) for key, value in data.items()}
@@ -264,30 +274,6 @@ def _holds_texts(values: Any) -> bool:
     return isinstance(first, str) or (
         isinstance(first, list | tuple | np.ndarray) and any(isinstance(v, str) for v in first)
     )
-
-
-def as_table(columns: Mapping[str, Any]) -> "datasets.Dataset":
-    """Make a table. What is of mixed types, or of one that a table cannot hold, becomes texts; written lists lists."""
-    import datasets
-    import pyarrow as pa  # type: ignore[import-untyped]
-
-    refusals = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError)
-    columns = {key: written_lists(values) or values for key, values in columns.items()}
-    try:
-        return datasets.Dataset.from_dict(columns)
-    except refusals:
-
-        def fits(values: Any) -> bool:
-            try:
-                return bool(pa.array(list(values)).type is not None)
-            except refusals:
-                return False
-
-        texts = {
-            key: values if fits(values) else [None if is_missing(value) else str(value) for value in values]
-            for key, values in columns.items()
-        }
-        return datasets.Dataset.from_dict(texts)
 
 
 def _frame(frame: Any, labels: RawLabels | None, asked: Columns, known: Columns, name: str, with_labels: bool) -> Plain:
@@ -358,6 +344,7 @@ def _table(
         with_labels: Whether labels are wanted.
         given: What the table was made of, if its columns say more.
     """
+    table = plain_table(table)
     found = choose(table, asked, known, name, with_labels, None if labels is None else list(labels.plain))
     label, table = found.label, written_out(table, found.text)
     names = (*table.column_names, *(("text",) if found.text else ()))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from bayeslora.data.checks import numbers
-from bayeslora.data.columns import LABELS, NOT_INPUTS, NOTHING, Columns, Found, is_text
+from bayeslora.data.columns import LABELS, NOT_INPUTS, NOTHING, Columns, Found, check_no_lists, is_text
 from bayeslora.data.forms import Arrays, Examples
 from bayeslora.data.plain import Plain, plain
 from bayeslora.limits import limits
@@ -106,15 +106,14 @@ class Reader:
         if isinstance(data, Dataset):
             return Examples(data, self.row)
         if found.are_texts:
-            for texts in zip(*data, strict=True) if isinstance(data[0], tuple) else (data,):
+            for texts in [*zip(*data, strict=True)] if isinstance(data[0], tuple) else (data,):
                 check_texts(self.name, "the text", texts)
             return Examples(self.tokenize(data), dict)
         if isinstance(data, (np.ndarray, Tensor, Mapping, list)):
             return self.arrays(data)
         raise TypeError(
-            f"{self.name} is {_kind(data)}. Give a datasets.Dataset or DatasetDict, a pandas DataFrame, a "
-            "torch Dataset or DataLoader, or (inputs, labels) as arrays, a mapping of arrays, or a list of texts with "
-            "a tokenizer."
+            f"{self.name} is {_kind(data)}. Give a datasets.Dataset or DatasetDict, a pandas DataFrame, a torch Dataset"
+            " or DataLoader, or (inputs, labels) as arrays, a mapping of arrays, or a list of texts with a tokenizer."
         )
 
     def _stored(self, data: "Dataset[Any]") -> Arrays | None:
@@ -231,6 +230,7 @@ class Reader:
         """Return the table with its one or two text columns turned into tokens."""
         texts = list(self.columns.text)
         if not texts:
+            check_no_lists(table, self.name)
             raise self._unread(table.column_names)
         if len(texts) > 2:
             raise ValueError(
@@ -245,7 +245,7 @@ class Reader:
 
     def _unread(self, columns: Sequence[Any]) -> ValueError:
         """The error about columns of which the network reads none."""
-        first = next((str(name) for name in columns if name != "labels"), "…")
+        first = next((str(each) for each in columns if each != "labels"), "…")
         return ValueError(
             f"{self.name} has columns {', '.join(map(str, columns))}; the network takes {', '.join(self.parameters)}. "
             f"Rename the columns, or give text columns; numbers are texts if the column is named so, text={first!r}."

@@ -1,11 +1,12 @@
 """Tables that are written as JSON: a row for each line, or a document in one of the shapes that tools write."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayeslora.data.plain import as_table
+from bayeslora.data.tabling import as_table
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -14,38 +15,68 @@ LISTS = ("data", "rows", "records", "examples", "items")
 """Keys of a document under which its rows may stand."""
 
 
-def table(text: str, path: Path) -> "Dataset":
-    """Return the table of a JSON document, or of JSON lines.
+BETWEEN = re.compile(r"[\s,\x1e]*")
+"""What may stand between the documents of a file: line ends, and what tools write beside them."""
+
+
+def tables(text: str, path: Path) -> dict[str, "Dataset"]:
+    """Return the tables of JSON documents by their splits: `train` alone, unless a document has others as its keys.
 
     Raises:
-        ValueError: If it has no rows, or is not JSON; it names the line.
+        ValueError: If one has no rows, or the text is not JSON; it names the line.
     """
-    text = text.strip()
-    if not text:
-        raise ValueError(f"{path} has no rows: give a file with a row for each example.")
-    is_whole = text[0] == "[" or (text[0] == "{" and "\n" in text and not text.splitlines()[0].rstrip().endswith("}"))
+    documents = _documents(text, path)
+    first = documents[0] if documents else []
+    if len(documents) == 1 and isinstance(first, Mapping) and _are_splits(first):
+        return {name: _table(_rows(rows), path) for name, rows in first.items()}
     is_lines = bool({".jsonl", ".ndjson"} & {*map(str.casefold, path.suffixes)})
-    if is_whole and not (is_lines and text[0] == "["):
-        rows = _rows(_read(text, path, None))
-    else:
-        lines = [_read(line, path, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-        rows = _rows(lines[0]) if len(lines) == 1 and not is_lines else lines
+    is_row = is_lines and "\n" not in text.strip() and isinstance(first, Mapping)
+    return {"train": _table(_rows(first) if len(documents) == 1 and not is_row else documents, path)}
+
+
+def table(text: str, path: Path) -> "Dataset":
+    """Return the table of JSON documents; a ValueError as in `tables`, or if there are several."""
+    found = tables(text, path)
+    if len(found) > 1:
+        raise ValueError(f"{path} has several tables, {', '.join(found)}: give it by itself, or a file for each.")
+    return next(iter(found.values()))
+
+
+def _table(rows: Sequence[Any], path: Path) -> "Dataset":
+    if rows and all(isinstance(row, str) for row in rows):
+        rows = [{"text": row} for row in rows]
     odd = next((number for number, row in enumerate(rows) if not isinstance(row, Mapping)), None)
-    if not rows or odd is not None:
+    names = {} if odd is not None else dict.fromkeys(name for row in rows for name in row)
+    if not names:
         what = "has no rows" if odd is None else f"has {str(rows[odd])!r:.60} in row {odd}"
         raise ValueError(f"{path} {what}: give a list of records, {{column: value}}, or a line for each.")
-    names = dict.fromkeys(name for row in rows for name in row)
     return as_table({str(name): [row.get(name) for row in rows] for name in names})
 
 
-def _read(text: str, path: Path, line: int | None) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        where, advice = (
-            (f"line {error.lineno}", "Correct it") if line is None else (f"line {line}", "Correct or remove it")
-        )
-        raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {where}: {error.msg}. {advice}.") from None
+def _documents(text: str, path: Path) -> list[Any]:
+    """Return the documents that stand one after another: one for all rows, or one for each, on a line or several."""
+    documents: list[Any] = []
+    decoder, place = json.JSONDecoder(), len(text) - len(text.lstrip())
+    text = text.rstrip()
+    while place < len(text):
+        try:
+            document, place = decoder.raw_decode(text, place)
+        except json.JSONDecodeError as error:
+            advice = "Correct or remove it" if documents else "Correct it"
+            raise ValueError(
+                f"{path} cannot be read as {path.suffix[1:]}: line {error.lineno}: {error.msg}. {advice}."
+            ) from None
+        documents.append(document)
+        between = BETWEEN.match(text, place)
+        place = between.end() if between else place
+    return documents
+
+
+def _are_splits(document: Mapping[str, Any]) -> bool:
+    """Whether the keys of a document are splits, one of them `train`, with rows in each."""
+    words = {"train", "training", "validation", "valid", "val", "dev", "test", "testing"}
+    are_rows = all(isinstance(rows, list) and rows and isinstance(rows[0], Mapping) for rows in document.values())
+    return are_rows and "train" in document and {*document} <= words
 
 
 def _rows(document: Any) -> list[Any]:
@@ -56,6 +87,8 @@ def _rows(document: Any) -> list[Any]:
     if {"columns", "data"} <= {*document} and isinstance(document["data"], list):  # pandas, orient="split"
         return [dict(zip(document["columns"], row, strict=True)) for row in document["data"]]
     below = next((document[key] for key in LISTS if isinstance(document.get(key), list)), None)
+    if below and all(isinstance(row, Mapping) and "paragraphs" in row for row in below):
+        return _questions(below)
     if below is not None and all(isinstance(row, Mapping) for row in below):
         return list(below)
     if values and all(isinstance(value, Mapping) for value in values):
@@ -66,3 +99,18 @@ def _rows(document: Any) -> list[Any]:
     if len(values) > 1 and all(isinstance(value, list) for value in values) and len({*map(len, values)}) == 1:
         return [dict(zip(document, row, strict=True)) for row in zip(*values, strict=True)]
     return [document]
+
+
+def _questions(articles: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the questions of SQuAD's own files: articles with paragraphs, and these with questions, as records."""
+    rows: list[dict[str, Any]] = []
+    for article in articles:
+        for paragraph in article["paragraphs"]:
+            for each in paragraph["qas"]:
+                row = {"id": each.get("id"), "title": article.get("title")}
+                row |= {"context": paragraph["context"], "question": each["question"]}
+                if "answers" in each:
+                    places = {name: [answer[name] for answer in each["answers"]] for name in ("text", "answer_start")}
+                    row["answers"] = places
+                rows.append(row)
+    return rows

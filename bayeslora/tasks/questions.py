@@ -16,6 +16,10 @@ MAX_WINDOW = 384
 """Longest window of question and context, in tokens, unless the tokenizer's limit is lower."""
 
 
+PARTS = ("text", "answer_start")
+"""What is said of an answer."""
+
+
 @dataclass(frozen=True)
 class Questions:
     """Questions about contexts, cut into windows that a network can read.
@@ -64,7 +68,9 @@ def read(table: "Dataset", tokenizer: Tokenizer, name: str = "data") -> tuple[li
     for column in ("question", "context"):
         check_texts(name, repr(column), table[column])
     questions, contexts = [text.strip() for text in table["question"]], list(table["context"])
-    answers = list(table["answers"]) if "answers" in table.column_names else None
+    answers = None
+    if "answers" in table.column_names:
+        answers = [_answers(each, f"{name}, row {row}") for row, each in enumerate(table["answers"])]
     window = min(tokenizer.model_max_length, MAX_WINDOW)
     lengths = [len(ids) for ids in tokenizer(questions, add_special_tokens=False)["input_ids"]]
     if max(lengths) > window // 2:
@@ -91,6 +97,29 @@ def read(table: "Dataset", tokenizer: Tokenizer, name: str = "data") -> tuple[li
             row["labels"] = _label(answers[question], contexts[question], spans, f"{name}, row {question}")
     texts = None if answers is None else [list(each["text"]) for each in answers]
     return rows, Questions(contexts, texts, which, offsets)
+
+
+def _answers(given: Any, where: str) -> dict[str, list[Any]]:
+    """Return the answers to a question as SQuAD's table has them; they may be a record each, or there may be none.
+
+    Raises:
+        ValueError: If they are something else.
+    """
+    if given is None:
+        return {"text": [], "answer_start": []}
+    if isinstance(given, list) and all(isinstance(each, Mapping) and {*PARTS} <= {*each} for each in given):
+        given = {name: [each[name] for each in given] for name in PARTS}
+    if not isinstance(given, Mapping) or not {*PARTS} <= {*given}:
+        raise ValueError(
+            f"{where}: 'answers' is {str(given)!r:.60}: give {{'text': [...], 'answer_start': [...]}}, the words of "
+            "each answer and where they start in the context, in characters."
+        )
+    return {
+        name: list(given[name])
+        if isinstance(given[name], Sequence | np.ndarray) and not isinstance(given[name], str)
+        else [given[name]]
+        for name in PARTS
+    }
 
 
 def _label(answers: Mapping[str, Any], context: str, offsets: np.ndarray, where: str) -> list[int]:

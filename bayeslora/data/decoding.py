@@ -1,0 +1,98 @@
+"""The text of a file: unpacked by what it holds, whatever its name says, and in whichever of a few encodings."""
+
+import importlib
+import io
+import logging
+import re
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+ENCODINGS = ("utf-8-sig", "cp1252", "latin-1")
+"""Encodings of text, of which the first that fits is taken; the last fits everything."""
+
+MARKS = {
+    b"\xff\xfe\x00\x00": "utf-32",
+    b"\x00\x00\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
+"""First bytes of a text that say its encoding."""
+
+COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma", ".zip": "zipfile"}
+"""Endings of compressed files, after that of what they hold, and the modules that unpack them."""
+
+PACKED = {"gzip": rb"\x1f\x8b", "bz2": rb"BZh[1-9]1AY&SY", "lzma": rb"\xfd7zXZ\0", "zipfile": rb"PK\x03\x04"}
+"""How compressed files begin, by the modules that unpack them."""
+
+CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+"""Characters that texts do not have."""
+
+STRANGE = 0.2
+"""Share of letters beyond ASCII from which a text in no Unicode is likely to be in another encoding than taken."""
+
+
+def decoded(path: Path) -> str:
+    """Return the text of a file, whose lines end in `\\n`.
+
+    Raises:
+        ValueError: If it cannot be unpacked, or is not a text.
+    """
+    text = _text(_content(path), path).rstrip("\x1a\x00")  # which ends a file of DOS
+    return text if "\n" in text else text.replace("\r", "\n")
+
+
+def _content(path: Path) -> bytes:
+    """Return what a file holds, unpacked if it is compressed."""
+    content = path.read_bytes()
+    name = next((name for name, first in PACKED.items() if re.match(first, content)), None)
+    if name is None:
+        return content
+    module = importlib.import_module(name)
+    try:
+        if name != "zipfile":
+            return bytes(module.decompress(content))
+        with module.ZipFile(io.BytesIO(content)) as packed:
+            names = [name for name in packed.namelist() if not name.startswith("__MACOSX") and not name.endswith("/")]
+            unpacked = {name: packed.read(name) for name in names[:2]}
+    except Exception as error:  # each module has its own, and zlib's, too
+        raise ValueError(f"{path} cannot be unpacked: {error}.") from error
+    if "[Content_Types].xml" in names:
+        raise ValueError(f"{path} is a spreadsheet or a document: let its name end in .xlsx, or save it as .csv.")
+    if len(names) != 1:
+        raise ValueError(f"{path} holds {len(names)} files: give one that holds a single one, or unpack it.")
+    return bytes(unpacked[names[0]])
+
+
+def _text(content: bytes, path: Path) -> str:
+    for mark, encoding in MARKS.items():
+        if content.startswith(mark):
+            return content.decode(encoding, "replace")
+    head = content[:200]
+    for encoding, first in (("utf-16-le", 1), ("utf-16-be", 0)):  # without its mark: every other byte of a letter is 0
+        if len(head) > 3 and head[first::2].count(0) > len(head) / 4 and not head[1 - first :: 2].count(0):
+            return content.decode(encoding, "replace")
+    for encoding in ENCODINGS:
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if encoding != ENCODINGS[0]:
+            text = text.removeprefix("ï»¿")  # the mark of UTF-8, before what is not
+            _check(text, encoding, path)
+        return text
+    raise AssertionError("the last encoding fits everything")
+
+
+def _check(text: str, encoding: str, path: Path) -> None:
+    """Refuse what is not a text, and say of one in no Unicode how it is read, if that may be wrong."""
+    if len(CONTROLS.findall(text[:10_000])) > len(text[:10_000]) / 100:
+        raise ValueError(f"{path} is not a text, whatever its name ends in: give it the ending of what it is.")
+    letters = "".join(text[:100_000].split())
+    beyond = re.findall(r"\S*[^\x00-\x7f]\S*", text)
+    if len(re.findall(r"[^\x00-\x7f]", letters)) > STRANGE * len(letters):
+        logger.warning(
+            "%s is not in UTF-8, and is read in Windows' Western encoding (%s), such as %r. If that is wrong, save it "
+            "in UTF-8.",
+            *(path, encoding, beyond[0][:40]),
+        )

@@ -1,0 +1,79 @@
+"""Tables and columns of other libraries, in the forms that the rest of the package reads: those of pandas and lists."""
+
+import dataclasses
+from collections import UserList, deque
+from collections.abc import ItemsView, KeysView, Mapping, ValuesView
+from typing import Any
+
+from bayeslora.data.columns import LABELS
+
+LISTS = (deque, KeysView, ValuesView, ItemsView, UserList)
+"""Collections in an order that can be read several times, and are not lists."""
+
+INDEXED = (*LABELS, "text", "sentence")
+"""Names of an index of a pandas table by which it is seen to be one of the columns."""
+
+
+def familiar(data: Any) -> Any:
+    """Return data in which what comes from other libraries is in a form of pandas, or in a list.
+
+    These are Arrow's tables and arrays, whatever hands out its columns by Arrow's interface (polars, DuckDB) or by
+    `__dataframe__`, tables that are computed when they are asked for (dask, polars' lazy ones), queues and views of a
+    mapping; and rows with named fields, of named tuples and data classes, which become mappings.
+
+    Args:
+        data: Data in any form; of a pair, each part is looked at, and of a mapping, each column.
+    """
+    if type(data) is tuple and len(data) == 2:
+        parts = tuple(map(_familiar, data))
+        return data if all(new is old for new, old in zip(parts, data, strict=True)) else parts
+    if type(data) is dict:
+        columns = {name: _familiar(column) for name, column in data.items()}
+        return data if all(columns[name] is data[name] for name in data) else columns
+    return _familiar(data)
+
+
+def _familiar(value: Any) -> Any:
+    if value is None or isinstance(value, str | bytes | Mapping) or hasattr(value, "__torch_function__"):
+        return value
+    if hasattr(value, "iloc") and not hasattr(value, "dask"):
+        return _with_index(value)
+    if hasattr(value, "column_names") and hasattr(value, "map"):  # of `datasets`
+        return value
+    if isinstance(value, LISTS):
+        value = list(value)
+    if isinstance(value, list):
+        return _rows(value)
+    if hasattr(value, "dask") and hasattr(value, "compute"):
+        return _familiar(value.compute())
+    if hasattr(value, "collect_schema") and not hasattr(value, "__arrow_c_stream__"):  # a lazy table of polars
+        return _familiar(value.collect())
+    is_table = hasattr(value, "columns") or hasattr(value, "column_names")
+    if hasattr(value, "__arrow_c_stream__") or hasattr(value, "__arrow_c_array__"):
+        import pyarrow as pa  # type: ignore[import-untyped]
+
+        if is_table:
+            return pa.table(value).to_pandas()
+        return (pa.chunked_array if hasattr(value, "__arrow_c_stream__") else pa.array)(value).to_pandas()
+    if hasattr(value, "__dataframe__"):
+        from pyarrow.interchange import from_dataframe  # type: ignore[import-untyped]
+
+        return from_dataframe(value).to_pandas()
+    return value
+
+
+def _rows(rows: list[Any]) -> list[Any]:
+    """Return rows whose fields have names as mappings, and others as they are."""
+    first = rows[0] if rows else None
+    if hasattr(first, "_asdict"):
+        return [row._asdict() for row in rows]
+    if dataclasses.is_dataclass(first) and not isinstance(first, type):
+        return [{field.name: getattr(row, field.name) for field in dataclasses.fields(row)} for row in rows]
+    return rows
+
+
+def _with_index(frame: Any) -> Any:
+    """Return a table of pandas with the levels of its index that are called as columns are among its columns."""
+    names = [] if not hasattr(frame, "columns") else [name for name in frame.index.names if name in INDEXED]
+    names = [name for name in names if name not in frame.columns]
+    return frame.reset_index(level=names) if names else frame
