@@ -13,7 +13,7 @@ from bayeslora import bases, hub, interop, sizing, storage, tables
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.carried import carried
 from bayeslora.contracts import Kind, is_path
-from bayeslora.data import Columns
+from bayeslora.data import LABELS, Columns
 from bayeslora.dials import TuningResult
 from bayeslora.isolation import public, seeded
 from bayeslora.methods import METHODS, Method, make_method
@@ -97,6 +97,8 @@ def load_model(
     import transformers
 
     model_class = getattr(transformers, kind.model_class(columns))
+    if labels is not None and len(labels) == 0 and labels.names is None:
+        raise ValueError(f"{labels.data} has no examples.")
     own = _output_names(name)
     classes = None if labels is None else kind.classes(labels, own, None)
     names = classes.names if classes else class_names or (own if labels is None else None)
@@ -107,6 +109,11 @@ def load_model(
         others = [column for column in dict.fromkeys(columns) if column != "text"]
         if labels is not None or not others:
             raise
+        if there := next((column for column in others if column in LABELS), None):
+            raise ValueError(
+                f"The classes of {there!r} are not known before the rows are read: name them in the features of the "
+                f"stream, Features({{{there!r}: ClassLabel(names=[…]), …}}), or pass a model loaded with num_labels=…."
+            ) from error
         raise ValueError(
             f"The data has no labels: by their names and values, none of its columns ({', '.join(others)}) is sure to "
             f"be the label. Name it, label={others[-1]!r}."

@@ -1,5 +1,7 @@
 """Labels and columns as people have them: every form gives what numbers from 0 give, whatever the order of classes."""
 
+import collections
+import dataclasses
 import datetime
 import decimal
 import enum
@@ -9,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from torch import nn
@@ -57,6 +60,23 @@ def expected() -> float:
     return nll(fit((TEXTS, NUMBERS)), (TEXTS, NUMBERS))
 
 
+class Foreign:
+    """A table of another library, which hands out its columns by one interface."""
+
+    columns = ("text", "label")
+
+    def __init__(self, interface: str) -> None:
+        setattr(self, interface, getattr(pa.table({"text": TEXTS, "label": WORDS}), interface))
+
+
+@dataclasses.dataclass
+class Review:
+    """A row whose fields have names."""
+
+    text: str
+    label: str
+
+
 FORMS: dict[str, Any] = {
     "strings": (TEXTS, WORDS),
     "numpy": (np.asarray(TEXTS), np.asarray(WORDS)),
@@ -76,6 +96,18 @@ FORMS: dict[str, Any] = {
     "records": [{"text": text, "label": label} for text, label in zip(TEXTS, WORDS, strict=True)],
     "mapping": {"text": TEXTS, "label": WORDS},
     "mapping of arrays": {"text": np.asarray(TEXTS), "label": np.asarray(WORDS)},
+    "Arrow table": pa.table({"text": TEXTS, "label": WORDS}),
+    "Arrow batch": pa.RecordBatch.from_pydict({"text": TEXTS, "label": WORDS}),
+    "Arrow columns": (pa.array(TEXTS), pa.chunked_array([WORDS])),
+    "by Arrow's interface": Foreign("__arrow_c_stream__"),
+    "by __dataframe__": Foreign("__dataframe__"),
+    "named tuples": [*pd.DataFrame({"text": TEXTS, "label": WORDS}).itertuples()],
+    "data classes": [Review(*each) for each in zip(TEXTS, WORDS, strict=True)],
+    "queue": collections.deque(zip(TEXTS, WORDS, strict=True)),
+    "views": (dict(enumerate(TEXTS)).values(), dict(enumerate(WORDS)).values()),
+    "bytes": ([text.encode() for text in TEXTS], np.asarray(WORDS, dtype="S")),
+    "index": pd.DataFrame({"text": TEXTS}, index=pd.Index(WORDS, name="label")),
+    "format": datasets.Dataset.from_dict({"text": TEXTS, "label": WORDS}).with_format("pandas"),
     "one-hot": (TEXTS, pd.get_dummies(pd.Series(WORDS))),
     "one-hot in another order": (TEXTS, pd.get_dummies(pd.Series(WORDS))[["great", "bad", "fair"]]),
 }
@@ -106,6 +138,7 @@ NUMBER_FORMS: dict[str, tuple[Any, Any, tuple[str, ...] | None]] = {
     "one-hot lists": (np.eye(3, dtype=int)[NUMBERS].tolist(), None, None),
     "tensor": (torch.as_tensor(NUMBERS), None, None),
     "nullable": (pd.Series(NUMBERS, dtype="Int64"), None, None),
+    "Arrow": (pa.array(NUMBERS), None, None),
 }
 
 
@@ -183,6 +216,30 @@ def test_whole_numbers_written_as_real_ones_are_asked_about() -> None:
     assert fit((TEXTS, stars), bag(1), likelihood="regression").program.likelihood.name == "regression"
     with pytest.raises(ValueError, match=r"the label in 'labels' is missing in 1 row\(s\), the first is row 1"):
         fit((TEXTS, [1.0, np.nan, *stars[2:]]), likelihood="classification")
+
+
+def test_what_is_too_little_or_too_strange_is_said(tmp_path: Path) -> None:
+    case_model("Bert", "Model")().save_pretrained(tmp_path)
+    stream = datasets.Dataset.from_dict({"text": TEXTS, "label": WORDS}).to_iterable_dataset()
+    said: list[tuple[Any, str]] = [
+        ((TEXTS, ["a"] * 8), "data: all labels in 'labels' are 'a', and there have to be two classes: add rows"),
+        (pd.DataFrame({"text": TEXTS, "label": WORDS})[:0], "data has no examples"),
+        (stream, r"The classes of 'label' are not known before the rows are read: name them in the features"),
+        (
+            {"text": [text.split() for text in TEXTS], "label": WORDS},
+            r"'text' is not a text in row 0, but \['good', 'f",
+        ),
+        ({"text": "good film"}, "data: 'text' is one text, 'good film': give a list of texts"),
+        ((["a \ud83d", *TEXTS[1:]], WORDS), r"data: the text has half a character, .* the first is row 0"),
+    ]
+    for data, message in said:
+        with pytest.raises(ValueError, match=message):
+            fit(data, str(tmp_path))
+    assert fit((TEXTS, torch.as_tensor(NUMBERS)), str(tmp_path)).program.likelihood.num_classes == 3
+    posterior = fit(FORMS["strings"])
+    for unread, message in (("good film", "give the path of one; or, if it is a text, a list"), ([None], "all 1 rows")):
+        with pytest.raises(ValueError, match=f"(?i){message}"):
+            posterior.predict(unread)
 
 
 def test_texts_have_no_order_unless_it_is_declared() -> None:
@@ -505,6 +562,11 @@ COLOURS = enum.Enum("COLOURS", ["blue", "red"])
 SAID: dict[str, tuple[Any, Any, list[int]]] = {
     "spelling": (["Pos", "pos ", " pos", "NEG", "neg", "neg"], ("neg", "pos"), [1, 1, 1, 0, 0, 0]),
     "letters": (["a", "A", "a "], ("A", "a"), [1, 0, 1]),
+    "forms of Unicode": (["caf\u00e9", "cafe\u0301", "b"], ("b", "cafe\u0301"), [1, 1, 0]),
+    "spaces within": (["not good", "not\u00a0good", "not  good", "b"], ("b", "not  good"), [1, 1, 1, 0]),
+    "marks that are not seen": (["\ufeffgood", "good", "good", "b"], ("b", "good"), [1, 1, 1, 0]),
+    "beyond 64 bits": ([10**20, 10**20 + 1], (str(10**20), str(10**20 + 1)), [0, 1]),
+    "arrow": (pa.chunked_array([["b"], ["a"]]).to_pandas(), ("a", "b"), [1, 0]),
     "numbers": (["1", "1.0", 0.0, "0"], ("0", "1"), [1, 1, 0, 0]),
     "members": ([COLOURS.red, COLOURS.blue], ("blue", "red"), [1, 0]),
     "bytes": (np.asarray(["b", "a"], dtype="S"), ("a", "b"), [1, 0]),

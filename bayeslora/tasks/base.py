@@ -327,7 +327,7 @@ def class_settings(model: str, names: Sequence[str] | None, labels: LabelColumn 
             f"The data has no labels, and does not say how many classes {model!r} should have: give (texts, labels), "
             "or name the classes of a stream in its features, or pass a model loaded with num_labels=…."
         )
-    return {"num_labels": max(max(int(np.max(row)) for row in labels) + 1, 2)}
+    return {"num_labels": max(max(int(np.max(np.asarray(row))) for row in labels) + 1, 2)}
 
 
 def check_classes(labels: LabelValues, num_classes: int, task: str, ignored: int | None = None) -> None:
@@ -340,7 +340,12 @@ def check_classes(labels: LabelValues, num_classes: int, task: str, ignored: int
         )
     labels = torch.as_tensor(labels)
     if labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"Labels are {labels.dtype}; {task} needs whole numbers from 0 to {num_classes - 1}.")
+        odd = labels.flatten() if labels.is_complex() else labels[labels != labels.round()]
+        raise ValueError(
+            f"Labels are {labels.dtype}; {task} needs whole numbers from 0 to {num_classes - 1}, or texts"
+            + (f", and one is {odd[0].item():.6g}" if len(odd) else "")
+            + ". If they are amounts, set likelihood='regression'."
+        )
     if ignored is not None:
         labels = labels[labels != ignored]
     if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):

@@ -1,12 +1,15 @@
 """What every kind of label and every form of data is checked for before it is used, with the number of the row."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 REPAIR = "Remove such rows, or fill them in"
+
+HALF = re.compile(r"[\ud800-\udfff]")
+"""Half of a character that UTF-16 writes as two."""
 
 
 def rows_said(rows: Sequence[int] | np.ndarray) -> str:
@@ -28,7 +31,7 @@ def is_missing(value: Any) -> bool:
     return type(value).__name__ in ("NAType", "NaTType")
 
 
-def check_texts(data: str, column: str, texts: Iterable[Any]) -> None:
+def check_texts(data: str, column: str, texts: Sequence[Any]) -> None:
     """Raise a ValueError unless all entries of a column are texts; an empty one is.
 
     Args:
@@ -38,6 +41,12 @@ def check_texts(data: str, column: str, texts: Iterable[Any]) -> None:
     """
     odd = [(row, text) for row, text in enumerate(texts) if not isinstance(text, str)]
     if not odd:
+        cut = [row for row, text in enumerate(texts) if not text.isascii() and HALF.search(text)]
+        if cut:
+            raise ValueError(
+                f"{data}: {column} has half a character, as of an emoji that was cut, in {rows_said(cut)}: replace it, "
+                "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
+            )
         return
     missing = [row for row, text in odd if is_missing(text)]
     if missing:

@@ -1,6 +1,7 @@
 """The classes of labels as people have them, and the numbers that a network knows them by."""
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,10 +10,15 @@ from typing import Any
 import numpy as np
 
 from bayeslora.tasks.labels import RawLabels
-from bayeslora.tasks.spelling import index_of, is_number, missing, name_of, shown, spelled_once
+from bayeslora.tasks.spelling import index_of, is_number, missing, name_of, shown, spelled_once, tidied
 from bayeslora.types import IGNORED
 
 logger = logging.getLogger(__name__)
+
+DIGITS = re.compile(r"\d")
+
+HOW_WRITTEN = "Write numbers as in 1234.5: a point before decimals, nothing between thousands, and no units or signs."
+"""What to do with a text that may be meant as a number."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Classes:
     @cached_property
     def _places(self) -> dict[str, int]:
         places: dict[str, int] = {}
-        folded = [name.strip().casefold() for name in self.names]
+        folded = [tidied(name).casefold() for name in self.names]
         for index, name in enumerate(folded):
             if folded.count(name) == 1:
                 places[name] = index
@@ -49,7 +55,7 @@ class Classes:
 
         Numbers are compared as such: 1, 1.0 and 01 are one.
         """
-        for spelling in (name, name.strip(), name.strip().casefold()):
+        for spelling in (name, name.strip(), tidied(name).casefold()):
             if (found := self._places.get(spelling)) is not None:
                 return found
         return self._values.get(float(name)) if self._values and is_number(name) else None
@@ -141,7 +147,13 @@ def of_one(labels: RawLabels, names: Sequence[str] | None, count: int | None, or
         return Classes(tuple(names)) if names and fits else None
     if isinstance(labels.plain, np.ndarray) and labels.plain.dtype.kind == "b" and names and len(names) == 2:
         return Classes(tuple(names))
-    return in_order_of(Classes(own, by_index), names, count)
+    classes = in_order_of(Classes(own, by_index), names, count)
+    if len(classes.names) == 1:
+        raise ValueError(
+            f"{labels.data}: all labels in {labels.name!r} are {classes.names[0]!r}, and there have to be two classes: "
+            "add rows of others, or declare those that there are, pandas.Categorical(labels, categories=[…])."
+        )
+    return classes
 
 
 def numbers_of_one(labels: RawLabels, classes: Classes | None) -> Any:
@@ -184,8 +196,8 @@ def real(labels: RawLabels) -> Any:
     for row, value in enumerate(values):
         if not isinstance(value, str | int | float) or not is_number(str(value)):
             raise ValueError(
-                f"{labels.data}, row {row}: the label in {labels.name!r} is {value!r}, which is not a number. "
-                "Correct or remove such rows."
+                f"{labels.data}, row {row}: the label in {labels.name!r} is {value!r:.60}, which is not a number. "
+                f"{HOW_WRITTEN if DIGITS.search(str(value)) else 'Correct or remove such rows.'}"
             )
     return np.asarray([float(value) for value in values])
 

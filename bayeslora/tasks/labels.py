@@ -75,7 +75,8 @@ class RawLabels:
             if types == {bool}:
                 return np.asarray(items)
             numbers = items if types <= {bool, int} else [np.nan if item is None else float(item) for item in items]
-            return np.asarray(numbers)
+            found = np.asarray(numbers)
+            return found if found.dtype.kind in "biuf" else [str(item) for item in items]  # beyond 64 bits
         if types == {list} and len({len(item) for item in items}) == 1:
             array = (
                 np.asarray(items) if not any(isinstance(v, str | list) or v is None for i in items for v in i) else None
@@ -215,6 +216,14 @@ BARE = re.compile(r"['\"\w]\s+['\"\w]")
 """Two entries without a comma between them, as NumPy writes arrays."""
 
 
+ARRAY = re.compile(r"\s*\[\s*(?:[+-]?\d+(?:\.\d*)?(?:e[+-]?\d+)?\s*)*\]\s*")
+"""An array of numbers as NumPy writes it, with spaces between them."""
+
+
+def _number(text: str) -> int | float:
+    return float(text) if {*text} & {*".e"} else int(text)
+
+
 def written_lists(values: Any) -> list[Any] | None:
     """Return lists that are written as texts, `"['joy', 'anger']"`, as lists; None if not all values are some.
 
@@ -223,6 +232,11 @@ def written_lists(values: Any) -> list[Any] | None:
     known = [value for value in values if value is not None and not (isinstance(value, float) and value != value)]
     if not known or not all(isinstance(value, str) and LIST.fullmatch(value) for value in known):
         return None
+    if all(ARRAY.fullmatch(value) for value in known) and any(" " in value.strip("[] \n") for value in known):
+        return [
+            [_number(each) for each in value.strip(" []\n").split()] if isinstance(value, str) else value
+            for value in values
+        ]
     try:
         lists = {value: ast.literal_eval(value.strip()) for value in dict.fromkeys(known)}
     except (ValueError, SyntaxError, MemoryError, RecursionError):

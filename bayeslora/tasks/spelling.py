@@ -2,6 +2,7 @@
 
 import logging
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,9 @@ logger = logging.getLogger(__name__)
 
 MOST_SHOWN = 8
 """Names of classes in a message."""
+
+INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200e\u200f"))
+"""Characters that are not seen: marks of byte order and of direction, and spaces without a width."""
 
 FEW_ROWS = 20
 """Rows below which it says little that most have a class of their own."""
@@ -45,8 +49,13 @@ def index_of(name: str) -> int | None:
     return int(number) if number >= 0 and number == int(number) else None
 
 
+def tidied(name: str) -> str:
+    """Return a name in one of the ways in which Unicode writes it, with single spaces, and without invisible marks."""
+    return " ".join(unicodedata.normalize("NFC", name).translate(INVISIBLE).split())
+
+
 def spelled_once(labels: RawLabels, names: Sequence[str]) -> list[str]:
-    """Return the distinct names, in order; those that differ in capitals or in spaces around them are one.
+    """Return the distinct names, in order; those that differ in capitals, in spaces or in Unicode's forms are one.
 
     Numbers that are written in several ways are one, too. The most frequent spelling is the name. Single letters stay
     apart, as in tables of handwriting. Names that are to stay apart can be declared, as categories are.
@@ -55,10 +64,10 @@ def spelled_once(labels: RawLabels, names: Sequence[str]) -> list[str]:
     are_numbers = all(map(is_number, counts))
     spellings: dict[Any, list[str]] = {}
     for name in sorted(counts, key=lambda name: (-counts[name], name)):
-        short = name.strip()
-        key = float(name) if are_numbers else short.casefold() if len(short) > 1 else short
+        short = tidied(name)
+        key = number_in(name) if are_numbers else short.casefold() if len(short) > 1 else short
         spellings.setdefault(key, []).append(name)
-    several = {each[0].strip(): each for each in spellings.values() if len({name.strip() for name in each}) > 1}
+    several = {each[0].strip(): each for each in spellings.values() if len({*map(tidied, each)}) > 1}
     if several:
         logger.warning(
             "%s: labels in %r that differ in their spelling alone are one class: %s. Declare classes that are to stay "
@@ -73,6 +82,11 @@ def spelled_once(labels: RawLabels, names: Sequence[str]) -> list[str]:
             *(labels.data, len(names), len(spellings), labels.name, names[0][:40]),
         )
     return sorted(each[0].strip() for each in spellings.values())
+
+
+def number_in(text: str) -> int | float:
+    """Return the number that a text is; whole ones exactly, however many digits they have."""
+    return int(text) if text.strip().removeprefix("-").isdecimal() else float(text)
 
 
 def is_number(text: str) -> bool:
