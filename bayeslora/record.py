@@ -92,7 +92,7 @@ class HeldOutRecord(TypedDict):
     """Held-out rows to decide by: the columns of their tensors, and how they were predicted."""
 
     columns: list[str]
-    num_draws: Count
+    num_draws: Count | Literal["auto"]
     center: bool
     approximation: Literal["draws", "linear", "own"]
     seed: Annotated[int, Within(at_least=0, at_most=2**32 - 1)]

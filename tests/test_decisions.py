@@ -36,6 +36,8 @@ from bayeslora.program import Program
 from bayeslora.tasks import CausalLM, Classification, Regression
 from bayeslora.tasks.collecting import Rows
 from bayeslora.tasks.prediction import BasePrediction
+from bayeslora.tasks.question_answering import AnswerPrediction, SpanPrediction
+from bayeslora.tasks.questions import Questions
 from tests.helpers import FAILURE_RATE, tiny_bert, tiny_gpt2, tiny_llama, tokens
 from tests.methods.conftest import NO_DROPOUT, randomise
 from tests.tasks.cases import model
@@ -384,6 +386,53 @@ def test_intervals_of_numbers_come_from_a_posterior_too() -> None:
     sets = prediction.sets(0.9)
     inside = (sets[:, 0] <= data[1].numpy()) & (data[1].numpy() <= sets[:, 1])
     assert inside.sum() == math.ceil(61 * 0.9)  # on the held-out rows themselves
+
+
+def test_answers_are_right_or_wrong() -> None:
+    """Six questions, of which the network finds the answers to all but the last; the second has two windows."""
+    contexts, question = ["a b"] * 6, np.array([0, 1, 1, 2, 3, 4, 5])
+    offsets = [np.array([[-1, -1], [0, 1], [2, 3]])] * 7
+    sure = np.array([0.9, 0.5, 0.8, 0.9, 0.9, 0.9, 0.6])
+    draws = np.zeros((1, 7, 3, 2))
+    draws[0, :, 1, :] = ((1 - sure) / 4)[:, None]
+    draws[0, :, 2, :] = sure[:, None]
+    draws[0, :, 0, :] = 1 - draws[0].sum(1)
+    answers = [["b"]] * 5 + [["a"]]
+    prediction = AnswerPrediction(draws, questions=Questions(contexts, answers, question, offsets))
+    assert prediction.wrong(np.zeros((7, 2), int)).tolist() == [False] * 5 + [True]
+    held_out = prediction.as_held_out(np.zeros((7, 2), int))
+    assert len(held_out) == 6
+    unsure = prediction.uncertainties["maximum_probability"]
+    np.testing.assert_allclose(unsure, 1 - np.array([0.9, 0.8, 0.9, 0.9, 0.9, 0.6]) ** 2)
+    new = prediction.decided_by(held_out, {})
+    assert new.abstain(0.5, confidence=0.5, by="maximum_probability").shape == (6,)
+    assert new.abstain(0.999, confidence=0.5, by="maximum_probability").tolist() == [False] * 6
+    with pytest.raises(ValueError, match="AnswerPrediction has no sets"):
+        new.sets()
+    unlabelled = dataclasses.replace(prediction, questions=Questions(contexts, None, question, offsets))
+    assert unlabelled.wrong(np.zeros((7, 2), int)) is None
+    spans = SpanPrediction(draws)
+    assert spans.wrong(np.array([[2, 2]] * 6 + [[1, 2]])).tolist() == [False] * 6 + [True]
+
+
+def test_as_many_draws_as_needed_decide_too(tmp_path: Path) -> None:
+    posterior = copy.deepcopy(untrained()).decide(tokens(60), "auto")
+    posterior.save(tmp_path)
+    again = bayeslora.load(tmp_path, model=tiny_bert(**NO_DROPOUT).double())
+    assert again.held_out is not None
+    assert again.held_out.made["num_draws"] == "auto"
+    new = tokens(20, seed=1)[0]
+    np.testing.assert_array_equal(again.predict(new, "auto").sets(0.5), posterior.predict(new, "auto").sets(0.5))
+    with pytest.raises(ValueError, match=r"with num_draws='auto', .*, these rows with num_draws=32"):
+        posterior.predict(new).sets()
+
+
+def test_a_temperature_at_its_bound_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    posterior = untrained()
+    inputs, _ = tokens(1)
+    right = posterior.predict(inputs, num_draws=2).predicted
+    assert posterior.calibrate((inputs, right), num_draws=2).temperature == pytest.approx(0.05, rel=1e-2)
+    assert "The temperature is 0.05, as far as it may go: the 1 held-out label(s) do not bound it" in caplog.text
 
 
 def test_labels_that_know_no_decisions_say_so() -> None:

@@ -7,6 +7,8 @@ Log-losses and entropies are in nats.
 from bayeslora.metrics.arrays import FloatArray
 from bayeslora.metrics.calibration import NUM_BINS, adaptive_ece, classwise_ece, ece, ece_floor, reliability
 from bayeslora.metrics.logits import (
+    HIGHEST,
+    LOWEST,
     best_temperature,
     chosen,
     fit_temperature,
@@ -39,6 +41,8 @@ from bayeslora.metrics.uncertainty import (
 )
 
 __all__ = [
+    "HIGHEST",
+    "LOWEST",
     "NUM_BINS",
     "FloatArray",
     "accuracy",

@@ -8,6 +8,9 @@ from bayeslora.contracts import Scale, checked
 from bayeslora.contracts.arrays import Draws, Finite, Logits, Numbers, check_labels
 from bayeslora.metrics.arrays import FloatArray
 
+LOWEST, HIGHEST = 0.05, 20.0
+"""Temperatures between which the best one is looked for."""
+
 
 @checked()
 def sigmoid(logits: Numbers) -> FloatArray:
@@ -72,7 +75,7 @@ def best_temperature(loss: Callable[[float], float]) -> float:
     from scipy.optimize import minimize_scalar
 
     # With many draws the loss may have several minima: search a grid first.
-    grid = np.linspace(np.log(0.05), np.log(20), 25)
+    grid = np.linspace(np.log(LOWEST), np.log(HIGHEST), 25)
     best = int(np.argmin([loss(float(np.exp(value))) for value in grid]))
     bounds = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
     return float(np.exp(minimize_scalar(lambda value: loss(float(np.exp(value))), bounds=bounds, method="bounded").x))

@@ -1,22 +1,26 @@
 """What a posterior learns from held-out rows: a temperature, and what to decide by."""
 
+import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
+from bayeslora import metrics
 from bayeslora.data import Columns
 from bayeslora.isolation import public
-from bayeslora.posterior.state import State
+from bayeslora.posterior.predicting import Predicting
 from bayeslora.prediction import best_temperature, distance
 from bayeslora.types import Approximation, BatchSize, Data, NumDraws, Seed
 
-P = TypeVar("P", bound=State)
+logger = logging.getLogger(__name__)
+
+P = TypeVar("P", bound=Predicting)
 """The same class comes back."""
 
 
-class Deciding(State):
+class Deciding(Predicting):
     """Calibrates, decides and measures how familiar inputs are."""
 
     @public()
@@ -49,13 +53,20 @@ class Deciding(State):
             raise ValueError(f"The likelihood {likelihood.name!r} has no temperature: there is nothing to calibrate.")
         source = self._source(validation, Columns.asked(text, label, id), name="validation")
         found, labels = self._labelled(source, num_draws, seed, batch_size, approximation=approximation)
-        return self._at_temperature(best_temperature(partial(self._prediction, found), labels))
+        temperature = best_temperature(partial(self._prediction, found), labels)
+        if not metrics.LOWEST * 1.01 < temperature < metrics.HIGHEST / 1.01:
+            logger.warning(
+                "The temperature is %.3g, as far as it may go: the %d held-out label(s) do not bound it, because they "
+                "are all predicted right, or as badly as by chance. Calibrate on more rows.",
+                *(temperature, len(labels)),
+            )
+        return self._at_temperature(temperature)
 
     @public()
     def decide(
         self: P,
         validation: Data,
-        num_draws: NumDraws = 32,
+        num_draws: NumDraws | Literal["auto"] = 32,
         *,
         center: bool = False,
         approximation: Approximation | None = None,
@@ -72,8 +83,16 @@ class Deciding(State):
         a ValueError if this kind of label knows no such decisions.
         """
         source = self._source(validation, Columns.asked(text, label, id), name="validation")
-        made = self._made(num_draws, seed, center, approximation)
-        found, labels = self._labelled(source, num_draws, seed, batch_size, center, approximation)
+        if num_draws == "auto" and not center:
+            source.check_labels()
+            found, _ = self._in_rounds(source, seed, batch_size, approximation, False)
+            made = self._made(len(found.logits), seed, False, approximation) | {"num_draws": "auto"}
+            labels = found.labels
+        else:
+            number = 1 if num_draws == "auto" else num_draws  # at the centre, it has no effect
+            made = self._made(number, seed, center, approximation)
+            found, labels = self._labelled(source, number, seed, batch_size, center, approximation)
+        assert labels is not None  # they have been checked
         self.held_out = self._prediction(found).decided_by(None, made).as_held_out(labels)
         return self
 

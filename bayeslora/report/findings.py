@@ -35,7 +35,7 @@ def wrong_of(prediction: BasePrediction, labels: np.ndarray) -> np.ndarray | Non
     wrong = prediction.wrong(labels)
     if wrong is None and labels.dtype.kind in "iu" and prediction.predicted.shape == labels.shape and labels.ndim == 1:
         wrong = prediction.predicted != labels
-    return None if wrong is None else np.asarray(wrong)
+    return None if wrong is None or len(wrong) != len(prediction) else np.asarray(wrong)  # or windows of questions
 
 
 def lead(
@@ -238,7 +238,7 @@ def decisions(prediction: BasePrediction, labels: np.ndarray, risks: Sequence[fl
             "error rate of what is answered is at most the risk allowed, for new rows that are like them."
         )
         return section
-    curve = metrics.risk_coverage(prediction.entropy, wrong)
+    curve = metrics.risk_coverage(prediction.uncertainties["entropy"], wrong)
     places = [max(round(share * len(wrong)), 1) - 1 for share in (0.5, 0.7, 0.8, 0.9, 0.95, 1)]
     rows = [[f"{curve['coverage'][place]:.0%}", f"{curve['risk'][place]:.1%}"] for place in places]
     section.tables.append(Table("In hindsight: errors among the surest rows", ["answered", "wrong among them"], rows))

@@ -118,7 +118,10 @@ class BasePrediction(Shown, abc.ABC):
 
     @property
     def uncertainties(self) -> dict[str, FloatArray]:
-        """Scores that order the rows, `[row]` each, by name; the higher, the less certain or familiar the row."""
+        """Scores that order the rows, `[row]` each, by name; the higher, the less certain or familiar the row.
+
+        Where `wrong` is about other units than rows, such as questions, they are about those.
+        """
         return {"entropy": self.entropy, "epistemic": self.epistemic}
 
     def wrong(self, labels: LabelArray) -> np.ndarray | None:
@@ -182,8 +185,9 @@ class BasePrediction(Shown, abc.ABC):
             columns |= {"wrong": wrong, **{f"uncertainty/{name}": u for name, u in self.uncertainties.items()}}
         if not columns:
             raise ValueError(
-                f"A {type(self).__name__} knows no decisions with a promise: they take one label, or one set of "
-                "labels, for each of several independent rows."
+                f"{type(self).__name__} knows no decisions with a promise: they take one label, or one set of "
+                "labels, for each of several independent rows. Order what you answer by prediction.entropy, and count "
+                "errors on held-out texts."
             )
         return HeldOut({name: np.asarray(value, dtype=np.float64) for name, value in columns.items()}, {**self.made})
 
@@ -223,7 +227,7 @@ class BasePrediction(Shown, abc.ABC):
         """
         held_out = decisions.held_out_like(self.held_out, self.made)
         if "wrong" not in held_out.columns:
-            raise ValueError(f"A {type(self).__name__} is not right or wrong, so that it has no risk: use sets(…).")
+            raise ValueError(f"{type(self).__name__} is not right or wrong, so that it has no risk: use sets(…).")
         threshold = held_out.threshold(risk, confidence, by)
         if threshold == -math.inf:
             warnings.warn(
@@ -244,7 +248,7 @@ class BasePrediction(Shown, abc.ABC):
         Raises:
             ValueError: If there are no held-out rows, they were predicted otherwise, or this kind has no such sets.
         """
-        raise ValueError(f"A {type(self).__name__} has no sets.")
+        raise ValueError(f"{type(self).__name__} has no sets.")
 
     def _largest_score(self, coverage: float, method: str) -> float:
         """The score up to which a label belongs to the set of its row; a warning if that is all of them."""

@@ -101,6 +101,14 @@ class SpanPrediction(BasePrediction):
             return np.zeros(len(self))
         return np.maximum(self._best[2] - self.aleatoric, 0)
 
+    @property
+    def uncertainties(self) -> dict[str, FloatArray]:
+        """Scores that order the answers, a number for each: `entropy`, `epistemic`, and 1 − `maximum_probability`."""
+        return super().uncertainties | {"maximum_probability": 1 - self.confidence}
+
+    def wrong(self, labels: np.ndarray) -> np.ndarray | None:
+        return np.asarray((self.predicted != labels).any(-1))
+
     def log_likelihood(self, labels: np.ndarray) -> FloatArray:
         where = np.broadcast_to(np.asarray(labels)[None, :, None], (len(self.draws), len(self), 1, 2))
         if self.log_draws is not None:
@@ -186,6 +194,19 @@ class AnswerPrediction(SpanPrediction):
     def answer_probs(self) -> FloatArray:
         """Probability of that answer, `[question]`."""
         return np.maximum(self.confidence[self.windows], self.no_answer)
+
+    @property
+    def uncertainties(self) -> dict[str, FloatArray]:
+        """Scores that order the answers, `[question]` each: those of its window, and 1 − `maximum_probability`."""
+        of_windows = super().uncertainties
+        known = {name: of_windows[name][self.windows] for name in ("entropy", "epistemic")}
+        return known | {"maximum_probability": 1 - self.answer_probs}
+
+    def wrong(self, labels: np.ndarray) -> np.ndarray | None:
+        """Return whether each answer is none of the right ones, `[question]`, by SQuAD's exact match."""
+        if self.questions.answers is None:
+            return None
+        return ~answer_scores(self.answers, self.questions.answers)[0]
 
     def scores(self, labels: np.ndarray) -> dict[str, float]:
         """Return the NLL of a window's first and last token, SQuAD's exact match and F1, and `auroc_errors`.
