@@ -17,6 +17,7 @@ from bayeslora.shell import (
     console,
     errors,
     held_out_of,
+    json_or_text,
     method_fields,
     number_or_auto,
     print_table,
@@ -120,7 +121,10 @@ def fit(
     ] = None,
     weight: Annotated[str | None, typer.Option(help="The column that says how much rows count.")] = None,
     class_weights: Annotated[
-        str | None, typer.Option(help="balanced: classes count inversely to their frequency.")
+        str | None,
+        typer.Option(
+            help='balanced: classes count inversely to their frequency. Or JSON: {"spam": 5}; others count 1.'
+        ),
     ] = None,
     init: Annotated[str | None, typer.Option(help="Folder of a posterior or of a PEFT adapter to start from.")] = None,
     prior: Annotated[Path | None, typer.Option(help="Folder of a posterior to learn on from: it is the prior.")] = None,
@@ -177,7 +181,7 @@ def fit(
             "folds": folds,
             "refit": refit,
             "weight": weight,
-            "class_weights": class_weights,
+            "class_weights": None if class_weights is None else json_or_text(class_weights),
             "init": init,
             "targets": "all-linear" if not targets else targets[0] if len(targets) == 1 else targets,
             "exclude": exclude,

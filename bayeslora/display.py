@@ -39,10 +39,33 @@ def as_text(title: str, facts: Mapping[str, str], table: "pd.DataFrame | None" =
     lines = [title]
     for name, fact in facts.items():
         start = f"  {name:<{widest}}  "
-        lines += textwrap.wrap(fact, WIDTH, initial_indent=start, subsequent_indent=" " * len(start))
+        lines += wrapped(fact, WIDTH, start)
     if table is not None and len(table):
         lines += ["", *textwrap.indent(table_text(table, WIDTH - 2), "  ").splitlines()]
-    return "\n".join(line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…" for line in lines)
+    return "\n".join(cut(line, WIDTH) for line in lines)
+
+
+def wrapped(text: str, width: int, start: str) -> list[str]:
+    """Return lines of at most so many columns; Chinese, Japanese and Korean letters, and emoji, take two each."""
+    if text.isascii():
+        return textwrap.wrap(text, width, initial_indent=start, subsequent_indent=" " * len(start))
+    from rich.cells import cell_len, chop_cells
+
+    room, lines = width - len(start), [""]
+    for word in text.split():
+        for part in chop_cells(word, room):
+            longer = f"{lines[-1]} {part}" if lines[-1] else part
+            lines = [*lines[:-1], longer] if cell_len(longer) <= room else [*lines, part]
+    return [f"{' ' * len(start) if number else start}{line}" for number, line in enumerate(lines)]
+
+
+def cut(text: str, width: int) -> str:
+    """Return a text that is not wider than so many columns, with an ellipsis in place of the rest."""
+    if text.isascii() and len(text) <= width:
+        return text
+    from rich.cells import cell_len, set_cell_size
+
+    return text if cell_len(text) <= width else f"{set_cell_size(text, width - 1).rstrip()}…"
 
 
 def as_html(title: str, facts: Mapping[str, str], table: "pd.DataFrame | None" = None) -> str:
@@ -58,12 +81,16 @@ def as_html(title: str, facts: Mapping[str, str], table: "pd.DataFrame | None" =
 
 def table_text(table: "pd.DataFrame", width: int = WIDTH) -> str:
     """Return a table as text, with as many columns as fit; those in the middle give way to dots."""
+    import pandas as pd
+    from rich.cells import cell_len
+
     short = table.rename(columns=_short).apply(
         lambda column: column if column.dtype.kind in "biuf" else column.map(_short)
     )
     for columns in range(len(table.columns), 0, -1):
-        text = short.to_string(max_cols=columns, float_format=_number)
-        if max(map(len, text.splitlines())) <= width:
+        with pd.option_context("display.unicode.east_asian_width", True):
+            text = short.to_string(max_cols=columns, float_format=_number)
+        if max(map(cell_len, text.splitlines())) <= width:
             break
     return text
 
@@ -77,8 +104,7 @@ def markdown(table: "pd.DataFrame") -> str:
 
 
 def _short(value: object) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= WIDEST else f"{text[: WIDEST - 1]}…"
+    return cut(" ".join(str(value).split()), WIDEST)
 
 
 def _number(value: Any) -> str:

@@ -121,13 +121,13 @@ def method_fields(method: str, flags: Sequence[str]) -> dict[str, Any]:
         if not word.startswith("--"):
             raise ValueError(f"Cannot read {' '.join(flags)!r}: give pairs, --field value.")
         if equals:
-            fields[name] = _value(value)
+            fields[name] = json_or_text(value)
         elif name.removeprefix("no_") in switches and name.startswith("no_"):
             fields[name.removeprefix("no_")] = False
         elif name in switches and words[:1] not in (["true"], ["false"]):
             fields[name] = True
         elif words:
-            fields[name] = _value(words.pop(0))
+            fields[name] = json_or_text(words.pop(0))
         else:
             raise ValueError(f"Cannot read {' '.join(flags)!r}: give pairs, --field value.")
     context = _current_context()
@@ -136,8 +136,8 @@ def method_fields(method: str, flags: Sequence[str]) -> dict[str, Any]:
     return fields
 
 
-def _value(word: str) -> Any:
-    """Return the value of a flag: a number, true, false or null as in JSON, and otherwise text."""
+def json_or_text(word: str) -> Any:
+    """Return the value of a flag: a number, true, false, null, a list or a mapping as in JSON, and otherwise text."""
     try:
         return json.loads(word)
     except json.JSONDecodeError:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from rich.cells import cell_len
 
 import bayeslora
 from bayeslora import MultiLabelPrediction, ObservationPrediction, Prediction, RegressionPrediction, TokenPrediction
@@ -47,6 +48,18 @@ def test_a_prediction_shows_its_kind_its_uncertainty_and_its_first_rows(name: st
     if name == "classes":
         assert "3: good, bad, ugly" in text
         assert "p(ugly)" in text
+
+
+def test_wide_letters_take_two_columns() -> None:
+    names = ("とても良い映画でした", "很差 的 电影", "👍 great", "ok" * 60)
+    prediction = Prediction(np.random.default_rng(0).dirichlet(np.ones(4), (3, 6)), names)
+    lines = repr(prediction).splitlines()
+    assert max(map(cell_len, lines)) <= 80
+    assert len({*map(cell_len, lines[-3:])}) == 1  # columns end below each other
+    text = as_text("Title", {"classes": "とても、" * 40 + "良い", "words": "x " * 80 + "é"})
+    assert max(map(cell_len, text.splitlines())) <= 80
+    assert "".join(text.split()).count("とても") == 40
+    assert text.count("x") == 80
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ def through(base: Path, data: Path, folder: Path, *flags: str, test: Path | None
 def test_strings(base: Path, tmp_path: Path) -> None:
     data = tmp_path / "reviews.csv"
     pd.DataFrame({"id": range(8), "review": TEXTS, "sentiment": WORDS, "label_text": WORDS}).to_csv(data)
-    table, scores = through(base, data, tmp_path / "out")
+    table, scores = through(base, data, tmp_path / "out", "--class-weights", '{"bad": 2}')
     probs = table[["p(bad)", "p(fair)", "p(great)"]].to_numpy()
     right = probs[range(8), [["bad", "fair", "great"].index(word) for word in WORDS]]
     assert scores["nll"] == pytest.approx(-np.log(right).mean(), abs=1e-6)
