@@ -207,6 +207,8 @@ class CompletionsClient:
     ):
         if not adapters:
             raise ValueError("adapters is empty: name those that the server has, such as ['draw-0', 'draw-1'].")
+        if len({*adapters}) < len(adapters):
+            raise ValueError(f"adapters={[*adapters]} names a draw twice, which would count twice: name each once.")
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"url={url!r}: give the whole address, such as http://localhost:8000/v1.")
         self.url = url.rstrip("/")
@@ -225,6 +227,8 @@ class CompletionsClient:
             ValueError: If the server refuses a request, or its answer lacks log-probabilities.
             ConnectionError: If it does not answer in time.
         """
+        if "" in answers:
+            raise ValueError(f"answers[{[*answers].index('')}] is empty: an answer has one character at least.")
         return np.array([[[self._score(a, p, text) for text in answers] for p in prompts] for a in self.adapters])
 
     @checked()

@@ -200,6 +200,10 @@ def test_a_server_that_does_not_answer_is_said() -> None:
             CompletionsClient(there, ["draw-0"], timeout=0.05).predict(["a"], ["b"])
     with pytest.raises(ValueError, match=r"url='localhost:8000': give the whole address"):
         CompletionsClient("localhost:8000", ["draw-0"])
+    with pytest.raises(ValueError, match=r"adapters=\['a', 'a'\] names a draw twice"):
+        CompletionsClient(there, ["a", "a"])
+    with pytest.raises(ValueError, match=r"answers\[1\] is empty"):
+        CompletionsClient(there, ["draw-0"]).predict(["a"], ["b", ""])
     for prompts, answers, name in (([], ["a"], "prompts"), (["a"], [], "answers")):
         with pytest.raises(ValueError, match=f"{name} is empty: give at least one"):
             CompletionsClient(there, ["draw-0"]).predict(prompts, answers)
