@@ -67,7 +67,8 @@ def selective_threshold(uncertainty: Finite, wrong: Finite, risk: Probability, c
     return threshold
 
 
-def fewest_rows(risk: float, confidence: float) -> int:
+@checked()
+def fewest_rows(risk: Probability, confidence: Probability) -> int:
     """Return how many rows without an error it takes to promise that the risk is at most `risk`."""
     return math.ceil(math.log(1 - confidence) / math.log1p(-risk))
 
@@ -132,7 +133,7 @@ def _check_costs(arguments: Mapping[str, Any]) -> None:
     probs, costs = np.shape(arguments["probs"]), np.shape(arguments["costs"])
     if len(probs) != 2 or len(costs) != 2 or costs[0] != probs[1]:
         raise ArgumentError(
-            f"costs has shape {costs}, and the probabilities {probs}: give a row for each class that may be true, and "
+            f"costs has shape {costs}, and probs {probs}: give a row for each class that may be true, and "
             "a column for each action."
         )
 

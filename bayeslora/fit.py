@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bayeslora import arguments, bases, choice, interop, onward, storage
+from bayeslora import arguments, bases, choice, interop, onward, saving, storage
 from bayeslora.contracts import ArgumentError, Count, Scale
 from bayeslora.data import NOTHING, Columns, Reading, Source, Weight, apart, given, opened, plain, shots_in, split
 from bayeslora.dialling import by_fits
@@ -40,6 +40,7 @@ from bayeslora.types import (
     Epochs,
     Folder,
     Folds,
+    LearningRate,
     ModelName,
     NumParticles,
     Seed,
@@ -85,7 +86,7 @@ def fit(
     epochs: Epochs | None = None,
     batch_size: BatchSize = 16,
     packing: bool = False,
-    learning_rate: Scale | None = None,
+    learning_rate: LearningRate | None = None,
     num_particles: NumParticles | None = None,
     seed: Seed = 0,
     output_dir: Folder | None = None,
@@ -199,6 +200,8 @@ def fit(
     """
     earlier = onward.of(prior, init)
     chosen = earlier.method(method, hyperparameters) if earlier else make_method(method or DEFAULT, **hyperparameters)
+    if (folder := output_dir if args is None else args.output_dir) is not None:
+        saving.check_folder(folder, "output_dir")
     data = given(opened(data))
     held_out = given(validation, "validation", "test", "train") if validation is not None else split(data, "validation")
     train_data = split(data, "train")
@@ -352,7 +355,7 @@ def _adapters(init: Init, model: nn.Module) -> interop.Adapters | None:
     if interop.is_peft_model(init):
         return interop.from_peft(init, model)
     if isinstance(init, str | os.PathLike):
-        if (Path(init) / storage.MANIFEST).is_file():
+        if os.path.isfile(Path(init) / storage.MANIFEST):
             return interop.from_program(load(init, model).program)
         return interop.from_peft_folder(init, model)
     raise TypeError(f"init is a {type(init).__name__}; give a Posterior, a PEFT model, or a folder of either.")

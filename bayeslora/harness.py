@@ -1,17 +1,18 @@
 """A posterior as a model of EleutherAI's evaluation harness, `lm-eval`: its tasks run on the average of the draws."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from torch import nn
 
+from bayeslora.contracts import Fields, Kind, Within, checked
 from bayeslora.limits import limits
 from bayeslora.loading import load
 from bayeslora.networks import continues
 from bayeslora.posterior import Posterior
 from bayeslora.tasks import templates
-from bayeslora.types import IGNORED
+from bayeslora.types import IGNORED, BatchSize, Folder, ModelName, Seed
 
 try:
     from lm_eval.api.model import LM as Base
@@ -33,6 +34,13 @@ COUNTS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens
 """What tasks call the most tokens that are written, the first that counts first."""
 
 
+OF_THE_HARNESS = ("device", "max_batch_size", "trust_remote_code")
+"""What the harness's command line adds, which the posterior has already."""
+
+Digits = Annotated[str, Kind("its digits", lambda value: value.isdecimal() and 0 < int(value) < 2**31)]
+"""A number as the harness's command line passes it."""
+
+
 class HarnessModel(Base):
     r"""A posterior over a causal language model, for `lm_eval.simple_evaluate(model=HarnessModel(posterior), …)`.
 
@@ -48,22 +56,21 @@ class HarnessModel(Base):
         model: The base model, for a folder that does not name one that can be loaded.
 
     Raises:
+        ArgumentError: If an argument does not fit.
         ValueError: If there is no tokenizer, or the model does not continue texts.
     """
 
+    @checked(lambda _: Fields(dict.fromkeys(OF_THE_HARNESS, Any), "HarnessModel", "argument"))
     def __init__(
         self,
-        posterior: Posterior | str | os.PathLike[str],
-        num_draws: int = 8,
-        batch_size: int = 16,
-        seed: int = 0,
-        model: Any = None,
+        posterior: Posterior | Folder,
+        num_draws: Annotated[int, Within(at_least=0, at_most=1_000_000)] = 8,
+        batch_size: BatchSize | Digits = 16,
+        seed: Seed = 0,
+        model: nn.Module | ModelName | None = None,
         **others: Any,
     ):
         super().__init__()
-        # The harness's command line adds a device and a largest batch, which the posterior has already.
-        if unknown := {*others} - {"device", "max_batch_size", "trust_remote_code"}:
-            raise TypeError(f"HarnessModel has no argument {', '.join(sorted(unknown))}.")
         self.posterior = posterior if isinstance(posterior, Posterior) else load(posterior, model)
         network = self.posterior.network.model
         if self.posterior.tokenizer is None or not continues(network):
@@ -72,7 +79,7 @@ class HarnessModel(Base):
                 " fit a causal language model, with tokenizer=…."
             )
         self.tokenizer: Any = self.posterior.tokenizer
-        self.num_draws, self.batch_size, self.seed = int(num_draws), int(batch_size), int(seed)
+        self.num_draws, self.batch_size, self.seed = num_draws, int(batch_size), seed
         longest = min(self.tokenizer.model_max_length, limits(network).trained or 2**31)
         self.max_length = int(longest)
 

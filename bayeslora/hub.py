@@ -56,7 +56,7 @@ def located(name: str | os.PathLike[str], download: bool, revision: str | None =
         FileNotFoundError: If there is neither.
     """
     path, text = Path(name), os.fspath(name)
-    if path.exists() or os.path.lexists(path / MANIFEST) or "/" not in text or not HUB_NAME.fullmatch(text):
+    if os.path.exists(path) or os.path.lexists(path / MANIFEST) or "/" not in text or not HUB_NAME.fullmatch(text):
         return path
     import huggingface_hub
 

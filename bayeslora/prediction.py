@@ -355,7 +355,8 @@ def features(program: Program, source: Source, batch_size: int) -> tuple[np.ndar
             for where, batch in source.batches_by_length(batch_size):
                 seen.clear()
                 inputs = {name: value for name, value in to_device(batch, program.device).items() if name != "labels"}
-                program.network_logits(factors, inputs)
+                with naming_inputs(inputs):
+                    program.network_logits(factors, inputs)
                 found.append(_by_example(seen[-1], len(where), inputs.get("attention_mask")))
                 labels.append(batch.get("labels"))
                 places.append(where)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -256,6 +257,24 @@ def _locked(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_UN)  # a process forked meanwhile would otherwise keep it
         os.close(handle)
+
+
+def check_folder(folder: str | os.PathLike[str], what: str) -> None:
+    """Raise a NotSavedError unless files can be written to a folder, which need not be there; nothing is left in it.
+
+    Args:
+        folder: The folder.
+        what: What to call it in messages.
+    """
+    there = Path(folder)
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        reason = error.strerror if there.is_dir() else "it is not a folder"
+        raise NotSavedError(f"{what}={os.fspath(folder)!r} cannot be written at {there}: {reason}.") from error
 
 
 @contextlib.contextmanager

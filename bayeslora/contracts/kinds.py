@@ -98,6 +98,9 @@ ClassCount = Annotated[int, Within(at_least=1, at_most=2**24)]
 Freedom = Annotated[float, Within(above=2, below=math.inf)]
 """Degrees of freedom with which a variance is finite."""
 
+LONGEST_NAME, LONGEST_PATH = 255, 4096
+"""Bytes of a file's name, and of a path: systems refuse what is longer, in errors of their own."""
+
 KINDS: dict[Any, tuple[type, str]] = {
     bool: (bool, "True or False"),
     int: (numbers.Integral, "a whole number"),
@@ -270,13 +273,21 @@ def _says(part: Any) -> bool:
     return isinstance(part, Within | Kind)
 
 
-def is_path(value: Any) -> bool:
-    """Return whether a value can be the name of a file or folder."""
+def is_name(value: Any) -> bool:
+    """Return whether a value is a text, or a path, that a system can be asked for: it may be too long for a file's."""
     try:
         name = os.fspath(value)
         return isinstance(name, str) and bool(name) and b"\0" not in os.fsencode(name)
     except (TypeError, UnicodeEncodeError):
         return False
+
+
+def is_path(value: Any) -> bool:
+    """Return whether a value can be the name of a file or folder."""
+    if not is_name(value):
+        return False
+    name = os.fsencode(value)
+    return len(name) < LONGEST_PATH and all(len(part) <= LONGEST_NAME for part in name.split(os.fsencode(os.sep)))
 
 
 def derives_from(*names: str) -> Callable[[Any], bool]:

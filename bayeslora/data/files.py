@@ -84,17 +84,14 @@ def _is_file(name: Any) -> bool:
     """Whether a value is the path of a file with a known ending."""
     if not isinstance(name, str | os.PathLike) or _ending(Path(name)) not in KINDS:
         return False
-    try:
-        return Path(name).is_file()
-    except (OSError, ValueError):
-        return False
+    return os.path.isfile(name)  # False, and not an error, of too long a name
 
 
 def _is_path(name: str) -> bool:
     """Whether a text is the path of a folder or file, a pattern of some, or ends as a file's name does."""
     if "\n" in name or len(name) > 1000:
         return False
-    return Path(name).expanduser().exists() or _ending(Path(name)) in KINDS or bool(_matching(name))
+    return os.path.exists(os.path.expanduser(name)) or _ending(Path(name)) in KINDS or bool(_matching(name))
 
 
 def _matching(pattern: str) -> list[Path]:
@@ -156,9 +153,9 @@ def read(name: str) -> "DatasetDict":
     """
     import datasets
 
-    name = os.path.expanduser(name) if Path(name).expanduser().exists() else name
+    name = os.path.expanduser(name) if os.path.exists(os.path.expanduser(name)) else name
     path = Path(name)
-    if not path.exists() and (found := _matching(name)):
+    if not os.path.exists(path) and (found := _matching(name)):
         return _together(found)
     check_place(name, "data", ", or a name on the hub")
     if path.is_file() and path.stat().st_size and KINDS.get(_ending(path)) == "json":

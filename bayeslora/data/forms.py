@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, get_worker_info
 
+from bayeslora.types import Data
+
 logger = logging.getLogger(__name__)
 
 
@@ -69,7 +71,7 @@ class Arrays(Dataset[dict[str, Any]]):
         self.columns = columns
 
     def __len__(self) -> int:
-        return len(next(iter(self.columns.values())))
+        return len(next(iter(self.columns.values()), ()))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {name: column[index] for name, column in self.columns.items()}
@@ -186,3 +188,22 @@ def order_by_length(rows: Any) -> np.ndarray | None:
 
 def _length(ids: Sequence[Any]) -> int:
     return max(map(len, ids)) if len(ids) and np.ndim(ids[0]) else len(ids)
+
+
+def check_form(data: Data, name: str) -> None:
+    """Raise a TypeError if data, or a part of it, can be read only once, and a ValueError if a column has no name."""
+    parts = {"": data}
+    if isinstance(data, tuple):
+        parts |= {f", entry {index},": part for index, part in enumerate(data)}
+    elif isinstance(data, Mapping):
+        if odd := [column for column in data if not isinstance(column, str)]:
+            raise ValueError(
+                f"{name} has a column named {odd[0]!r:.40}: give texts, the network's names of its inputs."
+            )
+        parts |= {f", column {column!r},": part for column, part in data.items()}
+    for where, part in parts.items():
+        if isinstance(part, Iterator):
+            raise TypeError(
+                f"{name}{where} is a {type(part).__name__}, which can be read only once, and several passes are "
+                "needed: give a list, list(…)."
+            )

@@ -1,6 +1,6 @@
 """Data in the forms that people have them, as inputs in one of a few forms, and their labels."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from bayeslora.data.columns import (
     label_of,
     written_out,
 )
+from bayeslora.data.forms import check_form
 from bayeslora.data.tabling import as_table, plain_table
 from bayeslora.tasks import conversations
 from bayeslora.tasks.checking import REPAIR, is_missing
@@ -148,6 +149,10 @@ def raw(labels: Any, column: str, name: str) -> RawLabels:
     """
     if isinstance(labels, RawLabels):
         return labels
+    if not hasattr(labels, "__len__") or getattr(labels, "ndim", 1) == 0:
+        raise ValueError(
+            f"{name}: the labels are one {type(labels).__name__}: give an array with one for each example."
+        )
     if _is_frame(labels):
         if labels.shape[1] == 1:
             return raw(labels.iloc[:, 0], column, name)
@@ -369,18 +374,3 @@ def _row_by_row(data: Any, asked: Columns, known: Columns, name: str) -> Plain:
     labels = None if own is None else RawLabels([], str(label), own, name)
     texts = asked.text or known.text if {*(asked.text or known.text)} <= {*names} else ()
     return Plain(data, labels, Found(texts, asked.label or label, asked.id), names)
-
-
-def check_form(data: Data, name: str) -> None:
-    """Raise a TypeError if data, or a part of it, can be read only once."""
-    parts = {"": data}
-    if isinstance(data, tuple):
-        parts |= {f", entry {index},": part for index, part in enumerate(data)}
-    elif isinstance(data, Mapping):
-        parts |= {f", column {column!r},": part for column, part in data.items()}
-    for where, part in parts.items():
-        if isinstance(part, Iterator):
-            raise TypeError(
-                f"{name}{where} is a {type(part).__name__}, which can be read only once, and several passes are "
-                "needed: give a list, list(…)."
-            )

@@ -81,4 +81,9 @@ def checked(values: Any, what: str) -> np.ndarray:
         weights = np.full(1, np.nan)
     if weights.ndim != 1 or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
         raise ArgumentError(f"{what}: give a finite number of at least 0 for each row, and more than 0 for some.")
+    with np.errstate(over="ignore"):
+        if not np.isfinite(weights.sum()):
+            raise ArgumentError(
+                f"{what}: the sum is infinite, and only their ratios count: divide them by the largest."
+            )
     return weights

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeAlias
 
-from bayeslora.contracts import ArgumentError, Fields, Kind, refuse_unknown, suggestions
+from bayeslora.contracts import ArgumentError, Fields, Kind, check_value, refuse_unknown, suggestions
 
 # A method is one line here, in the order in which they are listed.
 # isort: off
@@ -67,6 +67,7 @@ def named(method: str) -> type[Method]:
     Raises:
         ArgumentError: If there is none; the message lists those that exist.
     """
+    method = check_value("method", method, Method | MethodName)
     if method in METHODS:
         return METHODS[method]
     meant = suggestions([method], list(METHODS))

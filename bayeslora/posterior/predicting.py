@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bayeslora import generation, rounds
-from bayeslora.contracts import Count
+from bayeslora.contracts import Few
 from bayeslora.data import Columns, Source
 from bayeslora.generation import Answers, Equivalence, Generation
 from bayeslora.isolation import public, seeded
@@ -161,7 +161,7 @@ class Predicting(State):
         inputs: Prompts,
         num_draws: NumDraws = 8,
         *,
-        samples: Count = 1,
+        samples: Few = 1,
         equal: Equivalence = generation.same_words,
         seed: Seed | None = 0,
         **generation_settings: Any,

@@ -1,26 +1,34 @@
 """A posterior on the hub."""
 
 import math
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from torch import nn
 
 from bayeslora import hub
-from bayeslora.contracts import Kind
+from bayeslora.contracts import Fields, Kind, checked, declared
 from bayeslora.isolation import public
 from bayeslora.metrics import reliability as bins
 from bayeslora.plots import reliability
 from bayeslora.posterior.leaving import Leaving
-from bayeslora.types import Data, Folder, NumDraws, Seed
+from bayeslora.types import Data, Folder, ModelName, NumDraws, Seed
 
 Metrics = Mapping[str, float]
 HubName = Annotated[str, Kind("a name on the hub, user/name", lambda v: isinstance(v, str) and "/" in v)]
 
 FIGURE = "reliability.png"
+
+
+def _of_load(arguments: Mapping[str, Any]) -> Fields:
+    """Return the further arguments of `load`."""
+    from bayeslora.loading import load
+
+    known = declared(load)
+    return Fields({name: known[name] for name in ("likelihood", "method", "download")}, "from_pretrained", "argument")
 
 
 class Sharing(Leaving):
@@ -115,8 +123,9 @@ class Sharing(Leaving):
             return hub.push(Path(scratch), repo_id, private, revision, commit_message)
 
     @classmethod
+    @checked(_of_load)
     def from_pretrained(
-        cls, name: str | os.PathLike[str], model: Any = None, *, revision: str | None = None, **settings: Any
+        cls, name: Folder, model: nn.Module | ModelName | None = None, *, revision: str | None = None, **settings: Any
     ) -> "Sharing":
         """Load a posterior from a folder or from the hub, and fetch what is not on this machine.
 

@@ -68,6 +68,7 @@ class Comparison(Shown):
         names = [name for name in names if name != FLOOR]
         return [*(name for name in FIRST if name in names), *(name for name in names if name not in FIRST)]
 
+    @checked()
     def results(self, method: str) -> dict[int, dict[str, Any]]:
         """Return the results of a method by seed; a fit that diverged has none."""
         return {run["seed"]: run["results"][method] for run in self.runs if method in run["results"]}
@@ -109,7 +110,7 @@ class Comparison(Shown):
         """
         against = self.baseline if against is None else against
         self._check(method, metric)
-        self._check(against, metric)
+        self._check(against, metric, "against")
         seeds = sorted(self.results(method).keys() & self.results(against).keys())
         if not seeds:
             return NOTHING
@@ -125,6 +126,9 @@ class Comparison(Shown):
             method: A method.
             against: Another, for the difference from it, paired by row and seed.
         """
+        self._check(method)
+        if against is not None:
+            self._check(against, name="against")
         found = [self.results(each) for each in ([method] if against is None else [method, against])]
         seeds = sorted(set.intersection(*({seed for seed in each if "elpd" in each[seed]} for each in found)))
         if not seeds:
@@ -132,11 +136,11 @@ class Comparison(Shown):
         values = [np.array([each[seed]["elpd"] for seed in seeds]) for each in found]
         return estimate_of_rows(values[0] if against is None else values[0] - values[1])
 
-    def _check(self, method: str, metric: str) -> None:
+    def _check(self, method: str, metric: str | None = None, name: str = "method") -> None:
         if method not in self.methods:
-            raise ArgumentError(f"method={method!r}: the comparison has {', '.join(self.methods)}.")
+            raise ArgumentError(f"{name}={method!r}: the comparison has {', '.join(self.methods)}.")
         known = [name for run in self.runs for each in run["results"].values() for name in each["scores"]]
-        if known and metric not in known:
+        if metric is not None and known and metric not in known:
             raise ArgumentError(f"metric={metric!r}: the comparison has {', '.join(dict.fromkeys(known))}.")
 
     @checked()
@@ -187,7 +191,8 @@ class Comparison(Shown):
                 row |= {"±nll_difference": apart.half if is_other else math.nan}
             if metric == "ece":
                 row[FLOOR] = _mean(each["scores"].get(FLOOR) for each in results.values())
-        elpd, apart = self.elpd(method), self.elpd(method, self.baseline)
+        elpd = self.elpd(method)
+        apart = self.elpd(method, self.baseline) if self.baseline in self.methods else NOTHING
         is_other = method != self.baseline
         row |= {"elpd": elpd.value, "elpd_difference": apart.value if is_other else math.nan}
         row |= {"se_elpd_difference": apart.se if is_other else math.nan}

@@ -153,7 +153,9 @@ class Sweep(Shown):
             metric: The score.
             against: The other; None for the `baseline`.
         """
-        own, other = self.values(method, metric), self.values(self.baseline if against is None else against, metric)
+        against = self.baseline if against is None else against
+        self._check(against, metric, "against")
+        own, other = self.values(method, metric), self.values(against, metric)
         apart = np.array([_less(own[cell], other[cell], 0.0) for cell in own if cell in other])
         if not apart.size:
             return Paired(math.nan, 0, 0, math.nan, 0)
@@ -183,9 +185,9 @@ class Sweep(Shown):
         few = f"; of {found.cells} cells, no p is below {least:.2g}" if least >= SIGNIFICANT else ""
         return f"not to be told from {self.baseline}: {facts}{few}{lacking}"
 
-    def _check(self, method: str, metric: str = "nll") -> None:
+    def _check(self, method: str, metric: str = "nll", name: str = "method") -> None:
         if method not in self._results:
-            raise ArgumentError(f"method={method!r}: the sweep has {', '.join(self.methods)}.")
+            raise ArgumentError(f"{name}={method!r}: the sweep has {', '.join(self.methods)}.")
         if self.metrics and metric not in self.metrics:
             raise ArgumentError(f"metric={metric!r}: the sweep has {', '.join(self.metrics)}.")
 

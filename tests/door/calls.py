@@ -39,11 +39,14 @@ import bayeslora
 from bayeslora import LIKELIHOODS, METHODS
 from bayeslora.cli import app
 from bayeslora.divergence import DivergedError
+from bayeslora.harness import HarnessModel
 from bayeslora.methods.fields import declarations
 from bayeslora.saving import NotSavedError
-from tests.door.signatures import public
+from bayeslora.sklearn import Classifier, Regressor
+from tests.door.signatures import public as with_contract
 from tests.door.things import NAMES, VALUES
 from tests.tasks.cases import model as tiny
+from tests.test_data import tiny_tokenizer
 
 PACKAGE = str(Path(bayeslora.__file__).parent)
 OWN = (ValueError, TypeError, FileNotFoundError, NotSavedError, DivergedError)
@@ -58,6 +61,8 @@ FURTHER = {
     "fit": ("prior_scale",),
     "compare": ("learning_rate", "epochs", "label", "targets"),
     "sweep": ("epochs", "rank", "learning_rate"),
+    "sklearn.Classifier": ("model", "method", "likelihood", "init", "batch_size", "head", "random_state"),
+    "sklearn.Regressor": ("model", "alpha", "targets", "exclude", "folds", "refit", "progress"),
     "Posterior.generate": ("max_new_tokens", "temperature", "do_sample", "num_beams", "top_k", "top_p", "use_cache"),
 }
 """Further keywords of functions that are worth a try."""
@@ -74,12 +79,31 @@ LONG = {
 """Above this, values that fit only take long, or much memory."""
 
 ABOUT = {
+    "X": ("rank", "label", "sample_weight"),
+    "class_weight": ("class_weights",),
     "data": ("label", "row"),
     "test": ("label", "data", "row"),
     "validation": ("label", "data"),
     "init": ("adapter",),
 }
 """What else a message about an argument speaks of."""
+
+
+def classifier(X: Any, y: Any, sample_weight: Any = None, class_weight: Any = None, **parameters: Any) -> Any:
+    """A classifier of scikit-learn's, fitted and asked for its score."""
+    made = Classifier(class_weight=class_weight, **{"epochs": 0, "num_draws": 2, "rank": 2} | parameters)
+    return made.fit(X, y, sample_weight).score(X, y, sample_weight)
+
+
+def regressor(X: Any, y: Any, sample_weight: Any = None, random_state: Any = 0, **parameters: Any) -> Any:
+    """A regressor of scikit-learn's, fitted and asked for its score."""
+    made = Regressor(random_state=random_state, **{"epochs": 0, "num_draws": 2, "rank": 2} | parameters)
+    return made.fit(X, y, sample_weight).score(X, y, sample_weight)
+
+
+def public() -> dict[str, Callable[..., Any]]:
+    """What has a contract, and what scikit-learn calls, which has its own."""
+    return {**with_contract(), "sklearn.Classifier": classifier, "sklearn.Regressor": regressor}
 
 
 def network() -> nn.Module:
@@ -105,7 +129,7 @@ def arrays(name: str) -> dict[str, Any]:
     good |= {"loss": lambda temperature: (temperature - 1) ** 2, "p": 0.5, "regularization": 1.0, "lipschitz": 1.0}
     good |= {"num_examples": 10, "curvature": 1.0, "empirical_risk": 0.5, "loss_bound": 1.0}
     good |= {"inside": {"entropy": [0.1, 0.2]}, "outside": {"entropy": [0.2, 0.3]}, "least": 2}
-    good |= {"costs": 1 - np.eye(2)}
+    good |= {"costs": 1 - np.eye(2), "risk": 0.1, "confidence": 0.9, "coverage": 0.9, "scores": probs[:, 0]}
     good |= {"curves": {"a": bayeslora.metrics.reliability(probs, [1, 0, 1])}}
     if name in ("plots.uncertainties", "plots.boxes"):
         good["values"] = {"a": probs[:, 0]}
@@ -146,6 +170,12 @@ class Subjects:
         ids = torch.randint(2, 60, (4, 5), generator=torch.Generator().manual_seed(0))
         self.writer = bayeslora.fit(tiny("GPT2", "LMHeadModel")(), {"input_ids": ids}, "monteclora", **plain)
 
+        self.writer.tokenizer = tiny_tokenizer()
+        few: dict[str, Any] = {"test": self.data, "seeds": 1, "rank": 2, "epochs": 0, "num_draws": 2}
+        self.studies = {
+            "Comparison": bayeslora.compare(self.model, self.data, ["blob"], **few),
+            "Sweep": bayeslora.sweep(self.model, self.data, ["blob"], learning_rates=[1e-3], batch_sizes=[4], **few),
+        }
         self.predictions = predictions()
 
     def arguments(self, name: str) -> dict[str, Any]:
@@ -164,6 +194,16 @@ class Subjects:
         if name == "sweep":
             few = {"rank": 2, "epochs": 0, "num_draws": 2, "learning_rates": [1e-3], "batch_sizes": [4]}
             return {**data, "methods": ["blob"], "test": self.data, "seeds": 1, **few}
+        if name.startswith("sklearn."):
+            return {"X": self.data[0], "y": self.data[1], "method": "lora"}
+        if name.partition(".")[0] in self.studies:
+            known = inspect.signature(public()[name]).parameters
+            good = {"method": "blob", "path": Path("page.html")}
+            return {key: value for key, value in good.items() if key in known}
+        if name == "HarnessModel":
+            return {"posterior": self.writer, "num_draws": 2}
+        if name == "Posterior.from_pretrained":
+            return {"name": self.saved, "model": self.model}
         if name == "load":
             return {"folder": self.saved, "model": self.model}
         if name in ("Posterior.generate", "Posterior.answers"):
@@ -173,7 +213,7 @@ class Subjects:
             kind = np.array([[0, 1], [1, 1], [0, 0]]) if name.startswith("Multi") else np.array([0.0, 1.0, 0.0])
             good = {"labels": kind if name[0] in "MO" else np.array([0, 1, 1]), "costs": 1 - np.eye(2)}
             return {key: value for key, value in good.items() if key in known}
-        if name.partition(".")[0] in ("metrics", "theory", "plots"):
+        if name.partition(".")[0] in ("metrics", "theory", "plots", "decisions"):
             return arrays(name)
         good = {
             **data,
@@ -200,6 +240,10 @@ class Subjects:
             return METHODS[name.split("'")[1]]
         if name.startswith("LIKELIHOODS"):
             return LIKELIHOODS[name.split("'")[1]]
+        if name == "HarnessModel":
+            return HarnessModel
+        if name.partition(".")[0] in self.studies:
+            return getattr(self.studies[name.partition(".")[0]], name.partition(".")[2])
         if name.startswith("Posterior."):
             subject = self.writer if name.endswith(("generate", "answers")) else self.posterior
             subject = self.claimed if name.endswith(("khat", "loo")) else subject

@@ -6,15 +6,16 @@ from typing import Any
 
 import bayeslora
 import bayeslora.plots
-from bayeslora import LIKELIHOODS, METHODS, Likelihood, Mixture, Posterior
+from bayeslora import LIKELIHOODS, METHODS, Comparison, Likelihood, Mixture, Posterior, Sweep, decisions
+from bayeslora.harness import HarnessModel
 from bayeslora.tasks.prediction import BasePrediction
 
 PREDICTIONS = tuple(
     cls for name, cls in vars(bayeslora).items() if name.endswith("Prediction") and inspect.isclass(cls)
 )
 
-OF_METHODS = ("khat", "leave_one_out", "single")
-"""What stands in `diagnostics` and is called by methods of a posterior, which check its arguments."""
+OF_METHODS = ("khat", "leave_one_out", "single", "held_out_like")
+"""What stands in `diagnostics` or `decisions` and is called by methods of a posterior, which check its arguments."""
 
 
 def public() -> dict[str, Callable[..., Any]]:
@@ -31,7 +32,13 @@ def public() -> dict[str, Callable[..., Any]]:
             if cls is Posterior or value is not getattr(Posterior, name, 0)
         }
         found |= {f"{cls.__name__}.{name}": value for name, value in own.items()}
-    for module in (bayeslora.metrics, bayeslora.theory, bayeslora.plots, bayeslora.diagnostics):
+    found |= {"Posterior.from_pretrained": Posterior.from_pretrained, "HarnessModel": HarnessModel.__init__}
+    for cls in (Comparison, Sweep):
+        takes = [
+            name for name, f in vars(cls).items() if inspect.isfunction(f) and len(inspect.signature(f).parameters) > 1
+        ]
+        found |= {f"{cls.__name__}.{name}": getattr(cls, name) for name in takes if name[0] != "_"}
+    for module in (bayeslora.metrics, bayeslora.theory, bayeslora.plots, bayeslora.diagnostics, decisions):
         short = module.__name__.partition(".")[2]
         own = {name: value for name, value in vars(module).items() if name[0] != "_" and inspect.isfunction(value)}
         at_home = {name: value for name, value in own.items() if value.__module__.startswith(module.__name__)}

@@ -65,7 +65,7 @@ BAD: dict[str, list[tuple[Any, str]]] = {
         ("3", ""),
         (True, ""),
     ],
-    "learning_rate": [(0, "a positive finite number"), (-1e-3, ""), (10**400, ""), ([1], "")],
+    "learning_rate": [(0, "a number above 0 and at most 1000"), (-1e-3, ""), (1e30, ""), (10**400, ""), ([1], "")],
     "alpha": [(0, "a positive finite number, or a mapping from text to a positive finite number"), ({"0": 0}, "")],
     "rank": [(0, "a whole number of at least 1"), (1.5, ""), ({"0": 1.5}, ""), (2**70, "below 9223372036854775808")],
     "num_particles": [(1.5, "a whole number of at least 1 and at most 10000"), (0, ""), (np.float64(2), "")],
@@ -81,7 +81,7 @@ BAD: dict[str, list[tuple[Any, str]]] = {
     "exclude": [([None], "")],
     "likelihood": [(3, "a Likelihood, its name in bayeslora.LIKELIHOODS, a function of logits and labels, or None")],
     "tokenizer": [("bert", "a tokenizer, such as AutoTokenizer.from_pretrained loads, or None")],
-    "output_dir": [(3, "the path of a folder, or None"), ("a\0b", ""), ("", ""), ("\ud800", "")],
+    "output_dir": [(3, "the path of a folder, or None"), ("x" * 300, ""), ("a\0b", ""), ("", ""), ("\ud800", "")],
     "answers": [("first", "'all' or 'last'"), (1, "")],
     "packing": [(1, "True or False"), ("yes", "")],
     "shots": [(3, "a datasets.Dataset or DatasetDict, a pandas DataFrame"), (nn.Identity(), "")],
@@ -306,3 +306,17 @@ def test_a_function_with_a_contract_of_its_own() -> None:
         area(1, unit="km")
     with pytest.raises(ArgumentError, match=r"^area has no argument 'units'; .* mean 'unit' instead of 'units'\?$"):
         area(1, units="m")
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(OSError, match=r"output_dir='.*' cannot be written at .*file: it is not a folder\.$"):
+            bayeslora.fit(network(), "nowhere.csv", output_dir=folder)
+
+
+@pytest.mark.parametrize("data", [{}, "x" * 300, [], (), {1: [2]}, (rows()[0], 3), (rows()[0], np.array(3))])
+def test_data_without_a_row_or_a_name_that_is_too_long_is_said(posterior: bayeslora.Posterior, data: Any) -> None:
+    for call in (posterior.predict, posterior.evaluate, lambda data: fit(network(), data)):
+        with pytest.raises((ValueError, TypeError), match=r"^data\b"):
+            call(data)
