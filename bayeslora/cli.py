@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bayeslora import commands, contracts
+from bayeslora import commands, contracts, filing
 from bayeslora.commands import Draws, Id, Label, Text
 from bayeslora.methods import METHODS
 from bayeslora.shell import (
@@ -348,9 +348,13 @@ def merge(
         merged: Any = loaded.merge()
         if not hasattr(merged, "save_pretrained"):
             raise ValueError(f"{type(merged).__name__} is not a transformers model: merge it in Python, and save it.")
-        merged.save_pretrained(output)
-        if loaded.tokenizer is not None:
-            loaded.tokenizer.save_pretrained(output)
+
+        def fill(folder: Path) -> None:
+            merged.save_pretrained(folder)
+            if loaded.tokenizer is not None:
+                loaded.tokenizer.save_pretrained(folder)
+
+        filing.write_folder(output, fill, "config.json")
     console.print(f"Saved in {output}: a plain model, AutoModel….from_pretrained.")
 
 

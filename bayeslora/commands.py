@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bayeslora import filing
 from bayeslora.methods import METHODS
 from bayeslora.shell import check_output, columns_named, errors, quiet, split_to_predict
 
@@ -158,8 +159,8 @@ def sweep(
             **given,
         )
         if figure is not None:
-            figure.parent.mkdir(parents=True, exist_ok=True)
-            found.plot().savefig(figure, bbox_inches="tight")
+            kind = figure.suffix.lower().removeprefix(".")
+            filing.write_file(figure, filing.picture(found.plot(), format=kind, bbox_inches="tight"))
     typer.echo(found.to_markdown())
 
 

@@ -1,11 +1,13 @@
 """Saves that take effect at once: whoever reads, finds what was there before or what is there now, and all of it."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -54,7 +56,7 @@ def save_together(
     folder = manifest.parent
     with saying_what_failed(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder), saying_what_failed(folder):
+    with locked(folder), saying_what_failed(folder):
         before = _read(manifest)
         try:
             files: dict[str, Any] = {"tensors": f"posterior-{hashlib.sha256(tensors).hexdigest()[:16]}.safetensors"}
@@ -115,6 +117,7 @@ def write(path: Path, content: bytes) -> None:
     """Write a file beside, put it onto the disk, and rename it: the old content or the new is there, and all of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        _remove_killed(path)
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
@@ -123,6 +126,21 @@ def write(path: Path, content: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(error.errno or 0, error.strerror or str(error), str(path)) from error
+
+
+def _remove_killed(path: Path) -> None:
+    """Remove what processes have left that were killed while they wrote a file."""
+    if os.name == "nt":  # where nobody can be asked whether a process runs
+        return
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        number = left.name.rpartition(".")[2]
+        if number.isdecimal() and len(number) < 10 and left.name == f".{path.name}.{number}":
+            try:
+                os.kill(int(number), 0)
+            except ProcessLookupError:
+                left.unlink(missing_ok=True)
+            except OSError:  # somebody else's
+                pass
 
 
 def _write_tokenizer(folder: Path, tokenizer: Any) -> str:
@@ -191,8 +209,10 @@ def _version(path: Path) -> tuple[int, int, int] | None:
 def _read(manifest: Path) -> dict[str, Any]:
     """A record; an empty one, if none can be read."""
     try:
+        if not stat.S_ISREG(manifest.lstat().st_mode):  # reading a pipe would never end
+            return {}
         record = json.loads(manifest.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 
@@ -237,7 +257,7 @@ def _remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Keep other saves out of a folder: they would remove, as left over, what this one has yet to name.
 
     The lock is on the folder itself, leaves no file, and ends with its process. File systems without locks, and

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import io
 import json
 import math
 import os
@@ -25,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.core import TyperCommand
 
-from bayeslora import contracts, prediction
+from bayeslora import contracts, filing, prediction
 from bayeslora.data import split_of
 from bayeslora.methods import METHODS, named, own_fields
 from bayeslora.methods.fields import describe
@@ -182,20 +183,22 @@ def check_output(
 
 def write_table(table: "pd.DataFrame", output: Path) -> None:
     """Write a table in the format of a file's name."""
-    output.parent.mkdir(parents=True, exist_ok=True)
     match output.suffix.lower():
         case ".tsv":
-            table.to_csv(output, index=False, sep="\t")
+            content = table.to_csv(index=False, sep="\t")
         case ".json":
-            table.to_json(output, orient="records", force_ascii=False, indent=1)
+            content = table.to_json(orient="records", force_ascii=False, indent=1)
         case ".jsonl":
-            table.to_json(output, orient="records", lines=True, force_ascii=False)
+            content = table.to_json(orient="records", lines=True, force_ascii=False)
         case ".parquet":
-            table.to_parquet(output, index=False)
+            content = table.to_parquet(index=False)
         case ".xlsx":
-            table.to_excel(output, index=False)
+            stream = io.BytesIO()
+            table.to_excel(stream, index=False)
+            content = stream.getvalue()
         case _:
-            table.to_csv(output, index=False)
+            content = table.to_csv(index=False)
+    filing.write_file(output, content)
 
 
 def print_table(frame: "pd.DataFrame", title: str, key: str) -> None:

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "bayeslora"
 ORDER = (
     ("contracts",),
     ("types", "isolation", "saving", "paths", "passes"),
+    ("filing",),
     ("networks",),
     ("limits",),
     ("adapters", "distributions", "tasks"),

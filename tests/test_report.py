@@ -264,9 +264,9 @@ def test_figures_say_the_same_at_every_call() -> None:
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    from bayeslora.report.page import write
+    from bayeslora.filing import write_file
     from bayeslora.saving import NotSavedError
 
     (tmp_path / "file").touch()
     with pytest.raises(NotSavedError, match=r"page\.html could not be written"):
-        write(tmp_path / "file" / "page.html", "")
+        write_file(tmp_path / "file" / "page.html", "")

@@ -4,8 +4,6 @@ import json
 import logging
 import os
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,11 +14,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from bayeslora import saving
+from bayeslora import filing
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.weights import is_transposed, is_within, names_of, share_weights, swap
 from bayeslora.interop.peft_fields import PREFIX
-from bayeslora.interop.peft_files import Patterns
+from bayeslora.interop.peft_files import CONFIG, Patterns
 from bayeslora.interop.peft_in import _is_a, read_by_peft
 from bayeslora.interop.starting import distance, from_factors, trained_head
 from bayeslora.networks import is_a, output_names
@@ -78,6 +76,8 @@ def export_draws(
         logger.warning("Exported adapters give the logits before calibration: divide them by %g.", about.temperature)
     count = len(next(iter(sites.values()))) if several else 1
     paths = []
+    if several:  # what is killed halfway names no draws, rather than some of these and some of those before
+        filing.write_file(folder / MANIFEST, json.dumps({"draws": [], "temperature": about.temperature}))
     for index in range(count):
         one = {name: value[index] for name, value in sites.items()} if several else sites
         path = folder / f"draw-{index}" if several else folder
@@ -91,7 +91,7 @@ def export_draws(
             **{"draws": [path.name for path in paths], "temperature": about.temperature, "method": about.method},
             "likelihood": program.likelihood.name,
         }
-        saving.write(folder / MANIFEST, json.dumps(record, indent=2).encode())
+        filing.write_file(folder / MANIFEST, json.dumps(record, indent=2))
     return paths
 
 
@@ -107,7 +107,8 @@ def export_peft(
 ) -> None:
     """Write given factors and the task head as an adapter for `peft.PeftModel.from_pretrained(base, folder)`.
 
-    Files are written to a temporary folder and then moved: if the export fails, the folder is unchanged.
+    Files are written to a temporary folder and then moved, the configuration last: if the export fails, the folder is
+    unchanged, and if it is killed, it holds the adapter of before, this one, or none.
 
     Args:
         network: The adapted network.
@@ -157,29 +158,20 @@ def export_peft(
         **adapters.family.peft_settings,
     )
     folder = Path(folder)
-    existed = folder.is_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as name:
-            beside = Path(name)
-            content = {f"{PREFIX}{name}": value.detach().cpu().contiguous() for name, value in tensors.items()}
-            save_file(content, beside / "adapter_model.safetensors", metadata={"format": "pt"})
-            (beside / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-            (beside / "README.md").write_text(_card(config, network, about), encoding="utf-8")
-            if tokenizer is not None:
-                tokenizer.save_pretrained(beside)
-            if check:
-                check_export(network, factors, beside, batch)
-            if _is_of_another(folder / "README.md"):
-                (beside / "README.md").unlink()
-            for path in beside.iterdir():
-                if path.is_dir():
-                    shutil.rmtree(folder / path.name, ignore_errors=True)
-                path.replace(folder / path.name)
-    except BaseException:
-        if not existed:
-            folder.rmdir()
-        raise
+
+    def fill(beside: Path) -> None:
+        content = {f"{PREFIX}{name}": value.detach().cpu().contiguous() for name, value in tensors.items()}
+        save_file(content, beside / "adapter_model.safetensors", metadata={"format": "pt"})
+        (beside / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+        (beside / "README.md").write_text(_card(config, network, about), encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(beside)
+        if check:
+            check_export(network, factors, beside, batch)
+        if _is_of_another(folder / "README.md"):
+            (beside / "README.md").unlink()
+
+    filing.write_folder(folder, fill, CONFIG)
 
 
 def _check_reach(network: AdaptedNetwork) -> None:

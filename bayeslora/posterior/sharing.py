@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from torch import nn
 
-from bayeslora import hub
+from bayeslora import filing, hub
 from bayeslora.contracts import Fields, Kind, checked, declared
 from bayeslora.isolation import public
 from bayeslora.metrics import reliability as bins
@@ -76,17 +76,18 @@ class Sharing(Leaving):
         Arguments are those of `card`.
         """
         path = Path(folder)
-        self.save(path)
         measured: dict[str, hub.Measured] = {}
-        figure = None
+        picture = None
         if test is not None:
             measured, probs, labels = self._measured(test, num_draws, seed)
             if probs is not None:
                 curves = {self.method.name: bins(probs, labels)}
-                reliability(curves).savefig(path / FIGURE, dpi=120)
-                figure = FIGURE
-        text = self._card(name, measured, metrics, intended_use, figure)
-        (path / "README.md").write_text(text, encoding="utf-8")
+                picture = filing.picture(reliability(curves), dpi=120)
+        text = self._card(name, measured, metrics, intended_use, FIGURE if picture else None)
+        self.save(path)
+        if picture:
+            filing.write_file(path / FIGURE, picture)
+        filing.write_file(path / "README.md", text)
 
     @public()
     def push_to_hub(

@@ -14,9 +14,10 @@ import numpy as np
 
 from bayeslora import facts, plots
 from bayeslora.data import Columns
+from bayeslora.filing import write_file
 from bayeslora.prediction import features
 from bayeslora.report import examples, findings
-from bayeslora.report.page import Section, picture, render, write
+from bayeslora.report.page import Section, picture, render
 from bayeslora.study.runs import Evaluation, Setting
 from bayeslora.tasks.prediction import BasePrediction
 
@@ -77,7 +78,7 @@ def report(
     )
     lead = findings.lead(prediction, labels, scored["scores"], scored["left_out"], centre.log_density(labels))
     title = f"{about.get('method', type(posterior).__name__)} on {about['labels']}"
-    return write(path, render(title, lead, [fitted, *sections, diagnostics(posterior, khat), again]))
+    return write_file(path, render(title, lead, [fitted, *sections, diagnostics(posterior, khat), again]))
 
 
 def of_prediction(

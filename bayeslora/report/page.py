@@ -2,13 +2,9 @@
 
 import base64
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from bayeslora import saving
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,21 +89,6 @@ def render(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(TEMPLATE).render(title=title, lead=lead, sections=sections, most=NARROW)
-
-
-def write(path: str | os.PathLike[str], content: str) -> Path:
-    """Write a page; what was there before is replaced at once.
-
-    Raises:
-        NotSavedError: If it cannot be written.
-    """
-    target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        saving.write(target, content.encode())
-    except OSError as error:
-        raise saving.NotSavedError(f"{target} could not be written: {error.strerror or error}.") from error
-    return target
 
 
 def rows_of(table: Any) -> tuple[list[str], list[list[str]]]:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora import plots
+from bayeslora.filing import write_file
 from bayeslora.report.fitted import versions
-from bayeslora.report.page import Section, Table, picture, render, rows_of, write
+from bayeslora.report.page import Section, Table, picture, render, rows_of
 
 
 def of_comparison(comparison: Any, path: str | os.PathLike[str]) -> Path:
@@ -36,4 +37,4 @@ def of_comparison(comparison: Any, path: str | os.PathLike[str]) -> Path:
     every.tables.append(Table("Scores of single fits", titles, scores.to_numpy().tolist()))
     again = Section("How to reproduce", versions())
     again.code = {"What all runs have in common": json.dumps(comparison.about, indent=1)}
-    return write(path, render(f"{title} of {len(comparison.methods)} methods", lead, [table, every, again]))
+    return write_file(path, render(f"{title} of {len(comparison.methods)} methods", lead, [table, every, again]))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora import checkpoints, saving
+from bayeslora.record import plain_file
 
 STUDY = "study.json"
 """The file that says which study a folder is of."""
@@ -63,7 +64,7 @@ class Store:
         """Return a finished run; None if there is none."""
         if key not in self.runs and self.folder is not None:
             found = _read(self.folder / f"run-{key}.json")
-            if found is not None:
+            if found is not None and _is_whole(found):
                 self.runs[key] = found
         return self.runs.get(key)
 
@@ -80,7 +81,27 @@ class Store:
 def _read(path: Path) -> dict[str, Any] | None:
     """Return a file's content; None if it is not there, or not whole."""
     try:
+        plain_file(path)
         found = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _is_whole(run: Mapping[str, Any]) -> bool:
+    """Whether a run has what every run has; what somebody has changed is run again."""
+    try:
+        numbers = [
+            *(value for each in run["results"].values() for value in (*each["scores"].values(), each["temperature"])),
+            *(value for each in run["results"].values() for left in each["left_out"].values() for value in left),
+            *(each["parameters"] for each in run["results"].values()),
+            run["seed"],
+        ]
+        names = [*run["names"], *run["results"]]
+    except (KeyError, TypeError, AttributeError):
+        return False
+    return "failed" in run and all(isinstance(name, str) for name in names) and all(map(_is_number, numbers))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

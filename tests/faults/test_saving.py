@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import bayeslora
-from bayeslora import saving, storage
+from bayeslora import filing, saving, storage
 from bayeslora.posterior import Posterior
 from tests.faults import processes
 from tests.test_data import tiny_tokenizer
@@ -316,3 +316,59 @@ def test_folders_of_the_users_own_are_left_alone(posteriors: dict[str, Posterior
     posteriors[OLD].save(tmp_path)
     posteriors[NEW].save(tmp_path)
     assert own < files(tmp_path)
+
+
+def exported(folder: Path, draws: bool) -> list[float] | None:
+    """The first number of each adapter that a reader finds in a folder; None if it is told that there is none."""
+    from bayeslora.interop.peft_files import read_folder
+    from bayeslora.serving import draws_in
+
+    try:
+        parts = draws_in(folder)[0] if draws else [folder]
+        read = [read_folder(part) for part in parts]
+    except FileNotFoundError:
+        return None
+    return [config["lora_alpha"] for config, state in read if state]
+
+
+@pytest.mark.parametrize(
+    ("draws", "every"),
+    [(2, 19), pytest.param(None, 1, marks=pytest.mark.slow), pytest.param(2, 1, marks=pytest.mark.slow)],
+)
+def test_an_export_killed_at_any_operation_leaves_the_old_adapter_the_new_or_none(
+    tmp_path: Path, every: int, draws: int | None
+) -> None:
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    settings: dict[str, Any] = {"rank": 1, "epochs": 0, "progress": False}
+    old, new = (bayeslora.fit(network(), (x, (x[:, 0] > 0).long()), "blob", alpha=a, **settings) for a in (1, 3))
+    old.export_peft(tmp_path / "start", draws)
+    (tmp_path / "start" / "own.txt").write_text("the user's")
+    expected = [[1] * (draws or 1), [3] * (draws or 1)]
+    with copies(tmp_path / "start") as fresh:
+        folder = fresh()
+        count = processes.count_operations(lambda: new.export_peft(folder, draws))
+        for operation in {*range(0, count, every), count - 1}:
+            folder = fresh()
+            processes.kill_at(partial(new.export_peft, folder, draws), operation)
+            assert exported(folder, bool(draws)) in (None, *expected)
+            new.export_peft(folder, draws)
+            assert exported(folder, bool(draws)) == expected[1]
+            assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+            assert (folder / "own.txt").read_text() == "the user's"
+
+
+def test_a_file_killed_while_it_is_written_is_removed_by_the_next(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    filing.write_file(page, "old")
+    count = processes.count_operations(lambda: filing.write_file(page, "new"))
+    for operation in range(count):
+        processes.kill_at(lambda: filing.write_file(page, "new"), operation)
+        assert page.read_text() in ("old", "new")
+        filing.write_file(page, "old")
+        assert files(tmp_path) == {"page.html"}
+
+
+def test_a_save_beside_a_pipe_of_the_records_name_ends(posteriors: dict[str, Posterior], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / storage.MANIFEST)
+    posteriors[NEW].save(tmp_path)
+    assert loaded(tmp_path) == NEW
