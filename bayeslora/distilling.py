@@ -20,7 +20,7 @@ from bayeslora.data import Source, to_device
 from bayeslora.methods import Distilled
 from bayeslora.methods.distilled import Output
 from bayeslora.program import Program, evaluating
-from bayeslora.runaway import DivergedError, is_good, read
+from bayeslora.runaway import DivergedError, is_good, read, stays
 from bayeslora.tasks import Likelihood
 from bayeslora.tasks.prediction import BasePrediction
 from bayeslora.types import Batch, History
@@ -152,8 +152,8 @@ def train(program: Program, source: Source, targets: Tensor, settings: Settings)
             ("nll", found),
         ):
             history[name].append(float(value))
-    if not all(bool(parameter.isfinite().all()) for parameter in parameters):
-        raise _diverged("made learned parameters NaN or infinite in its last step", rate)
+    if not stays(parameters, [torch.ones(())]):
+        raise _diverged("made learned parameters NaN, infinite or absurdly large in its last step", rate)
     program.network.unbind()
     program.eval()
     return history

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 from bayeslora.runaway import DivergedError as DivergedError
-from bayeslora.runaway import is_good, read
+from bayeslora.runaway import is_good, read, stays
 
 
 class LastGood:
@@ -55,13 +55,14 @@ class LastGood:
         """Check the state that the last step has left, which no further loss shows.
 
         Raises:
-            DivergedError: If it is not finite.
+            DivergedError: If it is not finite, or so far from the last one that nothing of that is left.
         """
-        if self.step is None or all(bool(parameter.isfinite().all()) for parameter in self.parameters):
+        if self.step is None or stays(self.parameters, self.copies[: len(self.parameters)]):
             return
         raise DivergedError(
-            f"The last step, {trainer.state.global_step}, made learned parameters NaN or infinite. The posterior is at "
-            f"the last good state, before that step. Lower the learning rate (now {trainer.args.learning_rate:.2g}).",
+            f"The last step, {trainer.state.global_step}, made learned parameters NaN, infinite or absurdly large. The "
+            "posterior is at the last good state, before that step. Lower the learning rate (now "
+            f"{trainer.args.learning_rate:.2g}).",
             self.restored(trainer, f"diverged at step {trainer.state.global_step}"),
         )
 

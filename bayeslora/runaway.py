@@ -37,3 +37,10 @@ def read(loss: Tensor, gradients: Sequence[Tensor]) -> list[float]:
 def is_good(found: Sequence[float], start: float) -> bool:
     """Return whether what `read` returned is finite, and the loss not too far from that of the start."""
     return all(map(math.isfinite, found)) and abs(found[0]) <= RUNAWAY * max(1.0, abs(start))
+
+
+def stays(values: Sequence[Tensor], before: Sequence[Tensor]) -> bool:
+    """Return whether numbers are finite, and not so much larger than before that those are rounded off beside them."""
+    norms = (torch._foreach_norm([value.detach() for value in each], float("inf")) for each in (values, before))
+    largest, start = (float(torch.stack(each).max()) for each in norms)
+    return math.isfinite(largest) and largest <= RUNAWAY * max(1.0, start)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bayeslora import checkpoints, saving
+from bayeslora import checkpoints, filing, saving
 from bayeslora.data import Source
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def begin(
         _refuse(path, checkpoints.differences(found["fit"], fit), resume)
     if is_first():
         path.mkdir(parents=True, exist_ok=True)
-        saving.write(path / RECORD, json.dumps({"fit": fit, "folders": list(names)}, indent=2).encode())
+        filing.write_file(path / RECORD, json.dumps({"fit": fit, "folders": list(names)}, indent=2))
         saving.sync(path)
 
 

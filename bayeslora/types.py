@@ -69,9 +69,6 @@ Folds: TypeAlias = Annotated[int, Within(at_least=2, at_most=1000)]
 
 BatchSize: TypeAlias = Count
 
-LearningRate: TypeAlias = Annotated[float, Within(above=0, at_most=1000)]
-"""A step of Adam's changes each parameter by about as much: far more than any could be."""
-
 Epochs: TypeAlias = Annotated[float, Within(at_least=0, below=math.inf)]
 
 Approximation: TypeAlias = Literal["draws", "linear"]

@@ -311,6 +311,12 @@ def test_a_rate_that_is_too_high_stops_too(posterior: bayeslora.Posterior) -> No
     assert all(bool(parameter.isfinite().all()) for _, parameter in e.value.posterior.program.trainable())
 
 
+def test_a_single_step_that_leaves_absurd_weights_is_noticed(posterior: bayeslora.Posterior) -> None:
+    with pytest.raises(DivergedError, match=r"The last step, 1, made .* absurdly large.*now 1e\+30") as raised:
+        fit(mlp(), rows(), learning_rate=1e30, batch_size=1000, epochs=1)
+    assert all(float(value.detach().abs().max()) < 10 for _, value in raised.value.posterior.program.trainable())
+
+
 def test_text_labels_say_how_to_number_them() -> None:
     with pytest.raises(ValueError, match=r"Labels are text, such as 'good'.*class_encode_column"):
         Classification(2).check_labels(["good", "bad"])

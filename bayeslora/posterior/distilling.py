@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bayeslora import distilling
+from bayeslora.contracts import Scale
 from bayeslora.data import Columns, Source
 from bayeslora.isolation import public, seeded
 from bayeslora.methods import Distilled
 from bayeslora.posterior.predicting import Predicting
 from bayeslora.runaway import DivergedError
 from bayeslora.tasks.prediction import BasePrediction
-from bayeslora.types import BatchSize, Data, Epochs, LearningRate, NumDraws, Seed
+from bayeslora.types import BatchSize, Data, Epochs, NumDraws, Seed
 
 if TYPE_CHECKING:
     from bayeslora.posterior import Posterior
@@ -27,7 +28,7 @@ class Distilling(Predicting):
         *,
         spread: bool = True,
         epochs: Epochs | None = None,
-        learning_rate: LearningRate | None = None,
+        learning_rate: Scale | None = None,
         batch_size: BatchSize = 16,
         seed: Seed = 0,
         text: str | Sequence[str] | None = None,

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from bayeslora import contracts
-from bayeslora.contracts import ArgumentError, Count, checked
+from bayeslora.contracts import ArgumentError, Count, Scale, checked
 from bayeslora.fit import fit
 from bayeslora.methods import Method, MethodName
 from bayeslora.study.comparing import (
@@ -23,7 +23,7 @@ from bayeslora.study.comparing import (
 from bayeslora.study.robustness import Sweep
 from bayeslora.study.runs import Task, run_all
 from bayeslora.study.store import Store
-from bayeslora.types import BatchSize, Data, Folder, LearningRate, ModelName, NumDraws, Seed
+from bayeslora.types import BatchSize, Data, Folder, ModelName, NumDraws, Seed
 
 VARIED = ("learning_rate", "batch_size")
 """Arguments of `fit` that the grid varies."""
@@ -37,7 +37,7 @@ def sweep(
     *,
     test: Data | None = None,
     validation: Data | None = None,
-    learning_rates: Sequence[LearningRate] = (3e-4, 5e-5, 1e-5),
+    learning_rates: Sequence[Scale] = (3e-4, 5e-5, 1e-5),
     batch_sizes: Sequence[BatchSize] = (8, 32, 64),
     seeds: Count | Sequence[Seed] = 1,
     num_draws: NumDraws = 32,
