@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import bayeslora
 from bayeslora.data import Columns, plain
+from bayeslora.data.foreign import familiar
 from bayeslora.data.plain import raw
 from bayeslora.tasks.classes import Classes, numbers_of_one, of_one, of_several, rows_of_several
 from bayeslora.tasks.labels import RawLabels
@@ -125,6 +126,11 @@ def test_names_of_classes_in_every_form(form: str, expected: float) -> None:
     if form not in declared:
         assert nll(own, FORMS[form]) == pytest.approx(expected, abs=1e-12)
     assert nll(own, FORMS["strings"]) == pytest.approx(nll(own, FORMS[form]), abs=1e-12)
+
+
+def test_a_stream_of_arrows_rows_is_a_table_of_numbers() -> None:
+    frame = pd.DataFrame({"width": [0.5, 1.5], "label": [0, 1]})
+    pd.testing.assert_frame_equal(familiar(pa.table(frame).to_reader()), frame)
 
 
 NUMBER_FORMS: dict[str, tuple[Any, Any, tuple[str, ...] | None]] = {

@@ -48,7 +48,7 @@ def _familiar(value: Any) -> Any:
         return _familiar(value.compute())
     if hasattr(value, "collect_schema") and not hasattr(value, "__arrow_c_stream__"):  # a lazy table of polars
         return _familiar(value.collect())
-    is_table = hasattr(value, "columns") or hasattr(value, "column_names")
+    is_table = any(hasattr(value, name) for name in ("columns", "column_names", "schema"))
     if hasattr(value, "__arrow_c_stream__") or hasattr(value, "__arrow_c_array__"):
         import pyarrow as pa  # type: ignore[import-untyped]
 
