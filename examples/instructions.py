@@ -125,7 +125,9 @@ def main() -> None:
             from peft import PeftModel
         except ImportError:
             return
-        ids = tokenizer.apply_chat_template(asked[0], chat_template=bayeslora.tasks.chat.TEMPLATE, return_tensors="pt")
+        ids = tokenizer.apply_chat_template(
+            asked[0], chat_template=bayeslora.tasks.templates.TEMPLATE, return_tensors="pt"
+        )
         with torch.no_grad():
             theirs = PeftModel.from_pretrained(base, folder)(ids["input_ids"]).logits
             own = posterior.merge()(ids["input_ids"]).logits

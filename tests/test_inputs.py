@@ -315,7 +315,7 @@ def test_an_empty_text_is_read_where_the_tokenizer_marks_its_ends() -> None:
     assert source.dataset[BAD]["input_ids"] == [2, 3]
 
 
-@pytest.mark.parametrize("text", [5, 1.5, b"good", ["good"], True])
+@pytest.mark.parametrize("text", [5, 1.5, ["good"], True])
 def test_an_entry_that_is_not_a_text(text: Any) -> None:
     for row in (0, BAD):
         with pytest.raises(
