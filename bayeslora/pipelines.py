@@ -14,7 +14,7 @@ from bayeslora.posterior import Posterior
 from bayeslora.tasks.prediction import BasePrediction
 from bayeslora.types import BatchSize, Data, Folder, ModelName, NumDraws, Seed
 
-MADE = ("num_draws", "center", "approximation", "seed")
+MADE = ("num_draws", "center", "approximation", "antithetic", "seed")
 """How held-out rows were predicted, which `abstain` needs rows to be, too."""
 
 Record = dict[str, Any]

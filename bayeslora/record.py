@@ -97,6 +97,7 @@ class HeldOutRecord(TypedDict):
     approximation: Literal["draws", "linear", "own"]
     seed: Annotated[int, Within(at_least=0, at_most=2**32 - 1)]
     temperature: Annotated[float, Within(above=0)]
+    antithetic: NotRequired[bool]
 
 
 class TuningRecord(TypedDict):

@@ -428,6 +428,17 @@ def test_as_many_draws_as_needed_decide_too(tmp_path: Path) -> None:
         posterior.predict(new).sets()
 
 
+def test_antithetic_draws_decide_about_antithetic_draws(tmp_path: Path) -> None:
+    posterior = copy.deepcopy(untrained()).decide(tokens(60), 4, antithetic=True)
+    posterior.save(tmp_path)
+    again = bayeslora.load(tmp_path, model=tiny_bert(**NO_DROPOUT).double())
+    new = tokens(20, seed=1)[0]
+    sets = [each.predict(new, 4, antithetic=True).sets(0.5) for each in (posterior, again)]
+    np.testing.assert_array_equal(*sets)
+    with pytest.raises(ValueError, match="antithetic=True, these rows with"):
+        posterior.predict(new, 4).sets()
+
+
 def test_a_temperature_at_its_bound_is_said(caplog: pytest.LogCaptureFixture) -> None:
     posterior = untrained()
     inputs, _ = tokens(1)
