@@ -191,7 +191,8 @@ def _put_back(place: Any, now: dict[Any, Any], before: dict[Any, Any], original:
     """Put the original content back, and return whether it had changed from what there was before the pass."""
     if isinstance(place, list | deque | set):
         place.clear()
-        place.update(original.values()) if isinstance(place, set) else place.extend(original.values())
+        put: Any = place.update if isinstance(place, set) else place.extend
+        put(original.values())
         return True
     changed = False
     for key in {**original, **now}:

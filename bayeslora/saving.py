@@ -57,7 +57,7 @@ def save_together(
     with saying_what_failed(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with locked(folder), saying_what_failed(folder):
-        before = _read(manifest)
+        before = read(manifest) or {}
         try:
             files: dict[str, Any] = {"tensors": f"posterior-{hashlib.sha256(tensors).hexdigest()[:16]}.safetensors"}
             files["folders"] = [_write_component(folder, manifest.name, component) for component in components]
@@ -206,15 +206,15 @@ def _version(path: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _read(manifest: Path) -> dict[str, Any]:
-    """A record; an empty one, if none can be read."""
+def read(path: Path) -> dict[str, Any] | None:
+    """Return a record of JSON; None if it is not there, or not whole."""
     try:
-        if not stat.S_ISREG(manifest.lstat().st_mode):  # reading a pipe would never end
-            return {}
-        record = json.loads(manifest.read_text())
+        if not stat.S_ISREG(path.lstat().st_mode):  # reading a pipe would never end
+            return None
+        record = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def _remove_leftovers(manifest: Path, kept: Mapping[str, Any], before: Mapping[str, Any]) -> None:

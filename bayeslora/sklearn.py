@@ -162,10 +162,11 @@ class _Estimator(BaseEstimator):
         class_weights: Any = None,
     ) -> None:
         """Fit a posterior to checked inputs and labels."""
-        given = sample_weight is not None
+        weight = sample_weight
         with naming("sample_weight", "a finite number of at least 0 for each example, and more than 0 for some"):
-            weight = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
-            weight = weighing.checked(weight, "sample_weight") if given else None
+            if weight is not None:
+                weight = _check_sample_weight(weight, y, dtype=np.float64, ensure_non_negative=True)
+                weight = weighing.checked(weight, "sample_weight")
         with naming("random_state", "a whole number from 0 to 4294967295, a RandomState, or None"):
             self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         data: Data = table_of(inputs, y, names) if isinstance(inputs, Mapping) else (inputs, y)

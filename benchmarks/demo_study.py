@@ -7,7 +7,9 @@ benchmarks/results/demo as soon as it ends, so that an interrupted study goes on
 import argparse
 import json
 import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +26,28 @@ GOALS = [
     ("accuracy", LORA, "accuracy", "≥ −0.005"),
     ("NLL", SCALED, "nll", "≤ 0.97 ×"),
 ]
+
+
+def complete(
+    store: Path, names: Sequence[str], wanted: Iterable[tuple[Any, ...]], run: Callable[..., dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Run what a file of JSON lines lacks, each a line of it as it ends, and return all lines.
+
+    Args:
+        store: The file.
+        names: The entries of a line that tell it from others.
+        wanted: Their values, which are also the arguments of `run`.
+        run: Returns a line.
+    """
+    done = [json.loads(line) for line in store.read_text().splitlines()] if store.exists() else []
+    known = {tuple(line[name] for name in names) for line in done}
+    for key in wanted:
+        if key not in known:
+            done.append(run(*key))
+            with store.open("a") as file:
+                file.write(json.dumps(done[-1]) + "\n")
+            print(done[-1], flush=True)
+    return done
 
 
 def run_seed(seed: int) -> None:

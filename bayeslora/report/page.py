@@ -1,10 +1,11 @@
 """Self-contained pages: HTML without scripts or anything from the network, everything of the user's escaped."""
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from bayeslora import filing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,10 +72,9 @@ def picture(figure: "Figure", text: str, caption: str) -> Picture:
     """Return a figure as a picture that is the same at every call."""
     from matplotlib import rc_context
 
-    stream = io.BytesIO()
     with rc_context({"svg.hashsalt": "bayeslora"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    return Picture(f"data:image/svg+xml;base64,{base64.b64encode(stream.getvalue()).decode()}", text, caption)
+        content = filing.picture(figure, format="svg", metadata={"Date": None, "Creator": None})
+    return Picture(f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}", text, caption)
 
 
 def render(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora import checkpoints, saving
-from bayeslora.record import plain_file
 
 STUDY = "study.json"
 """The file that says which study a folder is of."""
@@ -46,7 +45,7 @@ class Store:
                 saving.write(path, json.dumps(self.study, indent=1).encode())
 
     def _check(self, path: Path) -> None:
-        saved = _read(path)
+        saved = saving.read(path)
         if saved is None:
             raise ValueError(f"store={str(self.folder)!r}: {STUDY} in it cannot be read. Give another folder.")
         differing = checkpoints.differences({"method": "", **saved}, {"method": "", **self.study})
@@ -63,7 +62,7 @@ class Store:
     def get(self, key: str) -> dict[str, Any] | None:
         """Return a finished run; None if there is none."""
         if key not in self.runs and self.folder is not None:
-            found = _read(self.folder / f"run-{key}.json")
+            found = saving.read(self.folder / f"run-{key}.json")
             if found is not None and _is_whole(found):
                 self.runs[key] = found
         return self.runs.get(key)
@@ -76,16 +75,6 @@ class Store:
             with saving.saying_what_failed(self.folder):
                 saving.write(self.folder / f"run-{key}.json", content.encode())
                 saving.sync(self.folder)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """Return a file's content; None if it is not there, or not whole."""
-    try:
-        plain_file(path)
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _is_whole(run: Mapping[str, Any]) -> bool:
