@@ -1,4 +1,4 @@
-"""IVON at several temperatures and rates, on development words: NLL of some 700 words, learned from 500.
+"""IVON at several temperatures and rates, on development words: NLL of some 180 words, learned from 500.
 
     python benchmarks/ivon_study.py
 
@@ -42,7 +42,7 @@ class Said(logging.Handler):
 
 
 def words(seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """500 words to learn from, and all others of the split, some 700, to judge by."""
+    """500 words to learn from, and all others of the split, some 180, to judge by."""
     parts = demo.lexicon(seed)
     known = {word for each in range(5) for word in demo.lexicon(each).test["text"]}
     every = pd.concat([parts.train, parts.held_out, parts.test])
