@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bayeslora import commands, contracts, filing
+from bayeslora import commands, contracts
 from bayeslora.commands import Draws, Id, Label, Text
 from bayeslora.methods import METHODS
 from bayeslora.shell import (
@@ -339,22 +339,14 @@ def merge(
     model: Base = None,
 ) -> None:
     """Fold the centre's adapters into the weights, and save a plain model with its tokenizer."""
+    from bayeslora.interop import save_merged
     from bayeslora.loading import load
 
     quiet()
     with errors():
         check_output(output)
         loaded = load(posterior, model)
-        merged: Any = loaded.merge()
-        if not hasattr(merged, "save_pretrained"):
-            raise ValueError(f"{type(merged).__name__} is not a transformers model: merge it in Python, and save it.")
-
-        def fill(folder: Path) -> None:
-            merged.save_pretrained(folder)
-            if loaded.tokenizer is not None:
-                loaded.tokenizer.save_pretrained(folder)
-
-        filing.write_folder(output, fill, "config.json")
+        save_merged(loaded.merge(), loaded.tokenizer, output)
     console.print(f"Saved in {output}: a plain model, AutoModel….from_pretrained.")
 
 

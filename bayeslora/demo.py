@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bayeslora import metrics
+from bayeslora import filing, metrics
 from bayeslora.fit import fit
 from bayeslora.loading import load
 from bayeslora.posterior import Posterior
@@ -170,13 +170,18 @@ def write(demo: Demo, folder: Path) -> None:
     """Save the posterior, an arviz file of 100 test words, the reliability diagram and the tables."""
     from bayeslora import plots
 
-    folder.mkdir(parents=True, exist_ok=True)
     demo.posterior.save(folder / "posterior")
-    demo.posterior.to_arviz(dataset(demo.words.test.head(100))).to_netcdf(str(folder / "arviz.nc"))
+    idata = demo.posterior.to_arviz(dataset(demo.words.test.head(100)))
     labels = demo.words.test["label"].to_numpy()
     curves = {
         row.name: metrics.reliability(row.test.probs, labels, adaptive=True) for row in (demo.rows[0], demo.rows[-1])
     }
-    plots.reliability(curves).savefig(folder / "reliability.png", dpi=150)
-    demo.table().to_csv(folder / "table.csv", index=False)
-    demo.least_sure(50).to_csv(folder / "least-sure.csv", index=False)
+    figure = filing.picture(plots.reliability(curves), dpi=150)
+
+    def fill(beside: Path) -> None:
+        idata.to_netcdf(str(beside / "arviz.nc"))
+        (beside / "reliability.png").write_bytes(figure)
+        demo.table().to_csv(beside / "table.csv", index=False)
+        demo.least_sure(50).to_csv(beside / "least-sure.csv", index=False)
+
+    filing.write_folder(folder, fill, ["table.csv"])

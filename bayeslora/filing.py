@@ -3,16 +3,12 @@
 import contextlib
 import io
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from bayeslora.saving import NotSavedError, locked, sync, write
-
-BESIDE = ".export-"
-"""How the names of folders begin that are being filled; those of killed exports are removed by the next."""
+from bayeslora.saving import BESIDE, locked, newest, saying_what_failed, sync, what_failed, write
 
 
 def write_file(path: str | os.PathLike[str], content: bytes | str) -> Path:
@@ -22,7 +18,7 @@ def write_file(path: str | os.PathLike[str], content: bytes | str) -> Path:
         NotSavedError: If it cannot be written.
     """
     target = Path(path)
-    with _saying_what_failed(target):
+    with saying_what_failed(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         write(target, content.encode() if isinstance(content, str) else content)
     return target
@@ -35,27 +31,30 @@ def picture(figure: Any, **settings: Any) -> bytes:
     return stream.getvalue()
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None], key: str) -> None:
+def write_folder(
+    folder: Path, fill: Callable[[Path], None], keys: Collection[str], stale: Callable[[str], bool] = lambda name: False
+) -> None:
     """Write files of fixed names to a folder, beside what else is in it, so that no mixture of old and new is read.
 
-    They are written and put onto the disk beside, and then moved. No rename moves several files together: the one
-    without which others read none of them goes first, and comes last. Whoever reads in between, or after a kill there,
+    They are written and put onto the disk beside, and then moved. No rename moves several files together: those
+    without which others read none of them go first, and come last. Whoever reads in between, or after a kill there,
     is told that there is nothing.
 
     Args:
         folder: The folder, which need not be there.
-        fill: Writes the files to another folder. If it raises, nothing has changed.
-        key: The file without which none is read.
+        fill: Writes the files to another folder, or folders of them. If it raises, nothing has changed.
+        keys: Names of files without which none of their folder is read; that of the folder itself is the first.
+        stale: Whether a file or folder of that name, which is not written anew, is one of those written before.
 
     Raises:
         NotSavedError: If a file cannot be written.
     """
     existed = folder.is_dir()
-    with _saying_what_failed(folder):
+    with saying_what_failed(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with locked(folder):
-                _replace(folder, fill, key)
+                _replace(folder, fill, tuple(keys), stale)
         except BaseException:
             if not existed:
                 with contextlib.suppress(OSError):
@@ -63,37 +62,48 @@ def write_folder(folder: Path, fill: Callable[[Path], None], key: str) -> None:
             raise
 
 
-def _replace(folder: Path, fill: Callable[[Path], None], key: str) -> None:
+def _replace(folder: Path, fill: Callable[[Path], None], keys: tuple[str, ...], stale: Callable[[str], bool]) -> None:
     for left in folder.glob(f"{BESIDE}*"):
         shutil.rmtree(left, ignore_errors=True)
     beside = folder / f"{BESIDE}{os.getpid()}"
     try:
         beside.mkdir()
-        fill(beside)
+        _fill(beside, fill)
         for path in (*beside.rglob("*"), beside):
             sync(path)
-        (folder / key).unlink(missing_ok=True)
+        files = [path.relative_to(beside) for path in beside.rglob("*") if path.is_file()]
+        files.sort(key=lambda path: (path.name in keys, -len(path.parts), path))
+        for path in reversed(files):
+            if path.name in keys:
+                _remove(folder / path)
+        for name in {path.name for path in folder.iterdir()} - {path.parts[0] for path in files}:
+            if stale(name):
+                _remove(folder / name)
         sync(folder)
-        for path in sorted(beside.iterdir(), key=lambda path: path.name == key):
-            target = folder / path.name
-            if target.is_dir() and not target.is_symlink():
-                shutil.rmtree(target)
-            path.replace(target)
-        sync(folder)
+        for path in files:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            if (folder / path).is_dir():  # a file is replaced by the rename itself
+                _remove(folder / path)
+            (beside / path).replace(folder / path)
+        for path in {(folder / path).parent for path in files} | {folder}:
+            sync(path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _saying_what_failed(path: Path) -> Iterator[None]:
-    """Say in one sentence what could not be written, and why; libraries in Rust raise exceptions of their own."""
+def _fill(beside: Path, fill: Callable[[Path], None]) -> None:
     try:
-        yield
-    except NotSavedError:
-        raise
+        fill(beside)
     except Exception as error:
-        found = re.search(r"(?:I/O error: )?([^:]*) \(os error \d+\)", str(error))
-        if not isinstance(error, OSError) and not found:
+        failed = what_failed(error, newest(beside))
+        if failed is None:
             raise
-        reason = getattr(error, "strerror", None) or (found[1] if found else error)
-        raise NotSavedError(f"{path} could not be written: {reason}.") from error
+        raise OSError(0, failed[1], str(failed[0])) from error
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

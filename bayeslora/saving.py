@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -25,8 +26,20 @@ ATTEMPTS = 100
 """Times that a reader starts again because a save has replaced, in the meantime, what it was reading."""
 
 
+ABOUT = r"README\.md|reliability\.png"
+"""Names of files about a posterior."""
+
+BESIDE = ".export-"
+"""How the names of folders begin that are being filled; those of killed exports are removed by the next."""
+
+_numbers = itertools.count()  # threads of one process write the same file under different names
+
+
 class NotSavedError(OSError):
     """Something could not be written; what was saved there before is as it was."""
+
+    failed: tuple[Path, str] | None = None
+    """The file, and why it could not be written."""
 
 
 def save_together(
@@ -35,6 +48,7 @@ def save_together(
     record: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     tokenizer: Any = None,
     components: Sequence[Callable[[Path], None]] = (),
+    about: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a posterior's files so that they take effect together, or not at all.
 
@@ -49,14 +63,17 @@ def save_together(
             `tokenizer_folder`.
         tokenizer: The tokenizer, if there is one.
         components: Each writes a posterior of its own into a folder.
+        about: Files about the posterior, such as its card, by name. Those of the one before are removed just before
+            the rename, and these come just after it: they never stand beside another posterior.
 
     Raises:
         NotSavedError: If a file cannot be written, because the disk is full, say.
     """
     folder = manifest.parent
-    with saying_what_failed(folder):
+    kept = f"Nothing was saved; a posterior that was in {folder} before is as it was."
+    with saying_what_failed(folder, kept):
         folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder), saying_what_failed(folder):
+    with locked(folder), saying_what_failed(folder, kept), contextlib.ExitStack() as staged:
         before = read(manifest) or {}
         try:
             files: dict[str, Any] = {"tensors": f"posterior-{hashlib.sha256(tensors).hexdigest()[:16]}.safetensors"}
@@ -64,10 +81,16 @@ def save_together(
             write(folder / files["tensors"], tensors)
             if tokenizer is not None:
                 files["tokenizer_folder"] = _write_tokenizer(folder, tokenizer)
+            beside = {name: staged.enter_context(_staged(folder / name, text)) for name, text in (about or {}).items()}
+            written = staged.enter_context(_staged(manifest, json.dumps(record(files), indent=2).encode()))
             sync(folder)
-            write(manifest, json.dumps(record(files), indent=2).encode())
+            for name in beside:
+                (folder / name).unlink(missing_ok=True)
+            written.replace(manifest)
+            for name, path in beside.items():
+                path.replace(folder / name)
             sync(folder)
-        except OSError:
+        except BaseException:
             _remove_leftovers(manifest, before, before)
             raise
         _remove_leftovers(manifest, files, before)
@@ -115,17 +138,27 @@ def sync(path: Path) -> None:
 
 def write(path: Path, content: bytes) -> None:
     """Write a file beside, put it onto the disk, and rename it: the old content or the new is there, and all of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with _staged(path, content) as temporary:
+        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _staged(path: Path, content: bytes) -> Iterator[Path]:
+    """Write a file beside, put it onto the disk, and yield it; unless it is renamed until the end, it is removed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{next(_numbers)}")
     try:
         _remove_killed(path)
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        yield temporary
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        if isinstance(error, NotSavedError):
+            raise
         raise OSError(error.errno or 0, error.strerror or str(error), str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _remove_killed(path: Path) -> None:
@@ -133,10 +166,9 @@ def _remove_killed(path: Path) -> None:
     if os.name == "nt":  # where nobody can be asked whether a process runs
         return
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        number = left.name.rpartition(".")[2]
-        if number.isdecimal() and len(number) < 10 and left.name == f".{path.name}.{number}":
+        if number := re.fullmatch(r"\.(\d{1,9})(\.\d+)?", left.name[len(path.name) + 1 :]):
             try:
-                os.kill(int(number), 0)
+                os.kill(int(number[1]), 0)
             except ProcessLookupError:
                 left.unlink(missing_ok=True)
             except OSError:  # somebody else's
@@ -226,7 +258,7 @@ def _remove_leftovers(manifest: Path, kept: Mapping[str, Any], before: Mapping[s
         before: The one that counted before.
     """
     names = [kept.get("tensors"), kept.get("tokenizer_folder"), *kept.get("folders", _folders(kept))]
-    partial = rf"\.({OWN}|{TOKENIZER}|component|{re.escape(manifest.name)})(\.\d+)?"
+    partial = rf"\.({OWN}|{TOKENIZER}|component|{re.escape(manifest.name)})(\.\d+){{0,2}}|\.({ABOUT})(\.\d+){{2}}"
     for path in manifest.parent.iterdir():
         own = re.fullmatch(OWN, path.name) and path.name not in names
         # Earlier versions wrote every tokenizer to one folder, which is only ours to remove where a record means it.
@@ -298,13 +330,53 @@ def check_folder(folder: str | os.PathLike[str], what: str) -> None:
 
 
 @contextlib.contextmanager
-def saying_what_failed(folder: Path) -> Iterator[None]:
-    """Say in one sentence which file could not be written, and that nothing has changed."""
+def saying_what_failed(path: Path, kept: str = "") -> Iterator[None]:
+    """Say in one sentence which file could not be written, and why; what is nested in this says nothing of its own.
+
+    Args:
+        path: The file or folder that is written, where the error names none.
+        kept: A sentence about what was there before.
+
+    Raises:
+        NotSavedError: In place of errors of writing; libraries in Rust and C++ raise theirs as plain exceptions.
+    """
     try:
         yield
-    except OSError as error:
-        path, reason = error.filename or folder, error.strerror or error
-        raise NotSavedError(
-            f"{path} could not be written: {reason}. Nothing was saved; a posterior that was in {folder} before is as "
-            "it was."
-        ) from error
+    except Exception as error:
+        failed = what_failed(error, path)
+        if failed is None:
+            raise
+        raised = NotSavedError(f"{failed[0]} could not be written: {failed[1]}.{' ' * bool(kept)}{kept}")
+        raised.failed = failed
+        raise raised from error
+
+
+def what_failed(error: BaseException, path: Path) -> tuple[Path, str] | None:
+    """Return the file that an error of writing is about, by the name that it was to have, and the reason.
+
+    Args:
+        error: The error.
+        path: What is written, where the error names nothing in it.
+
+    Returns:
+        None if it is another error.
+    """
+    if isinstance(error, NotSavedError):
+        return error.failed
+    rust = re.search(r"(?:I/O error: )?([^:]*) \(os error \d+\)", str(error))
+    if isinstance(error, OSError):
+        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+        reason = error.strerror or (rust[1] if rust else str(error))
+        return _final(named if path in (named, *named.parents) else path), reason
+    return (path, rust[1]) if rust else None
+
+
+def newest(folder: Path) -> Path:
+    """Return the file in a folder that was written last, or the folder: many errors of writing name none."""
+    return max(_files(folder), key=lambda path: path.stat().st_mtime_ns, default=folder)
+
+
+def _final(path: Path) -> Path:
+    """Return the name that a file is renamed to, which is written under another one."""
+    parts = [part for part in path.parts if not re.fullmatch(rf"{re.escape(BESIDE)}\d+", part)]
+    return Path(*(re.sub(r"^\.(.+?)(\.\d+){1,2}$", r"\1", part) for part in parts))

@@ -66,6 +66,7 @@ def save_files(
     record: Mapping[str, Any],
     tokenizer: Any = None,
     components: Sequence[tuple[Callable[[Path], None], float]] = (),
+    about: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write tensors, a JSON record and a tokenizer so that they take effect together, or not at all.
 
@@ -75,6 +76,7 @@ def save_files(
         record: The record, without the names of files.
         tokenizer: The tokenizer, if there is one.
         components: Of a mixture: what saves each of them into a folder, and its weight.
+        about: Files about the posterior, such as its card, by name.
 
     Raises:
         NotSavedError: If a file cannot be written, because the disk is full, say.
@@ -86,7 +88,8 @@ def save_files(
         return {"format": FORMAT, **own, **({"components": folders} if folders else {}), **record}
 
     content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
-    saving.save_together(Path(folder) / MANIFEST, content, named, tokenizer, [save for save, _ in components])
+    saves = [save for save, _ in components]
+    saving.save_together(Path(folder) / MANIFEST, content, named, tokenizer, saves, about)
 
 
 def load_files(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Record]:

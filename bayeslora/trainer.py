@@ -373,9 +373,10 @@ def _saying_what_failed(folder: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         # torch writes its files from C++, and raises a RuntimeError where the disk is full.
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        last = saving.newest(folder)
+        path, reason = saving.what_failed(error, last) or (last, str(error).partition("\n")[0])
         shutil.rmtree(folder, ignore_errors=True)
         raise saving.NotSavedError(
-            f"{folder} could not be written: {reason}. Earlier checkpoints are whole: make room, and go on with "
+            f"{path} could not be written: {reason}. Earlier checkpoints are whole: make room, and go on with "
             "resume=True."
         ) from error

@@ -1,6 +1,6 @@
 """Adapters in and out: starting points, PEFT's LoRA format, and merging into the base weights."""
 
-from bayeslora.interop.merging import merge
+from bayeslora.interop.merging import merge, save_merged
 from bayeslora.interop.peft_fields import LORA_FIELDS
 from bayeslora.interop.peft_in import base_of_peft, from_peft, from_peft_folder, is_peft_model, put_by_peft
 from bayeslora.interop.peft_out import About, export_draws, export_peft
@@ -20,4 +20,5 @@ __all__ = [
     "is_peft_model",
     "merge",
     "put_by_peft",
+    "save_merged",
 ]

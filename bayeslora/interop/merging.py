@@ -1,17 +1,24 @@
 """Adapters folded into the base weights."""
 
 import logging
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bayeslora import filing
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.weights import copied, oriented, plain_weights, swap
+from bayeslora.interop.peft_files import CONFIG
 from bayeslora.interop.starting import distance
-from bayeslora.types import Batch, FactorsByStack
+from bayeslora.types import Batch, FactorsByStack, Tokenizer
 
 logger = logging.getLogger(__name__)
+
+WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+"""Files of weights, of which transformers reads the first that it finds: those of another model must not stay."""
 
 
 def merge(network: AdaptedNetwork, factors: FactorsByStack, batch: Batch | None = None) -> nn.Module:
@@ -55,6 +62,26 @@ def merge(network: AdaptedNetwork, factors: FactorsByStack, batch: Batch | None 
             "weight is used in other ways than by its own call. Keep the posterior, and predict with center=True."
         )
     return merged.model
+
+
+def save_merged(model: nn.Module, tokenizer: Tokenizer | None, folder: Path) -> None:
+    """Save a merged model and its tokenizer as transformers does, at once; weights that were there before go.
+
+    Raises:
+        ValueError: If it is not a model of transformers, or the folder has a PEFT adapter, which would be put onto it.
+        NotSavedError: If a file cannot be written.
+    """
+    if not hasattr(model, "save_pretrained"):
+        raise ValueError(f"{type(model).__name__} is not a transformers model: merge it in Python, and save it.")
+    if (folder / CONFIG).exists():
+        raise ValueError(f"{folder} has a PEFT adapter, which would be put onto the merged model: give another folder.")
+
+    def fill(beside: Path) -> None:
+        model.save_pretrained(beside)  # type: ignore[operator]
+        if tokenizer is not None:
+            tokenizer.save_pretrained(beside)
+
+    filing.write_folder(folder, fill, ["config.json"], lambda name: bool(WEIGHTS.fullmatch(name)))
 
 
 def _add_to_weight(layer: Any, change: Tensor, name: str) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import save
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bayeslora import filing
@@ -27,6 +28,9 @@ from bayeslora.serving import MANIFEST
 from bayeslora.types import Batch, FactorsByStack, Sites, Tokenizer
 
 logger = logging.getLogger(__name__)
+
+DRAW = re.compile(r"draw-\d{1,9}")
+"""Names of the folders of draws."""
 
 TASKS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "SEQ_CLS": ("SEQUENCE_CLASSIFICATION", "SequenceClassification", ("classifier", "score")),
@@ -74,36 +78,30 @@ def export_draws(
     """
     if about.temperature != 1:
         logger.warning("Exported adapters give the logits before calibration: divide them by %g.", about.temperature)
-    count = len(next(iter(sites.values()))) if several else 1
-    paths = []
-    if several:  # what is killed halfway names no draws, rather than some of these and some of those before
-        filing.write_file(folder / MANIFEST, json.dumps({"draws": [], "temperature": about.temperature}))
-    for index in range(count):
-        one = {name: value[index] for name, value in sites.items()} if several else sites
-        path = folder / f"draw-{index}" if several else folder
-        own = replace(about, part=f"draw {index} of {count}") if several else about
+    if not several:
         with torch.no_grad():
-            factors = program.factors_at(one)
-            export_peft(program.network, factors, path, about=own, check=index == 0, **settings)
-        paths.append(path)
-    if several:
-        record = {
-            **{"draws": [path.name for path in paths], "temperature": about.temperature, "method": about.method},
-            "likelihood": program.likelihood.name,
-        }
-        filing.write_file(folder / MANIFEST, json.dumps(record, indent=2))
-    return paths
+            export_peft(program.network, program.factors_at(sites), folder, about=about, **settings)
+        return [folder]
+    count = len(next(iter(sites.values())))
+    names = [f"draw-{index}" for index in range(count)]
+    record = {"draws": names, "temperature": about.temperature, "method": about.method}
+
+    def fill(beside: Path) -> None:
+        for index, name in enumerate(names):
+            (beside / name).mkdir()
+            own = replace(about, part=f"draw {index} of {count}")
+            with torch.no_grad():
+                factors = program.factors_at({site: value[index] for site, value in sites.items()})
+                adapter = Adapter(program.network, factors, own, check=index == 0, **settings)
+                adapter.write(beside / name, folder / name)
+        (beside / MANIFEST).write_text(json.dumps(record | {"likelihood": program.likelihood.name}, indent=2))
+
+    filing.write_folder(folder, fill, [MANIFEST, CONFIG], lambda name: bool(DRAW.fullmatch(name)))
+    return [folder / name for name in names]
 
 
 def export_peft(
-    network: AdaptedNetwork,
-    factors: FactorsByStack,
-    folder: str | os.PathLike[str],
-    *,
-    about: About | None = None,
-    tokenizer: Tokenizer | None = None,
-    check: bool = True,
-    batch: Batch | None = None,
+    network: AdaptedNetwork, factors: FactorsByStack, folder: str | os.PathLike[str], **settings: Any
 ) -> None:
     """Write given factors and the task head as an adapter for `peft.PeftModel.from_pretrained(base, folder)`.
 
@@ -114,64 +112,86 @@ def export_peft(
         network: The adapted network.
         factors: Factors by stack, without draws.
         folder: Where to write `adapter_config.json`, `adapter_model.safetensors` and a card, `README.md`.
-        about: What the card says.
-        tokenizer: Written with the adapter, if there is one.
-        check: Whether PEFT reads the adapter back, and is compared with the network; see `check_export`.
-        batch: Inputs of the network to compare on, if there are any.
+        settings: Further arguments of `Adapter`.
 
     Raises:
         ValueError: If the adapters have no form in PEFT's LoRA, or PEFT reads something else.
     """
-    from safetensors.torch import save_file
+    adapter = Adapter(network, factors, **settings)
+    filing.write_folder(Path(folder), lambda beside: adapter.write(beside, Path(folder)), [CONFIG])
 
-    for name, stack in network.stacks.items():
-        noise = set(stack.family.factors._fields) - set(stack.family.without_noise().factors._fields)
-        if any(bool(getattr(factors[name], field).any()) for field in noise):
-            raise ValueError(
-                f"A draw of {type(stack.family).__name__} adapters is more than their factors, and has no form in "
-                "PEFT's LoRA: export the centre, num_draws=None."
-            )
-    _check_reach(network)
-    adapters = from_factors(network, factors)
-    tensors = dict(adapters.head)
-    for name, value in adapters.factors.items():
-        tensors |= {f"{name}.{key}": tensor for key, tensor in adapters.family.peft(value).items()}
-    plain = _plain(network)
-    task = next((task for task, (listed, _, _) in TASKS.items() if is_a(network.model, listed)), None)
-    heads = [*network.head_names, *(TASKS[task][2] if task else ())]
-    for name, module in plain.named_modules():  # PEFT goes by how names end, and wants to read whatever it finds
-        if name.endswith(tuple(heads)) and not is_within(name, network.head_names):
-            tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
-    alphas = {name: _tidy(adapters.scaling[name] * rank) for name, rank in adapters.ranks.items()}
-    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (adapters.ranks, alphas))
-    config = _lora_config(
-        base_model_name_or_path=getattr(network.model, "name_or_path", "") or None,
-        task_type=task,
-        auto_mapping=None if task else _auto_mapping(network.model),
-        r=rank,
-        lora_alpha=alpha,
-        rank_pattern=_patterns(adapters.ranks, rank),
-        alpha_pattern=_patterns(alphas, alpha),
-        target_modules=_target_modules(plain, list(adapters.factors)),
-        modules_to_save=list(network.head_names) or None,
-        fan_in_fan_out=any(is_transposed(base) for name in network.stacks for base in network.bases(name)),
-        **adapters.family.peft_settings,
-    )
-    folder = Path(folder)
 
-    def fill(beside: Path) -> None:
+@dataclass(frozen=True)
+class Adapter:
+    """Given factors and the task head as an adapter of PEFT's.
+
+    Args:
+        network: The adapted network.
+        factors: Factors by stack, without draws.
+        about: What the card says.
+        tokenizer: Written with the adapter, if there is one.
+        check: Whether PEFT reads the adapter back, and is compared with the network; see `check_export`.
+        batch: Inputs of the network to compare on, if there are any.
+    """
+
+    network: AdaptedNetwork
+    factors: FactorsByStack
+    about: About | None = None
+    tokenizer: Tokenizer | None = None
+    check: bool = True
+    batch: Batch | None = None
+
+    def write(self, beside: Path, folder: Path) -> None:
+        """Write the files to a folder beside the one that they are for, where a card of somebody else's is kept."""
+        config, tensors = self._content()
         content = {f"{PREFIX}{name}": value.detach().cpu().contiguous() for name, value in tensors.items()}
-        save_file(content, beside / "adapter_model.safetensors", metadata={"format": "pt"})
+        (beside / "adapter_model.safetensors").write_bytes(save(content, metadata={"format": "pt"}))
         (beside / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-        (beside / "README.md").write_text(_card(config, network, about), encoding="utf-8")
-        if tokenizer is not None:
-            tokenizer.save_pretrained(beside)
-        if check:
-            check_export(network, factors, beside, batch)
+        (beside / "README.md").write_text(_card(config, self.network, self.about), encoding="utf-8")
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(beside)
+        if self.check:
+            check_export(self.network, self.factors, beside, self.batch)
         if _is_of_another(folder / "README.md"):
             (beside / "README.md").unlink()
 
-    filing.write_folder(folder, fill, CONFIG)
+    def _content(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the configuration, and the tensors by name."""
+        network, factors = self.network, self.factors
+        for name, stack in network.stacks.items():
+            noise = set(stack.family.factors._fields) - set(stack.family.without_noise().factors._fields)
+            if any(bool(getattr(factors[name], field).any()) for field in noise):
+                raise ValueError(
+                    f"A draw of {type(stack.family).__name__} adapters is more than their factors, and has no form in "
+                    "PEFT's LoRA: export the centre, num_draws=None."
+                )
+        _check_reach(network)
+        adapters = from_factors(network, factors)
+        tensors = dict(adapters.head)
+        for name, value in adapters.factors.items():
+            tensors |= {f"{name}.{key}": tensor for key, tensor in adapters.family.peft(value).items()}
+        plain = _plain(network)
+        task = next((task for task, (listed, _, _) in TASKS.items() if is_a(network.model, listed)), None)
+        heads = [*network.head_names, *(TASKS[task][2] if task else ())]
+        for name, module in plain.named_modules():  # PEFT goes by how names end, and wants to read whatever it finds
+            if name.endswith(tuple(heads)) and not is_within(name, network.head_names):
+                tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+        alphas = {name: _tidy(adapters.scaling[name] * rank) for name, rank in adapters.ranks.items()}
+        rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (adapters.ranks, alphas))
+        config = _lora_config(
+            base_model_name_or_path=getattr(network.model, "name_or_path", "") or None,
+            task_type=task,
+            auto_mapping=None if task else _auto_mapping(network.model),
+            r=rank,
+            lora_alpha=alpha,
+            rank_pattern=_patterns(adapters.ranks, rank),
+            alpha_pattern=_patterns(alphas, alpha),
+            target_modules=_target_modules(plain, list(adapters.factors)),
+            modules_to_save=list(network.head_names) or None,
+            fan_in_fan_out=any(is_transposed(base) for name in network.stacks for base in network.bases(name)),
+            **adapters.family.peft_settings,
+        )
+        return config, tensors
 
 
 def _check_reach(network: AdaptedNetwork) -> None:

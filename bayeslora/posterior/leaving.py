@@ -1,6 +1,6 @@
 """Where a posterior goes: into a plain model, into PEFT, onto a disk, onto a page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -119,8 +119,12 @@ class Leaving(State):
         Raises:
             NotSavedError: If a file cannot be written; what was saved there before is as it was.
         """
+        self._save(Path(folder))
+
+    def _save(self, folder: Path, about: Mapping[str, bytes] | None = None) -> None:
+        """Save, together with files about the posterior, such as its card."""
         tensors = storage.state(self.program) | {"fingerprint": storage.fingerprint(self.network)}
         tensors |= tables.state(self) | {
             f"history/{name}": torch.tensor(column, dtype=torch.float64) for name, column in self._history.items()
         }
-        storage.save_files(folder, tensors, self.record(), self.tokenizer)
+        storage.save_files(folder, tensors, self.record(), self.tokenizer, about=about)

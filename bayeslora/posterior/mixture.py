@@ -5,6 +5,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -321,11 +322,14 @@ class Mixture(Posterior):
         Raises:
             NotSavedError: If a file cannot be written; what was saved there before is as it was.
         """
+        self._save(Path(folder))
+
+    def _save(self, folder: Path, about: Mapping[str, bytes] | None = None) -> None:
         columns = {} if self.densities is None else dict(zip(_ranges(self.sizes), self.densities, strict=True))
         tensors = tables.state(self) | {f"densities/{name}": torch.from_numpy(row) for name, row in columns.items()}
         record = {"temperature": self.temperature, "densities": list(columns), **tables.record(self)}
         components = list(zip([each.save for each in self.components], self.weights.tolist(), strict=True))
-        storage.save_files(folder, tensors, record, components=components)
+        storage.save_files(folder, tensors, record, components=components, about=about)
 
     @classmethod
     def restored(

@@ -75,7 +75,6 @@ class Sharing(Leaving):
 
         Arguments are those of `card`.
         """
-        path = Path(folder)
         measured: dict[str, hub.Measured] = {}
         picture = None
         if test is not None:
@@ -84,10 +83,7 @@ class Sharing(Leaving):
                 curves = {self.method.name: bins(probs, labels)}
                 picture = filing.picture(reliability(curves), dpi=120)
         text = self._card(name, measured, metrics, intended_use, FIGURE if picture else None)
-        self.save(path)
-        if picture:
-            filing.write_file(path / FIGURE, picture)
-        filing.write_file(path / "README.md", text)
+        self._save(Path(folder), {"README.md": text.encode()} | ({FIGURE: picture} if picture else {}))
 
     @public()
     def push_to_hub(

@@ -41,7 +41,7 @@ class Store:
                 "that of a study."
             )
         else:
-            with saving.saying_what_failed(self.folder):
+            with saving.saying_what_failed(path):
                 saving.write(path, json.dumps(self.study, indent=1).encode())
 
     def _check(self, path: Path) -> None:
@@ -72,8 +72,9 @@ class Store:
         content = json.dumps(run)
         self.runs[key] = json.loads(content)
         if self.folder is not None:
-            with saving.saying_what_failed(self.folder):
-                saving.write(self.folder / f"run-{key}.json", content.encode())
+            path = self.folder / f"run-{key}.json"
+            with saving.saying_what_failed(path, "Runs that had ended are kept: call it again with this store."):
+                saving.write(path, content.encode())
                 saving.sync(self.folder)
 
 
