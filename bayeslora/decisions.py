@@ -168,13 +168,18 @@ class Familiar:
 
     @classmethod
     def of(cls, features: np.ndarray, labels: np.ndarray | None = None) -> "Familiar":
-        """Estimate it from features, `[row, feature]`, and their classes, `[row]`; None for one class."""
+        """Estimate it from features, `[row, feature]`, and their classes, `[row]`; None for one class.
+
+        Where no two rows of a class differ, the covariance is the identity.
+        """
         from sklearn.covariance import LedoitWolf
 
         features = np.asarray(features, dtype=np.float64)
         _, which = np.unique(np.zeros(len(features)) if labels is None else labels, return_inverse=True)
         means = np.stack([features[which == index].mean(0) for index in range(which.max() + 1)])
         within = features - means[which]
+        if not within.any():  # as of one row of each class: nothing says how features vary
+            return cls(means, np.eye(features.shape[1]))
         unit = within.std(0)
         unit = np.where(unit > 0, unit, 1.0)  # shrinkage towards a multiple of the identity needs one unit for all
         return cls(means, LedoitWolf(assume_centered=True).fit(within / unit).get_precision() / np.outer(unit, unit))

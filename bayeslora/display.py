@@ -95,6 +95,14 @@ def table_text(table: "pd.DataFrame", width: int = WIDTH) -> str:
     return text
 
 
+def first_columns(table: "pd.DataFrame", width: int = WIDTH - 2) -> "pd.DataFrame":
+    """Return as many of a table's columns, from the first on, as fit into so many columns of text."""
+    for columns in range(len(table.columns), 1, -1):
+        if "..." not in table_text(table.iloc[:, :columns], width).splitlines()[0]:
+            return table.iloc[:, :columns]
+    return table.iloc[:, :1]
+
+
 def markdown(table: "pd.DataFrame") -> str:
     """Return a table of texts as Markdown, its index first; bars and line ends in it are kept from ending a cell."""
     rows = [[str(table.index.name or ""), *map(str, table.columns)]]

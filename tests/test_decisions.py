@@ -152,6 +152,8 @@ def test_distances_are_mahalanobis_distances_to_the_nearest_class() -> None:
 def test_distances_stand_fewer_rows_than_features() -> None:
     features = np.random.default_rng(0).normal(size=(20, 50))
     assert np.isfinite(decisions.Familiar.of(features).distance(features + 1)).all()
+    alone = decisions.Familiar.of(features[:1]).distance(features[:1] + 1)
+    np.testing.assert_allclose(alone, [features.shape[1] ** 0.5])
 
 
 def classes(num_rows: int, seed: int, num_classes: int = 4) -> tuple[Prediction, np.ndarray]:

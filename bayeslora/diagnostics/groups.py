@@ -214,8 +214,9 @@ def _twice(made: Groups) -> Groups:
     """Let a single draw stand twice, and say what that means; arviz's functions ask for a second one."""
     if made.attrs["num_draws"] > 1:
         return made
+    what = "is a point, whose one draw" if made.attrs["claims"] == "points" else "has num_draws=1, and this"
     warnings.warn(
-        f"{made.attrs['method']!r} is a point, whose one draw stands here twice, because arviz takes no single draws. "
+        f"{made.attrs['method']!r} {what} stands here twice, because arviz takes no single draws. "
         "What az.loo says of it is the fit to the data given, not how left-out examples would be predicted: for that, "
         "predict examples that the fit has not seen.",
         stacklevel=5,

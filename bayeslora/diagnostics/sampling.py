@@ -14,23 +14,27 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution
 
-from bayeslora.contracts import Count
+from bayeslora.contracts import ArgumentError, Count
 from bayeslora.data import to_device
 from bayeslora.diagnostics.densities import densities, draw_with_latents
 from bayeslora.diagnostics.groups import logits_of
 from bayeslora.diagnostics.weights import refuse
+from bayeslora.display import Shown
 from bayeslora.isolation import public, seeded
 from bayeslora.metrics import FloatArray
 from bayeslora.prediction import labelled
 from bayeslora.program import Program
 from bayeslora.types import BatchSize, Data, NumDraws, PosteriorLike, Seed, Sites, TraceSite
 
+FEWEST = 4
+"""Draws of which an effective number is known."""
+
 COVERAGE = 0.9
 """Probability of the intervals that are compared."""
 
 
-@dataclass(frozen=True)
-class Gold:
+@dataclass(frozen=True, repr=False)
+class Gold(Shown):
     """Draws from a posterior by NUTS.
 
     Args:
@@ -44,6 +48,14 @@ class Gold:
     logits: FloatArray
     effective: float
     divergences: int
+
+    def _shown(self) -> tuple[str, dict[str, str], None]:
+        facts = {
+            "draws": f"{len(self.logits)}",
+            "effective": f"{self.effective:.0f}",
+            "divergences": f"{self.divergences}",
+        }
+        return type(self).__name__, facts, None
 
     @public()
     def against(
@@ -115,17 +127,22 @@ def gold(
     Args:
         posterior: The posterior.
         data: The training data, which runs as one batch.
-        num_samples: Draws to keep.
+        num_samples: Draws to keep, at least 4.
         warmup: Draws in which the sampler adapts, before those.
         seed: Seed of the sampler.
 
     Raises:
-        ValueError: If the method claims no posterior, or random sites have no densities.
+        ValueError: If the method claims no posterior, or random sites have no densities; or if there are fewer than 4
+            samples.
 
     References:
         Hoffman and Gelman (2014), [The No-U-Turn Sampler](https://arxiv.org/abs/1111.4246).
     """
     program: Program = posterior.program
+    if num_samples < FEWEST:
+        raise ArgumentError(
+            f"num_samples={num_samples}: {FEWEST} draws at least have an effective number; ask for 1000."
+        )
     refuse(program.method)
     two = densities(program, *draw_with_latents(program, 2, 0))
     source = posterior._source(data)

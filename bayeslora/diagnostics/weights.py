@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from bayeslora.adapters import split_site
+from bayeslora.contracts import ArgumentError
 from bayeslora.diagnostics.densities import Densities, NoDensityError, densities, draw_with_latents
 from bayeslora.display import Shown
 from bayeslora.metrics import FloatArray
@@ -39,6 +40,9 @@ SHORTEST = 20
 
 WORTH = 0.8
 """Efficiency from which on draws can be taken for those of the posterior where weights have no tail to go by."""
+
+FARTHEST = 100
+"""Times too narrow up to which a width is a number: beyond, it is not known apart from none at all."""
 
 WHAT = {
     "points": "is one network or several, not draws of a distribution",
@@ -118,6 +122,11 @@ def largest_k(num_draws: int) -> float:
     return min(1 - 1 / math.log10(num_draws), LARGEST_K) if num_draws > 1 else -math.inf
 
 
+def too_few(num_draws: int) -> str:
+    """Say that so many draws are too few for a verdict."""
+    return f"Not known: {num_draws} draws are too few to see how heavy a tail is. Ask for 1000."
+
+
 @dataclass(frozen=True, repr=False)
 class KHat(Shown):
     r"""How near a guide q is to the target that it claims, $p(z)\, p(y \mid z)^{1/T}$, by the weights of its draws.
@@ -147,30 +156,38 @@ class KHat(Shown):
         return self.khat
 
     @property
+    def is_known(self) -> bool:
+        """Whether there are draws enough for a verdict: more than ten."""
+        return largest_k(self.num_draws) > 0
+
+    @property
     def too_wide(self) -> bool:
         """Whether the guide is wider than its target by more than 1.2."""
-        return self.width - 3 * self.width_error > TOLERATED_WIDTH
+        return self.is_known and self.width - 3 * self.width_error > TOLERATED_WIDTH
 
     @property
     def too_narrow(self) -> bool:
         """Whether it is narrower by more than that."""
-        return self.width + 3 * self.width_error < 1 / TOLERATED_WIDTH
+        return self.is_known and self.width + 3 * self.width_error < 1 / TOLERATED_WIDTH
 
     @property
     def good(self) -> bool:
         """Whether draws can be taken for those of the posterior."""
         near = self.khat < GOOD_K if math.isfinite(self.khat) else self.efficiency >= WORTH
-        return near and not (self.too_wide or self.too_narrow)
+        return self.is_known and near and not (self.too_wide or self.too_narrow)
 
     @property
     def verdict(self) -> str:
         """What to make of it, in words."""
+        if not self.is_known:
+            return too_few(self.num_draws)
         has_tail = math.isfinite(self.khat)
         k = f"k-hat is {self.khat:.2f}" if has_tail else f"draws are worth {self.efficiency:.0%} of as many from it"
         if self.too_wide or self.too_narrow:
             how = "wide" if self.too_wide else "narrow"
             by = self.width if self.too_wide else 1 / max(self.width, 1e-9)
-            return f"Not the posterior it claims: the guide is {by:.2f} times too {how} ({k})."
+            times = f"{by:.2f}" if by <= FARTHEST else f"more than {FARTHEST}"
+            return f"Not the posterior it claims: the guide is {times} times too {how} ({k})."
         if not has_tail:
             why = "draws share the largest weight" if self.khat < 0 else "no Pareto distribution fits the weights' tail"
             verdict = "The posterior it claims" if self.good else "Not the posterior it claims"
@@ -222,8 +239,9 @@ class LeaveOneOut(Shown):
 
     @property
     def se(self) -> float:
-        """Standard error of `elpd`."""
-        return float(self.pointwise.std(ddof=1) * math.sqrt(len(self.pointwise))) if len(self.pointwise) > 1 else 0.0
+        """Standard error of `elpd`; NaN for one example, which says nothing of others."""
+        count = len(self.pointwise)
+        return float(self.pointwise.std(ddof=1) * math.sqrt(count)) if count > 1 else math.nan
 
     @property
     def bad(self) -> int:
@@ -240,7 +258,7 @@ class LeaveOneOut(Shown):
         """What to make of it, in words."""
         count = len(self.pointwise)
         if largest_k(self.num_draws) <= 0:
-            return f"Not known: {self.num_draws} draws are too few to see how heavy a tail is. Ask for 1000."
+            return too_few(self.num_draws)
         if self.good:
             return f"To be trusted: no example's k is above {largest_k(self.num_draws):.2f}."
         return (
@@ -249,9 +267,10 @@ class LeaveOneOut(Shown):
         )
 
     def _shown(self) -> tuple[str, dict[str, str], None]:
+        error = f" ± {self.se:.2f}" if math.isfinite(self.se) else ""
         facts = {
             "verdict": self.verdict,
-            "elpd": f"{self.elpd:.2f} ± {self.se:.2f} nats, {self.elpd / len(self.pointwise):.3f} per example",
+            "elpd": f"{self.elpd:.2f}{error} nats, {self.elpd / len(self.pointwise):.3f} per example",
             "p_loo": f"{self.p_loo:.2f}",
             "largest k": f"{self.pareto_k.max():.2f}",
         }
@@ -270,7 +289,7 @@ class Weighed:
         batch_size: Examples per batch.
 
     Raises:
-        ValueError: If the method claims no posterior, or has no densities.
+        ValueError: If the method claims no posterior, or has no densities; or if there is one draw alone.
     """
 
     def __init__(
@@ -278,6 +297,8 @@ class Weighed:
     ):
         self.posterior, self.program = posterior, posterior.program
         refuse(self.program.method)
+        if num_draws < 2:
+            raise ArgumentError(f"num_draws={num_draws}: weights are those of draws beside each other: ask for 1000.")
         self.how = (seed, batch_size, approximation)
         self.source = posterior._source(data)
         self.sites, latents = draw_with_latents(self.program, num_draws, seed)
@@ -287,8 +308,9 @@ class Weighed:
             raise ValueError(f"{self.program.method.name!r} has no such weights. {error} {INSTEAD}") from None
         rows, fitted_on = len(self.source), self.program.stacks.num_examples
         if rows != fitted_on:
+            those = "1 row" if rows == 1 else f"{rows} rows"
             warnings.warn(
-                f"The data has {rows} rows, and the fit had {fitted_on}: weights are about the training data.",
+                f"The data has {those}, and the fit had {fitted_on}: weights are about the training data.",
                 stacklevel=6,
             )
 

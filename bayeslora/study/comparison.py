@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayeslora.contracts import ArgumentError, checked
-from bayeslora.display import Shown, as_html, markdown
+from bayeslora.display import Shown, as_html, first_columns, markdown
 from bayeslora.study.intervals import Estimate, estimate, estimate_of_rows
 from bayeslora.types import FileName
 
@@ -32,7 +32,7 @@ LEVEL_WITHIN = 0.05
 """Half of an interval, as a share of the baseline's NLL, up to which methods are called level if it has 0 in it."""
 
 NARROW = ("seeds", "nll", "nll difference", "ece", "accuracy", "rmse")
-"""Columns that a prompt has room for."""
+"""Columns for a prompt, as many of the first as it has room for."""
 
 
 class Comparison(Shown):
@@ -244,7 +244,7 @@ class Comparison(Shown):
             **{name: self.verdict(name) for name in self.methods if name != self.baseline},
         }
         shown = self.shown()
-        return "Comparison", facts, shown[[name for name in NARROW if name in shown]].reset_index()
+        return "Comparison", facts, first_columns(shown[[name for name in NARROW if name in shown]].reset_index())
 
     def _repr_html_(self) -> str:
         title, facts, _ = self._shown()

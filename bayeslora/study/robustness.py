@@ -10,7 +10,7 @@ import numpy as np
 
 from bayeslora.arguments import LESS_IS_BETTER
 from bayeslora.contracts import ArgumentError, checked
-from bayeslora.display import Shown, as_html, markdown
+from bayeslora.display import Shown, as_html, first_columns, markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,7 @@ NAMED = 3
 """Cells that diverged and are named in a verdict."""
 
 NARROW = ("cells", "diverged", "intrinsic", "extrinsic", "nll spread", "nll p")
-"""Columns that a prompt has room for."""
+"""Columns for a prompt, as many of the first as it has room for."""
 
 
 class Cell(NamedTuple):
@@ -283,7 +283,7 @@ class Sweep(Shown):
             **{name: self.verdict(name) for name in self.methods if name != self.baseline or self.diverged(name)},
         }
         shown = self.shown()
-        return "Sweep", facts, shown[[name for name in NARROW if name in shown]].reset_index()
+        return "Sweep", facts, first_columns(shown[[name for name in NARROW if name in shown]].reset_index())
 
     def _repr_html_(self) -> str:
         title, facts, _ = self._shown()

@@ -153,7 +153,12 @@ def _spread(
 
 
 def _keyed(key: str, task: Task, setting: Setting) -> tuple[str, dict[str, Any]]:
-    return key, run(task, setting)
+    try:
+        return key, run(task, setting)
+    except Exception as error:
+        names = " and ".join(task.names)
+        error.add_note(f"This was the fit of {names} with seed {task.seed}; a store keeps the others.")
+        raise
 
 
 def _said(run: Mapping[str, Any]) -> str:

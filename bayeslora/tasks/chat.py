@@ -13,6 +13,12 @@ from bayeslora.types import IGNORED
 MATCHING = 5
 """The end of a prompt is recognised by so many characters, such as those of `user` or `INST]`."""
 
+CONTEXT = (64, 16, MATCHING)
+"""Characters of a prompt that have to stand before an answer which is looked for by its text, the most first."""
+
+SHOWN = 20
+"""Characters of prompts that the log shows."""
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -196,10 +202,14 @@ def spans_of(talk: Conversation, tokenizer: Any, where: str) -> tuple[str, list[
     counted = [index for index, counts in enumerate(talk.counts) if counts]
     marked = _marked(talk, tokenizer)
     special = templates.special_tokens(tokenizer)
-    spans = []
+    spans: list[tuple[int, int]] = []
     which = [index for index, message in enumerate(talk.messages) if message["role"] == "assistant"]
     for index in counted if marked is None else ():
-        span = _by_prefix(talk, index, text, tokenizer, special) or _by_mark(talk, index, text, tokenizer, special)
+        span = (
+            _by_prefix(talk, index, text, tokenizer, special)
+            or _by_mark(talk, index, text, tokenizer, special)
+            or _by_itself(talk, index, text, tokenizer, special, spans[-1][1] if spans else 0)
+        )
         if span is None:
             raise ValueError(
                 f"{where}: the chat template of the tokenizer does not show where message {index} begins and ends: "
@@ -260,16 +270,20 @@ def _before(talk: Conversation, index: int, tokenizer: Any) -> str | None:
         return None
 
 
+def _through(talk: Conversation, index: int, tokenizer: Any) -> str | None:
+    """Return the text up to and with an answer; None where a template refuses the part."""
+    try:
+        return templates.rendered(replace(talk, messages=talk.messages[: index + 1]), tokenizer, "")
+    except ValueError:
+        return None
+
+
 def _by_prefix(
     talk: Conversation, index: int, text: str, tokenizer: Any, special: re.Pattern[str]
 ) -> tuple[int, int] | None:
     """Return where an answer stands, if the conversation up to it, and with it, is the beginning of the whole."""
-    before = _before(talk, index, tokenizer)
-    try:
-        through = templates.rendered(replace(talk, messages=talk.messages[: index + 1]), tokenizer, "")
-    except ValueError:
-        return None
-    if before is None:
+    before, through = _before(talk, index, tokenizer), _through(talk, index, tokenizer)
+    if before is None or through is None:
         return None
     start = len(before)
     if not (text.startswith(before) and through.startswith(before)):
@@ -311,6 +325,45 @@ def _by_mark(
         space = before[len(before.rstrip()) :]
         start = len(kept) + len(space) if text.startswith(space, len(kept)) else start
     return (start, end) if end > start else None
+
+
+def _by_itself(
+    talk: Conversation, index: int, text: str, tokenizer: Any, special: re.Pattern[str], since: int
+) -> tuple[int, int] | None:
+    """Return where an answer stands by looking for what follows the prompt for it, after the end of the one before.
+
+    So are calls of tools found, in whose place a template may take nothing else.
+    """
+    before, through = _before(talk, index, tokenizer), _through(talk, index, tokenizer)
+    if before is None or through is None or not through.startswith(before):
+        return None
+    answer = through[len(before) :].rstrip()
+    while special.sub("", answer).strip():
+        for length in CONTEXT:
+            at = text.find(before[-length:] + answer, since)
+            if at >= 0:
+                start = at + len(before[-length:])
+                return start, start + len(answer)
+        # A template may end the last message differently.
+        last = re.search(rf"(?:{special.pattern})\Z", answer)
+        answer = "" if last is None else answer[: last.start()].rstrip()
+    return None
+
+
+def asked_otherwise(talk: Conversation, tokenizer: Any) -> tuple[str, str] | None:
+    """Return what the prompt for the last answer has where the whole conversation has something else, and that."""
+    if talk.is_plain or not any(talk.counts):
+        return None
+    try:
+        text, spans = spans_of(talk, tokenizer, "")
+    except ValueError:
+        return None
+    before = _before(talk, max(index for index, counts in enumerate(talk.counts) if counts), tokenizer)
+    learned = text[: spans[-1][0]]
+    if before is None or before.rstrip() == learned.rstrip():
+        return None
+    alike = _same_end(before[::-1], text[::-1])
+    return before[alike : alike + SHOWN], text[alike : alike + SHOWN]
 
 
 def _same_end(text: str, other: str) -> int:

@@ -32,6 +32,12 @@ def continued(rows: Iterable[Mapping[str, Any]], reader: "Reader") -> tuple[list
         kept = {name: value for name, value in inputs.items() if name in reader.parameters}
         found.append({**kept, "labels": encoded.labels})
     _say_cut(reader, cut, lost, len(rows), tokenizer.model_max_length)
+    if rows and (apart := chat.asked_otherwise(conversations.read(rows[0], "", reader.answers), tokenizer)):
+        logger.warning(
+            "%s: the chat template's prompt for an answer has %r where the conversation with it has %r: what generate "
+            "asks is not what is learned.",
+            *(reader.name, *apart),
+        )
     if unwritten:
         logger.warning(
             "%s: the tokenizer's chat template leaves out messages, which the model does not see: those of %s.",

@@ -5,7 +5,7 @@ import torch
 from torch.autograd.functional import jacobian
 from torch.distributions import biject_to
 
-from bayeslora import Posterior, diagnostics
+from bayeslora import ArgumentError, Posterior, diagnostics
 from bayeslora.distributions import WishartCholesky
 from bayeslora.methods import MonteCLoRA
 from tests.diagnostics.conjugate import Conjugate
@@ -56,3 +56,10 @@ def test_the_map_to_the_support_of_a_wishart_factor_is_one_to_one() -> None:
     assert to.forward_shape((4, 6)) == (4, 3, 3)
     assert to.inverse_shape((4, 3, 3)) == (4, 6)
     assert_mean_close(distribution.sample((2_000,)).diagonal(dim1=-2, dim2=-1), distribution.mean.diagonal())
+
+
+def test_so_few_draws_that_nothing_is_known_are_refused(problem: Conjugate) -> None:
+    with pytest.raises(ArgumentError, match="num_samples=3: 4 draws at least"):
+        diagnostics.gold(problem.full(), problem.rows, 3, 1)
+    found = diagnostics.gold(problem.full(), problem.rows, 4, 1)
+    assert repr(found).startswith("Gold\n  draws        4\n")

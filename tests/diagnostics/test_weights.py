@@ -7,7 +7,7 @@ import arviz_stats
 import numpy as np
 import pytest
 
-from bayeslora import METHODS
+from bayeslora import METHODS, ArgumentError
 from bayeslora.diagnostics import weights
 from tests.diagnostics.conjugate import Conjugate
 from tests.diagnostics.test_groups import FAST, VARIANTS, data, fitted
@@ -146,3 +146,20 @@ def test_what_draws_share_has_no_tail() -> None:
     assert "none: there is no tail" in repr(found)
     assert "not known" in repr(found)
     assert weights.KHat(k, {"a": k}, 1.01, 0.01, 0.95, 100, 1.0).good
+
+
+def test_degenerate_sizes_are_said(problem: Conjugate) -> None:
+    posterior = problem.full()
+    for call in (posterior.khat, posterior.loo):
+        with pytest.raises(ArgumentError, match="num_draws=1: weights are those of draws beside each other"):
+            call(problem.rows, 1)
+    few = posterior.khat(problem.rows, 5)
+    assert few.verdict.startswith("Not known: 5 draws are too few")
+    assert not few.good
+    assert not few.too_wide
+    assert not few.too_narrow
+    flat = weights.KHat(0.3, {}, 1e-9, 0.0, 0.5, 1000, 1.0)
+    assert "more than 100 times too narrow" in flat.verdict
+    one = weights.LeaveOneOut(np.zeros(1), np.zeros(1), 0.0, num_draws=1000)
+    assert math.isnan(one.se)
+    assert "nan" not in repr(one)

@@ -54,6 +54,7 @@ def test_the_table_has_lora_with_and_without_a_temperature_and_what_is_asked_for
     assert f"{table.loc['blob', 'nll']:.3f} ± {table.loc['blob', '±nll']:.3f}" in text[-1]
     assert "<table" in whole._repr_html_()
     assert "baseline     lora + temperature" in repr(whole)
+    assert "seeds            nll" in repr(whole)  # what there is no room for is left out from the right
 
 
 def test_scores_are_those_of_evaluate_at_the_same_seed(whole: Comparison) -> None:
@@ -228,6 +229,12 @@ def test_a_fit_that_diverges_is_noted_and_the_others_go_on() -> None:
     assert found.verdict("wild") == "not known; 1 of 1 fits diverged"
     assert found.table.loc["lora", "nll"] > 0
     assert math.isnan(found.table.loc["wild", "nll"])
+
+
+def test_a_fit_that_fails_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="targets") as error:
+        comparison({"nowhere": {"method": "blob", "targets": ["nowhere"]}}, seeds=[7], epochs=0, store=tmp_path)
+    assert error.value.__notes__ == ["This was the fit of nowhere with seed 7; a store keeps the others."]
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,32 @@ def test_earlier_answers_are_found_where_the_prompt_before_them_changes(kind: st
     assert (found.ids, found.labels) == expected(tokenizer, pieces)
 
 
+def test_calls_are_found_where_a_template_takes_nothing_else_in_their_place() -> None:
+    tokenizer = byte_tokenizer(None, "</s>")
+    tokenizer.chat_template = (
+        "{% set users = messages | selectattr('role', 'equalto', 'user') | list %}{% for message in messages %}"
+        "{% if message.role == 'user' %}{{ '[TOOLS]' if message == users[-1] }}[INST]{{ message.content }}[/INST]"
+        "{% elif message.role == 'tool' %}{{ raise_exception('a result of no call') if not loop.previtem.tool_calls }}"
+        "[RESULT]{{ message.content }}{% elif message.tool_calls %}{{ message.tool_calls[0].function | tojson }}</s>"
+        "{% else %}{{ message.content }}</s>{% endif %}{% endfor %}"
+    )
+    pieces = ["[INST]1+1?[/INST]", f"{WRITTEN}</s>", "[RESULT]2", "two</s>", "[TOOLS][INST]sure?[/INST]", "yes</s>"]
+    found = encoded(tokenizer, TOOLS)
+    assert (found.ids, found.labels) == expected(tokenizer, pieces)
+
+
+def test_a_prompt_that_is_not_what_is_learned_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = family("phi", model_max_length=1000)
+    list(Source([{"messages": TURNS}], writer(), tokenizer).batches(1))
+    assert not caplog.records
+    tokenizer.chat_template = TEMPLATES["phi"].replace("<|assistant|>\n'", "<|assistant|>\n<think>'")
+    list(Source([{"messages": TURNS}], writer(), tokenizer).batches(1))
+    assert [record.getMessage() for record in caplog.records] == [
+        "data: the chat template's prompt for an answer has '<think>' where the conversation with it has ' 3 <|end|>\\n"
+        "<|endofte': what generate asks is not what is learned."
+    ]
+
+
 def test_a_refused_conversation_is_named_with_the_template_s_words() -> None:
     with pytest.raises(ValueError, match=r"row: the chat template .*System role not supported"):
         encoded(family("gemma"), SYSTEM)
