@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from bayeslora import arguments, bases, choice, dialling, interop, packing, recipe, verdict
-from bayeslora.adapters import AdaptedNetwork
+from bayeslora.adapters import AdaptedNetwork, FrozenWeights
 from bayeslora.data import Columns, Source, to_device
 from bayeslora.dials import wanted
 from bayeslora.isolation import give_way, seeded
@@ -159,6 +159,7 @@ class Fitting:
         program.network.unbind()
         if settles and tuning_data is not None and wanted(self.method):
             dialling.settle(posterior, tuning_data, seed)
+        program.network.frozen = FrozenWeights(program.network)  # several processes have written theirs to each other
         if (output_dir or self.args) and training.should_save:
             posterior.save(training.output_dir)
         return posterior

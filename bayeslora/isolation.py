@@ -8,6 +8,7 @@ states afterwards, whoever set them. Long calls let others run in between, see `
 
 import contextlib
 import functools
+import itertools
 import operator
 import os
 import random
@@ -82,10 +83,12 @@ class _Turn:
 
     def __init__(self) -> None:
         self.thread = threading.get_ident()
+        self.number = next(_numbers)
         self.handlers: list[_Outside] = []
         self.random: list[_Outside] = []
 
 
+_numbers = itertools.count()
 _turn: _Turn | None = None  # of the thread that has `_lock`
 _lock = threading.Lock()
 # A thread that waits for `_lock` holds this one, so that a thread that gives way cannot come back first.
@@ -164,6 +167,11 @@ def seeded(seed: int | None) -> Iterator[None]:
             _set_random_states(outside.value)
             if outside in turn.random:
                 turn.random.remove(outside)
+
+
+def turn() -> int | None:
+    """Return the number of the call of the library that this thread is in; None outside of one."""
+    return _turn.number if _turn is not None and _turn.thread == threading.get_ident() else None
 
 
 def give_way() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bayeslora import metrics
-from bayeslora.adapters import Linearised, Shared
+from bayeslora.adapters import Linearised, Shared, check_frozen
 from bayeslora.adapters.rows import has_rows, positions
 from bayeslora.adapters.sharing import differing
 from bayeslora.data import Source, to_device
@@ -126,6 +126,7 @@ def run_parts(
     several = len({part.linear for part in parts}) > 1
     with contextlib.ExitStack() as stack:
         for part in parts:
+            check_frozen(part.program.network)
             stack.callback(part.program.network.unbind)
             stack.enter_context(evaluating(part.program))
         stack.enter_context(torch.inference_mode(not any(part.linear for part in parts)))

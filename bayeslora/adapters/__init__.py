@@ -19,6 +19,7 @@ from bayeslora.adapters.families import (
     SeededFactors,
     SVDFactors,
 )
+from bayeslora.adapters.frozen import BaseChangedError, FrozenWeights, check_frozen
 from bayeslora.adapters.linearised import Linearised
 from bayeslora.adapters.network import AdaptedNetwork
 from bayeslora.adapters.sharing import Shared
@@ -30,6 +31,7 @@ __all__ = [
     "AdaptedNetwork",
     "Affine",
     "AffineFactors",
+    "BaseChangedError",
     "Bias",
     "BiasFactors",
     "Bottleneck",
@@ -38,6 +40,7 @@ __all__ = [
     "DoRAFactors",
     "Factors",
     "Family",
+    "FrozenWeights",
     "Full",
     "FullFactors",
     "InputDropout",
@@ -48,6 +51,7 @@ __all__ = [
     "Shared",
     "Stack",
     "Stacks",
+    "check_frozen",
     "choose_targets",
     "split_site",
 ]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters import folding, mapping, running
 from bayeslora.adapters.families import Family, LowRank
+from bayeslora.adapters.frozen import FrozenWeights, check_frozen
 from bayeslora.adapters.layer import AdaptedLayer, NotFoldedError
 from bayeslora.adapters.rows import blocks, copied, num_rows, sequences_in
 from bayeslora.adapters.stack import Stacks, grouped
@@ -95,6 +96,7 @@ class AdaptedNetwork(nn.Module):
         self.differentiates = False  # whether a pass takes gradients on its way
         self.prefixes: dict[Any, Any] = {}  # what `Shared` knows, by the layers that differ
         self.passes = Passes()
+        self.frozen: FrozenWeights | None = None  # once it has been fitted
         self.new: list[str] = []  # frozen parameters that the model's checkpoint lacked, which are saved as they are
         # A plain dictionary of lists: the layers are registered in the model already.
         self._layers = {
@@ -161,13 +163,8 @@ class AdaptedNetwork(nn.Module):
                     state[f"{head}.{name}"] = value
                     seen.add(place)
         names = names_of(self.model)
-        adapted = [
-            alias
-            for stack in self.stacks.values()
-            if stack.in_head
-            for layer in self._layers[stack.name]
-            for alias in names[layer]
-        ]
+        in_head = [layer for stack in self.stacks.values() if stack.in_head for layer in self._layers[stack.name]]
+        adapted = [alias for layer in in_head for alias in names[layer]]
         for layer in adapted:
             wrapped = [name for name in state if name.startswith(f"{layer}.base.")]
             state |= {layer + name.removeprefix(f"{layer}.base"): state.pop(name) for name in wrapped}
@@ -199,9 +196,7 @@ class AdaptedNetwork(nn.Module):
 
     def is_of_output(self, name: str) -> bool:
         """Return whether a program's parameter belongs to the output layer or to its factors."""
-        stacks = [
-            stack.name for stack in self.stacks.values() if stack.in_head and self.output_name in stack.layer_names
-        ]
+        stacks = [s.name for s in self.stacks.values() if s.in_head and self.output_name in s.layer_names]
         own = self.output_name is not None and name.startswith(f"network.model.{self.output_name}.")
         return own or any(stack in name.split(".") for stack in stacks)
 
@@ -225,7 +220,11 @@ class AdaptedNetwork(nn.Module):
             rows: Rows of the batch over all draws, if there are several.
             sequences: Sequences of tokens in a row, see `sequences_in`.
             apart: See `Slot`.
+
+        Raises:
+            BaseChangedError: If frozen weights have changed since the fit.
         """
+        check_frozen(self)
         for name, value in self.scaled(factors).items():
             for layer, its_factors in zip(self._layers[name], self.stacks[name].family.unstack(value), strict=True):
                 slot = layer.slot

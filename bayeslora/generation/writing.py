@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bayeslora.adapters import AdaptedNetwork
+from bayeslora.adapters import AdaptedNetwork, check_frozen
 from bayeslora.adapters.layer import NotFoldedError
 from bayeslora.contracts import ArgumentError
 from bayeslora.data import to_device
@@ -53,6 +53,7 @@ def generate(
             sampling.
     """
     network = program.network
+    check_frozen(network)
     settings = settings or {}
     with refusing(settings):
         config, others = _settings(network.model, dict(settings), average, getattr(prompts, "ends", ()))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from bayeslora import interop, storage, tables
+from bayeslora.adapters import check_frozen
 from bayeslora.contracts import Count, Kind, Probability
 from bayeslora.isolation import public
 from bayeslora.posterior.state import State
@@ -29,6 +30,7 @@ class Leaving(State):
         Raises:
             ValueError: If base layers are quantised, or the model differs from the centre on `example`.
         """
+        check_frozen(self.network)
         return interop.merge(self.network, self.program.factors_at(self.program.centre()), self._example())
 
     @public()
@@ -51,6 +53,7 @@ class Leaving(State):
         Raises:
             ValueError: If the adapters have no form in PEFT's LoRA, or PEFT reads something else.
         """
+        check_frozen(self.network)
         sites = self.program.centre() if num_draws is None else self.draw(num_draws, seed=seed)
         about = interop.About(self.method.name, temperature=self.temperature)
         settings: dict[str, Any] = {"about": about, "tokenizer": self.tokenizer, "batch": self._example()}
@@ -123,6 +126,7 @@ class Leaving(State):
 
     def _save(self, folder: Path, about: Mapping[str, bytes] | None = None) -> None:
         """Save, together with files about the posterior, such as its card."""
+        check_frozen(self.network)
         tensors = storage.state(self.program) | {"fingerprint": storage.fingerprint(self.network)}
         tensors |= tables.state(self) | {
             f"history/{name}": torch.tensor(column, dtype=torch.float64) for name, column in self._history.items()

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from bayeslora import facts, networks, storage
-from bayeslora.adapters import AdaptedNetwork
+from bayeslora.adapters import AdaptedNetwork, FrozenWeights
 from bayeslora.contracts import checked
 from bayeslora.data import NOTHING, Columns, Reading, Source, given, to_device
 from bayeslora.decisions import HeldOut
@@ -56,6 +56,7 @@ class State(Shown):
         self.data_collator: Callable[[list[Any]], Any] | None = None
         self.tuning: TuningResult | None = None
         self._history = {} if history is None else history
+        program.network.frozen = FrozenWeights(program.network)
 
     @isolated()
     def __deepcopy__(self, memo: dict[int, Any]) -> "State":

@@ -1,0 +1,134 @@
+"""A base model that is changed after a fit: its posterior says so, unless the change does not reach it."""
+
+import copy
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bayeslora
+from bayeslora.adapters.frozen import BaseChangedError, FrozenWeights
+
+X, Y = torch.randn(8, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64), torch.arange(8) % 3
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+
+
+def fitted(model: nn.Module) -> bayeslora.Posterior:
+    return bayeslora.fit(model, (X, Y), "blob", rank=2, epochs=0, progress=False)
+
+
+def probs(posterior: bayeslora.Posterior) -> np.ndarray:
+    return posterior.predict(X, num_draws=2).probs
+
+
+def trained(model: nn.Module) -> None:
+    nn.functional.cross_entropy(model(X), Y).backward()
+    torch.optim.AdamW(model.parameters(), lr=1e-6).step()
+
+
+def through_data(model: Any) -> None:
+    model[2].weight.data += 1e-6
+
+
+def loaded(model: nn.Module) -> None:
+    model.load_state_dict({name: value * 1.001 for name, value in model.state_dict().items()})
+
+
+@pytest.mark.parametrize("change", [trained, through_data, loaded])
+def test_a_base_that_has_changed_is_an_error_until_it_is_put_back(
+    change: Callable[[nn.Module], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = network()
+    posterior, before = fitted(model), copy.deepcopy(model.state_dict())
+    expected = probs(posterior)
+    change(model)
+    uses: list[Callable[[], Any]] = [
+        lambda: posterior.predict(X, num_draws=2),
+        lambda: posterior.evaluate((X, Y), num_draws=2),
+        lambda: posterior.save(tmp_path / "posterior"),
+        posterior.merge,
+        lambda: probs(copy.deepcopy(posterior)),
+    ]
+    for use in uses:
+        with pytest.raises(BaseChangedError, match=r"of 4 parameters have changed since, the first is '[02]\.weight'"):
+            use()
+    assert not (tmp_path / "posterior").exists()
+    model.load_state_dict(before)
+    np.testing.assert_array_equal(probs(posterior), expected)
+
+
+def test_what_was_written_to_elsewhere_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    model: Any = network()
+    posterior = fitted(model)
+    with torch.no_grad():
+        model[2].weight[5, 4] += 1  # none of those that are looked at
+    for _ in range(2):
+        probs(posterior)
+    (record,) = [record for record in caplog.records if "written to" in record.message]
+    assert record.levelno == logging.WARNING
+    assert "1 of 4 parameters have been written to since, the first is '2.weight'" in record.message
+
+
+def test_a_change_that_is_taken_back_to_rounding_is_none(caplog: pytest.LogCaptureFixture) -> None:
+    model: Any = network()
+    posterior = fitted(model)
+    weight = model[2].weight.data
+    added = torch.full_like(weight, 0.3)
+    weight += added
+    weight -= added
+    assert bool((weight != network()[2].weight).any())
+    probs(posterior)
+    assert "written to" not in caplog.text
+
+
+HARMLESS: dict[str, Callable[[Any], object]] = {
+    "half precision": lambda model: model.half(),
+    "another device": lambda model: model.to("meta"),
+    "gradients": lambda model: model.requires_grad_(False),
+    "training mode": lambda model: model.train(),
+    "new layers": lambda model: model.__setitem__(2, nn.Linear(6, 6)),
+    "the head": lambda model: model[4].weight.data.add_(1),
+}
+
+
+@pytest.mark.parametrize("change", HARMLESS)
+def test_what_does_not_reach_the_posterior_is_nothing(change: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = network()
+    posterior = fitted(model)
+    expected = probs(posterior)
+    HARMLESS[change](model)
+    np.testing.assert_array_equal(probs(posterior), expected)
+    assert "written to" not in caplog.text
+
+
+def test_a_posterior_may_be_moved_itself(caplog: pytest.LogCaptureFixture) -> None:
+    posterior = fitted(network().float())
+    data = X.float()
+    expected = posterior.predict(data, num_draws=2).probs
+    for dtype in (torch.float64, torch.float32):
+        posterior.program.to(dtype)
+        found = posterior.predict(data.to(dtype), num_draws=2).probs
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert "written to" not in caplog.text
+
+
+def test_looking_takes_less_than_two_milliseconds() -> None:
+    model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(100)))
+    network = bayeslora.adapters.AdaptedNetwork(model, head=())
+    weights = FrozenWeights(network)
+    seconds = []
+    for _ in range(9):
+        start = time.process_time()
+        weights.check(network)
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 2e-3
