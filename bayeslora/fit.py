@@ -21,6 +21,7 @@ from bayeslora.divergence import check_weights
 from bayeslora.fitting import Fitting, Read
 from bayeslora.folds import cross_fit
 from bayeslora.grouping import same_inputs, tenth
+from bayeslora.hushing import hushed
 from bayeslora.isolation import public, seeded
 from bayeslora.loading import Init, load, load_model, with_padding
 from bayeslora.methods import Method, MethodName, fields_for_fit, make_method
@@ -211,7 +212,8 @@ def fit(
     train_data, weights = apart(train_data, weight, "data")
     held_out = held_out if held_out is None else apart(held_out, weight, "validation", False)[0]
     seed = seed if args is None else args.seed
-    with seeded(seed), choice.narrating(progress if args is None else not args.disable_tqdm):
+    shows = progress if args is None else not args.disable_tqdm
+    with seeded(seed), choice.narrating(shows), hushed(not shows):
         lacked = None
         asked_for = Columns.asked(text, label, id, answers, shots_in(shots))
         train_data = plain(train_data, asked_for, earlier.columns if earlier else NOTHING)

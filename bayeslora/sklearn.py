@@ -3,12 +3,11 @@
 import copy
 import inspect
 import os
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, is_classifier
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
@@ -25,10 +24,11 @@ from bayeslora.contracts import Fields, check_arguments, checked, refuse_unknown
 from bayeslora.data import weighing
 from bayeslora.fit import fit
 from bayeslora.foreign import naming
+from bayeslora.isolation import seeded
 from bayeslora.methods import METHODS, Method, fields_for_fit, make_method
+from bayeslora.outcomes import Outcomes, check_kind
 from bayeslora.posterior import Posterior
-from bayeslora.texts import TEXTS, table_of, text_table
-from bayeslora.types import Data
+from bayeslora.texts import rows_of, text_table
 
 NUMBERS = "finite numbers, [example, feature], in the columns of the fit, or texts"
 
@@ -43,7 +43,8 @@ class _Estimator(BaseEstimator):
         model: What is fine-tuned: the path or hub name of a model; a module, which is copied; or a function that makes
             one, called with those of `num_features` and `num_outputs` that its signature names. None for a small
             network, for numbers alone.
-        method: A name in `bayeslora.METHODS`, or an instance. Its fields are parameters too, `method__components`.
+        method: A name in `bayeslora.METHODS`, or an instance, `MonteCLoRA(components=8)`. `set_params` and searches set
+            its fields, `method__components`.
         tokenizer: For texts, where the model is not given by name.
         likelihood: Labels given logits, as in `bayeslora.fit`.
         init: Trained adapters to start from, as in `bayeslora.fit`.
@@ -140,42 +141,28 @@ class _Estimator(BaseEstimator):
     def _checked(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
         """Return the inputs and the column of labels, and check the parameters that only predictions use."""
         check_arguments(Posterior.predict, None, (), num_draws=self.num_draws)
+        check_kind(self.likelihood, is_classifier(self), type(self).__name__)
         if y is None:
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None: give a label per example."
             )
         inputs = self._inputs(X, reset=True)
-        if isinstance(inputs, Mapping) and self.model is None:
+        if isinstance(inputs, list) and self.model is None:
             raise ValueError("X is text, and there is no model for it: give model=…, the path or name of one.")
         with naming("y", "a label for each example of X"):
             y = column_or_1d(y, warn=True)
-            check_consistent_length(_first(inputs), y)
+            check_consistent_length(inputs, y)
         return inputs, y
 
-    def _fit(
-        self,
-        inputs: Any,
-        y: np.ndarray,
-        num_outputs: int,
-        sample_weight: Any,
-        names: Sequence[str] | None = None,
-        class_weights: Any = None,
-    ) -> None:
-        """Fit a posterior to checked inputs and labels."""
-        weight = sample_weight
-        with naming("sample_weight", "a finite number of at least 0 for each example, and more than 0 for some"):
-            if weight is not None:
-                weight = _check_sample_weight(weight, y, dtype=np.float64, ensure_non_negative=True)
-                weight = weighing.checked(weight, "sample_weight")
+    def _fit(self, inputs: Any, labels: Any, num_outputs: int, weight: np.ndarray | None) -> None:
+        """Fit a posterior to checked inputs, labels and weights."""
         with naming("random_state", "a whole number from 0 to 4294967295, a RandomState, or None"):
             self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        data: Data = table_of(inputs, y, names) if isinstance(inputs, Mapping) else (inputs, y)
         self.posterior_ = fit(
             self._network(inputs, num_outputs, weight),
-            data,
+            (inputs, labels),
             self.method,
             weight=weight,
-            class_weights=class_weights,
             tokenizer=self.tokenizer,
             likelihood=self._likelihood if self.likelihood is None else self.likelihood,
             init=self.init,
@@ -196,12 +183,18 @@ class _Estimator(BaseEstimator):
     def _predict(self, X: Any) -> Any:
         """Return the library's own prediction, with all its draws."""
         check_is_fitted(self, "posterior_")
-        inputs = self._inputs(X, reset=False)
-        data = table_of(inputs) if isinstance(inputs, Mapping) else inputs
-        return self.posterior_.predict(data, self.num_draws, seed=self._seed)
+        return self.posterior_.predict(self._inputs(X, reset=False), self.num_draws, seed=self._seed)
 
-    def _inputs(self, X: Any, reset: bool) -> dict[str, list[str]] | np.ndarray:
-        """Return texts by column, or an array of numbers; both are checked, and compared with those of the fit."""
+    def _weights(self, sample_weight: Any, y: np.ndarray) -> np.ndarray | None:
+        """Return checked weights of examples; None if there are none."""
+        if sample_weight is None:
+            return None
+        with naming("sample_weight", "a finite number of at least 0 for each example, and more than 0 for some"):
+            weight = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
+            return weighing.checked(weight, "sample_weight")
+
+    def _inputs(self, X: Any, reset: bool) -> list[Any] | np.ndarray:
+        """Return a list of texts, or of pairs, or an array of numbers; all are compared with those of the fit."""
         with naming("X", NUMBERS):
             table = text_table(X)
         if table is None:
@@ -218,14 +211,12 @@ class _Estimator(BaseEstimator):
         self._has_texts = True
         with naming("X", "texts in the columns of the fit"):
             validate_data(self, table, reset=reset, skip_check_array=True)
-        columns = table.to_numpy().T if hasattr(table, "to_numpy") else table.T
-        return {name: list(map(str, column)) for name, column in zip(TEXTS, columns, strict=False)}
+        return rows_of(table)
 
     def _network(self, inputs: Any, num_outputs: int, weight: np.ndarray | None) -> nn.Module | str | os.PathLike[str]:
         """Return the model to fine-tune, which is the estimator's own."""
         if self.model is None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self._seed)
+            with seeded(self._seed):
                 return _SmallNetwork(inputs, num_outputs, weight)
         if isinstance(self.model, str | os.PathLike):
             return self.model
@@ -239,7 +230,8 @@ class _Estimator(BaseEstimator):
             asked = inspect.signature(self.model)
             given = {name: size for name, size in sizes.items() if name in asked.parameters}
             asked.bind(**given)
-        return self.model(**given)
+        with seeded(self._seed):
+            return self.model(**given)
 
 
 class Classifier(ClassifierMixin, _Estimator):
@@ -248,7 +240,7 @@ class Classifier(ClassifierMixin, _Estimator):
     It works wherever scikit-learn takes a classifier: `cross_val_score`, `GridSearchCV`, `Pipeline`,
     `CalibrationDisplay`, `clone`, `pickle`.
 
-        Classifier("all-MiniLM-L6-v2", "monteclora", method__components=8).fit(texts, labels).predict_proba(new)
+        Classifier("all-MiniLM-L6-v2", "blob").fit(texts, labels).predict_proba(new)
 
     `X` are texts (a list, an array or a Series of strings, or a table with one column of them), pairs of texts (a list
     of pairs, or two columns), or numbers, `[example, feature]`. `y` are classes of any kind: words, numbers, truth
@@ -266,6 +258,7 @@ class Classifier(ClassifierMixin, _Estimator):
 
     _likelihood = "classification"
     classes_: np.ndarray
+    _outcomes: Outcomes
 
     @checked(noun="parameter")
     def __init__(
@@ -307,17 +300,20 @@ class Classifier(ClassifierMixin, _Estimator):
         Raises:
             ValueError: If the texts, numbers, classes or weights do not fit; the message says what does.
         """
-        inputs, y = self._checked(X, y)
+        inputs, column = self._checked(X, y)
+        self._outcomes = Outcomes(y, column)
         with naming("y", "the class of each example: words, whole numbers or truth values"):
-            check_classification_targets(y)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"y has one class, {self.classes_.tolist()[0]!r}: a classifier needs two or more.")
-        names = [str(name) for name in self.classes_.tolist()]
-        weights = self.class_weight
-        if isinstance(weights, Mapping):
-            weights = {str(name): value for name, value in weights.items() if str(name) in names}
-        self._fit(inputs, codes, len(self.classes_), sample_weight, names, weights)
+            check_classification_targets(column)
+        is_ordinal = getattr(self.likelihood, "name", self.likelihood) == "ordinal"
+        if is_ordinal:
+            self._outcomes.check_order()
+        weight = self._weights(sample_weight, column)
+        if self.class_weight is not None:
+            with naming("class_weight", "a mapping from classes to numbers of at least 0, 'balanced', or None"):
+                weights = self._outcomes.weights(self.class_weight, column)
+            weight = weights if weight is None else weighing.checked(weight * weights, "sample_weight and class_weight")
+        self.classes_ = self._outcomes.classes
+        self._fit(inputs, self._outcomes.labels(column), 1 if is_ordinal else len(self.classes_), weight)
         return self
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -327,11 +323,12 @@ class Classifier(ClassifierMixin, _Estimator):
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probabilities of the classes, `[example, class]`, averaged over draws of the weights."""
-        return self._predict(X).probs
+        prediction = self._predict(X)
+        return self._outcomes.probabilities(prediction.probs, prediction.class_names)
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the most probable class of each example."""
-        best = self._predict(X).probs.argmax(-1)
+        best = self.predict_proba(X).argmax(-1)
         return self.classes_[best]
 
 
@@ -362,7 +359,7 @@ class Regressor(RegressorMixin, _Estimator):
         inputs, y = self._checked(X, y)
         with naming("y", "a finite number for each example"):
             y = check_array(y, dtype=np.float64, ensure_2d=False, input_name="y")
-        self._fit(inputs, y, 1, sample_weight)
+        self._fit(inputs, y, 1, self._weights(sample_weight, y))
         return self
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -394,7 +391,3 @@ class _SmallNetwork(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.output(torch.tanh(self.hidden((x - self.mean) / self.scale)))
-
-
-def _first(inputs: Mapping[str, Sequence[str]] | np.ndarray) -> Any:
-    return next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs

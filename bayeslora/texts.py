@@ -1,15 +1,13 @@
 """Texts as users of scikit-learn have them: lists, arrays, Series, and tables with one column or two."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from bayeslora.contracts import ArgumentError
-from bayeslora.types import Data
 
-TEXTS = ("text", "text_pair")
-"""What the columns of texts are called."""
+MOST_TEXTS = 2
+"""Columns of texts that a network reads."""
 
 
 def text_table(X: Any) -> Any:
@@ -38,16 +36,13 @@ def text_table(X: Any) -> Any:
                 raise ArgumentError(
                     f"X has texts, and {value!r} in row {row}: give one or two columns of texts, or numbers alone."
                 )
-    if values.shape[1] > len(TEXTS):
+    if values.shape[1] > MOST_TEXTS:
         raise ArgumentError(f"X has {values.shape[1]} columns of texts: give one, or two for pairs of texts.")
     return table
 
 
-def table_of(
-    columns: Mapping[str, Sequence[str]], labels: np.ndarray | None = None, names: Sequence[str] | None = None
-) -> Data:
-    """Return texts, and labels if there are any, as a `datasets.Dataset`."""
-    import datasets
-
-    table = datasets.Dataset.from_dict({**columns, **({} if labels is None else {"labels": labels})})
-    return table if names is None else table.cast_column("labels", datasets.ClassLabel(names=list(names)))
+def rows_of(table: Any) -> list[Any]:
+    """Return a table of texts as a list of texts, or of pairs of them."""
+    columns = table.to_numpy().T if hasattr(table, "to_numpy") else table.T
+    texts = [list(map(str, column)) for column in columns]
+    return texts[0] if len(texts) == 1 else list(zip(*texts, strict=True))

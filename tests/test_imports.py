@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "bayeslora"
 
 ORDER = (
     ("contracts",),
-    ("types", "isolation", "saving", "paths", "passes"),
+    ("types", "isolation", "hushing", "saving", "paths", "passes"),
     ("filing",),
     ("networks",),
     ("limits",),
@@ -40,7 +40,7 @@ ORDER = (
     ("dialling",),
     ("fitting",),
     ("folds",),
-    ("fit", "foreign", "texts"),
+    ("fit", "foreign", "outcomes", "texts"),
     ("study",),
     ("report",),
     ("demo", "sklearn", "shell"),

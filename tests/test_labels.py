@@ -145,6 +145,7 @@ NUMBER_FORMS: dict[str, tuple[Any, Any, tuple[str, ...] | None]] = {
     "tensor": (torch.as_tensor(NUMBERS), None, None),
     "nullable": (pd.Series(NUMBERS, dtype="Int64"), None, None),
     "Arrow": (pa.array(NUMBERS), None, None),
+    "read-only": (np.frombuffer(np.asarray(NUMBERS).tobytes(), np.int64), None, None),
 }
 
 

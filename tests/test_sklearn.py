@@ -2,8 +2,10 @@
 
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +16,7 @@ from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.calibration import CalibrationDisplay
 from sklearn.datasets import make_classification
 from sklearn.exceptions import DataConversionWarning, NotFittedError
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
@@ -219,6 +221,71 @@ def test_a_module_is_copied_and_a_function_makes_one() -> None:
 
     assert Classifier(make, "lora", epochs=0).fit(X, y).predict_proba(X).shape == (40, 2)
     assert asked == {"outputs": 2}
+
+
+class Named(nn.Sequential):
+    """A network whose outputs have names, in an order that is not the alphabet's."""
+
+    def __init__(self, *names: str) -> None:
+        torch.manual_seed(0)
+        super().__init__(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, len(names)))
+        self.config = SimpleNamespace(id2label=dict(enumerate(names)))
+
+
+def test_probabilities_stand_by_the_classes_whatever_order_the_model_has() -> None:
+    X, y = numbers()
+    words = np.where(y, "yes", "no")
+    model = Classifier(Named("yes", "no").double(), **UNTRAINED).fit(X, words)
+    of_model = model.posterior_.predict(X, 2, seed=model._seed)
+    assert of_model.class_names == ("yes", "no")
+    assert model.classes_.tolist() == ["no", "yes"]
+    np.testing.assert_array_equal(model.predict_proba(X), of_model.probs[:, ::-1])
+    assert model.score(X, words) == model.posterior_.evaluate((X, words), 2, seed=model._seed)["accuracy"]
+    # Of more outputs, the probabilities of these classes sum to 1, too.
+    wide = Classifier(Named("yes", "perhaps", "no").double(), **UNTRAINED).fit(X, words)
+    of_model = wide.posterior_.predict(X, 2, seed=wide._seed)
+    probs = of_model.probs[:, [2, 0]]
+    np.testing.assert_allclose(wide.predict_proba(X), probs / probs.sum(1, keepdims=True), rtol=1e-12)
+
+
+@pytest.mark.parametrize("classes", [["no", "yes"], [3, 5], [-1.0, 1.0], [False, True], [0, 1], ["10", "9"]])
+def test_classes_go_by_name_and_have_weights(classes: list[Any]) -> None:
+    X, y = numbers()
+    labels, short = np.array(classes)[y.astype(int)], {"epochs": 1, "num_draws": 2, "method": "lora"}
+    model = Classifier(**short, class_weight={classes[1]: 5}).fit(X, labels)
+    weighed = Classifier(**short).fit(X, labels, sample_weight=np.where(labels == classes[1], 5.0, 1.0))
+    np.testing.assert_array_equal(model.predict_proba(X), weighed.predict_proba(X))
+    assert np.abs(model.predict_proba(X) - Classifier(**short).fit(X, labels).predict_proba(X)).max() > 0.001
+    assert model.predict(X).dtype == labels.dtype
+    assert model.score(X, labels) == model.posterior_.evaluate((X, labels), 2, seed=model._seed)["accuracy"]
+
+
+def test_an_order_of_classes_is_kept() -> None:
+    X, y = numbers()
+    places = y + (X[:, 1] > 0)
+    expected = Classifier(**UNTRAINED, likelihood="ordinal").fit(X, places).predict_proba(X)
+    words = pd.Categorical.from_codes(places, ["low", "mid", "high"], ordered=True)
+    for given, order in ((words, [1, 2, 0]), (places + 1, [0, 1, 2]), (np.array(["8", "9", "10"])[places], [1, 2, 0])):
+        model = Classifier(**UNTRAINED, likelihood="ordinal").fit(X, given)
+        np.testing.assert_array_equal(model.predict_proba(X)[:, order], expected)
+    with pytest.raises(ValueError, match="y has words, such as 'high', and ordered classes need an order"):
+        Classifier(**UNTRAINED, likelihood="ordinal").fit(X, np.asarray(words))
+
+
+def test_fits_in_threads_are_those_of_one() -> None:
+    X, y = numbers()
+    with joblib.parallel_backend("threading"):
+        found = cross_val_predict(Classifier(**UNTRAINED), X, y, cv=4, n_jobs=4, method="predict_proba")
+    alone = cross_val_predict(Classifier(**UNTRAINED), X, y, cv=4, method="predict_proba")
+    np.testing.assert_array_equal(found, alone)
+
+
+def test_nothing_is_printed_without_progress(encoder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = Classifier(str(encoder), "lora", **UNTRAINED).fit(TEXTS, WORDS)
+    model.predict(TEXTS)
+    data = pd.DataFrame({"text": TEXTS, "label": WORDS})
+    bayeslora.fit(str(encoder), data, "lora", epochs=0, progress=False)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_same_seed_gives_the_same_predictions() -> None:

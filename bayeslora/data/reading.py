@@ -18,7 +18,7 @@ from bayeslora.data.plain import Plain, plain
 from bayeslora.limits import limits
 from bayeslora.networks import continues, decoder_inputs, forward_parameters, takes_any_name
 from bayeslora.tasks import LIKELIHOODS, Likelihood
-from bayeslora.tasks.checking import REPAIR, check_texts, is_missing
+from bayeslora.tasks.checking import REPAIR, as_tensor, check_texts, is_missing
 from bayeslora.tasks.conversations import Answers, are_lists, columns_in
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.types import Batch, Data, LabelValues, Row, Tokenizer
@@ -326,7 +326,7 @@ class Reader:
 
     def tensor(self, value: Any) -> Tensor:
         """Return a tensor, in double precision only if the network is: numbers of NumPy and Python would always be."""
-        value = torch.as_tensor(value).detach()  # features of another network may still know how they were made
+        value = as_tensor(value).detach()  # features of another network may still know how they were made
         return value.to(self.dtype) if value.dtype in (torch.float32, torch.float64) else value
 
     def tokenize(self, texts: list[Any]) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from bayeslora.metrics import FloatArray
+from bayeslora.tasks.checking import as_tensor
 from bayeslora.tasks.classes import Classes
 from bayeslora.tasks.collecting import Collector, Everything, Outputs
 from bayeslora.tasks.conversations import Answers
@@ -338,7 +339,7 @@ def check_classes(labels: LabelValues, num_classes: int, task: str, ignored: int
             f"Labels are text, such as {str(values.flat[0])!r}: number them from 0, for a datasets.Dataset with "
             "data.class_encode_column('label')."
         )
-    labels = torch.as_tensor(labels)
+    labels = as_tensor(labels)
     if labels.is_floating_point() or labels.is_complex():
         odd = labels.flatten() if labels.is_complex() else labels[labels != labels.round()]
         raise ValueError(

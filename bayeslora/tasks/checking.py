@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 REPAIR = "Remove such rows, or fill them in"
 
@@ -29,6 +31,12 @@ def is_missing(value: Any) -> bool:
         array = np.asarray(value.detach().cpu()) if hasattr(value, "detach") else value
         return bool(np.isnan(array).any()) if array.dtype.kind == "f" else False
     return type(value).__name__ in ("NAType", "NaTType")
+
+
+def as_tensor(value: Any) -> Tensor:
+    """Return a tensor; of an array that must not be written to, such as a mapped file, a copy, as PyTorch asks."""
+    fixed = isinstance(value, np.ndarray) and not value.flags.writeable
+    return torch.as_tensor(value.copy() if fixed else value)
 
 
 def check_texts(data: str, column: str, texts: Sequence[Any]) -> None:
