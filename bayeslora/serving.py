@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,12 @@ LABELS = ("multilabel",)
 
 MOST_BYTES = 2**20
 """Of the manifest."""
+
+BUSY = (429, 503)
+"""What a server answers that has too much to do, and should be asked again."""
+
+FIRST_WAIT = 0.5
+"""Seconds until it is, doubled each time, where it does not say how many."""
 
 
 def draws_in(folder: Path) -> tuple[list[Path], float]:
@@ -191,7 +198,8 @@ class CompletionsClient:
         url: Where the interface is, such as `http://localhost:8000/v1`.
         adapters: Names of the adapters there.
         temperature: Divides the log-probabilities of answers before they are normalised.
-        timeout: Seconds to wait for an answer.
+        timeout: Seconds to wait for an answer. A server that is busy (429 or 503) is asked again, after as many seconds
+            as its `Retry-After` says, if they are within these.
         key: The server's key, if it wants one.
     """
 
@@ -246,8 +254,8 @@ class CompletionsClient:
         body = {"model": adapter, "prompt": text, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
         said = self._post(body)
         try:
-            total = _of_answer(said["choices"][0]["logprobs"], prompt, answer)
-        except (KeyError, IndexError, TypeError, ValueError, OverflowError):
+            total = _of_answer(_in_lists(said["choices"][0]["logprobs"]), prompt, answer)
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError):
             total = []
         if not total or not np.isfinite(total).all():
             raise ValueError(
@@ -258,19 +266,59 @@ class CompletionsClient:
     def _post(self, body: Mapping[str, Any]) -> Any:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
         request = urllib.request.Request(f"{self.url}/completions", json.dumps(body).encode(), headers)
+        wait, last = FIRST_WAIT, time.monotonic() + self.timeout
+        while True:
+            try:
+                return self._answered(request, str(body["model"]))
+            except _Busy as busy:
+                asked = wait if busy.seconds is None else busy.seconds
+                if time.monotonic() + asked > last:
+                    raise ValueError(busy.said) from None
+                time.sleep(asked)
+                wait *= 2
+
+    def _answered(self, request: urllib.request.Request, adapter: str) -> Any:
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             said = " ".join(error.read().decode(errors="replace").split())
-            raise ValueError(f"{self.url} refused a request for {body['model']!r}: {error.code} {said:.200}") from None
+            refused = f"{self.url} refused a request for {adapter!r}: {error.code} {said:.200}"
+            if error.code in BUSY:
+                raise _Busy(refused, error.headers.get("Retry-After")) from None
+            raise ValueError(refused) from None
         except (ValueError, RecursionError) as error:  # bytes that are not a text, too
             raise ValueError(f"{self.url} answers with what is not JSON ({error}): is it the interface?") from None
         except (OSError, http.client.HTTPException) as error:  # a server that is not there, or that takes too long
             reason = getattr(error, "reason", None) or error
             raise ConnectionError(
-                f"{self.url} does not answer a request for {body['model']!r} within {self.timeout:g} s: {reason}."
+                f"{self.url} does not answer a request for {adapter!r} within {self.timeout:g} s: {reason}."
             ) from error
+
+
+class _Busy(Exception):
+    """A server has too much to do.
+
+    Args:
+        said: What it said.
+        after: After which time to ask again, as it says.
+    """
+
+    def __init__(self, said: str, after: str | None):
+        super().__init__(said)
+        self.said = said
+        self.seconds = float(after) if after is not None and re.fullmatch(r"\d{1,9}", after.strip()) else None
+
+
+def _in_lists(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return log-probabilities in lists by token, where a server has a record for each, or those of its best alone."""
+    content, best = found.get("content"), found.get("top_logprobs")
+    if isinstance(content, list):
+        return {"tokens": [each["token"] for each in content], "token_logprobs": [each["logprob"] for each in content]}
+    if found.get("token_logprobs") is None and isinstance(best, list):
+        values = [None if each is None else each.get(token) for token, each in zip(found["tokens"], best, strict=True)]
+        return {**found, "token_logprobs": values}
+    return found
 
 
 def _of_answer(found: Mapping[str, Any], prompt: str, answer: str) -> list[float]:

@@ -57,10 +57,14 @@ def has_learned(history: History, likelihood: Likelihood, labels: LabelValues | 
         labels: Labels of the training data, if they are known.
 
     Returns:
-        None if it cannot be said: there were too few steps, or this kind of label has no such baseline.
+        None if it cannot be said: there were too few steps, this kind of label has no such baseline, or all labels are
+        the same.
     """
     nll, epoch = np.asarray(history.get("nll", ())), np.asarray(history.get("epoch", ()))
-    baseline = None if labels is None or len(np.asarray(labels, dtype=object)) == 0 else likelihood.baseline(labels)
+    each = [] if labels is None else list(np.asarray(labels, dtype=object))
+    if labels is None or all(np.array_equal(other, each[0]) for other in each):  # there is nothing to tell apart
+        return None
+    baseline = likelihood.baseline(labels)
     if baseline is None or len(nll) < FEWEST_STEPS:
         return None
     first = int(np.searchsorted(epoch, epoch[-1] - 1, side="right"))

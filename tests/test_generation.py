@@ -305,6 +305,9 @@ def test_what_does_not_fit_says_so() -> None:
         ("a text", "no tokenizer"),
         ([], "no prompts"),
         ([1, 2], "not a row of token ids"),
+        ([[5], []], "prompt 1 has no tokens"),
+        ({"input_ids": np.zeros((1, 0), dtype=int)}, "a prompt has no tokens"),
+        ({"input_ids": [[3, 4], [3, 4]], "attention_mask": [[1, 1], [0, 0]]}, "prompt 1 has no tokens"),
         ({"attention_mask": [[1, 1]]}, "give 'input_ids'"),
         ({"input_ids": [[3, 4]], "attention_mask": [[1, 0]]}, "pad them on the left"),
     ]:

@@ -1,5 +1,6 @@
 """The posterior of the first data is the prior of the next."""
 
+import copy
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -411,6 +412,11 @@ def test_what_was_forgotten_in_words(earlier: Callable[..., Posterior]) -> None:
     same = before.forgotten((inputs, labels), before)
     assert same.change == 0.0
     assert same.verdict.startswith("Nothing forgotten that 200 examples could show")
+    tempered = copy.copy(before)
+    tempered.temperature = 5.0  # which is not forgetting
+    assert before.forgotten((inputs, labels), tempered).change == 0.0
+    one = before.forgotten(rows(1), before)
+    assert one.verdict.startswith("Not known: one example says nothing about others")
     predicted = before.predict(inputs).predicted
     wrong = torch.as_tensor((predicted + 1) % 3)
     after = bayeslora.fit(network(), (inputs, wrong), prior=before, epochs=2, learning_rate=0.1, progress=False)

@@ -108,6 +108,7 @@ def test_verdict_is_open_without_a_baseline_or_enough_steps() -> None:
     history = {"epoch": [1.0] * 4, "nll": [0.7] * 4}
     assert verdict.has_learned(history, Classification(2), [0, 1]) is None
     assert verdict.has_learned({}, Classification(2), [0, 1]) is None
+    assert verdict.has_learned({"epoch": [1.0] * 9, "nll": [0.7] * 9}, Classification(2), [1, 1]) is None
     assert verdict.has_learned({"epoch": [1.0] * 9, "nll": [0.7] * 9}, Classification(2), None) is None
 
 

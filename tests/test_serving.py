@@ -101,6 +101,11 @@ class Server(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.bodies.append({**body, "path": self.path, "key": self.headers.get("Authorization")})
+        if "busy" in body["model"] and len(self.bodies) < 3:
+            self.send_response(503 if self.bodies[1:] else 429)
+            self.send_header("Retry-After", "0" if "short" in body["model"] else "3600")
+            self.end_headers()
+            return
         if body["model"] in SAID:
             self.send_response(200)
             self.end_headers()
@@ -129,6 +134,15 @@ class Server(BaseHTTPRequestHandler):
             offsets = [0, *np.cumsum([len(token) for token in tokens[:-1]]).tolist()]
             values = [None, sum(log_prob(body["model"], text, place) for place in range(2)), *values[1:]]
             found = {"tokens": tokens, "text_offset": offsets, "token_logprobs": [*values, -0.5]}
+            if "records" in body["model"]:
+                each = zip(tokens, [*values, -0.5], strict=True)
+                found = {"content": [{"token": token, "logprob": value} for token, value in each]}
+            if "best" in body["model"]:
+                each = zip(tokens, [*values, -0.5], strict=True)
+                found = {
+                    "tokens": tokens,
+                    "top_logprobs": [None if v is None else {t: v, "other": -9.0} for t, v in each],
+                }
         self.send_response(200)
         self.end_headers()
         self.wfile.write(json.dumps({"choices": [{"text": text + "!", "logprobs": found}]}).encode())
@@ -171,8 +185,9 @@ def test_the_client_averages_over_adapters(url: str) -> None:
 @pytest.mark.parametrize(
     ("prompt", "answer"), [("What is it? ", "yes."), ("", "no"), ("Say: ", " 😀 "), ("😀 so it is. ", "why")]
 )
-def test_what_begins_a_text_moves_no_answer(url: str, prompt: str, answer: str) -> None:
-    (((found,),),) = CompletionsClient(url, ["draw-1-begun"]).log_probs([prompt], [answer])
+@pytest.mark.parametrize("form", ["", "-records", "-best"])
+def test_what_begins_a_text_moves_no_answer(url: str, prompt: str, answer: str, form: str) -> None:
+    (((found,),),) = CompletionsClient(url, [f"draw-1{form}-begun"]).log_probs([prompt], [answer])
     text = prompt + answer
     first = 2 * (len(prompt) // 2)  # a token that is partly in the answer belongs to it
     assert found == pytest.approx(sum(log_prob("draw-1", text, place) for place in range(first, len(text))))
@@ -187,6 +202,15 @@ def test_an_answer_without_log_probabilities_is_said(url: str, adapter: str) -> 
     )
     with pytest.raises(ValueError, match=words):
         CompletionsClient(url, [adapter]).predict(["a"], ["b"])
+
+
+def test_a_server_that_is_busy_is_asked_again(url: str) -> None:
+    found = CompletionsClient(url, ["draw-0-short-busy"]).log_probs(["a "], ["b"])
+    assert len(Server.bodies) == 3
+    np.testing.assert_allclose(found, [[[log_prob("draw-0", "a b", 2)]]])
+    Server.bodies.clear()
+    with pytest.raises(ValueError, match="refused a request for 'draw-0-busy': 429"):
+        CompletionsClient(url, ["draw-0-busy"]).log_probs(["a "], ["b"])
 
 
 def test_a_server_that_does_not_answer_is_said() -> None:

@@ -69,6 +69,8 @@ def encode(inputs: Any, model: nn.Module, tokenizer: Tokenizer | None = None) ->
             "it is to write."
         )
     ids, size = encoded["input_ids"], vocabulary(model)
+    if ids.dim() == 2 and ids.shape[1] == 0:
+        raise ValueError("inputs: a prompt has no tokens, and there is nothing to continue: give one token at least.")
     if ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point():
         raise ValueError(
             f"inputs: 'input_ids' is {tuple(ids.shape)}, {ids.dtype}: give whole numbers, [prompt, token]."
@@ -79,6 +81,9 @@ def encode(inputs: Any, model: nn.Module, tokenizer: Tokenizer | None = None) ->
             f"tokens, 0 to {size - 1}: use the model's own tokenizer."
         )
     encoded.setdefault("attention_mask", torch.ones_like(encoded["input_ids"]))
+    empty = (~encoded["attention_mask"].bool().any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"inputs: prompt {empty[0]} has no tokens, and there is nothing to continue.")
     if left and not bool(encoded["attention_mask"][:, -1].all()):
         raise ValueError("inputs: prompts end in padding, which the model would continue: pad them on the left.")
     return encoded
@@ -150,7 +155,10 @@ def _tokenized(texts: list[str], tokenizer: Tokenizer | None, left: bool) -> Map
 def _padded(prompts: Sequence[Any], left: bool) -> Mapping[str, Any]:
     """Pad token ids of any lengths; the value of padding does not matter, because it is masked."""
     rows = [_tensor(f"prompt {index}", prompt) for index, prompt in enumerate(prompts)]
-    if any(row.dim() != 1 or len(row) == 0 or row.is_floating_point() for row in rows):
+    if any(row.dim() == 1 and len(row) == 0 for row in rows):
+        empty = next(index for index, row in enumerate(rows) if row.dim() == 1 and len(row) == 0)
+        raise ValueError(f"inputs: prompt {empty} has no tokens, and there is nothing to continue.")
+    if any(row.dim() != 1 or row.is_floating_point() for row in rows):
         raise ValueError(
             "inputs: a prompt is not a row of token ids: give a list of whole numbers for each prompt, or texts."
         )

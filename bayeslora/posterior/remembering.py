@@ -44,6 +44,8 @@ class Forgotten(Shown):
         nll = f"NLL {self.before['nll']:.3f} before and {self.after['nll']:.3f} after"
         if "accuracy" in self.before:
             nll += f", accuracy {self.before['accuracy']:.1%} and {self.after['accuracy']:.1%}"
+        if self.num_examples == 1:
+            return f"Not known: one example says nothing about others ({nll})."
         by = f"{abs(self.change):.3f} ± {self.error:.3f} nats per example"
         if self.change > ERRORS * self.error:
             return f"Forgotten: old data are predicted worse, by {by} ({nll})."
@@ -72,6 +74,8 @@ class Remembering(State):
     ) -> Forgotten:
         """Say how much worse data of an earlier fit are predicted than the posterior of that fit predicts them.
 
+        A temperature (`calibrate`) is not carried on: if one of the two alone has one, both are compared without.
+
         Args:
             data: Labelled data like those of the earlier fit, best such that it has not seen.
             before: The earlier posterior; None for the `prior` of this fit, which is not saved with it.
@@ -89,8 +93,15 @@ class Remembering(State):
                 "There is nothing to compare with: this posterior was loaded, or its fit had no prior. Pass the "
                 "earlier posterior, forgotten(data, before=…)."
             )
+        temperatures = [each.temperature for each in (earlier, self)]
+        if 1.0 in temperatures:
+            temperatures = [1.0, 1.0]
         nll, scores = zip(
-            *(_scored(each, data, num_draws, approximation, seed, batch_size) for each in (earlier, self)), strict=True
+            *(
+                _scored(each, temperature, data, num_draws, approximation, seed, batch_size)
+                for each, temperature in zip((earlier, self), temperatures, strict=True)
+            ),
+            strict=True,
         )
         change = nll[1] - nll[0]
         error = float(change.std(ddof=1) / math.sqrt(len(change))) if len(change) > 1 else math.inf
@@ -98,10 +109,16 @@ class Remembering(State):
 
 
 def _scored(
-    posterior: State, data: Data, num_draws: int, approximation: str | None, seed: int | None, batch_size: int
+    posterior: State,
+    temperature: float,
+    data: Data,
+    num_draws: int,
+    approximation: str | None,
+    seed: int | None,
+    batch_size: int,
 ) -> tuple[FloatArray, dict[str, float]]:
     """Return the NLL of each example, and all metrics."""
     source = posterior._source(data)
     found, labels = posterior._labelled(source, num_draws, seed, batch_size, approximation=approximation)
-    prediction = posterior._prediction(found)
+    prediction = posterior._prediction(found, temperature)
     return -prediction.log_density(labels), prediction.scores(labels)
