@@ -131,7 +131,8 @@ def complete(folder: Path, fit: Mapping[str, Any]) -> None:
         saving.sync(path)
     needed = [path for path in files if path.is_file() and path.name != "training_args.bin"]
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in needed}
-    saving.write(folder / COMPLETE, json.dumps({"fit": fit, "files": sizes}, indent=2).encode())
+    record = {"fit": fit, "files": sizes, "digests": {name: _digest(folder / name) for name in sizes}}
+    saving.write(folder / COMPLETE, json.dumps(record, indent=2).encode())
     for path in (folder, folder.parent):
         saving.sync(path)
 
@@ -156,13 +157,19 @@ def step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def missing(checkpoint: Path) -> list[str] | None:
-    """Names of files that are not as they were when the checkpoint was whole; None if it never was."""
-    try:
-        files = json.loads((checkpoint / COMPLETE).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+def missing(checkpoint: Path, reads: bool = False) -> list[str] | None:
+    """Names of files that are not as they were when the checkpoint was whole; None if it never was.
+
+    Args:
+        checkpoint: The checkpoint.
+        reads: Whether their contents count, and not only their sizes.
+    """
+    found = saving.read(checkpoint / COMPLETE) or {}
+    sizes, digests = found.get("files"), found.get("digests", {})  # earlier versions wrote no digests
+    if not (isinstance(sizes, dict) and isinstance(digests, dict) and isinstance(found.get("fit"), dict)):
         return None
-    return [name for name, size in files.items() if _size(checkpoint / name) != size]
+    gone = [name for name, size in sizes.items() if _size(checkpoint / name) != size]
+    return gone or [name for name, digest in digests.items() if reads and _digest(checkpoint / name) != digest]
 
 
 def newest(folder: Path, states: Sequence[str]) -> tuple[Path | None, list[Path]]:
@@ -173,11 +180,11 @@ def newest(folder: Path, states: Sequence[str]) -> tuple[Path | None, list[Path]
     """
     passed_over: list[Path] = []
     for checkpoint in in_order(folder):
-        if missing(checkpoint) == []:
+        if missing(checkpoint, reads=True) == []:
             return checkpoint, passed_over
         passed_over.append(checkpoint)
     for index, checkpoint in enumerate(passed_over):
-        gone = missing(checkpoint)
+        gone = missing(checkpoint, reads=True)
         if gone is not None and {*gone} <= {*states} and not any((checkpoint / name).exists() for name in gone):
             return checkpoint, passed_over[:index]
     return None, passed_over
@@ -264,6 +271,14 @@ def _names(checkpoints: Sequence[Path]) -> str:
 def _size(path: Path) -> int | None:
     try:
         return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError:
         return None
 

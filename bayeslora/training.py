@@ -98,7 +98,7 @@ def _checkpoint(trainer: ProgramTrainer, resume: bool | str) -> Path | None:
         checkpoint, passed_over = checkpoints.newest(folder, trainer.states)
         if passed_over:
             logger.warning(
-                "Passed over in %s, as their writing or removing was interrupted: %s.",
+                "Passed over in %s, as their writing or removing was interrupted, or a file changed: %s.",
                 folder,
                 ", ".join(path.name for path in passed_over),
             )

@@ -63,19 +63,24 @@ class Store:
         """Return a finished run; None if there is none."""
         if key not in self.runs and self.folder is not None:
             found = saving.read(self.folder / f"run-{key}.json")
-            if found is not None and _is_whole(found):
+            # Earlier versions wrote no digest.
+            if found is not None and found.pop("digest", "") in ("", _digest(found)) and _is_whole(found):
                 self.runs[key] = found
         return self.runs.get(key)
 
     def put(self, key: str, run: Mapping[str, Any]) -> None:
         """Keep a finished run; it is on the disk, whole, when this returns."""
-        content = json.dumps(run)
-        self.runs[key] = json.loads(content)
+        self.runs[key] = json.loads(json.dumps(run))
         if self.folder is not None:
             path = self.folder / f"run-{key}.json"
             with saving.saying_what_failed(path, "Runs that had ended are kept: call it again with this store."):
-                saving.write(path, content.encode())
+                saving.write(path, json.dumps(self.runs[key] | {"digest": _digest(self.runs[key])}).encode())
                 saving.sync(self.folder)
+
+
+def _digest(run: Mapping[str, Any]) -> str:
+    """Return what tells a run from one that somebody, or the disk, has changed."""
+    return checkpoints.hashed(json.dumps(run, sort_keys=True))
 
 
 def _is_whole(run: Mapping[str, Any]) -> bool:

@@ -284,6 +284,11 @@ def spoil(checkpoint: Path, how: str) -> None:
     elif how == "half an optimizer":
         path = checkpoint / "optimizer.pt"
         path.write_bytes(path.read_bytes()[:100])
+    elif how == "a bit of the optimizer":
+        path = checkpoint / "optimizer.pt"
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
     elif how == "no tensors":
         next(checkpoint.glob("posterior-*")).unlink()
     else:
@@ -291,7 +296,15 @@ def spoil(checkpoint: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", ["not complete", "no state of the Trainer", "half an optimizer", "no tensors", "half a record"]
+    "how",
+    [
+        "not complete",
+        "no state of the Trainer",
+        "half an optimizer",
+        "a bit of the optimizer",
+        "no tensors",
+        "half a record",
+    ],
 )
 def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_named(
     finished: Path, whole: Learned, how: str, caplog: pytest.LogCaptureFixture
@@ -299,7 +312,8 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_named(
     spoil(finished / "checkpoint-6", how)
     with caplog.at_level(logging.INFO, "bayeslora"):
         assert_same(job(finished), whole)
-    assert f"Passed over in {finished}, as their writing or removing was interrupted: checkpoint-6." in caplog.text
+    assert f"Passed over in {finished}, as their writing or removing was interrupted, or a file " in caplog.text
+    assert "changed: checkpoint-6." in caplog.text
     assert f"Resuming from {finished / 'checkpoint-3'}." in caplog.text
     assert checkpoints.missing(finished / "checkpoint-6") == []
 
@@ -311,7 +325,7 @@ def test_where_no_checkpoint_is_whole_the_fit_starts_anew(
         spoil(checkpoint, "not complete")
     with caplog.at_level(logging.INFO, "bayeslora"):
         assert_same(job(finished), whole)
-    assert "interrupted: checkpoint-6, checkpoint-3." in caplog.text
+    assert "or a file changed: checkpoint-6, checkpoint-3." in caplog.text
     assert "Resuming from the start: there is no whole checkpoint yet." in caplog.text
     assert [path.name for path in checkpoints.in_order(finished / "earlier-1")] == ["checkpoint-6", "checkpoint-3"]
 

@@ -187,9 +187,12 @@ def test_a_run_that_is_not_whole_is_made_anew(tmp_path: Path) -> None:
     nothing: dict[str, Any] = {"epochs": 0, "seeds": 1, "store": tmp_path}
     first = comparison(["lora"], **nothing)
     path = next(tmp_path.glob("run-*.json"))
-    path.write_text(path.read_text()[:50])
-    pd.testing.assert_frame_equal(timeless(comparison(["lora"], **nothing).table), timeless(first.table))
-    assert json.loads(path.read_text())["results"]
+    changed = json.loads(path.read_text())
+    changed["results"]["lora"]["scores"]["nll"] += 1
+    for content in (path.read_text()[:50], json.dumps(changed)):
+        path.write_text(content)
+        pd.testing.assert_frame_equal(timeless(comparison(["lora"], **nothing).table), timeless(first.table))
+        assert json.loads(path.read_text())["results"]
 
 
 def test_with_held_out_labels_one_fit_is_scored_with_its_temperature_and_without() -> None:
