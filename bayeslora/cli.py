@@ -9,6 +9,7 @@ import typer
 from bayeslora import commands, contracts
 from bayeslora.commands import Draws, Id, Label, Text
 from bayeslora.methods import METHODS
+from bayeslora.piping import STANDARD, columns_beside, piped, read_named, write_out
 from bayeslora.shell import (
     FitCommand,
     as_json,
@@ -58,7 +59,11 @@ DrawsOrAuto = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed of all randomness.")]
 DataName = Annotated[
-    str, typer.Argument(help="A file (CSV, TSV, JSON, JSON lines, Parquet, Excel), a folder of them, or a hub name.")
+    str,
+    typer.Argument(
+        help="A file (CSV, TSV, JSON, JSON lines, Parquet, Excel), a folder of them, or a hub name; - for standard "
+        "input."
+    ),
 ]
 Folder = Annotated[Path, typer.Argument(help="A saved posterior.")]
 Base = Annotated[str | None, typer.Option("--model", help="The base model, if it is not the one named at the fit.")]
@@ -96,7 +101,9 @@ def demo(
 def fit(
     context: typer.Context,
     model: Annotated[str, typer.Option(help="Path or hub name of the model.")],
-    data: Annotated[str, typer.Option(help="A file, such as CSV or JSON, a folder of them, or a hub name.")],
+    data: Annotated[
+        str, typer.Option(help="A file, such as CSV or JSON, a folder of them, or a hub name; - for standard input.")
+    ],
     output: Annotated[Path, typer.Option(help="Where to save the posterior.")],
     method: Annotated[
         str | None, typer.Option(help=f"One of: {', '.join(METHODS)}; by default monteclora, or the prior's.")
@@ -165,7 +172,7 @@ def fit(
 ) -> None:
     """Fit a posterior and save it. The method's fields, listed below, are flags too: --components 8 --sparse."""
     import bayeslora
-    from bayeslora.data import read, split
+    from bayeslora.data import split
 
     quiet()
     with errors():
@@ -199,8 +206,8 @@ def fit(
         }
         contracts.check_arguments(bayeslora.fit, model=model, data=data, method=method, **settings)  # before it reads
         check_output(output)
-        rows = read(data)
-        held_out = split(read(validation), "train") if validation else None
+        rows = read_named(data)
+        held_out = split(read_named(validation), "train") if validation else None
         posterior = bayeslora.fit(model, rows, method, validation=held_out, **settings)
     history = posterior.history
     end = "".join(
@@ -217,8 +224,8 @@ def predict(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="File to write: CSV, TSV, JSON, JSON lines, Parquet or Excel, by its name; by default the first rows "
-            "are shown."
+            help="File to write: CSV, TSV, JSON, JSON lines, Parquet or Excel, by its name; - for standard output; by "
+            "default the first rows are shown."
         ),
     ] = None,
     decide: Annotated[
@@ -243,7 +250,6 @@ def predict(
 ) -> None:
     """Predict with a saved posterior: a row per example, with probabilities and uncertainty in nats."""
     from bayeslora.choice import narrating
-    from bayeslora.data import read
     from bayeslora.loading import load
     from bayeslora.posterior import Posterior
     from bayeslora.tasks.prediction import BasePrediction
@@ -255,24 +261,24 @@ def predict(
         check_output(output, is_table=True)
         contracts.check_arguments(BasePrediction.abstain, None, **({} if risk is None else {"risk": risk}))
         contracts.check_arguments(BasePrediction.sets, None, **({} if coverage is None else {"coverage": coverage}))
-        loaded, rows = load(posterior, model), split_to_predict(read(data))
+        loaded, given = load(posterior, model), piped(data)
+        rows = split_to_predict(given.splits)
         if decide is not None:
-            held_out = held_out_of(read(decide))
+            held_out = held_out_of(read_named(decide))
             with narrating(True), progress("Predicting held-out rows", held_out):
                 loaded.decide(held_out, num_draws, seed=seed, **columns)
         with narrating(True), progress("Predicting", rows):
             predicted = loaded.predict(rows, num_draws, seed=seed, **columns)
         table = predicted.to_pandas() if predicted.used is None else predicted.to_pandas().assign(draws=predicted.used)
         table = with_decisions(table, predicted, risk, coverage, decide is not None)
-        known = loaded.columns
-        table = with_columns(
-            table, rows, [id or known.id, *(text or known.text), *(label or known.labels), known.label]
-        )
-        if output is not None:
+        table = with_columns(table, rows, columns_beside(rows, loaded.columns, text, label, id))
+        if str(output) == STANDARD:
+            write_out(table, given.ending)
+        elif output is not None:
             write_table(table, output)
     if output is None:
         print_table(table.head(20), f"First of {len(table)} predictions", "predicted")
-    else:
+    elif str(output) != STANDARD:
         console.print(f"{len(table)} predictions in {output}.")
 
 
@@ -289,7 +295,6 @@ def evaluate(
 ) -> None:
     """Print the metrics of a saved posterior on labelled data, as JSON."""
     from bayeslora.choice import narrating
-    from bayeslora.data import read
     from bayeslora.loading import load
     from bayeslora.posterior import Posterior
 
@@ -297,7 +302,7 @@ def evaluate(
     with errors():
         columns = columns_named(text, label, id)
         contracts.check_arguments(Posterior.evaluate, None, data, num_draws=num_draws, seed=seed, **columns)
-        loaded, rows = load(posterior, model), split_to_predict(read(data))
+        loaded, rows = load(posterior, model), split_to_predict(read_named(data))
         with narrating(True), progress("Predicting", rows, passes=2):  # draws, and the centre
             scores = loaded.evaluate(rows, num_draws, seed=seed, **columns)
     typer.echo(as_json(scores))
@@ -316,7 +321,6 @@ def calibrate(
     id: Id = None,
 ) -> None:
     """Divide the logits by the temperature that fits held-out data best, and save the posterior."""
-    from bayeslora.data import read
     from bayeslora.loading import load
     from bayeslora.posterior import Posterior
 
@@ -325,7 +329,7 @@ def calibrate(
         columns = columns_named(text, label, id)
         contracts.check_arguments(Posterior.calibrate, None, data, num_draws=num_draws, seed=seed, **columns)
         check_output(output)
-        loaded, rows = load(posterior, model), held_out_of(read(data))
+        loaded, rows = load(posterior, model), held_out_of(read_named(data))
         with progress("Predicting", rows):
             calibrated = loaded.calibrate(rows, num_draws, seed=seed, **columns)
         calibrated.save(output)

@@ -7,6 +7,7 @@ import typer
 
 from bayeslora import filing
 from bayeslora.methods import METHODS
+from bayeslora.piping import read_named
 from bayeslora.shell import check_output, columns_named, errors, quiet, split_to_predict
 
 app = typer.Typer()
@@ -179,7 +180,7 @@ def report(
     id: Id = None,
 ) -> None:
     """Write one self-contained page about a saved posterior: verdicts, figures, examples and why, decisions."""
-    from bayeslora.data import read, split
+    from bayeslora.data import split
     from bayeslora.loading import load
 
     quiet()
@@ -187,7 +188,9 @@ def report(
         check_output(output, endings=PAGES)
         loaded = load(posterior, model)
         others = {"familiar": familiar, "validation": validation}
-        known = {name: split(read(each), "train") for name, each in others.items() if each is not None}
+        known = {name: split(read_named(each), "train") for name, each in others.items() if each is not None}
         named = columns_named(text, label, id)
-        written = loaded.report(output, split_to_predict(read(data)), num_draws=num_draws, seed=seed, **known, **named)
+        written = loaded.report(
+            output, split_to_predict(read_named(data)), num_draws=num_draws, seed=seed, **known, **named
+        )
     typer.echo(f"Written to {written}.")

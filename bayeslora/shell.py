@@ -30,6 +30,7 @@ from bayeslora import contracts, filing, prediction
 from bayeslora.data import split_of
 from bayeslora.methods import METHODS, named, own_fields
 from bayeslora.methods.fields import describe
+from bayeslora.piping import STANDARD
 from bayeslora.tasks.prediction import BasePrediction, names_of
 from bayeslora.types import Data
 
@@ -152,12 +153,12 @@ def check_output(
 
     Args:
         output: The output, if any.
-        is_table: Whether it is a table, with one of the endings of `TABLES`.
+        is_table: Whether it is a table, with one of the endings of `TABLES`, or `-` for standard output.
         flag: The flag that names it.
         endings: Endings of a file that is no table; without any, it is a folder.
     """
     endings = TABLES if is_table else endings
-    if output is None:
+    if output is None or (is_table and str(output) == STANDARD):
         return
     kind = f"file that ends in {', '.join(endings)}" if endings else "folder"
     if output.is_dir() if endings else output.exists() and not output.is_dir():

@@ -41,7 +41,7 @@ ORDER = (
     ("fitting",),
     ("folds",),
     ("fit", "foreign", "outcomes", "texts"),
-    ("study",),
+    ("study", "piping"),
     ("report",),
     ("demo", "sklearn", "shell"),
     ("commands",),

@@ -1,13 +1,18 @@
 """What the command line does with tables: decisions as columns, names of columns, formats."""
 
+import gzip
+import io
 import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 import bayeslora
+from bayeslora.cli import app
+from bayeslora.piping import ending
 from tests.test_strangers_files import as_typer_calls_them, base, run
 
 __all__ = ["as_typer_calls_them", "base"]  # fixtures
@@ -80,6 +85,70 @@ def test_saved_decisions_are_used(posterior: Path, base: Path, tmp_path: Path) -
     done = run("calibrate", *words, "--model", str(base), "--text", "Text", "--label", "Answer")
     assert done.exit_code == 0, done.stderr
     assert bayeslora.load(tmp_path / "calibrated", str(base)).temperature == calibrated.temperature
+
+
+KEYS = [f"k{number}" for number in range(len(WORDS))]
+TABLE = pd.DataFrame({"key": KEYS, "review": WORDS})
+
+
+def parquet(table: pd.DataFrame) -> bytes:
+    stream = io.BytesIO()
+    table.to_parquet(stream, index=False)
+    return stream.getvalue()
+
+
+CONTENTS = {
+    ".jsonl": TABLE.to_json(orient="records", lines=True).encode(),
+    ".json of columns": TABLE.to_json().encode(),
+    ".txt": "\n".join(WORDS).encode(),
+    ".tsv.gz": gzip.compress(TABLE.to_csv(index=False, sep="\t").encode("utf-8-sig")),
+    ".parquet": parquet(TABLE),
+}
+"""The same rows, as they may come by a pipe."""
+
+
+@pytest.mark.parametrize("kind", CONTENTS)
+def test_standard_input_and_output(kind: str, posterior: Path, base: Path) -> None:
+    words = ["predict", str(posterior), "-", "--output", "-", "--num-draws", "2", "--model", str(base)]
+    done = CliRunner().invoke(app, words, input=CONTENTS[kind], catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    read: Any = (
+        pd.read_json(io.StringIO(done.stdout), lines=True) if "json" in kind else pd.read_csv(io.StringIO(done.stdout))
+    )
+    expected = bayeslora.load(posterior, base).predict(WORDS, 2).to_pandas()
+    pd.testing.assert_frame_equal(read[expected.columns], expected, check_dtype=False, rtol=1e-5)
+    # What names the rows comes first, also if nobody named it; of texts alone, there is nothing.
+    assert read.columns[0] == ("predicted" if kind == ".txt" else "key")
+    assert read["text" if kind == ".txt" else "review"].tolist() == WORDS
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"  \n", "standard input is empty: give rows"),
+        (b"a,b\nx,y\nx,y,z\n", "standard input, line 3: there are 3 columns"),
+    ],
+)
+def test_what_is_wrong_with_standard_input_is_said(content: bytes, message: str, posterior: Path, base: Path) -> None:
+    done = CliRunner().invoke(app, ["evaluate", str(posterior), "-", "--model", str(base)], input=content)
+    assert done.exit_code == 2
+    assert f"bayeslora: {message}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b'{"text": "a"}', ".jsonl"),
+        (b'{"tokens": ["a", "b"], "tags": [1, 2]}', ".jsonl"),
+        (b'{"train": [{"text": "a"}]}', ".json"),
+        (b'{"data": [{"text": "a"}]}', ".json"),
+        (b'{"text": "a"', ".jsonl"),  # of which the message about a bad line is the right one
+        (b"{curly},b\nx,y", ".txt"),
+        (b"[text],label\nx,y", ".txt"),
+    ],
+)
+def test_what_standard_input_holds_is_seen_by_its_beginning(content: bytes, found: str) -> None:
+    assert ending(content) == found
 
 
 def test_spreadsheets_are_written(posterior: Path, base: Path, tmp_path: Path) -> None:
