@@ -135,10 +135,12 @@ def load_model(
 
 def _output_names(name: str | os.PathLike[str]) -> tuple[str, ...] | None:
     """Return the names that a checkpoint has for its outputs, if it has any."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PretrainedConfig
 
     try:
-        return output_names(AutoConfig.from_pretrained(name, trust_remote_code=False))
+        found = output_names(AutoConfig.from_pretrained(name, trust_remote_code=False))
+        # Without `id2label`, a configuration forgets what its file says in `label2id`.
+        return found or output_names(PretrainedConfig.get_config_dict(name)[0])
     except (OSError, ValueError):  # the model's own class says what is wrong
         return None
 

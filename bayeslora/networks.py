@@ -194,9 +194,24 @@ def takes_any_name(model: nn.Module) -> bool:
 
 
 def output_names(model: Any) -> tuple[str, ...] | None:
-    """Return the names that a model, or its configuration, has for its outputs; None if they are only numbered."""
-    id2label = getattr(getattr(model, "config", model), "id2label", None) or {}
-    names = tuple(str(id2label[index]) for index in sorted(id2label))
+    """Return the names that a model, or its configuration, has for its outputs; None if they are only numbered.
+
+    Args:
+        model: A model; or its configuration, as an object or as its file has it.
+    """
+    config = getattr(model, "config", model)
+    found = config if isinstance(config, Mapping) else vars(config) if hasattr(config, "__dict__") else {}
+    id2label = found.get("id2label") or {}
+    if isinstance(id2label, Sequence):
+        id2label = dict(enumerate(id2label))
+    names = tuple(str(id2label[index]) for index in sorted(id2label, key=int))
+    if any(name != f"LABEL_{index}" for index, name in enumerate(names)):
+        return names
+    # What is only said the other way round.
+    label2id = {str(name): int(index) for name, index in (found.get("label2id") or {}).items()}
+    names = tuple(sorted(label2id, key=lambda name: label2id[name]))
+    if sorted(label2id.values()) != [*range(len(id2label) or len(names))]:
+        return None
     return None if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
 
 

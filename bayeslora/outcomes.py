@@ -11,6 +11,7 @@ from bayeslora.data import weighing
 from bayeslora.metrics import FloatArray
 from bayeslora.tasks import choosing
 from bayeslora.tasks.checking import check_present
+from bayeslora.tasks.classes import Classes
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.spelling import is_number, name_of
 
@@ -79,7 +80,7 @@ class Outcomes:
                 "it, pandas.Categorical(y, categories=[…], ordered=True)."
             )
 
-    def probabilities(self, probs: FloatArray, known: Sequence[str] | None) -> FloatArray:
+    def probabilities(self, probs: FloatArray, known: Sequence[str] | None, by_index: bool) -> FloatArray:
         """Return a prediction's probabilities by the sorted classes, `[example, class]`.
 
         A model may have its outputs in another order. If it has more of them, the probabilities are those given that
@@ -88,9 +89,13 @@ class Outcomes:
         Args:
             probs: The probabilities, `[example, output]`.
             known: The names that the posterior has for the outputs.
+            by_index: Whether whole numbers are places among these, and not names.
         """
         count = len(self.classes)
-        places = list(range(count)) if self.names is None else [list(known or ()).index(name) for name in self.names]
+        places = list(range(count))
+        if known is not None:
+            values = self.classes if self.names is None else [*self.names]
+            places = Classes(tuple(known), by_index).numbers(RawLabels(values)).astype(np.int64).tolist()
         chosen = probs[:, places]
         return chosen if probs.shape[1] == count else chosen / chosen.sum(1, keepdims=True)
 

@@ -324,7 +324,8 @@ class Classifier(ClassifierMixin, _Estimator):
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probabilities of the classes, `[example, class]`, averaged over draws of the weights."""
         prediction = self._predict(X)
-        return self._outcomes.probabilities(prediction.probs, prediction.class_names)
+        by_index = self.posterior_.columns.by_index
+        return self._outcomes.probabilities(prediction.probs, prediction.class_names, by_index)
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the most probable class of each example."""

@@ -5,7 +5,9 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -21,6 +23,7 @@ import bayeslora
 from bayeslora.data import Columns, plain
 from bayeslora.data.foreign import familiar
 from bayeslora.data.plain import raw
+from bayeslora.networks import output_names
 from bayeslora.tasks.classes import Classes, numbers_of_one, of_one, of_several, rows_of_several
 from bayeslora.tasks.labels import RawLabels
 from tests.helpers import tiny_bert
@@ -177,8 +180,62 @@ def test_truth_values() -> None:
     ):
         posterior = fit((TEXTS, labels), bag(2))
         assert posterior.class_names == ("False", "True")
-        for other in (truths, list(map(str, truths))):
+        for other in (truths, list(map(str, truths)), ["yes" if truth else "No " for truth in truths]):
             assert nll(posterior, (TEXTS, other)) == pytest.approx(expected, abs=1e-12)
+    for words in (("no", "yes"), ("false", "true"), ("f", "t"), ("0", "1")):
+        posterior = fit((TEXTS, [words[truth] for truth in truths]), bag(2))
+        assert posterior.class_names == words
+        for other in (truths, list(map(str, truths)), [int(truth) for truth in truths]):
+            assert nll(posterior, (TEXTS, other)) == pytest.approx(expected, abs=1e-12)
+    assert nll(plain, (TEXTS, list(map(str, truths)))) == pytest.approx(expected, abs=1e-12)
+    with pytest.raises(ValueError, match="row 0: the label 'True' in 'labels' is not among the 2 classes of the fit"):
+        nll(fit((TEXTS, ["a" if truth else "b" for truth in truths]), bag(2)), (TEXTS, truths))
+
+
+def named(*names: str, label2id: bool = False) -> nn.Module:
+    """A network whose outputs have names, in one of the two ways."""
+    network: Any = bag(len(names))
+    network.config = SimpleNamespace(
+        **{"label2id": {n: i for i, n in enumerate(names)}} if label2id else {"id2label": dict(enumerate(names))}
+    )
+    return network
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (("great", "bad", "fair"), WORDS),
+        (("2", "0", "1"), NUMBERS),
+        (("2", "0", "1"), list(map(str, NUMBERS))),
+        (("2", "0", "1"), np.asarray(NUMBERS)),
+        (("3", "1", "2"), [number + 1 for number in NUMBERS]),
+    ],
+)
+@pytest.mark.parametrize("label2id", [False, True])
+def test_outputs_go_by_their_names_in_whichever_order(names: Any, labels: Any, label2id: bool) -> None:
+    places = [(1, 2, 0)[number] for number in NUMBERS]
+    posterior = fit((TEXTS, labels), named(*names, label2id=label2id))
+    assert posterior.class_names == names
+    assert nll(posterior, (TEXTS, labels)) == pytest.approx(nll(fit((TEXTS, places)), (TEXTS, places)), abs=1e-12)
+
+
+@pytest.mark.parametrize("names", [("True", "False"), ("yes", "no"), ("1", "0"), ("POS", "NEG")])
+def test_truth_values_go_by_the_names_of_outputs(names: tuple[str, str]) -> None:
+    truths = [number > 0 for number in NUMBERS]
+    places = [int(truth) if names[0] == "POS" else int(not truth) for truth in truths]  # of other names, by place
+    posterior = fit((TEXTS, truths), named(*names))
+    expected = nll(fit((TEXTS, places), bag(2)), (TEXTS, places))
+    assert posterior.class_names == names
+    assert nll(posterior, (TEXTS, truths)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_names_of_a_configuration() -> None:
+    assert output_names({"id2label": {"10": "k", "9": "j"}}) == ("j", "k")
+    assert output_names({"id2label": ["a", "b"]}) == ("a", "b")
+    assert output_names({"label2id": {"b": "1", "a": 0}}) == ("a", "b")
+    assert output_names({"id2label": {0: "LABEL_0", 1: "LABEL_1"}, "label2id": {"b": 1, "a": 0}}) == ("a", "b")
+    for nothing in ({}, {"id2label": {0: "LABEL_0"}}, {"label2id": {"a": 0, "b": 2}}, {"label2id": {"LABEL_0": 0}}):
+        assert output_names(nothing) is None
 
 
 def test_a_class_that_is_absent_from_a_split_or_stands_elsewhere(expected: float) -> None:
@@ -274,6 +331,9 @@ def test_a_model_whose_outputs_have_names_keeps_their_order(tmp_path: Path) -> N
     assert posterior.class_names == ("great", "FAIR", "bad")
     network.float().save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["id2label"]  # what only `label2id` says is read, too
+    (tmp_path / "config.json").write_text(json.dumps(config))
     by_name = fit(FORMS["strings"], str(tmp_path))
     assert by_name.class_names == ("great", "fair", "bad")
     assert torch.equal(by_name.network.model.classifier.weight, network.classifier.weight)

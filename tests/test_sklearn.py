@@ -241,6 +241,10 @@ def test_probabilities_stand_by_the_classes_whatever_order_the_model_has() -> No
     assert model.classes_.tolist() == ["no", "yes"]
     np.testing.assert_array_equal(model.predict_proba(X), of_model.probs[:, ::-1])
     assert model.score(X, words) == model.posterior_.evaluate((X, words), 2, seed=model._seed)["accuracy"]
+    # Numbers and truth values, too, go by names that say them.
+    for names, given in ((("1", "0"), y), (("yes", "no"), y > 0)):
+        model = Classifier(Named(*names).double(), **UNTRAINED).fit(X, given)
+        np.testing.assert_array_equal(model.predict_proba(X), of_model.probs[:, ::-1])
     # Of more outputs, the probabilities of these classes sum to 1, too.
     wide = Classifier(Named("yes", "perhaps", "no").double(), **UNTRAINED).fit(X, words)
     of_model = wide.posterior_.predict(X, 2, seed=wide._seed)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bayeslora.tasks.labels import RawLabels
-from bayeslora.tasks.spelling import index_of, is_number, missing, name_of, shown, spelled_once, tidied
+from bayeslora.tasks.spelling import index_of, is_number, missing, name_of, shown, spelled_once, tidied, truth_in
 from bayeslora.types import IGNORED
 
 logger = logging.getLogger(__name__)
@@ -50,15 +50,22 @@ class Classes:
         values = {float(name): index for index, name in enumerate(self.names)}
         return values if len(values) == len(self.names) else {}
 
+    @cached_property
+    def _truths(self) -> dict[bool | None, int]:
+        """Places by truth value, if the names are two words for one."""
+        truths: dict[bool | None, int] = {truth_in(name): index for index, name in enumerate(self.names)}
+        return truths if len(self.names) == 2 and {*truths} == {True, False} else {}
+
     def place(self, name: str) -> int | None:
         """Return the place of a class, None if there is none; case matters where two names differ in nothing else.
 
-        Numbers are compared as such: 1, 1.0 and 01 are one.
+        Numbers are compared as such: 1, 1.0 and 01 are one. Of two truth values, `yes`, `True` and `1` are one.
         """
         for spelling in (name, name.strip(), tidied(name).casefold()):
             if (found := self._places.get(spelling)) is not None:
                 return found
-        return self._values.get(float(name)) if self._values and is_number(name) else None
+        number = self._values.get(float(name)) if self._values and is_number(name) else None
+        return number if number is not None else self._truths.get(truth_in(name))
 
     def numbers(self, labels: RawLabels, at: Callable[[int], str] = str) -> Any:
         """Return the numbers of labels, one for each; numbers that are places already are returned as they are.
@@ -144,9 +151,10 @@ def of_one(labels: RawLabels, names: Sequence[str] | None, count: int | None, or
         values = labels.plain
         unseen = len(labels) == 0
         fits = unseen or (values.dtype.kind in "iu" and values.min() >= 0 and values.max() < len(names or ()))
-        return Classes(tuple(names)) if names and fits else None
+        return Classes(tuple(names), not _are_named(values, names)) if names and fits else None
     if isinstance(labels.plain, np.ndarray) and labels.plain.dtype.kind == "b" and names and len(names) == 2:
-        return Classes(tuple(names))
+        places = [Classes(tuple(names)).place(name) for name in own]
+        return Classes(tuple(names), {*places} != {0, 1} or places == [0, 1])
     classes = in_order_of(Classes(own, by_index), names, count)
     if len(classes.names) == 1:
         raise ValueError(
@@ -154,6 +162,12 @@ def of_one(labels: RawLabels, names: Sequence[str] | None, count: int | None, or
             "add rows of others, or declare those that there are, pandas.Categorical(labels, categories=[…])."
         )
     return classes
+
+
+def _are_named(values: Any, names: Sequence[str]) -> bool:
+    """Whether whole numbers are names of outputs, and go by these: a model may call them 2, 0, 1."""
+    known = {float(name) for name in names} if all(map(is_number, names)) else set()
+    return len(values) > 0 and {*map(float, np.unique(values))} <= known
 
 
 def numbers_of_one(labels: RawLabels, classes: Classes | None) -> Any:
@@ -175,13 +189,14 @@ def numbers_of_one(labels: RawLabels, classes: Classes | None) -> Any:
     if isinstance(values, np.ndarray):
         numbers = whole(labels)
         return labels.values if numbers is values else numbers
+    numbers = [{"true": 1, "false": 0}.get(str(value).strip().casefold(), index_of(str(value))) for value in values]
     for row, value in enumerate(values):
-        if index_of(str(value)) is None:
+        if numbers[row] is None:
             raise ValueError(
                 f"{labels.data}, row {row}: the label in {labels.name!r} is {value!r}, and those of the fit were whole "
                 "numbers from 0. Number the classes as they were, or remove such rows."
             )
-    return np.asarray([index_of(str(value)) for value in values])
+    return np.asarray(numbers)
 
 
 def real(labels: RawLabels) -> Any:

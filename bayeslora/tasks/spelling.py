@@ -20,6 +20,12 @@ MOST_SHOWN = 8
 INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200e\u200f"))
 """Characters that are not seen: marks of byte order and of direction, and spaces without a width."""
 
+TRUTHS = {
+    **dict.fromkeys(("true", "yes", "t", "y", "1"), True),
+    **dict.fromkeys(("false", "no", "f", "n", "0"), False),
+}
+"""Words for a truth value."""
+
 FEW_ROWS = 20
 """Rows below which it says little that most have a class of their own."""
 
@@ -47,6 +53,11 @@ def index_of(name: str) -> int | None:
     """Return a whole number that is written as a text, `1` or `1.0`; None if it is not one."""
     number = float(name) if is_number(name) else -1
     return int(number) if number >= 0 and number == int(number) else None
+
+
+def truth_in(name: str) -> bool | None:
+    """Return the truth value that a text says, such as `yes` or `1.0`; None if it says none."""
+    return TRUTHS.get(str(index_of(name)) if is_number(name) else tidied(name).casefold())
 
 
 def tidied(name: str) -> str:
