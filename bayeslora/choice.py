@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from bayeslora.adapters import AdaptedNetwork, Family, choose_targets, inspection
+from bayeslora.adapters import AdaptedNetwork, Family, choose_targets, gradients, inspection
 from bayeslora.adapters.folding import moved
 from bayeslora.adapters.stack import DEFAULT_RANK
 from bayeslora.adapters.targets import nearest, output_embedding
@@ -198,7 +198,7 @@ def check(program: Program, choice: Choice, batch: Batch) -> None:
     called = {name for name in names if name not in choice.seen.uncalled}
     found = _reached(program, factors, batch)
     if found is not None and not called <= found:
-        handles = inspection.let_inputs_have_gradients(network.model)
+        handles = gradients.let_inputs_have_gradients(network.model)
         more = _reached(program, factors, batch) or set()
         if more <= found:
             for handle in handles:
@@ -209,7 +209,8 @@ def check(program: Program, choice: Choice, batch: Batch) -> None:
             raise ValueError(
                 f"None of the {len(names)} adapters gets a gradient from the first examples, so that nothing would be "
                 f"learned: {type(network.model).__name__} computes its logits from them in a way that PyTorch does not "
-                "record, such as in torch.no_grad(), or not at all. Choose other `targets`."
+                "record, such as in torch.no_grad(), or not at all; or a `forward` that was put on it calls the "
+                "network that it was made for. Choose other `targets`."
             )
         choice.silent = tuple(name for name in names if name not in found)
     if program.elbo.num_particles > 1:  # otherwise it is the first prediction that asks
@@ -220,7 +221,7 @@ def _reached(program: Program, factors: Mapping[str, Any], batch: Batch) -> set[
     """Return the names of the layers that get a gradient; None where there is no backward pass."""
     for training in (True, False):  # some networks have a backward pass in one of the modes alone
         try:
-            return inspection.reached(
+            return gradients.reached(
                 program.network, factors, lambda leaves: program.network_logits(leaves, batch), training
             )
         except Exception as error:  # which training, if there is any, meets as well

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from bayeslora import arguments, bases, choice, interop, onward, saving, storage
+from bayeslora.adapters.weights import uncompiled
 from bayeslora.contracts import ArgumentError, Count, Scale
 from bayeslora.data import NOTHING, Columns, Reading, Source, Weight, apart, given, opened, plain, shots_in, split
 from bayeslora.dialling import by_fits
@@ -226,7 +227,7 @@ def fit(
             known = (earlier.class_names, None) if earlier else (None, train_data.labels)
             model, tokenizer, lacked = load_model(model, tokenizer, kind, columns_read, *known)
         _check_model(model)
-        model = unwrapped(model)
+        model = uncompiled(unwrapped(model))
         check_weights(model)
         adapters = earlier or _adapters(init, model)
         if interop.is_peft_model(model):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bayeslora import bases, hub, interop, sizing, storage, tables
 from bayeslora.adapters import AdaptedNetwork
+from bayeslora.adapters.weights import uncompiled
 from bayeslora.carried import carried
 from bayeslora.contracts import Kind, is_path
 from bayeslora.data import LABELS, Columns
@@ -223,7 +224,7 @@ def _built(
     names = record["class_names"]
     if names is not None and labels.num_labels is not None and len(names) != getattr(labels, "num_classes", len(names)):
         raise damaged(folder, MANIFEST, f"class_names has {len(names)} names, and there are not as many classes")
-    model = unwrapped(model) if isinstance(model, nn.Module) else model
+    model = uncompiled(unwrapped(model)) if isinstance(model, nn.Module) else model
     if isinstance(model, nn.Module) and interop.is_peft_model(model):
         model = interop.base_of_peft(model)  # whose layers go by the same names, and have adapters of their own
     if not isinstance(model, nn.Module):

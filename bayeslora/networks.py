@@ -155,6 +155,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
         )
     parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     parameters = [*model.named_parameters()]
+    if not parameters:
+        raise ValueError(
+            f"The {type(model).__name__} has no parameters: nothing could be adapted. If it was quantised, by "
+            "torch.ao.quantization, say, give the network that was quantised."
+        )
     if parameters and all(parameter.is_meta for _, parameter in parameters):
         raise ValueError("The model has no weights: it was built on the device 'meta'. Load them, and fit it then.")
     for name, parameter in parameters:

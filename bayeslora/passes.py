@@ -1,9 +1,9 @@
 """Passes through a network that leave it as they found it.
 
 Some networks keep something from one pass to the next: a running mean that is updated in evaluation too, the last
-state of a recurrent layer, a cache. Predictions would then depend on those before, and a model that was only looked at
-would not be what it was. Most keep it in their modules; some in their classes, in the closures of their functions, or
-in what their functions know by a global name.
+state of a recurrent layer, a cache, an iterator. Predictions would then depend on those before, and a model that was
+only looked at would not be what it was. Most keep it in their modules; some in their classes, in the closures of their
+functions, or in what their functions know by a global name.
 """
 
 import contextlib
@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from bayeslora import counting
 
 LARGEST = 2**26
 """Bytes of the largest real tensor that is kept: 64 MiB."""
@@ -106,7 +108,7 @@ class Passes:
             yield left
             return
         places = _places(model, besides) if known is None else known
-        before = _Before(places)
+        before = _Before(places, training)
         try:
             yield left
         except BaseException:  # the pass may have stopped halfway
@@ -152,9 +154,9 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 class _Before:
-    """The contents of places before a pass, which works on copies of their tensors."""
+    """The contents of places before a pass, which works on copies of their tensors, and of what counts in them."""
 
-    def __init__(self, places: list[Any]):
+    def __init__(self, places: list[Any], training: bool = False):
         copies: dict[int, Any] = {}
         self.contents: list[tuple[Any, dict[Any, Any], dict[Any, Any]]] = []
         for place in places:
@@ -162,7 +164,8 @@ class _Before:
             lent: dict[Any, Any] = {}
             for key in original.keys() - OF_TORCH:
                 value = original[key]
-                if isinstance(value, Tensor | np.ndarray) and (copy := _copy(value, copies)) is not value:
+                is_array = isinstance(value, Tensor | np.ndarray)
+                if (is_array or counting.counts(value, training)) and (copy := _copy(value, copies)) is not value:
                     place[key] = lent[key] = copy
             self.contents.append((place, original, lent))
         self.versions = {id(value): value._version for value in copies.values() if isinstance(value, Tensor)}
@@ -184,7 +187,9 @@ class _Before:
     def _is_written(self, lent: Any, original: Any) -> bool:
         if isinstance(lent, Tensor):
             return lent._version != self.versions[id(lent)]
-        return lent.tobytes() != original.tobytes()
+        if isinstance(lent, np.ndarray):
+            return lent.tobytes() != original.tobytes()
+        return not counting.is_as(lent, original)
 
 
 def _put_back(place: Any, now: dict[Any, Any], before: dict[Any, Any], original: dict[Any, Any]) -> bool:
@@ -219,7 +224,9 @@ def _content(place: Any) -> dict[Any, Any]:
 
 
 def _copy(value: Any, copies: dict[int, Any]) -> Any:
-    """A copy of a tensor or an array that a pass may write into; the same one wherever it stands."""
+    """A copy of what a pass may write into or move; the same one wherever it stands."""
+    if not isinstance(value, Tensor | np.ndarray):
+        return copies.setdefault(id(value), counting.copied(value))
     if isinstance(value, np.ndarray):
         if type(value) is not np.ndarray or value.dtype.hasobject or value.nbytes > LARGEST_WHOLE:
             return value
@@ -325,7 +332,7 @@ class _Places:
         if module is not None and vars(module) is known:
             steps = (step for code in codes for step in dis.get_instructions(code))
             kept = {step.argval for step in steps if step.opname == "STORE_GLOBAL"}
-            kept |= {name for name in names if isinstance(known[name], Tensor | np.ndarray)}
+            kept |= {n for n in names if isinstance(known[n], Tensor | np.ndarray) or counting.counts(known[n])}
             self.add(function.__code__, _Attributes(module, sorted(kept)))
 
     def _look_into_known(self, value: Any) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bayeslora import bases, saving, tables
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.targets import linear_layers
+from bayeslora.adapters.weights import plain_weight
 from bayeslora.methods import Method
 from bayeslora.program import Program
 from bayeslora.record import (
@@ -305,7 +306,11 @@ def fingerprint(network: AdaptedNetwork) -> Tensor:
     rows = []
     for name, stack in network.stacks.items():
         for base in () if stack.in_head else network.bases(name):
-            weight = base.weight.detach().flatten()  # type: ignore[operator]
+            weight = plain_weight(base)
+            if weight is None:
+                rows.append(torch.full((FINGERPRINT_VALUES,), torch.nan))
+                continue
+            weight = weight.detach().flatten()
             # In single precision, the last index of a large layer could be rounded past its end.
             index = torch.linspace(0, len(weight) - 1, FINGERPRINT_VALUES, dtype=torch.float64).long()
             values = weight[index.to(weight.device)].float().cpu()

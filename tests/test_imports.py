@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "bayeslora"
 
 ORDER = (
-    ("contracts",),
+    ("contracts", "counting"),
     ("types", "isolation", "hushing", "saving", "paths", "passes"),
     ("filing",),
     ("networks",),

@@ -151,6 +151,15 @@ def test_what_has_no_numbers_is_refused() -> None:
         fitted(model, NUMBERS)
 
 
+def test_what_cannot_be_copied_or_has_no_parameters_is_refused() -> None:
+    model = rows_of(lambda logits: logits)
+    model.body.steps = (step for step in range(9))  # type: ignore[union-attr,assignment]
+    with pytest.raises(TypeError, match=r"The network cannot be copied, for its 'body.steps': cannot pickle 'gen"):
+        fitted(model, NUMBERS)
+    with pytest.raises(ValueError, match=r"The Sequential has no parameters: nothing could be adapted"):
+        fitted(nn.Sequential(nn.Flatten()), NUMBERS)
+
+
 def test_outputs_that_are_not_about_the_rows_are_refused() -> None:
     with pytest.raises(ValueError, match=r"'classification' does not fit outputs \(3, 2\) and labels \(2,\): The size"):
         fitted(rows_of(lambda logits: logits.T), NUMBERS)
@@ -190,9 +199,24 @@ def test_torchscript_is_refused(make: Callable[[nn.Module], nn.Module]) -> None:
 
 # What is around a network.
 
+
+def compiled_within(model: Any) -> nn.Module:
+    layer = model.bert.encoder.layer
+    layer[0] = torch.compile(layer[0], backend="eager")
+    layer[1].intermediate.dense = torch.compile(layer[1].intermediate.dense, backend="eager")
+    return model
+
+
+def with_forward(model: nn.Module, forward: Any) -> nn.Module:
+    model.forward = forward
+    return model
+
+
 AROUND: dict[str, Callable[[nn.Module], nn.Module]] = {
     "torch.compile": lambda model: torch.compile(model, backend="eager"),
     "DataParallel": nn.DataParallel,
+    "parts compiled": lambda model: compiled_within(model),
+    "forward compiled": lambda model: with_forward(model, torch.compile(model.forward, backend="eager")),
     "both": lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
 }
 

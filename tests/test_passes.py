@@ -1,7 +1,9 @@
 """Networks that keep something from one pass to the next: predictions do not depend on those before."""
 
 import copy
+import itertools
 import queue
+import random
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,6 +80,25 @@ class Mapping(Body):
         return self.cache["calls"]
 
 
+class Iterators(Body):
+    def start(self) -> None:
+        self.counts = [itertools.count(), itertools.cycle((1.0, 2.5)), iter(range(100)), enumerate("abc" * 40)]
+
+    def keep(self, h: Tensor) -> Any:
+        *numbers, (index, _) = map(next, self.counts)
+        return sum(numbers) + index
+
+
+class Random(Body):
+    def start(self) -> None:
+        self.torch = torch.Generator().manual_seed(0)
+        self.numpy, self.python = np.random.default_rng(0), random.Random(0)
+
+    def keep(self, h: Tensor) -> Any:
+        number = self.numpy.normal() + self.python.random()
+        return torch.randn(1, generator=self.torch, dtype=torch.float64) + number
+
+
 class Object(Body):
     def start(self) -> None:
         self.state = SimpleNamespace(calls=[])
@@ -87,11 +108,11 @@ class Object(Body):
         return len(self.state.calls)
 
 
-KINDS = [Buffer, NewBuffer, Attribute, Written, Mapping, Object]
+KINDS = [Buffer, NewBuffer, Attribute, Written, Mapping, Object, Iterators]
 X, Y = torch.randn(8, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64), torch.arange(8) % 3
 
 
-SOME = [pytest.param(k, marks=[pytest.mark.slow] if k in (NewBuffer, Written, Mapping) else []) for k in KINDS]
+SOME = [pytest.param(k, marks=[pytest.mark.slow] if k in (NewBuffer, Written, Mapping, Object) else []) for k in KINDS]
 
 
 @pytest.fixture
@@ -191,6 +212,16 @@ class Global(Body):
         return counted() + SUM.clone() + MEANS.setdefault(h.shape, h.detach().mean())
 
 
+COUNT = itertools.count()
+
+
+class Counted(Body):
+    numbers = iter(range(100))
+
+    def keep(self, h: Tensor) -> Any:
+        return next(COUNT) + next(self.numbers)
+
+
 class InSlots(Body):
     class State:
         __slots__ = ("last", "sums")
@@ -204,7 +235,7 @@ class InSlots(Body):
         return torch.from_numpy(self.state.sums.copy()) + before
 
 
-@pytest.mark.parametrize("make", [InAClass, in_a_closure, Global, InSlots])
+@pytest.mark.parametrize("make", [InAClass, in_a_closure, Global, InSlots, Counted, Random])
 def test_what_is_kept_outside_of_modules_is_found(make: Callable[[], nn.Module]) -> None:
     model = make().double().eval()
     passes, found = Passes(), []

@@ -1,6 +1,5 @@
 """What one pass over a few examples shows of a network: which of its layers an adapter can stand at, and its head."""
 
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,6 +37,9 @@ LAST = 8
 READ = "its weight is read without a call of the layer"
 BESIDE = "its weight is also read beside the layer's own call"
 ARGUMENTS = "it is called with other arguments than one input"
+PACKED = "its weights are packed, as torch.ao's quantised layers have them"
+HOOKED = "a hook of its own changes its input"
+CALL = "its class has a __call__ of its own"
 COMPLEX = "its numbers are complex, and an adapter's are real"
 
 
@@ -122,86 +124,6 @@ def uncovered(model: nn.Module, adapted: Sequence[str], head: Sequence[str]) -> 
     }
 
 
-def reached(
-    network: Any, factors: Mapping[str, Any], logits: Callable[[Mapping[str, Any]], Tensor], training: bool = False
-) -> set[str]:
-    """Return the names of the adapted layers whose factors get a gradient from the logits.
-
-    It is the gradient of a random combination of all logits. Gradients of other parameters, buffers and random states
-    stay as they were.
-
-    Args:
-        network: An `AdaptedNetwork`; its factors are unbound afterwards.
-        factors: Stack name to factors, `[layer, …]`, none of which is zero.
-        logits: Logits as a function of them.
-        training: Whether the network is in training mode, without which some have no backward pass.
-    """
-    leaves = {
-        name: type(value)(*(factor.detach().clone().requires_grad_() for factor in value))
-        for name, value in factors.items()
-    }
-    kept = [(parameter, parameter.grad) for parameter in network.parameters() if parameter.requires_grad]
-    for parameter, _ in kept:
-        parameter.grad = None
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()] if training else []
-    try:
-        with warnings.catch_warnings(), torch.random.fork_rng(), torch.enable_grad(), still(network):
-            warnings.simplefilter("ignore")  # such as that there are no gradients
-            torch.manual_seed(0)
-            network.train(training)
-            output = logits(leaves)
-            if output.requires_grad:
-                output = output.masked_fill(~output.isfinite(), 0)
-                weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
-                (output * weights).sum().backward()  # reversible layers get around `autograd.grad`
-    finally:
-        for parameter, gradient in kept:
-            parameter.grad = gradient
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
-        network.unbind()
-    found = set()
-    for name, stack in network.stacks.items():
-        gradients = [factor.grad.flatten(1).abs().amax(1) for factor in leaves[name] if factor.grad is not None]
-        if gradients:
-            sizes = torch.stack(gradients).amax(0)
-            found |= {layer for layer, size in zip(stack.layer_names, sizes.tolist(), strict=True) if size > 0}
-    return found
-
-
-def let_inputs_have_gradients(model: nn.Module) -> list[Any]:
-    """Let real inputs, and what embeddings return, have a gradient, though nobody looks at it.
-
-    Some operators record nothing for the backward pass unless an input of theirs needs a gradient: reversible layers,
-    and activation checkpointing of the re-entrant kind.
-
-    Returns:
-        Handles of the hooks, which remove them.
-    """
-    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    return [
-        model.register_forward_pre_hook(_inputs_with_gradients, with_kwargs=True),
-        *(module.register_forward_hook(_with_gradient) for module in embeddings),
-    ]
-
-
-def _inputs_with_gradients(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if not torch.is_grad_enabled():
-        return None
-    named = {
-        name: value.detach().requires_grad_()
-        if isinstance(value, Tensor) and value.is_floating_point() and not value.requires_grad
-        else value
-        for name, value in kwargs.items()
-    }
-    return args, named
-
-
-def _with_gradient(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    return output.requires_grad_() if torch.is_grad_enabled() and output.is_leaf else output
-
-
 class _Look:
     """One pass of a network, with a look at every call of its layers."""
 
@@ -210,8 +132,9 @@ class _Look:
         self.layers = layers
         self.called: set[str] = set()
         self.compared: set[str] = set()
-        self.odd: dict[str, str] = {}
+        self.odd = {name: CALL for name, layer in layers.items() if type(layer).__call__ is not nn.Module.__call__}
         self.inside: list[str] = []
+        self.given: dict[str, list[tuple[Any, ...]]] = {}
         self.last: deque[tuple[str, Any]] = deque(maxlen=LAST)
 
     def weights(self) -> dict[int, str]:
@@ -228,7 +151,7 @@ class _Look:
         hooks = []
         for name, module in self.model.named_modules():
             if name in self.layers:
-                hooks.append(module.register_forward_pre_hook(self._enter(name)))
+                hooks.append(module.register_forward_pre_hook(self._enter(name), prepend=True))
                 hooks.append(module.register_forward_hook(self._leave(name), with_kwargs=True))
             elif name and next(module.parameters(recurse=False), None) is not None:
                 hooks.append(module.register_forward_hook(self._note(name)))
@@ -242,6 +165,7 @@ class _Look:
     def _enter(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
             self.inside.append(name)
+            self.given.setdefault(name, []).append(args)  # before other hooks have seen them
 
         return hook
 
@@ -249,8 +173,11 @@ class _Look:
         note = self._note(name)
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+            given = self.given[name].pop()
             if name not in self.odd and (reason := oddity(module, args, kwargs, output, name in self.compared)):
                 self.odd[name] = reason
+            elif name not in self.odd and not _same_input(given, args):
+                self.odd[name] = HOOKED
             elif name not in self.compared and is_readable(args[0]) and bool(args[0].any()):
                 self.compared.add(name)  # of zeros, any product is the same
             self.called.add(name)
@@ -311,6 +238,8 @@ def oddity(
     if is_known:
         return None
     x, weight, bias = args[0], getattr(module, "weight", None), getattr(module, "bias", None)
+    if callable(weight) and not isinstance(weight, Tensor):
+        return PACKED
     if not isinstance(weight, Tensor) or _is_quantised(weight) or x.numel() == 0 or not is_readable(x):
         return None
     sizes = features(module)
@@ -330,6 +259,14 @@ def oddity(
     if not bool(size.isfinite()) or bool((given - expected).abs().max() <= tolerance * size):
         return None
     return "its output is not the product of its input and its weight, plus its bias"
+
+
+def _same_input(given: tuple[Any, ...], args: tuple[Any, ...]) -> bool:
+    """Whether a layer's input is still what it was before hooks saw it."""
+    if len(given) != 1 or given[0] is args[0] or not isinstance(given[0], Tensor):
+        return len(given) == 1 and given[0] is args[0]
+    kinds = [(x.shape, x.dtype, x.device) for x in (given[0], args[0])]
+    return kinds[0] == kinds[1] and (not is_readable(given[0]) or torch.equal(given[0], args[0]))
 
 
 def _is_quantised(weight: Tensor) -> bool:

@@ -15,7 +15,7 @@ from bayeslora.adapters.layer import AdaptedLayer, NotFoldedError
 from bayeslora.adapters.rows import blocks, copied, num_rows, sequences_in
 from bayeslora.adapters.stack import Stacks, grouped
 from bayeslora.adapters.targets import check_names, choose_targets, head_names, linear_layers
-from bayeslora.adapters.weights import is_moving, is_within, names_of, share_weights, swap
+from bayeslora.adapters.weights import hold, is_within, names_of, share_weights, swap
 from bayeslora.networks import leave_reentrant_checkpointing, logits_of
 from bayeslora.passes import Left, Passes
 from bayeslora.types import Batch, FactorsByStack, FactorTuple, Targets
@@ -73,6 +73,7 @@ class AdaptedNetwork(nn.Module):
         check_names(model, alpha, "alpha")
         names = choose_targets(model, targets, family, exclude, self.head_names)
         self.model = share_weights(model, self.head_names)
+        hold(self.model, self.head_names)
         leave_reentrant_checkpointing(self.model)
         stacks = grouped(self.model, names, family, rank, start_rank, alpha, num_examples)
         in_head = [name for name in linear_layers(self.model) if is_within(name, self.head_names)]
@@ -123,10 +124,7 @@ class AdaptedNetwork(nn.Module):
         Training would change them, by the rows of all particles together, and they are not saved with the adapters.
         """
         super().train(mode)
-        if mode and any(map(is_moving, self.model.modules())):
-            for name, module in self.model.named_modules():
-                if is_moving(module) and not is_within(name, self.head_names):
-                    module.eval()
+        hold(self.model, self.head_names)
         return self
 
     @property

@@ -1,6 +1,7 @@
 """Frozen weights: the shape of a linear layer, the orientation of its weight, and sharing it."""
 
 import copy
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -17,6 +18,9 @@ COMPUTING: Mapping[type, Callable[[nn.Module, str], Any]] = {
     prune.BasePruningMethod: prune.remove,
 }
 """Hooks that compute a weight before every call, and what removes them and leaves the weight."""
+
+COMPILED = "_torchdynamo_orig_callable"
+"""What `torch.compile` calls the function that it was given."""
 
 Copied = TypeVar("Copied", bound=nn.Module)
 
@@ -47,13 +51,20 @@ def frozen_weight(layer: Any) -> Float[Tensor, "d_out d_in"]:
     Raises:
         ValueError: If it is quantised.
     """
-    weight = layer.weight.detach()
-    if not weight.is_floating_point():
+    weight = plain_weight(layer)
+    if weight is None or not weight.is_floating_point():
+        how = "packed" if weight is None else weight.dtype
         raise ValueError(
-            f"{type(layer).__name__} holds quantised weights ({weight.dtype}), whose rows DoRA cannot measure: load "
+            f"{type(layer).__name__} holds quantised weights ({how}), whose rows DoRA cannot measure: load "
             "the base model unquantised, or use a family that does not need them, such as low rank."
         )
-    return oriented(layer, weight)
+    return oriented(layer, weight.detach())
+
+
+def plain_weight(layer: Any) -> Tensor | None:
+    """Return the weight of a linear layer; None if it keeps it under other names, as layers of GPTQ and AWQ do."""
+    weight = getattr(layer, "weight", None)
+    return weight if isinstance(weight, Tensor) else None
 
 
 def precise(weight: Tensor) -> Tensor:
@@ -90,7 +101,48 @@ def copied(model: Copied, memo: dict[int, Any] | None = None) -> Copied:
         for value in vars(module).values()
         if isinstance(value, Tensor) and not value.is_leaf
     ]
-    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed} | (memo or {}))
+    memo = {} if memo is None else memo
+    for value in computed:
+        memo.setdefault(id(value), value.detach().clone())
+    try:
+        return copy.deepcopy(model, memo)
+    except TypeError as error:  # a lock, a file, what a function yields
+        raise TypeError(f"The network cannot be copied{_holder(model)}: {error}. Make it in `forward`.") from error
+
+
+def _holder(model: nn.Module) -> str:
+    """Say which attribute of a model cannot be copied."""
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key not in OF_TORCH:
+                try:
+                    copy.deepcopy(value)
+                except TypeError:
+                    return f", for its {'.'.join(filter(None, (name, key)))!r}"
+                except Exception:  # whatever else is in the way, it is not this
+                    continue
+    return ""
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """Return a model without what `torch.compile` has put around its parts, or in the place of their `forward`.
+
+    Compiled code calls the parts that it was made of, and has other names for them. The given model is not changed: if
+    it has any, the one that is returned has modules of its own around the same weights.
+    """
+    around = [module for module in model.modules() if "_orig_mod" in module._modules]
+    inside = [module for module in model.modules() if hasattr(vars(module).get("forward"), COMPILED)]
+    if not around and not inside:
+        return model
+    copies: dict[int, Any] = {id(value): value for value in (*model.parameters(), *model.buffers())}
+    plain = copied(model, copies)
+    for module in inside:
+        own: Any = copies[id(module)]
+        original = getattr(vars(module)["forward"], COMPILED)
+        if getattr(original, "__self__", None) is module:
+            own.forward = types.MethodType(original.__func__, own)
+    swap(plain, {copies[id(module)]: copies[id(module)]._modules["_orig_mod"] for module in around})
+    return plain
 
 
 def swap(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
@@ -155,6 +207,14 @@ def is_moving(module: nn.Module) -> bool:
     if isinstance(module, nn.modules.batchnorm._NormBase | parametrizations._SpectralNorm):
         return True
     return any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
+
+
+def hold(model: nn.Module, heads: Sequence[str]) -> None:
+    """Put modules that would move numbers of the body in evaluation mode: looking at a weight may be enough."""
+    if any(module.training and is_moving(module) for module in model.modules()):
+        for name, module in model.named_modules():
+            if is_moving(module) and not is_within(name, heads):
+                module.eval()
 
 
 def is_within(name: str, modules: Sequence[str]) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bayeslora import filing
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.adapters.weights import copied, oriented, plain_weights, swap
+from bayeslora.adapters.weights import copied, oriented, plain_weight, plain_weights, swap
 from bayeslora.interop.peft_files import CONFIG
 from bayeslora.interop.starting import distance
 from bayeslora.types import Batch, FactorsByStack, Tokenizer
@@ -85,7 +85,12 @@ def save_merged(model: nn.Module, tokenizer: Tokenizer | None, folder: Path) -> 
 
 
 def _add_to_weight(layer: Any, change: Tensor, name: str) -> None:
-    weight = layer.weight
+    weight = plain_weight(layer)
+    if weight is None:
+        raise ValueError(
+            f"Layer {name!r}, a {type(layer).__name__}, keeps its weights packed, and nothing can be added to them. "
+            "Load the base model unquantised, load the posterior onto it, and merge that."
+        )
     if weight.is_complex():
         raise ValueError(f"Layer {name!r} has complex weights, and an adapter's are real: leave it out of `targets`.")
     if not weight.is_floating_point() or weight.element_size() < 2:

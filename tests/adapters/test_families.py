@@ -501,3 +501,12 @@ def test_a_draw_at_many_positions_is_added_to_the_weights(draws: tuple[int, ...]
             with torch.autocast("cpu", torch.bfloat16):
                 assert not family.is_cheaper_merged(base, x, factors)
         assert not family.is_cheaper_merged(base, x, factors)
+
+
+def test_a_layer_with_hooks_is_called() -> None:
+    base, family = torch.nn.Linear(6, 4), LowRank()
+    factors, x = Factors(torch.randn(2, 6), torch.randn(4, 2)), torch.randn(1, 9, 6)
+    base.register_forward_hook(lambda module, inputs, output: 2 * output)
+    with torch.inference_mode():
+        assert family.is_cheaper_merged(base, x, factors)
+        torch.testing.assert_close(family.forward(base, x, factors), base(x) + family.update(x, factors))

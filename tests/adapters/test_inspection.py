@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ import bayeslora
 from bayeslora import choice
 from bayeslora.adapters import AdaptedNetwork, choose_targets
 from bayeslora.adapters.folding import moved
-from bayeslora.adapters.inspection import heads, inspect, reached, uncovered
+from bayeslora.adapters.gradients import reached
+from bayeslora.adapters.inspection import heads, inspect, uncovered
 from tests.architectures.plain import Cosine, NeverCalled, Scaled, Texts, Turned, Unused, Wrapping
 from tests.helpers import tiny_bert, tiny_gpt2, tiny_llama, tokens
 
@@ -76,6 +78,28 @@ class Through(Block):
         return self.head(self.middle(torch.exp(1j * self.first(x).float())).abs().to(x.dtype))
 
 
+class CallsTwice(nn.Linear):
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x) + super().__call__(x)
+
+
+class Packed(nn.Linear):
+    """A layer whose weight is a function, as that of torch.ao's quantised layers."""
+
+    def __init__(self, *sizes: int):
+        super().__init__(*sizes)
+        packed = self._parameters.pop("weight")
+        self.weight: Any = lambda: packed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight().to(x.dtype), self.bias)
+
+
+def hooked(layer: nn.Module) -> nn.Module:
+    layer.register_forward_pre_hook(lambda module, args, kwargs: ((args[0] + 1,), kwargs), with_kwargs=True)
+    return layer
+
+
 class AlsoRead(Block):
     """A layer that is called, and whose weight turns its output back."""
 
@@ -116,6 +140,9 @@ def unconfigured() -> Iterator[None]:
         (lambda: Unpacks(WithTuple(16, 16)), "returns a tuple"),
         (lambda: Unpacks(WithScale(16, 16)), "other arguments"),
         (lambda: AlsoRead(nn.Linear(16, 16)), "also read"),
+        (lambda: Block(CallsTwice(16, 16)), "a __call__ of its own"),
+        (lambda: Block(hooked(nn.Linear(16, 16))), "a hook of its own changes its input"),
+        (lambda: Block(Packed(16, 16)), "its weights are packed"),
         (lambda: Through(nn.Linear(16, 16, dtype=torch.complex64)), "its numbers are complex"),
     ],
 )
@@ -155,6 +182,29 @@ def test_weights_of_eight_bits_are_not_merged_to_rounding() -> None:
     assert "middle" in {name for stack in posterior.network.stacks.values() for name in stack.layer_names}
     with pytest.raises(ValueError, match=r"'middle' is quantised \(torch.float8_e4m3fn\)"):
         posterior.merge()
+
+
+def test_layers_that_keep_their_weights_under_other_names_are_adapted_and_saved(tmp_path: Path) -> None:
+    class Hidden(nn.Module):
+        in_features = out_features = 16
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("qweight", torch.randint(-8, 8, (16, 16), dtype=torch.int8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, 0.1 * self.qweight.to(x.dtype))
+
+    model = Block(Hidden())
+    posterior = bayeslora.fit(model, data_of(), "lora", epochs=0, progress=False)
+    assert {name for stack in posterior.network.stacks.values() for name in stack.layer_names} == {"first", "middle"}
+    posterior.save(tmp_path)
+    expected = posterior.predict(data_of(), center=True).probs
+    assert (bayeslora.load(tmp_path, model).predict(data_of(), center=True).probs == expected).all()
+    with pytest.raises(ValueError, match=r"Layer 'middle', a Hidden, keeps its weights packed"):
+        posterior.merge()
+    with pytest.raises(ValueError, match=r"Hidden holds quantised weights \(packed\)"):
+        bayeslora.fit(model, data_of(), "dora", epochs=0, progress=False)
 
 
 def test_layers_on_ragged_rows_are_not_compared() -> None:

@@ -210,6 +210,16 @@ def test_the_state_of_norms_is_the_bases_in_training(normed: nn.Module) -> None:
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
+def test_looking_at_a_weight_does_not_move_it() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), parametrizations.spectral_norm(nn.Linear(6, 6)), nn.Linear(6, 3)).train()
+    network = AdaptedNetwork(model, rank=2, head=())
+    before = {name: value.clone() for name, value in network.model.named_buffers()}
+    assert before
+    assert [base.weight for stack in network.stacks.values() for base in network.bases(stack.name)]
+    for name, value in network.model.named_buffers():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
 def test_pefts_export_says_that_it_does_not_reach_a_parametrised_layer(tmp_path: Path) -> None:
     model = nn.Sequential()
     model.add_module("body", parametrizations.weight_norm(nn.Linear(5, SIZE)))

@@ -45,7 +45,7 @@ class InPlace(nn.Module):
 class Counting(nn.Module):
     """Returns something else at every call, by what is not a part of it."""
 
-    calls = itertools.count(1)
+    calls = (call for call in itertools.count(1))
 
     def __init__(self) -> None:
         super().__init__()

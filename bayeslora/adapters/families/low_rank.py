@@ -1,7 +1,7 @@
 """LoRA: a product of two matrices added to the weight."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ class LowRank(Product):
         return factors._replace(B=factors.B * scaling[:, None, None])
 
     def forward(self, base: nn.Module, x: Tensor, factors: FactorTuple) -> Tensor:
-        if type(base) is nn.Linear and self.is_cheaper_merged(base, x, factors):
+        if _is_its_product(base) and self.is_cheaper_merged(base, x, factors):
             A, B = (factor.view(factor.shape[-2:]) for factor in factors)
             return F.linear(x, torch.addmm(base.weight, B, A), base.bias)
         h = base(x)
@@ -79,3 +79,9 @@ class LowRank(Product):
     ) -> dict[str, tuple[Tensor, Tensor]]:
         A, B = factors.A, factors.B
         return {"A": (x, scaling * (g @ B)), "B": (scaling * (x @ A.T), g)}
+
+
+def _is_its_product(base: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a call of a layer is its product and nothing else: no hook, and no `forward` put in the class's place."""
+    others = base._forward_pre_hooks or base._forward_hooks or "forward" in vars(base)
+    return type(base) is nn.Linear and not others
