@@ -86,7 +86,7 @@ def save_files(
     def named(files: Mapping[str, Any]) -> dict[str, Any]:
         folders = [{"folder": name, "weight": w} for name, (_, w) in zip(files["folders"], components, strict=True)]
         own = {name: value for name, value in files.items() if name != "folders"}
-        return {"format": FORMAT, **own, **({"components": folders} if folders else {}), **record}
+        return {"format": FORMAT, **own, **record, **({"components": folders} if folders else {})}
 
     content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     saves = [save for save, _ in components]

@@ -23,7 +23,8 @@ from bayeslora import (
 )
 from bayeslora.report import examples, findings
 from bayeslora.report.fitted import of_prediction
-from bayeslora.report.page import Section, Table, render
+from bayeslora.report.page import Section, Table, number, render
+from bayeslora.study.comparison import FIRST
 from bayeslora.tasks.collecting import Rows
 from bayeslora.tasks.prediction import BasePrediction
 from tests.study.networks import DATA, FEW, TEST, network
@@ -112,32 +113,46 @@ def test_every_kind_of_label_has_a_page(kind: str) -> None:
     assert {"Scores", "Examples, and why"} <= {section.title for section in sections}
 
 
+SCREENS = (320, 400, 768, 769, 800, 992, 993, 1280)
+"""Widths of screens, and those beside which the layout changes."""
+
 WIDTHS = """<script>onload = () => { const found = [];
 for (const frame of document.querySelectorAll('iframe')) {
   const page = frame.contentDocument, wide = [...page.querySelectorAll('.scroll')];
-  found.push(page.documentElement.scrollWidth, ...wide.map(each => each.scrollWidth - each.clientWidth)); }
+  found.push(page.documentElement.scrollWidth - frame.width);
+  found.push(...wide.map(each => each.scrollWidth - each.clientWidth)); }
 document.body.textContent = 'widths ' + found.map(each => Math.round(each)).join(' ') + ' end'; }</script>"""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
-def test_nothing_is_wider_than_a_small_screen(tmp_path: Path) -> None:
-    frames = []
+def test_nothing_is_wider_than_a_screen(tmp_path: Path) -> None:
+    frames, columns = [], ["method", *FIRST, "nll difference", "ece floor", "majority", "parameters", "verdict"]
+    cells = ["lora + temperature", *["+0.123 ± 0.456"] * (len(columns) - 2), "not to be told from lora: +0.123 ± 0.456"]
+    widest = Table("widest", columns, [cells] * 3, texts=(0, 10), prose=(10,))
     for kind, text in (("classification", "x" * 3000), ("tokens", "مرحبا " * 300), ("regression", EVIL)):
         prediction, labels = made_up(kind, 200)
-        sections = of_prediction(prediction, labels, lambda example, text=text: text, {}, prediction, count=2)  # type: ignore[misc]
+        if kind == "regression":
+            prediction, labels = RegressionPrediction(1e5 * prediction.draws, 5e4), 1e5 * labels
+        near = examples.Nearest(lambda k, text=text: text, None, np.zeros((2, 1)), np.eye(1), np.zeros((200, 1)))  # type: ignore[misc]
+        sections = of_prediction(prediction, labels, lambda example, text=text: text, {}, prediction, near, count=2)  # type: ignore[misc]
+        sections.append(Section("Widest", tables=[widest]))
         page = render(text, [text, *findings.lead(prediction, labels, prediction.scores(labels), {})], sections)
-        frames += [f'<iframe width="{width}" srcdoc="{html.escape(page)}"></iframe>' for width in (320, 400)]
+        frames += [f'<iframe width="{width}" srcdoc="{html.escape(page)}"></iframe>' for width in SCREENS]
     (tmp_path / "frames.html").write_text(f"<!doctype html><meta charset=utf-8><body>{''.join(frames)}{WIDTHS}")
     command = [str(CHROMIUM), *OFFLINE, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
     seen = subprocess.run(
         [*command, (tmp_path / "frames.html").as_uri()], capture_output=True, text=True, check=True, timeout=120
     ).stdout
     widths = [int(width) for width in re.search(r"widths (.*) end", seen)[1].split()]  # type: ignore[index]
-    pages = [width for width in widths if width > 100]
-    assert len(pages) == len(frames)
-    assert max(pages) <= 400
-    assert max(width for width in widths if width <= 100) <= 1  # beyond the edge of a table's region
+    assert len(widths) > 4 * len(frames)
+    assert max(widths) <= 1
+
+
+def test_numbers_are_written_for_readers() -> None:
+    given = [0, 0.00012346, -0.5, 3.14159, 12345.678, -98765432.1, 1e12, float("nan")]
+    found = ["0", "0.0001235", "-0.5", "3.142", "12,350", "-98,770,000", "1e+12", "nan"]
+    assert [number(each) for each in given] == found
 
 
 def test_cells_of_wide_tables_carry_their_columns() -> None:
@@ -246,6 +261,17 @@ def test_a_posterior_and_a_comparison_have_pages(tmp_path: Path) -> None:
     checked(text)
     assert found.verdict("blob") in text
     assert f"{found.table.loc['lora', 'nll']:.3f}" in text
+
+
+def test_a_mixture_has_a_page_and_a_card(tmp_path: Path) -> None:
+    made = bayeslora.fit(network(), DATA, "blob", progress=False, **FEW | {"epochs": 0})
+    both = bayeslora.mixture([made, made])
+    text = both.report(tmp_path / "page.html", TEST, familiar=DATA, num_draws=4, examples=2).read_text()
+    checked(text)
+    assert "&#34;weight&#34;: 0.5" in text
+    both.save_pretrained(tmp_path / "shared", test=TEST)
+    assert "| components | 2 × blob |" in (tmp_path / "shared" / "README.md").read_text()
+    assert bayeslora.load(tmp_path / "shared", network()).evaluate(TEST, 4) == both.evaluate(TEST, 4)
 
 
 @pytest.mark.parametrize("name", ["Bert-token", "Bert-span", "GPT2-causal"])

@@ -58,12 +58,13 @@ def opened(data: Any) -> Any:
     return read(os.fspath(data)) if isinstance(data, str | os.PathLike) else data
 
 
-def given(data: Data, *splits: str) -> Data:
+def given(data: Data, *splits: str, name: str = "data") -> Data:
     """Return data that are given as a path, as several paths of files, or in splits, and others in a familiar form.
 
     Args:
         data: The data.
         splits: Names of splits, of which the first that is there is taken; none to leave them.
+        name: What to call it in messages.
 
     Raises:
         ValueError: If a path is of nothing, or none of the splits is there.
@@ -74,7 +75,7 @@ def given(data: Data, *splits: str) -> Data:
         data = _together([Path(each) for each in data])
     elif isinstance(data, str):
         raise ArgumentError(
-            f"data={str(data)!r:.100}: there is no such file or folder. Give the path of one; or, if it is a text, a "
+            f"{name}={str(data)!r:.100}: there is no such file or folder. Give the path of one; or, if it is a text, a "
             "list of texts, [text]."
         )
     return split_of(data, *splits) if splits and _has_splits(data) else familiar(data)

@@ -315,21 +315,21 @@ class Mixture(Posterior):
 
     @public()
     def save(self, folder: Folder) -> None:
-        """Write every component, as its own `save` would, and what is the mixture's.
-
-        All of it takes effect together, by one rename, as for a posterior.
-
-        Raises:
-            NotSavedError: If a file cannot be written; what was saved there before is as it was.
-        """
+        """Write every component, as its own `save` would, and what is the mixture's; raises as that does."""
         self._save(Path(folder))
+
+    @public()
+    def record(self) -> dict[str, Any]:
+        """Return what is saved of it, and of each component with its weight, ready for JSON."""
+        shares = zip(self.weights.tolist(), self.components, strict=True)
+        own = {"temperature": self.temperature, "densities": [] if self.densities is None else _ranges(self.sizes)}
+        return {**own, **tables.record(self), "components": [{"weight": w, **each.record()} for w, each in shares]}
 
     def _save(self, folder: Path, about: Mapping[str, bytes] | None = None) -> None:
         columns = {} if self.densities is None else dict(zip(_ranges(self.sizes), self.densities, strict=True))
         tensors = tables.state(self) | {f"densities/{name}": torch.from_numpy(row) for name, row in columns.items()}
-        record = {"temperature": self.temperature, "densities": list(columns), **tables.record(self)}
         components = list(zip([each.save for each in self.components], self.weights.tolist(), strict=True))
-        storage.save_files(folder, tensors, record, components=components, about=about)
+        storage.save_files(folder, tensors, self.record(), components=components, about=about)
 
     @classmethod
     def restored(

@@ -80,7 +80,7 @@ class Sharing(Leaving):
         if test is not None:
             measured, probs, labels = self._measured(test, num_draws, seed)
             if probs is not None:
-                curves = {self.method.name: bins(probs, labels)}
+                curves = {self._shown()[1].get("method", "draws"): bins(probs, labels)}
                 picture = filing.picture(reliability(curves), dpi=120)
         text = self._card(name, measured, metrics, intended_use, FIGURE if picture else None)
         self._save(Path(folder), {"README.md": text.encode()} | ({FIGURE: picture} if picture else {}))

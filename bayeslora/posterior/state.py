@@ -124,7 +124,7 @@ class State(Shown):
         return example and to_device(example, self.program.device)
 
     def _source(self, data: Data, asked: Columns = NOTHING, with_labels: bool = True, name: str = "data") -> Source:
-        data = given(data, "test", "validation", "train")
+        data = given(data, "test", "validation", "train", name=name)
         likelihood = self.program.likelihood
         classes = Classes(self.class_names, self.columns.by_index) if self.class_names else None
         with_labels = with_labels or likelihood.reads_labels

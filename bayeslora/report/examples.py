@@ -7,7 +7,7 @@ import numpy as np
 
 from bayeslora.decisions import Familiar
 from bayeslora.report.findings import vars_of, wrong_of
-from bayeslora.report.page import Section, Table
+from bayeslora.report.page import Section, Table, number
 from bayeslora.study import rows
 from bayeslora.tasks.prediction import BasePrediction, names_of
 
@@ -16,6 +16,9 @@ LONGEST = 280
 
 EPISTEMIC = 1 / 3
 """Share of the uncertainty from which on it is called epistemic."""
+
+PROSE = ("input", "why", "nearest familiar examples")
+"""Columns that hold sentences."""
 
 SURE = 0.1
 """Entropy in nats below which draws are called sure."""
@@ -86,7 +89,8 @@ def section(
         columns += ["nearest familiar examples"] if nearest is not None else []
         cells = [_row(prediction, labels, inputs, nearest, table, int(row)) for row in which]
         texts = tuple(place for place, name in enumerate(columns) if name not in ("entropy", "epistemic"))
-        found.tables.append(Table(caption, columns, cells, texts))
+        prose = tuple(columns.index(name) for name in PROSE if name in columns)
+        found.tables.append(Table(caption, columns, cells, texts, prose))
     return found
 
 
@@ -118,13 +122,13 @@ def label_text(prediction: BasePrediction, label: Any) -> str:
     if values.ndim == 1 and vars_of(prediction, "log_odds") is not None:
         known = names_of(names, len(values))
         return ", ".join(known[place] for place in np.flatnonzero(values > 0.5)) or "none"
-    return f"{values.item():.4g}" if values.ndim == 0 else str(values.tolist())
+    return number(values.item()) if values.ndim == 0 else str(values.tolist())
 
 
 def _predicted(prediction: BasePrediction, table: Any, row: int) -> str:
     interval = vars_of(prediction, "variance")
     if interval is not None:
-        return f"{np.ravel(prediction.predicted)[row]:.4g} ± {np.sqrt(interval[row]):.2g}"
+        return f"{number(np.ravel(prediction.predicted)[row])} ± {number(np.sqrt(interval[row]), 2)}"
     value = table["predicted"].iloc[row] if "predicted" in table else prediction.predicted[row]
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "none"
@@ -142,9 +146,8 @@ def why(prediction: BasePrediction, row: int) -> str:
     if variance is not None and part is not None:
         share = float(part[row] / variance[row])
         of = draws[:, row]
-        said = (
-            f"draws say {np.min(of):.3g} to {np.max(of):.3g}, with a noise of {np.sqrt(variance[row] - part[row]):.2g}"
-        )
+        noise = number(np.sqrt(variance[row] - part[row]), 2)
+        said = f"draws say {number(np.min(of), 3)} to {number(np.max(of), 3)}, with a noise of {noise}"
         return f"{_word(share)}: {said}"
     probs = vars_of(prediction, "probs")
     if not (isinstance(probs, np.ndarray) and probs.ndim == 2 and draws.ndim == 3) or len(probs[row]) < 2:

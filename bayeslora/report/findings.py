@@ -172,8 +172,8 @@ def scores_table(scores: Mapping[str, float], left_out: Left, centre: Mapping[st
     rows = []
     for name, value in scores.items():
         found = score(scores, left_out, name)
-        half = "" if math.isnan(found.half) else f" ± {found.half:.3f}"
-        rows.append([name.replace("_", " "), f"{value:.3f}{half}"] + ([f"{centre[name]:.3f}"] if centre else []))
+        half = "" if math.isnan(found.half) else f" ± {_score(found.half)}"
+        rows.append([name.replace("_", " "), f"{_score(value)}{half}"] + ([_score(centre[name])] if centre else []))
     columns = ["score", "draws"] + (["centre"] if centre else [])
     return Table("Scores of the average of draws, with 95 % intervals over test examples", columns, rows)
 
@@ -251,3 +251,8 @@ def decisions(prediction: BasePrediction, labels: np.ndarray, risks: Sequence[fl
         "validation=… to the report, rows that the fit has not seen."
     )
     return section
+
+
+def _score(value: float) -> str:
+    """Return a score to three places, or to none where it is in the thousands, as errors of amounts are."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"

@@ -1,6 +1,7 @@
 """Self-contained pages: HTML without scripts or anything from the network, everything of the user's escaped."""
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
 NARROW = 4
 """The most columns of a table that stays one on a small screen."""
 
+MIDDLING = 8
+"""The most columns of a table that stays one on a middling screen."""
+
+
+SMALLEST, LARGEST = 1e-4, 1e9
+"""Numbers between these are written without an exponent."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -24,12 +32,14 @@ class Table:
         columns: Its columns.
         rows: Its rows; the first cell names a row.
         texts: Numbers of the columns that hold texts; the others are set as numbers.
+        prose: Those of the columns of texts that hold sentences, and need more room.
     """
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     texts: tuple[int, ...] = (0,)
+    prose: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,16 @@ def picture(figure: "Figure", text: str, caption: str) -> Picture:
     return Picture(f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}", text, caption)
 
 
+def number(value: Any, digits: int = 4) -> str:
+    """Return a number to so many significant digits, or to whole ones: no reader wants 1.2e+04 for 12,000."""
+    value = float(value)
+    if not math.isfinite(value) or value == 0 or not SMALLEST <= abs(value) < LARGEST:
+        return f"{value:.{digits}g}"
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    text = f"{round(value, places):,.{max(places, 0)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def render(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
     """Return a page as HTML.
 
@@ -88,7 +108,8 @@ def render(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(TEMPLATE).render(title=title, lead=lead, sections=sections, most=NARROW)
+    template, bounds = environment.from_string(TEMPLATE), {"most": NARROW, "more": MIDDLING}
+    return template.render(title=title, lead=lead, sections=sections, **bounds)
 
 
 def rows_of(table: Any) -> tuple[list[str], list[list[str]]]:
@@ -131,30 +152,39 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 caption { text-align: left; font-weight: 600; padding: .25rem 0 .5rem; white-space: normal; }
 th, td { padding: .35rem .75rem .35rem 0; text-align: right; vertical-align: top; border-bottom: 1px solid #d8dee4; }
 thead th { border-bottom: 2px solid #57606a; white-space: nowrap; }
-td, th { white-space: nowrap; }
-.text { text-align: left; white-space: normal; overflow-wrap: break-word; unicode-bidi: plaintext; }
-td.text { min-width: 4rem; max-width: 24rem; }
+td, th { white-space: nowrap; overflow-wrap: break-word; }
+.text { text-align: left; white-space: normal; overflow-wrap: anywhere; unicode-bidi: plaintext; }
+td.text { min-width: 5.8rem; max-width: 24rem; }
+thead .text { overflow-wrap: normal; }
 th.text { max-width: 20rem; }
 tbody th.text { min-width: 7rem; }
-tbody th.text:has(+ td.text) { min-width: 13rem; overflow-wrap: anywhere; }
-td.text:last-child { min-width: 14rem; }
+tbody .prose { min-width: 8rem; }
+.widest { font-size: .8rem; }
+.widest td, .widest th { white-space: normal; padding-right: .4rem; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem 2rem; }
 figure { margin: 0 0 1rem; }
 figure img { max-width: 100%; height: auto; }
 figcaption { font-size: .9rem; color: #424a53; }
 summary { cursor: pointer; font-weight: 600; }
 pre { background: #f6f8fa; padding: 1rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; }
-@media (max-width: 30rem) { th, td { padding-right: .5rem; } table { font-size: .82rem; } caption { max-width: 85vw; }
+@media (max-width: 30rem) { th, td { padding-right: .5rem; } thead th { white-space: normal; }
+  table { font-size: .82rem; } caption { max-width: 85vw; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; } }
-@media screen and (max-width: 40rem) { /* a wide table is a list of its rows, and keeps its roles */
-  .wide, .wide caption, .wide tbody, .wide tr, .wide th, .wide td { display: block; width: auto; min-width: 0;
-    max-width: none; text-align: left; white-space: normal; overflow-wrap: anywhere; }
-  .wide thead { position: absolute; left: -9999px; }
-  .wide tr { border-bottom: 2px solid #d8dee4; padding: .4rem 0; }
-  .wide tbody th, .wide td { border: 0; padding: .1rem 0; }
-  .wide td { display: grid; grid-template-columns: 8rem 1fr; gap: .75rem; }
-  .wide td::before { content: attr(data-label); color: #424a53; }
-  .wide td.text:last-child, .wide tbody th.text:has(+ td.text) { min-width: 0; }
+{% macro listed(name) %}
+  {{ name }}, {{ name }} caption, {{ name }} tbody, {{ name }} tr, {{ name }} tbody th, {{ name }} td { display: block;
+    width: auto; min-width: 0; max-width: none; text-align: left; white-space: normal; overflow-wrap: anywhere; }
+  {{ name }} thead { position: absolute; left: -9999px; }
+  {{ name }} tr { border-bottom: 2px solid #d8dee4; padding: .4rem 0; }
+  {{ name }} tbody th, {{ name }} td { border: 0; padding: .1rem 0; }
+  {{ name }} td { display: grid; grid-template-columns: 8rem 1fr; gap: .75rem; }
+  {{ name }} td::before { content: attr(data-label); color: #424a53; }
+{% endmacro %}
+/* A table that is wider than the screen is a list of its rows, and keeps its roles. */
+@media screen and (max-width: 48rem) {
+{{ listed(".wide") }}
+}
+@media screen and (max-width: 62rem) {
+{{ listed(".widest") }}
 }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
@@ -162,7 +192,7 @@ pre { background: #f6f8fa; padding: 1rem; white-space: pre-wrap; overflow-wrap: 
   .scroll { overflow: visible; }
   table { font-size: 8pt; min-width: 0; }
   th, td { white-space: normal; }
-  td.text, th.text, td.text:last-child { min-width: 0; }
+  td.text, th.text, tbody .prose { min-width: 0; }
   h2, caption { break-after: avoid; }
   figure, tr, .lead { break-inside: avoid; }
   thead { display: table-header-group; }
@@ -204,7 +234,8 @@ pre { background: #f6f8fa; padding: 1rem; white-space: pre-wrap; overflow-wrap: 
 {% endfor %}
 {% for table in section.tables %}
 <div class="scroll" role="region" tabindex="0" aria-labelledby="table-{{ number }}-{{ loop.index }}">
-<table{% if table.columns | length > most %} class="wide" role="table"{% endif %}>
+<table{% if table.columns | length > most %} class="wide{{ ' widest' if table.columns | length > more }}" role="table"
+{%- endif %}>
 <caption id="table-{{ number }}-{{ loop.index }}">{{ table.caption }}</caption>
 {% set wide = table.columns | length > most %}
 <thead{% if wide %} role="rowgroup"{% endif %}><tr{% if wide %} role="row"{% endif %}>
@@ -218,10 +249,11 @@ pre { background: #f6f8fa; padding: 1rem; white-space: pre-wrap; overflow-wrap: 
 <tr{% if wide %} role="row"{% endif %}>
 {% for cell in row %}
 {% if loop.first %}
-<th scope="row"{% if wide %} role="rowheader"{% endif %} class="text">{{ cell }}</th>
+<th scope="row"{% if wide %} role="rowheader"{% endif %} class="text{{ ' prose' if 0 in table.prose }}">{{ cell }}</th>
 {% else %}
 <td{% if wide %} role="cell" data-label="{{ table.columns[loop.index0] }}"{% endif %}
-{{- ' class="text"' | safe if loop.index0 in table.texts }}>{{ cell }}</td>
+{{- (' class="text prose"' if loop.index0 in table.prose else ' class="text"') | safe if loop.index0 in table.texts }}>
+{{- cell | replace(" ± ", " ±\u00a0") if table.columns | length > more else cell }}</td>
 {% endif %}
 {% endfor %}
 </tr>

@@ -21,7 +21,7 @@ def of_comparison(comparison: Any, path: str | os.PathLike[str]) -> Path:
     texts = (0, columns.index("verdict")) if "verdict" in columns else (0,)
     about = {name: facts[name] for name in facts if name not in others}
     table = Section("Methods", about)
-    table.tables.append(Table("Means over seeds, ± half of their 95 % intervals", columns, rows, texts))
+    table.tables.append(Table("Means over seeds, ± half of their 95 % intervals", columns, rows, texts, texts[1:]))
     table.says.append(
         "Verdicts are about the NLL. Differences are paired by seed and test row, and seeds are clusters: an interval "
         "has the variance between seeds and that between test examples. Level means a difference of 0 within its "
