@@ -6,6 +6,7 @@
 Networks have the published shapes and random bfloat16 weights, because time and memory do not depend on what they say;
 learned numbers are float32, and passes run under autocast. All contenders share the frozen weights and take turns. On a
 machine without an accelerator the script runs tiny networks of the same kinds, to see that it works; it writes nothing.
+What is measured replaces the same rows of the machine's earlier runs; others stay.
 """
 
 import argparse
@@ -298,8 +299,12 @@ def main() -> None:
     if options.print_only or not REAL:
         return
     STORE.mkdir(parents=True, exist_ok=True)
-    about = {"machine": machine, "torch": torch.__version__, "rows": rows}
-    (STORE / f"{machine.lower().replace(' ', '-')}.json").write_text(json.dumps(about, indent=1) + "\n")
+    path = STORE / f"{machine.lower().replace(' ', '-')}.json"
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    anew = {(row["shape"], row["what"]): row for row in rows}
+    merged = [anew.pop((row["shape"], row["what"]), row) for row in before] + list(anew.values())
+    about = {"machine": machine, "torch": torch.__version__, "rows": merged}
+    path.write_text(json.dumps(about, indent=1) + "\n")
     write_table()
 
 
