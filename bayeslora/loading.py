@@ -9,12 +9,13 @@ from typing import Annotated, Any, TypeAlias, cast, get_type_hints
 
 from torch import Tensor, nn
 
-from bayeslora import bases, hub, interop, sizing, storage, tables
+from bayeslora import bases, devices, hub, interop, sizing, storage, tables
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.weights import uncompiled
 from bayeslora.carried import carried
 from bayeslora.contracts import Kind, is_path
 from bayeslora.data import LABELS, Columns
+from bayeslora.devices import Device
 from bayeslora.dials import TuningResult
 from bayeslora.isolation import public, seeded
 from bayeslora.methods import METHODS, Method, make_method
@@ -151,6 +152,7 @@ def load(
     folder: Folder,
     model: nn.Module | ModelName | None = None,
     *,
+    device: Device | None = None,
     likelihood: Callable[[Tensor, Tensor | None], Any] | type[Likelihood] | None = None,
     method: Method | None = None,
     download: bool = False,
@@ -167,6 +169,8 @@ def load(
         model: The base model, an instance or a path or hub name; a PEFT model stands for its base. None for the one
             named at the fit, if it is on this machine: a folder with `config.json` and safetensors, or a model in the
             hub's cache.
+        device: Where it goes, such as `"cpu"` or `"cuda:1"`; None for where `model` is, or, if that is not an instance,
+            where `fit` trains: on the accelerator, if there is one.
         likelihood: The callable that the posterior was fitted with, if its likelihood was one, or the class of its
             likelihood, if that is not registered, because code is not saved.
         method: The method that it was fitted with, if that holds a function of your own, which is not saved; None for
@@ -181,8 +185,23 @@ def load(
             one given, or was fitted with a likelihood or function of your own that is not given; or if its base model
             is neither given nor here.
     """
+    place = None if device is None else devices.found(device)
+    if place is None and not isinstance(model, nn.Module):
+        place = devices.usual()
     folder = hub.located(folder, download, revision)
-    found = unpack(folder)
+    loaded = _loaded(folder, unpack(folder), model, likelihood, method, download)
+    return loaded if place is None or place == loaded._programs()[0].device else loaded.to(place)
+
+
+def _loaded(
+    folder: str | os.PathLike[str],
+    found: Unpacked,
+    model: nn.Module | str | os.PathLike[str] | None,
+    likelihood: Callable[..., Any] | type[Likelihood] | None,
+    method: Method | None,
+    download: bool,
+) -> Posterior:
+    """Build a posterior or a mixture from what was read of it; the other arguments are those of `load`."""
     if not found.components:
         return _built(found, model, likelihood, method, download)
     base = None if model is None or isinstance(model, nn.Module) else os.fspath(model)

@@ -378,4 +378,4 @@ def _by_example(values: Tensor, size: int, mask: Tensor | None) -> np.ndarray:
     else:
         weights = values.new_ones(()).expand(size, values.numel() // (size * width), 1)
     weighted = (values.reshape(size, -1, width) * weights).sum(1) / weights.sum(1)
-    return weighted.double().cpu().numpy()
+    return weighted.cpu().double().numpy()

@@ -72,7 +72,7 @@ class Recorder(TrainerCallback):
         """Move the collected terms into the columns, in one transfer from the device."""
         if not self.pending:
             return
-        rows = torch.stack([terms for _, _, terms in self.pending]).double().cpu()
+        rows = torch.stack([terms for _, _, terms in self.pending]).cpu().double()
         labels = self.names.index("labels")
         columns: History = {
             "step": [step for step, _, _ in self.pending],

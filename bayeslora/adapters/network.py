@@ -114,7 +114,7 @@ class AdaptedNetwork(nn.Module):
                 module.activation_relu_or_gelu = 0
         dtype = self.dtype
         for stack in self.stacks.values():
-            scaling = torch.tensor(stack.scaling, dtype=dtype)
+            scaling = torch.tensor(stack.scaling, dtype=dtype, device=self.device)
             self.register_buffer(f"scaling_{stack.name}", scaling, persistent=False)
 
     def train(self, mode: bool = True) -> "AdaptedNetwork":

@@ -281,7 +281,7 @@ class Mixture:
         self.choose(tokens[:, -1])
         # On some devices, `generate` stops one pass after all texts have ended.
         numbers = (
-            torch.stack(steps[: tokens.shape[1]], dim=-1).double().cpu().numpy()
+            torch.stack(steps[: tokens.shape[1]], dim=-1).cpu().double().numpy()
             for steps in (self.log_probs, self.entropy, self.aleatoric)
         )
         return Text(tokens.cpu().numpy(), *numbers)

@@ -68,7 +68,11 @@ class DeepEnsemble(Ensemble):
     def stack_guide(self, stack: Stack) -> nn.Module:
         others = [self._start(stack) for _ in range(self.members - 1)]
         starts = zip(*others, stack.initial(), strict=True)
-        values = dict(zip(stack.shapes, map(torch.stack, starts), strict=True))
+        # Shuffled weights are where the network is; what else there is will be moved there.
+        values = {
+            name: torch.stack([value.to(start[0].device) for value in start])
+            for name, start in zip(stack.shapes, starts, strict=True)
+        }
         sites: dict[str, Any] = {name: guides.Members(value) for name, value in values.items()}
         return guides.Sites(stack, **sites)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayeslora import bases, storage, tables
+from bayeslora import bases, devices, storage, tables
 from bayeslora.contracts import ArgumentError
 from bayeslora.data import NOTHING, Columns, Source
 from bayeslora.diagnostics.groups import from_dict
@@ -195,6 +195,9 @@ class Mixture(Posterior):
     def _source(self, data: Data, asked: Columns = NOTHING, with_labels: bool = True, name: str = "data") -> Source:
         return self.components[0]._source(data, asked, with_labels, name)
 
+    def _programs(self) -> list[Program]:
+        return [component.program for component in self.components]
+
     @property
     def _likelihood(self) -> Likelihood:
         return self.components[0]._likelihood
@@ -371,6 +374,7 @@ def check(components: Sequence[Posterior]) -> None:
                 f"Posteriors 0 and {number} have other labels, {_labels(first)} and {_labels(other)}: a mixture is of "
                 "posteriors for the same."
             )
+        devices.check_same(first.network.device, other.network.device, number)
         try:
             bases.check_same(first.network, other.network)
         except ValueError as error:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from torch import Tensor, nn
 
-from bayeslora import facts, networks, storage
+from bayeslora import devices, facts, networks, storage
 from bayeslora.adapters import AdaptedNetwork, FrozenWeights
 from bayeslora.contracts import checked
 from bayeslora.data import NOTHING, Columns, Reading, Source, given, to_device
 from bayeslora.decisions import HeldOut
+from bayeslora.devices import Device
 from bayeslora.dials import TuningResult
 from bayeslora.display import Shown
 from bayeslora.drawing import Drawn, draw
@@ -104,6 +105,30 @@ class State(Shown):
             seed: The same seed gives the same draws; None uses and advances torch's global state.
         """
         return draw(self.program, num_draws, seed, antithetic)
+
+    @public()
+    def to(self: S, device: Device) -> S:
+        """Move the posterior to a device, in place, and return it, as modules do.
+
+        A model that was passed to `fit` or `load` stays where it is; from then on, its weights are there twice. The
+        same seed gives other draws on another kind of device, whose generator of random numbers is another.
+
+        Args:
+            device: Such as `"cpu"`, `"cuda"` or `"cuda:1"`.
+
+        Raises:
+            ArgumentError: If there is no such device here.
+        """
+        place = devices.found(device)
+        for program in self._programs():
+            program.network.unbind()
+            program.network.mapped = None  # what pays on one device may not on another
+        devices.move(self._programs(), place)
+        return self
+
+    def _programs(self) -> list[Program]:
+        """Return all there are."""
+        return [self.program]
 
     @checked()
     def summary(self) -> dict[str, float]:

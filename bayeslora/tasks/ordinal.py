@@ -155,7 +155,7 @@ class Ordinal(Likelihood):
 
     def latent(self, prediction: OrdinalPrediction) -> tuple[FloatArray, FloatArray]:
         r"""Return $f = c_k - \mathrm{logit}\, P(y \le k)$, on average over k, those that tell most about it first."""
-        cuts = self.cut_points.detach().double().cpu().numpy()
+        cuts = self.cut_points.detach().cpu().double().numpy()
 
         def logits(probs: FloatArray) -> FloatArray:
             below = np.clip(probs.cumsum(-1)[..., :-1], 1e-12, 1 - 1e-12)
