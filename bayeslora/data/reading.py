@@ -326,7 +326,8 @@ class Reader:
 
     def tensor(self, value: Any) -> Tensor:
         """Return a tensor, in double precision only if the network is: numbers of NumPy and Python would always be."""
-        value = as_tensor(value).detach()  # features of another network may still know how they were made
+        # Features of another network may still know how they were made, and be on its device: loaders pin the CPU's.
+        value = as_tensor(value).detach().cpu()
         return value.to(self.dtype) if value.dtype in (torch.float32, torch.float64) else value
 
     def tokenize(self, texts: list[Any]) -> list[dict[str, Any]]:
