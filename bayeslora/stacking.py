@@ -48,3 +48,8 @@ def mixed(log_densities: FloatArray, weights: FloatArray) -> FloatArray:
     from scipy.special import logsumexp
 
     return logsumexp(log_densities, axis=0, b=np.asarray(weights)[:, None])
+
+
+def resampled(weights: FloatArray, count: int) -> np.ndarray:
+    """Return indices in proportion to weights: systematic resampling, which for equal weights takes each as often."""
+    return np.searchsorted(np.cumsum(weights), (np.arange(count) + 0.5) / count).clip(0, len(weights) - 1)

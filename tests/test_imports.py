@@ -13,13 +13,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "bayeslora"
 
 ORDER = (
-<<<<<<< HEAD
     ("contracts", "counting"),
-    ("types", "isolation", "hushing", "saving", "paths", "passes"),
-=======
-    ("contracts",),
     ("types", "isolation", "hushing", "saving", "paths", "passes", "devices"),
->>>>>>> 078e86a (Load posteriors onto any device, and move them)
     ("filing",),
     ("networks",),
     ("limits",),

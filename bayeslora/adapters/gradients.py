@@ -32,8 +32,9 @@ def reached(
     for parameter, _ in kept:
         parameter.grad = None
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()] if training else []
+    devices = [] if network.device.type == "cpu" else [network.device]
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(), torch.enable_grad(), still(network):
+        with warnings.catch_warnings(), torch.random.fork_rng(devices), torch.enable_grad(), still(network):
             warnings.simplefilter("ignore")  # such as that there are no gradients
             torch.manual_seed(0)
             network.train(training)

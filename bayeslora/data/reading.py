@@ -326,8 +326,7 @@ class Reader:
 
     def tensor(self, value: Any) -> Tensor:
         """Return a tensor, in double precision only if the network is: numbers of NumPy and Python would always be."""
-        # Features of another network may still know how they were made, and be on its device: loaders pin the CPU's.
-        value = as_tensor(value).detach().cpu()
+        value = as_tensor(value).detach().cpu()  # of another network, with its graph and device; loaders pin the CPU's
         return value.to(self.dtype) if value.dtype in (torch.float32, torch.float64) else value
 
     def tokenize(self, texts: list[Any]) -> list[dict[str, Any]]:

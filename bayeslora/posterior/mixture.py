@@ -25,7 +25,7 @@ from bayeslora.posterior import Posterior
 from bayeslora.prediction import Part, centre_sites, part_of, run_parts
 from bayeslora.program import Program
 from bayeslora.record import MANIFEST, MixtureRecord, Record, reading
-from bayeslora.stacking import mixed
+from bayeslora.stacking import mixed, resampled
 from bayeslora.tasks import Likelihood
 from bayeslora.tasks.collecting import Outputs
 from bayeslora.tasks.prediction import BasePrediction
@@ -295,12 +295,12 @@ class Mixture(Posterior):
             raise ArgumentError(f"{name}=True: components have different sites: call it of one, mixture.components[0].")
         values: dict[str, dict[str, np.ndarray]] = {}
         if data is None:
-            values["posterior"] = {"component": _resampled(self.weights, num_draws)[None]}
+            values["posterior"] = {"component": resampled(self.weights, num_draws)[None]}
             return from_dict(values, {}, {})
         source = self._source(data)
         found, labels = self._labelled(source, num_draws, seed, batch_size, approximation=approximation)
         prediction = self._prediction(found)
-        chosen = _resampled(found.weights, max(len(found.weights), num_draws, 2))
+        chosen = resampled(found.weights, max(len(found.weights), num_draws, 2))
         numbers = [self.components.index(component) for component, _ in found.components]
         component = np.repeat(numbers, [size for _, size in found.components])
         are_tokens = hasattr(prediction, "rows")
@@ -397,8 +397,3 @@ def _ranges(sizes: Sequence[int]) -> list[str]:
     """Return the first and last component of each posterior, `0-4`, `5-5`."""
     ends = np.cumsum(sizes).tolist()
     return [f"{end - size}-{end - 1}" for end, size in zip(ends, sizes, strict=True)]
-
-
-def _resampled(weights: FloatArray, count: int) -> np.ndarray:
-    """Return indices in proportion to weights: systematic resampling, which for equal weights takes each as often."""
-    return np.searchsorted(np.cumsum(weights), (np.arange(count) + 0.5) / count).clip(0, len(weights) - 1)
