@@ -22,6 +22,9 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
+if torch.accelerator.is_available() and not os.environ.get("BAYESLORA_TEST_ACCELERATOR"):
+    os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # tests compare numbers that are made on the CPU
+
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

@@ -1,4 +1,7 @@
-"""Devices: whatever a posterior is on, it is the same posterior. With an accelerator, these tests run on it, too."""
+"""Devices: whatever a posterior is on, it is the same posterior.
+
+Where there is an accelerator, BAYESLORA_TEST_ACCELERATOR=1 runs these tests on it, too.
+"""
 
 import copy
 import itertools
