@@ -254,7 +254,7 @@ def test_the_right_choice_is_a_name_a_number_or_a_text(answer: Any) -> None:
     table = datasets.Dataset.from_dict(QUESTIONS | {"answer": values})
     table = table if isinstance(answer, list) else table.cast_column("answer", answer)
     assert choice_tables.read(table)[2] == [1, 0]
-    for wrong in (2, -1, "C", "3", True, None):
+    for wrong in (3, -1, "C", "3", True, None):
         with pytest.raises(ValueError, match=r"data, row 0: the right choice is"):
             choice_tables.read(datasets.Dataset.from_dict(QUESTIONS | {"answer": [wrong] * 2}))
 
@@ -321,3 +321,42 @@ def test_a_pandas_table_is_read_as_a_dataset_or_as_numbers() -> None:
     posterior = fit(network, numbers)
     assert posterior.predict(numbers.drop(columns="label")).probs.shape == (4, 2)
     assert posterior.evaluate(numbers).keys() >= {"accuracy"}
+
+
+CHOICES: dict[str, tuple[dict[str, Any], list[int]]] = {
+    "letters over columns": ({"question": "??", "A": "xy", "B": "yz", "C": "zx", "answer": ["B", "C"]}, [1, 2]),
+    "of Kaggle": ({"prompt": "??", "A": "xy", "B": "yz", "answer": ["b", "(A)"]}, [1, 0]),
+    "names of columns": ({"Question": "??", "option_a": "xy", "option_b": "yz", "correct": ["option_b", "A"]}, [1, 0]),
+    "texts": ({"question": "??", "Option 1": "xy", "Option 2": "yz", "Correct Answer": ["y", "y"]}, [1, 0]),
+    "numbers from 1": ({"question": "??", "choices": [["x", "y"]] * 2, "answer": [2, 1]}, [1, 0]),
+    "numbers of columns": ({"question": "??", "option1": "xy", "option2": "yz", "answer": ["1", "1"]}, [0, 0]),
+    "labels from 0": ({"premise": "??", "choice1": "xy", "choice2": "yz", "labels": [1, 1]}, [1, 1]),
+    "labels as texts": ({"ctx": "??", "endings": [["x", "y"]] * 2, "labels": ["1", "0"]}, [1, 0]),
+    "labels as letters": ({"question": "??", "A": "xy", "B": "yz", "labels": ["B", "A"]}, [1, 0]),
+    "whole numbers as real ones": ({"question": "??", "A": "xy", "B": "yz", "answer": [1.0, 0.0]}, [1, 0]),
+    "more than ten": (
+        {"question": "??", **{f"choice{number}": [f"a{number}", f"b{number}"] for number in (0, 1, 10, *range(2, 10))}}
+        | {"answer": ["a10", "b2"]},
+        [10, 2],
+    ),
+    "fewer in a row": ({"question": "??", "A": "xy", "B": "yz", "C": ["z", None], "answer": ["C", "B"]}, [2, 1]),
+    "numbers that are choices": ({"question": "??", "A": [10, 20], "B": [30, 40], "answer": [30, 20]}, [1, 0]),
+}
+
+
+@pytest.mark.parametrize("form", CHOICES)
+def test_choices_as_people_write_them(form: str) -> None:
+    columns, right = CHOICES[form]
+    table = datasets.Dataset.from_dict({name: list(values) for name, values in columns.items()})
+    assert choice_tables.are_in(table.column_names)
+    prompts, texts, found = choice_tables.read(table)
+    assert found == right
+    assert prompts == ["?", "?"]
+    assert all(isinstance(text, str) for row in texts for text in row)
+    if form == "more than ten":
+        assert texts[0] == [f"a{number}" for number in range(11)]
+
+
+@pytest.mark.parametrize("columns", [("A", "B", "y"), ("question", "answer"), ("question", "A"), ("text", "option_1")])
+def test_what_is_no_choice(columns: tuple[str, ...]) -> None:
+    assert not choice_tables.are_in(columns)

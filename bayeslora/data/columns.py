@@ -3,12 +3,13 @@
 import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from bayeslora.contracts import ArgumentError
 from bayeslora.tasks import LIKELIHOODS, conversations
 from bayeslora.tasks.checking import is_missing
+from bayeslora.tasks.choices import plain_name
 from bayeslora.tasks.classes import Classes
 from bayeslora.tasks.conversations import Answers
 from bayeslora.tasks.words import TAGS, WORDS
@@ -164,13 +165,8 @@ def label_of(names: Sequence[str], asked: Columns, known: Columns, usual: Sequen
             return column
     if asked.label is not None:
         return None
-    by_name = {_plain(name): name for name in reversed(names)}
+    by_name = {plain_name(name): name for name in reversed(names)}
     return next((by_name[name] for name in (*LABELS, *usual) if name in by_name), None)
-
-
-def _plain(name: Any) -> str:
-    """Return a column's name without capitals and spaces: `Star Rating` is `star_rating`."""
-    return re.sub(r"[ -]+", "_", str(name).strip().casefold())
 
 
 def few_values(values: Any) -> bool:
@@ -252,8 +248,8 @@ def choose(
     texts = [name for name in texts if name != label]
     if label is not None and label in known.text and not asked.text:
         raise ValueError(f"label={label!r}: the fit read this column as a text. Name the texts, too, text=….")
-    if label not in (None, asked.label, known.label) and _plain(label) in USUAL:
-        rivals = [name for name in texts if _plain(name) in USUAL and name not in (*asked.text, *known.text)]
+    if label not in (None, asked.label, known.label) and plain_name(label) in USUAL:
+        rivals = [name for name in texts if plain_name(name) in USUAL and name not in (*asked.text, *known.text)]
         texts = [name for name in texts if name not in rivals]
         if rivals:
             logger.warning(
@@ -354,6 +350,13 @@ def class_names(feature: Any) -> tuple[str, ...] | None:
         feature = feature[0]
     names = getattr(feature, "names", None)
     return None if names is None else tuple(map(str, names))
+
+
+def also_read(found: Found, columns: Mapping[str, Sequence[str]]) -> Found:
+    """Return columns of which a kind of label reads some by itself: `question: stem; choices: A, B; answer: key`."""
+    read = [name for names in columns.values() for name in names]
+    told = "; ".join(f"{what}: {', '.join(names)}" for what, names in columns.items() if names)
+    return replace(found, told=told, ignored=tuple(name for name in found.ignored if name not in read))
 
 
 def said(found: Found, describe: Callable[[], str] | Mapping[str, str] | str = "") -> str:

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from bayeslora.data.checks import numbers
-from bayeslora.data.columns import LABELS, NOT_INPUTS, NOTHING, Columns, Found, check_no_lists, is_text
+from bayeslora.data.columns import LABELS, NOT_INPUTS, NOTHING, Columns, Found, also_read, check_no_lists, is_text
 from bayeslora.data.forms import Arrays, Examples
 from bayeslora.data.plain import Plain, plain
 from bayeslora.limits import limits
 from bayeslora.networks import continues, decoder_inputs, forward_parameters, takes_any_name
 from bayeslora.tasks import LIKELIHOODS, Likelihood
 from bayeslora.tasks.checking import REPAIR, as_tensor, check_texts, is_missing
+from bayeslora.tasks.choices import plain_name
 from bayeslora.tasks.conversations import Answers, are_lists, columns_in
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.types import Batch, Data, LabelValues, Row, Tokenizer
@@ -199,16 +200,17 @@ class Reader:
         """Return the rows that a kind of label makes of a published table; their labels are noted apart."""
         given, name = self.labels, "labels"
         if not self.with_labels:
-            table = table.remove_columns([name for name in kind.answer_columns if name in table.column_names])
+            answers = [name for name in table.column_names if plain_name(name) in kind.answer_columns]
+            table = table.remove_columns(answers)
         elif given is not None and "labels" not in table.column_names:
             values = given.plain
             table = table.add_column("labels", values if isinstance(values, list) else values.tolist())
         rows, self.context = kind.read(table, self)
-        self.columns = replace(self.columns, shots=self.shots if kind.takes_shots else ())
+        found = replace(self.columns, shots=self.shots if kind.takes_shots else ())
+        self.columns = also_read(found, kind.columns_read(table.column_names))
         self.labels = None
         if self.with_labels and rows and "labels" in rows[0]:
-            names = None if given is None else given.names
-            name = name if given is None else given.name
+            name, names = (name, None) if given is None else (given.name, given.names)
             self.labels = RawLabels([row.pop("labels") for row in rows], name, names, self.name)
         return rows
 
@@ -383,10 +385,8 @@ def _encoded(rows: Batch, tokenizer: Tokenizer, columns: Sequence[str]) -> Any:
 
 
 def _kind(data: Any) -> str:
-    if data is None:
-        return "None"
-    if isinstance(data, tuple):
-        return f"a tuple of {len(data)}"
+    if data is None or isinstance(data, tuple):
+        return "None" if data is None else f"a tuple of {len(data)}"
     name = type(data).__name__
     return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"
 

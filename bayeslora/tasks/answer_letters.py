@@ -84,6 +84,10 @@ class AnswerLetters(Categorical):
         return logits.dim() == 3 and labels.dim() == 1 and continues(model)
 
     @classmethod
+    def columns_read(cls, columns: Sequence[str]) -> dict[str, list[str]]:
+        return choices.columns_read(columns)
+
+    @classmethod
     def reads(cls, columns: Sequence[str], model: nn.Module) -> bool:
         return choices.are_in(columns) and continues(model)
 
@@ -108,7 +112,7 @@ class AnswerLetters(Categorical):
         """
         prompts, texts, labels = choices.read(table, "shots")
         if labels is None:
-            raise ValueError(f"shots need their right choices, in a column {' or '.join(map(repr, choices.KEYS))}.")
+            raise ValueError("shots need their right choices, in a column 'answerKey' or 'answer'.")
         written = map(prompt_with_letters, prompts, texts)
         return tuple(f"{text} {chr(ord('A') + label)}" for text, label in zip(written, labels, strict=True))
 

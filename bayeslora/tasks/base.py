@@ -73,7 +73,7 @@ class Likelihood(nn.Module, abc.ABC):
         labels_tokens: Whether every token of `input_ids` has a label.
         labels_are_places: Whether labels are places of tokens in `input_ids`.
         label_columns: Columns of published data that together form its labels, stacked along the last dimension.
-        answer_columns: Columns of published tables that `read` takes labels from, besides `labels`.
+        answer_columns: Columns of published tables that `read` takes labels from, besides `labels`; in small letters.
         reads_labels: Whether a prediction is about given labels, so that `predict` reads them, too.
         reads_rows: Whether `read` takes any rows as mappings, one by one, and makes their labels itself.
         one_of: The kind of its labels where every example has exactly one of them; None if there is no such kind.
@@ -219,6 +219,11 @@ class Likelihood(nn.Module, abc.ABC):
     def reads(cls, columns: Sequence[str], model: nn.Module) -> bool:
         """Return whether it can turn a table with these columns into inputs of a model."""
         return False
+
+    @classmethod
+    def columns_read(cls, columns: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Return the columns of a table that `read` reads beside the labels, by what the log calls them."""
+        return {}
 
     @classmethod
     def read(cls, table: "Dataset", reader: Reader) -> tuple[list[dict[str, Any]], Any]:

@@ -67,6 +67,10 @@ class MultipleChoice(Categorical):
         return logits.dim() == 2 and labels.dim() == 1 and cls.is_of(model)
 
     @classmethod
+    def columns_read(cls, columns: Sequence[str]) -> dict[str, list[str]]:
+        return choices.columns_read(columns)
+
+    @classmethod
     def reads(cls, columns: Sequence[str], model: nn.Module) -> bool:
         return choices.are_in(columns) and not continues(model)
 

@@ -305,6 +305,10 @@ class QuestionAnswering(Likelihood):
         return pairs and logits.dim() == 3 and is_a(model, "QUESTION_ANSWERING")
 
     @classmethod
+    def columns_read(cls, columns: Sequence[str]) -> dict[str, list[str]]:
+        return {name: [name] for name in ("question", "context", "answers") if name in columns}
+
+    @classmethod
     def reads(cls, columns: Sequence[str], model: nn.Module) -> bool:
         return questions.are_in(columns) and is_a(model, "QUESTION_ANSWERING")
 
