@@ -12,8 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from bayeslora.adapters import AdaptedNetwork, Family, choose_targets, gradients, inspection
-from bayeslora.adapters.folding import moved
+from bayeslora.adapters import AdaptedNetwork, Family, choose_targets, inspection
 from bayeslora.adapters.stack import DEFAULT_RANK
 from bayeslora.adapters.targets import nearest, output_embedding
 from bayeslora.adapters.weights import is_within
@@ -28,6 +27,10 @@ NAMES = 12
 
 SHARE = 0.01
 """Share of the model's numbers from which matrices without an adapter are named."""
+
+
+NO_GRADIENT = "no gradient"
+"""What a line begins with that names adapters without one."""
 
 
 @dataclass
@@ -184,52 +187,6 @@ def _refuse_named(
         raise ValueError(f"targets={targets!r} match no layer that can be adapted: {'; '.join(_reasons(left_out))}.")
 
 
-def check(program: Program, choice: Choice, batch: Batch) -> None:
-    """Try the adapters on a few examples: who gets a gradient, and whether several draws can run as one batch.
-
-    Where embeddings have to have a gradient for that, they get one.
-
-    Raises:
-        ValueError: If no adapter gets a gradient.
-    """
-    network = program.network
-    factors = moved(network, program.factors_at(program.centre()), None)
-    names = [name for stack in network.stacks.values() for name in stack.layer_names]
-    called = {name for name in names if name not in choice.seen.uncalled}
-    found = _reached(program, factors, batch)
-    if found is not None and not called <= found:
-        handles = gradients.let_inputs_have_gradients(network.model)
-        more = _reached(program, factors, batch) or set()
-        if more <= found:
-            for handle in handles:
-                handle.remove()
-        found |= more
-    if found is not None:
-        if not found and not program.method.post_hoc:
-            raise ValueError(
-                f"None of the {len(names)} adapters gets a gradient from the first examples, so that nothing would be "
-                f"learned: {type(network.model).__name__} computes its logits from them in a way that PyTorch does not "
-                "record, such as in torch.no_grad(), or not at all; or a `forward` that was put on it calls the "
-                "network that it was made for. Choose other `targets`."
-            )
-        choice.silent = tuple(name for name in names if name not in found)
-    if program.elbo.num_particles > 1:  # otherwise it is the first prediction that asks
-        network.folds(factors, {name: value for name, value in batch.items() if name != "labels"})
-
-
-def _reached(program: Program, factors: Mapping[str, Any], batch: Batch) -> set[str] | None:
-    """Return the names of the layers that get a gradient; None where there is no backward pass."""
-    for training in (True, False):  # some networks have a backward pass in one of the modes alone
-        try:
-            return gradients.reached(
-                program.network, factors, lambda leaves: program.network_logits(leaves, batch), training
-            )
-        except Exception as error:  # which training, if there is any, meets as well
-            said = error
-    logger.info("Gradients could not be tried on the first examples: %s", said)
-    return None
-
-
 def describe(program: Program, choice: Choice, batch: Batch) -> str:
     """Return a short block of lines that says what a fit has inferred."""
     network, likelihood = program.network, program.likelihood
@@ -247,7 +204,7 @@ def describe(program: Program, choice: Choice, batch: Batch) -> str:
         "head": ", ".join(map(repr, network.head_names)) + ", trained"
         if network.head_names
         else "none, only adapters are trained",
-        "adapted": f"{len(layers)} layers: {_listed(layers)}",
+        "adapted": f"{len(layers)} layers: {listed(layers)}",
     }
     default = program.method.start_rank(DEFAULT_RANK)
     if has_rank:
@@ -258,13 +215,18 @@ def describe(program: Program, choice: Choice, batch: Batch) -> str:
             lines["rank"] += f" ({len(narrow)} layers are narrower than the default of {default})"
     lines["left out"] = "; ".join(_reasons(choice.left_out))
     silent = [name for name in choice.silent if name not in network.head_names]
-    lines["no gradient"] = f"from the first examples, at {_listed(silent)}" if silent else ""
+    lines[NO_GRADIENT] = f"from the first examples, at {listed(silent)}" if silent else ""
     lines["not adapted"] = _uncovered(network, layers)
     if network.verdict is not None and not network.verdict.holds:
         lines["draws"] = "one by one, since rows of several do not stay apart in one batch"
-    said = [f"  {name:<12} {text}" for name, text in lines.items() if text]
+    said = [line(name, text) for name, text in lines.items() if text]
     title = f"{type(network.model).__name__}, {program.method.name}, {network.stacks.num_examples} examples"
     return "\n".join([title, *said])
+
+
+def line(name: str, text: str) -> str:
+    """Return one line of a block."""
+    return f"  {name:<12} {text}"
 
 
 def _uncovered(network: AdaptedNetwork, layers: Sequence[str]) -> str:
@@ -282,11 +244,11 @@ def _reasons(layers: Mapping[str, str]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for name, reason in layers.items():
         reasons.setdefault(reason, []).append(name)
-    return [f"{reason} at {_listed(names)}" for reason, names in reasons.items()]
+    return [f"{reason} at {listed(names)}" for reason, names in reasons.items()]
 
 
-def _listed(names: Iterable[str]) -> str:
-    """Names, those that differ in numbers alone as one."""
+def listed(names: Iterable[str]) -> str:
+    """Return names, those that differ in numbers alone as one."""
     return _cut([_shown(group, members) for group, members in _groups(names).items()])
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from bayeslora import arguments, bases, choice, dialling, interop, packing, recipe, verdict
+from bayeslora import arguments, bases, choice, dialling, interop, packing, recipe, trying, verdict
 from bayeslora.adapters import AdaptedNetwork, FrozenWeights
 from bayeslora.data import Columns, Source, to_device
 from bayeslora.dials import wanted
@@ -118,7 +118,10 @@ class Fitting:
             self.adapters.check(program, to_device(example, program.device))
         if self.method.post_hoc:
             program.network.freeze_head()
-        choice.check(program, self.found, self.first)
+        first_step = trying.FirstStep(program, self.found, self.first) if self._waits(program) else None
+        if first_step is None:
+            trying.check(program, self.found, self.first)
+        trying.check_folds(program, self.first)
         if self.packing:
             packing.check(program, to_device(example, program.device))
             program.packs = True
@@ -143,13 +146,14 @@ class Fitting:
                 disable_tqdm=not self.progress,
                 seed=seed,
             )
-            steps = training.max_steps > 0 or training.num_train_epochs > 0
-            if steps and any(True for _ in program.trainable()):
+            if self._trains(program):
                 from bayeslora.training import train as train_in_place  # imports the Trainer
 
                 keep, lines = bool(output_dir or self.args), self.progress or self.args is not None
-                sources, users = (weighted, held_out, tuning_data), (self.callbacks, self.resume)
-                train_in_place(posterior, history, *sources, training, *users, keep, lines, self.compute_metrics)
+                sources = weighted, held_out, tuning_data
+                users = (self.callbacks, self.resume)
+                metrics = self.compute_metrics
+                train_in_place(posterior, history, *sources, training, *users, keep, lines, metrics, first_step)
                 if weighted is train and program.likelihood.token_weights is None:  # else its loss is weighted, too
                     verdict.has_learned(history, program.likelihood, train.labels)
                 verdict.still_falls(history)
@@ -163,6 +167,19 @@ class Fitting:
         if (output_dir or self.args) and training.should_save:
             posterior.save(training.output_dir)
         return posterior
+
+    def _trains(self, program: Program) -> bool:
+        """Return whether there are steps to make, and anything to learn in them."""
+        steps = self.epochs != 0 if self.args is None else self.args.max_steps > 0 or self.args.num_train_epochs > 0
+        return steps and any(True for _ in program.trainable())
+
+    def _waits(self, program: Program) -> bool:
+        """Return whether the first step can show which adapters get a gradient.
+
+        Of several processes, each would wait for the others; activation checkpointing loses gradients, and may say so.
+        """
+        checkpoints = getattr(self.model, "is_activation_checkpointing", False)
+        return self._trains(program) and int(os.environ.get("WORLD_SIZE", "1")) == 1 and not checkpoints
 
     def apart(self, seed: int, output_dir: str | os.PathLike[str] | None) -> "Fitting":
         """Return one of several fits, whose likelihood, seed and folder are its own."""

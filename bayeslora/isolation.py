@@ -155,7 +155,7 @@ def seeded(seed: int | None) -> Iterator[None]:
         yield
         return
     with _own_turn() as turn:
-        outside = _Outside(_random_states())
+        outside = _Outside(random_states())
         try:
             turn.random.append(outside)
             seed = operator.index(seed)  # NumPy's whole numbers, too
@@ -164,7 +164,7 @@ def seeded(seed: int | None) -> Iterator[None]:
             np.random.seed(seed % 2**32)  # noqa: NPY002 (libraries draw from the global state)
             yield
         finally:
-            _set_random_states(outside.value)
+            set_random_states(outside.value)
             if outside in turn.random:
                 turn.random.remove(outside)
 
@@ -184,10 +184,10 @@ def give_way() -> None:
     turn = _turn
     if not _next.locked() or turn is None or turn.thread != threading.get_ident() or len(turn.handlers) != 1:
         return
-    handlers, states = _handlers(), _random_states() if turn.random else None
+    handlers, states = _handlers(), random_states() if turn.random else None
     _set_handlers(turn.handlers[0].value)
     if turn.random:
-        _set_random_states(turn.random[0].value)
+        set_random_states(turn.random[0].value)
     _turn = None
     _lock.release()
     interruption = None
@@ -202,8 +202,8 @@ def give_way() -> None:
     turn.handlers[0].value = _handlers()
     _set_handlers(handlers)
     if states is not None:
-        turn.random[0].value = _random_states()
-        _set_random_states(states)
+        turn.random[0].value = random_states()
+        set_random_states(states)
     if interruption is not None:
         raise interruption
 
@@ -242,14 +242,16 @@ def _set_handlers(handlers: _Handlers) -> None:
     pyro.settings.set(**handlers.validation)
 
 
-def _random_states() -> _RandomStates:
+def random_states() -> _RandomStates:
+    """Return the states of all random numbers that are global."""
     # A device that nothing has used yet is left alone: asking for its state would take memory on it.
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     return _RandomStates(python, numpy, torch.get_rng_state(), torch.initial_seed(), cuda)
 
 
-def _set_random_states(states: _RandomStates) -> None:
+def set_random_states(states: _RandomStates) -> None:
+    """Put back what `random_states` returned."""
     random.setstate(states.python)
     np.random.set_state(states.numpy)  # noqa: NPY002
     torch.set_rng_state(states.cpu)
@@ -289,7 +291,7 @@ def _after_fork() -> None:
     if absent is not None and absent.handlers:
         _set_handlers(absent.handlers[0].value)
     if absent is not None and absent.random:
-        _set_random_states(absent.random[0].value)
+        set_random_states(absent.random[0].value)
 
 
 os.register_at_fork(after_in_child=_after_fork)

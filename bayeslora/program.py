@@ -70,6 +70,7 @@ class Program(nn.Module, FittedProgram):
         self.guide = method.guide(network.stacks).to(network.device, network.dtype)
         self.prior: Carried | None = None
         self.packs = False
+        self.watch: Callable[[FactorsByStack], FactorsByStack] | None = None  # sees the factors on their way
         self._num_steps: int | None = None
         self._terms: tuple[list[str], Tensor] = ([], torch.zeros(0))
 
@@ -152,6 +153,7 @@ class Program(nn.Module, FittedProgram):
         If each draw has its own rows, they are `[batch, …]`, block by block.
         """
         inputs = {name: value for name, value in batch.items() if name not in ("labels", WEIGHTS)}
+        factors = factors if self.watch is None else self.watch(factors)
         if self.packs and self.training:
             packed = packing.pack(inputs, packing.added(self.network))
             return self.likelihood.select(packed.unpack(self.network(factors, packed.inputs)), batch)

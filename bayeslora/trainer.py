@@ -4,7 +4,7 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from bayeslora.isolation import give_way, seeded
 from bayeslora.methods import Tuning
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program, evaluating
+from bayeslora.trying import FirstStep
 from bayeslora.types import Batch, History
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class ProgramTrainer(Trainer):
         self.add_callback(GiveWay(self.accelerator))
         self.last_good = LastGood(self.program)
         self.tuning_data = tuning_data
+        self.first_step: FirstStep | None = None
         # Labels of rows that are computed one by one have not been checked before training.
         self.labels_unseen = train.labels is None
 
@@ -216,7 +218,9 @@ class ProgramTrainer(Trainer):
             self.program.likelihood.check_labels(inputs["labels"].cpu())
         # The Trainer calls the model with a mapping only, so that this flag goes in with the network's inputs.
         call = {**inputs, "rows_by_draw": True} if self.rows_by_draw else inputs
-        loss = super().training_step(model, call, num_items_in_batch)
+        step = partial(super().training_step, model, call, num_items_in_batch)
+        first_step, self.first_step = self.first_step, None
+        loss = step() if first_step is None else first_step(step)
         self.recorder.record(self.program)
         self.last_good.after_backward(self, loss, inputs)
         return loss

@@ -15,6 +15,7 @@ from bayeslora.data import Source
 from bayeslora.divergence import DivergedError
 from bayeslora.posterior import Posterior
 from bayeslora.trainer import ProgramTrainer
+from bayeslora.trying import FirstStep
 from bayeslora.types import History
 
 logger = logging.getLogger(__name__)
@@ -33,8 +34,9 @@ def train(
     callbacks: Sequence[Any],
     resume: bool | str,
     keep: bool,
-    lines: bool = False,
-    compute_metrics: Callable[..., Any] | None = None,
+    lines: bool,
+    compute_metrics: Callable[..., Any] | None,
+    first_step: FirstStep | None,
 ) -> None:
     """Train a posterior in place.
 
@@ -50,6 +52,7 @@ def train(
         keep: Whether `args.output_dir` is the user's: then the last good state of a fit that breaks off is saved there.
         lines: Whether lines of the log are printed where there is no bar.
         compute_metrics: Metrics of the centre's logits and labels, after each evaluation.
+        first_step: Runs the first step, and sees what adapters learn.
 
     Raises:
         DivergedError: If the loss becomes NaN or infinite, or runs away.
@@ -67,6 +70,7 @@ def train(
     trainer = ProgramTrainer(posterior, history, source, validation, tuning_data, lines, **settings)
     if trainer.scores is not None:
         watching.check_metric(args, trainer.scores, compute_metrics)
+    trainer.first_step = first_step
     checkpoint = _checkpoint(trainer, resume)
     if args.process_index > 0:  # with one seed for all, every process would draw the same noise
         torch.manual_seed(args.seed + args.process_index)

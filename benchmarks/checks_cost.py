@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
 import bayeslora
-from bayeslora import bases, choice, fit, record, sizing, storage
+from bayeslora import bases, fit, record, sizing, storage, trying
 from bayeslora.contracts.door import Contract
 from bayeslora.data import checks as data_checks
 
@@ -41,7 +41,8 @@ def unchecked() -> Iterator[None]:
         for module, name in (
             (fit_module, "check_weights"),
             (fit_module, "check_rows"),
-            (choice, "check"),
+            (trying, "check"),
+            (trying, "check_folds"),
             (bases, "check"),
             (storage, "check_tensors"),
             (sizing, "check_guide"),

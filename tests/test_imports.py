@@ -28,7 +28,7 @@ ORDER = (
     ("bases",),
     ("tables", "stacking", "drawing"),
     ("prediction", "storage", "choice", "facts"),
-    ("diagnostics", "generation", "interop", "sizing", "hub", "prices"),
+    ("diagnostics", "generation", "interop", "sizing", "hub", "prices", "trying"),
     ("distilling", "rounds"),
     ("posterior",),
     ("mixture", "unpacking"),

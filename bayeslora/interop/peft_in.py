@@ -377,4 +377,4 @@ def _by_peft(folder: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         reason = f"it lacks the weights {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise ValueError(f"PEFT cannot read the adapter in {folder}: {reason:.500}") from error
+        raise ValueError(f"PEFT cannot read the adapter in {folder}: {reason:.500}.") from error

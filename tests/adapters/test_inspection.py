@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import bayeslora
-from bayeslora import choice
+from bayeslora import choice, trying
 from bayeslora.adapters import AdaptedNetwork, choose_targets
 from bayeslora.adapters.folding import moved
-from bayeslora.adapters.gradients import reached
+from bayeslora.adapters.gradients import let_inputs_have_gradients, reached
 from bayeslora.adapters.inspection import heads, inspect, uncovered
+from bayeslora.program import Program
 from tests.architectures.plain import Cosine, NeverCalled, Scaled, Texts, Turned, Unused, Wrapping
 from tests.helpers import tiny_bert, tiny_gpt2, tiny_llama, tokens
 
@@ -114,6 +115,10 @@ def x_of(*shape: int) -> dict[str, Tensor]:
 
 def data_of(size: int = 8) -> tuple[dict[str, Tensor], Tensor]:
     return x_of(size, 12), torch.arange(size) % 3
+
+
+def texts_of(size: int = 8) -> tuple[dict[str, Tensor], Tensor]:
+    return {"input_ids": torch.randint(60, (size, 5), generator=torch.Generator().manual_seed(0))}, data_of(size)[1]
 
 
 @contextmanager
@@ -498,15 +503,49 @@ def test_reentrant_checkpoints_are_trained() -> None:
     assert all(gradient is not None and bool(gradient.any()) for gradient in gradients)
 
 
-def test_adapters_without_any_gradient_are_refused() -> None:
+def test_the_first_step_shows_who_gets_a_gradient_without_a_pass_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[str] = []
+    whole = trying.check
+
+    def check(program: Program, *others: Any) -> bool:
+        passes.append(type(program.network.model).__name__)
+        return whole(program, *others)
+
+    monkeypatch.setattr(trying, "check", check)
+    for method in ("lora", "monteclora", "deep_ensemble"):
+        bayeslora.fit(Block(nn.Linear(16, 16)), data_of(), method, rank=2, epochs=1, progress=False)
+    assert passes == []
+    for model, data in ((Detached(nn.Linear(16, 16)), data_of()), (Reformer(), texts_of())):  # it has to be found out
+        bayeslora.fit(model, data, "lora", epochs=1, progress=False)
+    assert passes == ["Detached", "Reformer"]
+
+
+def test_a_first_step_that_is_made_anew_draws_the_same_numbers() -> None:
+    """As if embeddings had had a gradient from the start."""
+    found = []
+    for given in (False, True):
+        torch.manual_seed(0)
+        model = Reformer()
+        if given:
+            let_inputs_have_gradients(model)
+        found.append(bayeslora.fit(model, texts_of(), "blob", epochs=2, progress=False).guide.state_dict())
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+@pytest.mark.parametrize("method", ["lora", "blob"])  # a divergence has a gradient, whatever the network does
+@pytest.mark.parametrize("epochs", [0, 1])
+@pytest.mark.parametrize("head", ["head", ()])
+def test_adapters_without_any_gradient_are_refused(method: str, epochs: int, head: Any) -> None:
+    settings = {"head": head, "targets": ["first", "middle"], "epochs": epochs, "progress": False}
     with pytest.raises(ValueError, match=r"None of the 2 adapters gets a gradient.*NoGraph"):
-        bayeslora.fit(NoGraph(nn.Linear(16, 16)), data_of(), "lora", **SETTINGS)
+        bayeslora.fit(NoGraph(nn.Linear(16, 16)), data_of(), method, **settings)
 
 
-def test_layers_without_a_gradient_are_named(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_layers_without_a_gradient_are_named(caplog: pytest.LogCaptureFixture, epochs: int) -> None:
     with caplog.at_level(logging.INFO, "bayeslora"):
-        bayeslora.fit(Detached(nn.Linear(16, 16)), data_of(), "lora", **SETTINGS)
-        bayeslora.fit(Unused(), data_of(), "lora", **SETTINGS)
+        bayeslora.fit(Detached(nn.Linear(16, 16)), data_of(), "lora", epochs=epochs, progress=False)
+        bayeslora.fit(Unused(), data_of(), "lora", epochs=epochs, progress=False)
     assert re.findall(r"no gradient +from the first examples, at (.*)", caplog.text) == ["'first'", "'qkv'"]
 
 

@@ -22,7 +22,7 @@ from bayeslora import METHODS, Posterior
 from bayeslora.watching import RECORDED
 from tests.helpers import tiny_bert, tokens
 
-pytestmark = pytest.mark.filterwarnings("ignore:.* is a point, whose one draw stands here twice")
+pytestmark = pytest.mark.filterwarnings("ignore:.* stands here twice, because arviz")
 
 DATA = tokens(8)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
