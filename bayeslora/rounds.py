@@ -27,6 +27,7 @@ def predict(
     batch_size: int,
     approximation: str,
     finished: Callable[[Any], BasePrediction],
+    antithetic: bool = False,
 ) -> tuple[Outputs, np.ndarray]:
     """Run rounds of draws, each on the examples that those before have not settled; see `BasePrediction.settled`.
 
@@ -40,6 +41,7 @@ def predict(
         batch_size: Examples per batch.
         approximation: `"draws"` or `"linear"`.
         finished: Makes the prediction of outputs.
+        antithetic: Whether draws are in pairs, whose averages tell how settled an example is.
 
     Returns:
         The outputs at as many draws, and how many of them each example used, `[example]`.
@@ -69,7 +71,7 @@ def predict(
         logits[start:end, left] = found.logits
         used[left] = end
         seen = Outputs(logits[:end, left], None, found.rows, found.context)
-        left, start = left[~_settled(finished, seen)], end
+        left, start = left[~_settled(finished, seen, antithetic)], end
         if not len(left):
             break
     for end in ROUNDS[:-1]:
@@ -77,8 +79,9 @@ def predict(
     return Outputs(logits, whole.labels, whole.rows, whole.context), used
 
 
-def _settled(finished: Callable[[Any], BasePrediction], found: Any) -> np.ndarray:
-    settled = finished(found).settled(TOLERANCE) if isinstance(found, Outputs) and found.rows is None else None
+def _settled(finished: Callable[[Any], BasePrediction], found: Any, pairs: bool = False) -> np.ndarray:
+    says = isinstance(found, Outputs) and found.rows is None
+    settled = finished(found).settled(TOLERANCE, pairs) if says else None
     if settled is None:
         raise ValueError(
             "num_draws='auto' is for predictions of one row per example that say when they are settled, as "

@@ -52,6 +52,19 @@ def test_every_example_has_the_average_of_its_own_draws(posterior: bayeslora.Pos
     assert scores["nll"] == pytest.approx(found.scores(labels.numpy())["nll"])
 
 
+def test_pairs_are_judged_as_pairs(posterior: bayeslora.Posterior) -> None:
+    inputs, _ = tokens(40, seed=2)
+    found: Any = posterior.predict(inputs, "auto", antithetic=True, seed=3)
+    whole = posterior.predict(inputs, 32, antithetic=True, seed=3).draws
+    left = np.arange(40)
+    for count in ROUNDS:
+        settled: Any = Prediction(whole[:count, left]).settled(TOLERANCE, pairs=True)
+        assert (found.used[left[settled]] == count).all()
+        left = left[~settled]
+    shown = f"{found.used.min()} to {found.used.max()} a row, {found.used.mean():.1f} on average"
+    assert shown in " ".join(repr(found).split())
+
+
 def test_draws_do_not_depend_on_the_batch_size(posterior: bayeslora.Posterior) -> None:
     inputs, _ = tokens(40, seed=2)
     found, other = (posterior.predict(inputs, "auto", batch_size=size) for size in (64, 7))
@@ -106,5 +119,10 @@ def test_what_is_settled() -> None:
     draws = np.stack([[sure, torn, torn], [sure, torn[::-1], torn]])
     assert Prediction(draws).settled(0.02).tolist() == [True, False, True]  # type: ignore[union-attr]
     assert MultiLabelPrediction(draws).settled(0.02).tolist() == [True, False, True]  # type: ignore[union-attr]
+    # Two of a pair are one number where what is predicted is even in the noise, and cancel where it is odd.
+    even, odd = np.array([[0.55, 0.55, 0.65, 0.65]]), np.array([[0.5, 0.7, 0.5, 0.7]])
+    both = np.concatenate([even, odd]).T[..., None] * [1, -1] + [0, 1]
+    assert Prediction(both).settled(0.03).tolist() == [True, False]  # type: ignore[union-attr]
+    assert Prediction(both).settled(0.03, pairs=True).tolist() == [False, True]  # type: ignore[union-attr]
     near = np.array([[[0.52, 0.48]], [[0.49, 0.51]]])
     assert not Prediction(near).settled(0.02).any()  # type: ignore[union-attr]

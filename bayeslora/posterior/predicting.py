@@ -114,7 +114,7 @@ class Predicting(State):
         """Run as many draws as each example needs; return the outputs, and how many those are."""
         sites = self.draw(rounds.ROUNDS[-1], antithetic=antithetic, seed=seed)
         linear = approximation or self.method.approximation
-        return rounds.predict(self.program, source, sites, seed, batch_size, linear, self._prediction)
+        return rounds.predict(self.program, source, sites, seed, batch_size, linear, self._prediction, antithetic)
 
     @public(fields=generation.settings_of)
     def generate(

@@ -82,13 +82,13 @@ class ClassProbabilities(BasePrediction):
         """Scores that order the rows, `[row]` each: `entropy`, `epistemic`, and 1 − `maximum_probability`."""
         return super().uncertainties | {"maximum_probability": 1 - self.probs.max(-1)}
 
-    def settled(self, tolerance: Probability) -> np.ndarray | None:
+    def settled(self, tolerance: Probability, pairs: bool = False) -> np.ndarray | None:
         """Return whether all probabilities, and which class is the most probable, are settled, `[row]`."""
         if len(self.draws) < 2 or self.weights is not None:
             return None
         best = np.take_along_axis(self.draws, self.predicted[None, :, None], -1)
         margins = np.where(np.arange(self.draws.shape[-1]) == self.predicted[:, None], 1.0, best - self.draws)
-        return settled(self.draws, margins, tolerance)
+        return settled(self.draws, margins, tolerance, pairs)
 
     @checked()
     def cheapest(self, costs: Finite, abstain: Cost | None = None) -> np.ndarray:

@@ -74,11 +74,11 @@ class MultiLabelPrediction(BasePrediction):
         chosen = np.where(applies, self.draws, 1 - self.draws)
         return np.log(np.maximum(chosen, np.finfo(np.float64).tiny)).sum(-1)
 
-    def settled(self, tolerance: Probability) -> np.ndarray | None:
+    def settled(self, tolerance: Probability, pairs: bool = False) -> np.ndarray | None:
         """Return whether all probabilities, and which labels apply, are settled, `[example]`."""
         if len(self.draws) < 2 or self.weights is not None:
             return None
-        return settled(self.draws, self.draws - 0.5, tolerance)
+        return settled(self.draws, self.draws - 0.5, tolerance, pairs)
 
     def wrong(self, labels: np.ndarray) -> np.ndarray:
         """Return whether any label of an example is wrong, `[example]`."""

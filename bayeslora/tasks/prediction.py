@@ -204,8 +204,11 @@ class BasePrediction(Shown, abc.ABC):
         vars(other).update(used=used)
         return other
 
-    def settled(self, tolerance: Probability) -> np.ndarray | None:
-        """Return whether more draws would leave each row as it is, `[row]`; by default None: this kind does not say."""
+    def settled(self, tolerance: Probability, pairs: bool = False) -> np.ndarray | None:
+        """Return whether more draws would leave each row as it is, `[row]`; by default None: this kind does not say.
+
+        Of antithetic draws, `pairs`, there are an even number.
+        """
         return None
 
     @checked()
@@ -289,7 +292,10 @@ class BasePrediction(Shown, abc.ABC):
     def _shown(self) -> tuple[str, dict[str, str], Any]:
         """Title, facts and first rows."""
         weighted = "" if self.weights is None else ", of unequal weight"
-        facts = {"rows": str(len(self)), "draws": f"{len(self.draws)}{weighted}", **self._facts()}
+        draws = f"{len(self.draws)}{weighted}"
+        if self.used is not None and len(self):
+            draws = f"{self.used.min()} to {self.used.max()} a row, {self.used.mean():.1f} on average"
+        facts = {"rows": str(len(self)), "draws": draws, **self._facts()}
         if len(self):
             mean = {name: float(np.mean(values)) for name, values in uncertainty(self).items()}
             facts["mean uncertainty"] = (

@@ -7,7 +7,7 @@ import numpy as np
 from bayeslora.metrics import FloatArray
 
 
-def settled(draws: FloatArray, margins: FloatArray, tolerance: float) -> np.ndarray:
+def settled(draws: FloatArray, margins: FloatArray, tolerance: float, pairs: bool = False) -> np.ndarray:
     """Return whether draws have settled probabilities and the decisions by them, `[row]`.
 
     They have if the standard error of every probability is at most the tolerance, and every decision's margin is two
@@ -17,6 +17,9 @@ def settled(draws: FloatArray, margins: FloatArray, tolerance: float) -> np.ndar
         draws: Probabilities, `[draw, row, class]`.
         margins: What a decision goes by the sign of, `[draw, row, decision]`.
         tolerance: The largest standard error.
+        pairs: Whether draws are antithetic: two of a pair depend on each other, and only their averages do not.
     """
+    if pairs:
+        draws, margins = ((values[0::2] + values[1::2]) / 2 for values in (draws, margins))
     error, doubt = (values.std(0, ddof=1) / math.sqrt(len(values)) for values in (draws, margins))
     return (error <= tolerance).all(-1) & (np.abs(margins.mean(0)) >= 2 * doubt).all(-1)
