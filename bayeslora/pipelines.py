@@ -11,6 +11,7 @@ from bayeslora.display import Shown
 from bayeslora.isolation import public
 from bayeslora.loading import load
 from bayeslora.posterior import Posterior
+from bayeslora.tasks import words
 from bayeslora.tasks.prediction import BasePrediction
 from bayeslora.types import BatchSize, Data, Folder, ModelName, NumDraws, Seed
 
@@ -40,11 +41,12 @@ class Pipeline(Shown):
         """Return a record for each input.
 
         Of classes it has `label`, its probability `score`, `entropy`, and its parts `aleatoric` and `epistemic`, in
-        nats; after `Posterior.decide` also `abstain`, whether not to answer. Of other kinds of labels it has what a row
-        of `to_pandas` has.
+        nats; after `Posterior.decide` also `abstain`, whether not to answer. Those of tokens say which they are of, by
+        `example` and `position`. Of other kinds of labels it has what a row of `to_pandas` has.
 
         Args:
-            inputs: A text; a list or an iterator of texts, or of pairs of texts; or any data that `predict` takes.
+            inputs: A text, or one record such as `{"question": …, "context": …}`; a list or an iterator of texts, or of
+                pairs of texts; or any data that `predict` takes.
         """
         inputs = list(inputs) if isinstance(inputs, Iterator) else inputs
         if isinstance(inputs, list) and not inputs:
@@ -61,13 +63,13 @@ class Pipeline(Shown):
         """Return data as `predict` takes it, and how its columns are called."""
         known = self.posterior.columns.text
         is_one = isinstance(inputs, str | tuple) or (
-            isinstance(inputs, Mapping) and isinstance(inputs.get("text"), str)
+            isinstance(inputs, Mapping) and (words.is_row(inputs) or any(isinstance(v, str) for v in inputs.values()))
         )
         rows = [inputs] if is_one and self.posterior.tokenizer is not None else inputs
         if isinstance(rows, list) and all(isinstance(row, Mapping) and "text" in row for row in rows):
             rows = [(row["text"], row["text_pair"]) if "text_pair" in row else row["text"] for row in rows]
         if not isinstance(rows, list) or not all(isinstance(row, str | tuple | list) for row in rows):
-            return inputs, {}
+            return (rows if is_one else inputs), {}
         if all(isinstance(row, str) for row in rows):
             return (rows, {}) if len(known) < 2 else (inputs, {})
         if any(isinstance(row, str) or len(row) != 2 or not all(isinstance(t, str) for t in row) for row in rows):
@@ -92,7 +94,8 @@ def _records(prediction: BasePrediction) -> Iterator[Record]:
             yield record
             continue
         uncertainty = {name: record[name] for name in ("entropy", "aleatoric", "epistemic")}
-        yield {"label": record["predicted"], "score": score, **uncertainty}
+        place: Record = {name: record[name] for name in ("example", "position") if name in record}
+        yield {**place, "label": record["predicted"], "score": score, **uncertainty}
 
 
 @public()

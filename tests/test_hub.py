@@ -12,6 +12,8 @@ import yaml
 import bayeslora
 from bayeslora import Posterior, hub
 from tests.helpers import tiny_bert
+from tests.tasks.cases import model
+from tests.tasks.templates import byte_tokenizer
 from tests.test_data import tiny_tokenizer
 
 TEXTS = ["good", "bad", "good good", "bad bad", "good bad", "bad good"] * 4
@@ -170,3 +172,21 @@ def test_a_pipeline_of_pairs_and_of_numbers() -> None:
     numbers = bayeslora.fit(tiny_bert(1), (TEXTS, np.linspace(0, 1, 24)), "blob", **settings)
     (record,) = bayeslora.pipeline(numbers, num_draws=2)("good")
     assert {"predicted", "entropy", "aleatoric", "epistemic"} <= record.keys()
+
+
+def test_a_pipeline_says_which_token_it_means_and_takes_one_record() -> None:
+    rows = [{"tokens": ["a", "good", "one"], "ner_tags": ["O", "PRAISE", "O"]}, {"tokens": ["bad"], "ner_tags": ["O"]}]
+    settings: Any = SETTINGS | {"tokenizer": byte_tokenizer(model_max_length=30)}
+    network = model("Bert", "ForTokenClassification", num_labels=2, vocab_size=300)()
+    tags = bayeslora.fit(network, rows, "blob", **settings)
+    assert tags.class_names == ("O", "PRAISE")
+    ask = bayeslora.pipeline(tags, num_draws=2)
+    assert [(record["example"], record["position"]) for record in ask(rows)] == [(0, 0), (0, 1), (0, 5), (1, 0)]
+    assert [record["position"] for record in ask(rows[0])] == [0, 1, 5]
+    with pytest.raises(ValueError, match="'tokens' holds texts, such as 'a': give the list of words"):
+        tags.predict({"tokens": ["a", "good"]})
+    network = model("Bert", "ForQuestionAnswering", vocab_size=300)()
+    asked = {"question": "Where?", "context": "In Rome."}
+    found = [{**asked, "answers": {"text": ["Rome"], "answer_start": [3]}}]
+    answers = bayeslora.pipeline(bayeslora.fit(network, found, "blob", **settings), num_draws=2)
+    assert answers(asked) == answers([asked])

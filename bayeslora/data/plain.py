@@ -209,6 +209,10 @@ def _unwrapped(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def _are_words(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(each, str) for each in value)
+
+
 def _list(values: list[Any], asked: Columns, known: Columns, name: str, with_labels: bool) -> Plain:
     """Return a list of texts, of pairs, of rows as mappings, or of inputs with their labels."""
     first = _unwrapped(values[0])
@@ -224,7 +228,7 @@ def _list(values: list[Any], asked: Columns, known: Columns, name: str, with_lab
     if any(isinstance(value, str) for value in values):
         return Plain([str(_unwrapped(value)) if isinstance(value, str) else value for value in values], names=("text",))
     if isinstance(first, Mapping):
-        if any(isinstance(value, str) for key, value in first.items() if key not in LABELS):
+        if any(isinstance(value, str) or _are_words(value) for key, value in first.items() if key not in LABELS):
             columns = {
                 key: [row.get(key) for row in values] for key in dict.fromkeys(key for row in values for key in row)
             }

@@ -1,6 +1,6 @@
 """Texts that are cut into words, with a tag for each, in their published form, turned into a network's inputs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.tasks.checking import REPAIR, check_present
@@ -19,6 +19,12 @@ TAGS = ("ner_tags", "tags", "ner", "pos_tags", "upos", "chunk_tags")
 def are_in(columns: Sequence[str]) -> bool:
     """Return whether a table has texts that are cut into words."""
     return any(name in WORDS for name in columns)
+
+
+def is_row(record: Mapping[str, Any]) -> bool:
+    """Return whether a mapping is one row of such a table, and not its columns: its words are texts, not lists."""
+    own = next((record[name] for name in WORDS if name in record), None)
+    return isinstance(own, list | tuple) and len(own) > 0 and all(isinstance(each, str) for each in own)
 
 
 def are_texts(columns: Sequence[str]) -> bool:
@@ -43,7 +49,11 @@ def read(
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"{name}: tags of words need a fast tokenizer, which knows which word a token is of.")
-    words = [list(each or ()) for each in table[next(column for column in WORDS if column in table.column_names)]]
+    column = next(column for column in WORDS if column in table.column_names)
+    given = list(table[column])
+    if whole := [each for each in given if isinstance(each, str)]:  # whose letters are not its words
+        raise ValueError(f"{name}: {column!r} holds texts, such as {whole[0]!r:.60}: give the list of words of each.")
+    words = [list(each or ()) for each in given]
     for index, texts in enumerate(words):
         if not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{name}, row {index}: a word is missing or not a text in {texts!r:.80}. {REPAIR}.")
