@@ -205,10 +205,7 @@ class BasePrediction(Shown, abc.ABC):
         return other
 
     def settled(self, tolerance: Probability, pairs: bool = False) -> np.ndarray | None:
-        """Return whether more draws would leave each row as it is, `[row]`; by default None: this kind does not say.
-
-        Of antithetic draws, `pairs`, there are an even number.
-        """
+        """Return whether more draws, or pairs, would leave each row as it is, `[row]`; None: this kind does not say."""
         return None
 
     @checked()
@@ -293,14 +290,13 @@ class BasePrediction(Shown, abc.ABC):
         """Title, facts and first rows."""
         weighted = "" if self.weights is None else ", of unequal weight"
         draws = f"{len(self.draws)}{weighted}"
-        if self.used is not None and len(self):
-            draws = f"{self.used.min()} to {self.used.max()} a row, {self.used.mean():.1f} on average"
+        if (used := self.used) is not None and len(self):
+            draws = f"{used.min()} to {used.max()} a row, {used.mean():.1f} on average"
         facts = {"rows": str(len(self)), "draws": draws, **self._facts()}
         if len(self):
             mean = {name: float(np.mean(values)) for name, values in uncertainty(self).items()}
-            facts["mean uncertainty"] = (
-                f"{mean['entropy']:.3f} nats = {mean['aleatoric']:.3f} aleatoric + {mean['epistemic']:.3f} epistemic"
-            )
+            parts = f"{mean['aleatoric']:.3f} aleatoric + {mean['epistemic']:.3f} epistemic"
+            facts["mean uncertainty"] = f"{mean['entropy']:.3f} nats = {parts}"
         if self.held_out is not None:
             facts["decides by"] = f"{len(self.held_out)} held-out rows"
         return type(self).__name__, facts, self.to_pandas().head(SHOWN_ROWS) if len(self) else None
