@@ -472,6 +472,37 @@ def test_columns_that_are_never_inputs(column: str, expected: float) -> None:
         assert nll(posterior, data) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        [f"2024-01-0{day}" for day in range(1, 9)],
+        [f"{day}th March 2024, 10:30 AM" for day in range(1, 9)],
+        [f"https://example.org/{number}?q=good" for number in range(8)],
+        [f"reader{number}@example.org" for number in range(8)],
+        [f"{number} / 10" for number in range(8)],
+    ],
+    ids=["date", "date in words", "link", "mail", "numbers"],
+)
+def test_columns_of_what_nobody_reads_are_not_inputs(values: list[str], expected: float) -> None:
+    frame = pd.DataFrame({"seen": values, "text": TEXTS, "label": WORDS})
+    posterior = fit(frame)
+    assert posterior.columns.text == ("text",)
+    assert nll(posterior, frame) == pytest.approx(expected, abs=1e-12)
+    assert fit(frame, text=("text", "seen")).columns.text == ("text", "seen")
+    assert fit(frame[["seen", "label"]]).columns.text == ("seen",)  # the only one
+    values[3] = "seen in March"
+    assert fit(pd.DataFrame({"seen": values, "text": TEXTS, "label": WORDS})).columns.text == ("seen", "text")
+
+
+@pytest.mark.parametrize(("word", "is_said"), [("NA", True), ("?", True), ("none", False)])
+def test_a_class_that_may_say_that_a_label_is_missing_is_said(
+    word: str, is_said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    posterior = fit((TEXTS, [word, *WORDS[1:]]), bag(4))
+    assert word in (posterior.class_names or ())
+    assert ("if it says that the label is missing" in caplog.text) == is_said
+
+
 def test_columns_that_are_asked_for(expected: float, caplog: pytest.LogCaptureFixture) -> None:
     table = {"a": TEXTS[::-1], "b": TEXTS, "c": TEXTS, "mark": WORDS, "label": NUMBERS[::-1], "number": range(8)}
     data = pd.DataFrame(table)

@@ -312,6 +312,28 @@ def test_commas_for_points_and_lists_in_a_table_of_text(tmp_path: Path) -> None:
     assert read(str(path))["train"].to_dict() == {"tokens": words, "ner_tags": tags}
 
 
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        (["1.500,25", "7,5", "-"], [1500.25, 7.5, None]),
+        (["-1.234.567", "2,5", "3"], [-1234567.0, 2.5, 3.0]),
+        (["1.2.2024", "7,5", "3"], ["1.2.2024", "7,5", "3"]),
+    ],
+)
+def test_numbers_with_a_comma_before_the_decimals(values: list[str], found: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "german.csv").write_text("text;price\n" + "".join(f"a;{value}\n" for value in values))
+    assert read(str(tmp_path / "german.csv"))["train"]["price"][:] == found
+
+
+def test_empty_rows_at_the_end_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "sheet.csv").write_text("text,label\na,1\n,\nb,2\n,\n,\n")
+    rows = read(str(tmp_path / "sheet.csv"))["train"]
+    assert rows["text"][:] == ["a", None, "b"]  # within the table, they are for the user to see
+    (tmp_path / "empty.csv").write_text("text,label\n,\n,\n")
+    with pytest.raises(ValueError, match="has no rows"):
+        read(str(tmp_path / "empty.csv"))
+
+
 def test_a_first_line_that_is_a_row_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "data.csv").write_text(CSV.partition("\n")[2])
     read(str(tmp_path / "data.csv"))

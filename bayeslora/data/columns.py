@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from bayeslora.contracts import ArgumentError
+from bayeslora.data.prose import is_prose
 from bayeslora.tasks import LIKELIHOODS, conversations
 from bayeslora.tasks.checking import is_missing
 from bayeslora.tasks.choices import plain_name
@@ -212,8 +213,8 @@ def choose(
     texts, as in `USUAL` (of words, as in `TAGS`); else the only one with named classes; else the only one with `label`
     as a word of its name; else the only other column beside one of texts; else the only one with few values beside
     texts that differ from row to row. The texts are those asked for; else those of the fit; else all columns of texts
-    but the label, `NOT_INPUTS`, others of `USUAL` if the label is one, and a column that says each label in one word of
-    its own.
+    but the label, `NOT_INPUTS`, others of `USUAL` if the label is one, a column that says each label in one word of its
+    own, and, beside others, one of nothing but dates, numbers or addresses.
 
     Args:
         table: The table.
@@ -270,7 +271,9 @@ def choose(
         )
     elif len(texts) > 1 and (labels is not None or label is not None):
         values = labels if labels is not None else table.with_format(None)[label]
-        texts = [name for name in texts if not _says(table.with_format(None)[name], values)] or texts
+        rows = table.with_format(None)
+        texts = [name for name in texts if not _says(rows[name], values)] or texts
+        texts = [name for name in texts if is_prose(rows[name])] or texts
     if known.text and not asked.text and [*known.text] != texts and not is_input:
         logger.warning(
             "%s has no column %s, which the fit read: %s is read in its place. Name another, text=….",

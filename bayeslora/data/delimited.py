@@ -20,6 +20,9 @@ SEPARATORS = ",;\t|"
 NOT_THERE = ("NA", "N/A", "NaN", "nan", "NULL", "null", "None", "#N/A", "-")
 """Words that stand for a missing value among numbers; among texts they are texts."""
 
+WITH_COMMA = re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d+)?|[+-]?\d+(,\d+)?")
+"""A number in which points part the thousands, and a comma the decimals."""
+
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
 """A number in which commas part the thousands."""
 
@@ -59,7 +62,8 @@ def table(text: str, path: Path, usual: str) -> "pd.DataFrame":
         raise ValueError(said) from None
     for place, name in enumerate(found.columns):
         if not pd.api.types.is_numeric_dtype(found[name]):
-            numbers = other[name] if pd.api.types.is_numeric_dtype(other[name]) else _numbers(found[name])
+            is_read = pd.api.types.is_numeric_dtype(other[name])
+            numbers = other[name] if is_read else _numbers(found[name], separator != ",")
             if numbers is not None:
                 found.isetitem(place, numbers)
     found.columns = found.columns.map(lambda name: str(name).strip())
@@ -74,8 +78,15 @@ def table(text: str, path: Path, usual: str) -> "pd.DataFrame":
                 "%s: the first line has %r, which is also a value of its column: is it a row? It has to name columns.",
                 *(path, name),
             )
+    found = without_end(found)
     found.attrs["file"] = str(path)
     return found
+
+
+def without_end(table: "pd.DataFrame") -> "pd.DataFrame":
+    """Return a table without the rows at its end that have no value at all, as spreadsheets leave them."""
+    filled = table.notna().any(axis=1).to_numpy().nonzero()[0]
+    return table.iloc[: filled[-1] + 1 if len(filled) else 0]
 
 
 def is_one(text: str) -> bool:
@@ -112,10 +123,12 @@ def _check(text: str, path: Path, separator: str, escape: str | None) -> tuple[l
     return head, start
 
 
-def _numbers(column: Any) -> Any:
+def _numbers(column: Any, with_comma: bool) -> Any:
     """Return a column of texts as numbers, if all but words for a missing value are some; None if they are not.
 
-    Commas may part their thousands.
+    Args:
+        column: The column.
+        with_comma: Whether a comma is before the decimals, and points part the thousands; otherwise commas do so.
     """
     import pandas as pd
 
@@ -123,6 +136,10 @@ def _numbers(column: Any) -> Any:
     known = [value for value in texts if value is not None]
     if not known or not all(isinstance(value, str) for value in known):
         return None
+    if with_comma and all(map(WITH_COMMA.fullmatch, known)):
+        return pd.Series(
+            [each and float(each.replace(".", "").replace(",", ".")) for each in texts], column.index, float
+        )
     apart = any(map(THOUSANDS.fullmatch, known))
     plain = [value and (value.replace(",", "") if THOUSANDS.fullmatch(value) else value) for value in texts]
     if not apart and len(known) == column.notna().sum():

@@ -303,5 +303,6 @@ def _read_excel(path: Path) -> "pd.DataFrame":
         raise ImportError(f"{path}: reading this file needs the package {package}: pip install {package}") from None
     except ValueError as error:
         raise ValueError(f"{path} is not a spreadsheet that can be read: {error}") from None
+    table = delimited.without_end(table)
     table.attrs["file"] = str(path)
     return table

@@ -20,6 +20,9 @@ MOST_SHOWN = 8
 INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200e\u200f"))
 """Characters that are not seen: marks of byte order and of direction, and spaces without a width."""
 
+FOR_MISSING = ("NA", "N/A", "#N/A", "NaN", "nan", "NULL", "null", "None", "-", "--", "?")
+"""Words that may stand for a label that is missing; small letters of `none` are rather a class."""
+
 TRUTHS = {
     **dict.fromkeys(("true", "yes", "t", "y", "1"), True),
     **dict.fromkeys(("false", "no", "f", "n", "0"), False),
@@ -85,6 +88,12 @@ def spelled_once(labels: RawLabels, names: Sequence[str]) -> list[str]:
             "apart, pandas.Categorical(labels).",
             *(labels.data, labels.name),
             "; ".join(f"{name!r} ({', '.join(map(repr, each))})" for name, each in [*several.items()][:MOST_SHOWN]),
+        )
+    if odd := [name for name in counts if name.strip() in FOR_MISSING]:
+        logger.warning(
+            "%s: %d label(s) in %r are %r, which is read as a class of that name: if it says that the label is "
+            "missing, remove such rows.",
+            *(labels.data, counts[odd[0]], labels.name, odd[0]),
         )
     if len(spellings) > max(len(names) / 2, FEW_ROWS / 2) and len(names) >= FEW_ROWS:
         logger.warning(
