@@ -160,8 +160,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
             f"The {type(model).__name__} has no parameters: nothing could be adapted. If it was quantised, by "
             "torch.ao.quantization, say, give the network that was quantised."
         )
-    if parameters and all(parameter.is_meta for _, parameter in parameters):
-        raise ValueError("The model has no weights: it was built on the device 'meta'. Load them, and fit it then.")
+    if empty := [name for name, parameter in parameters if parameter.is_meta]:
+        raise ValueError(
+            f"{len(empty)} of the model's {len(parameters)} parameters have no weights, the first is {empty[0]!r}: the "
+            "model was built on the device 'meta', or accelerate keeps them elsewhere. Load it whole, and fit it then."
+        )
     for name, parameter in parameters:
         if is_lazy(parameter):
             raise ValueError(

@@ -147,7 +147,10 @@ def test_what_has_no_numbers_is_refused() -> None:
         model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))
         with pytest.raises(ValueError, match=r"default device is 'meta'.*before calling"):
             fitted(rows_of(lambda logits: logits), NUMBERS)
-    with pytest.raises(ValueError, match=r"The model has no weights: it was built on the device 'meta'"):
+    with pytest.raises(ValueError, match=r"4 of the model's 4 parameters have no weights, .*'0.weight': the model was"):
+        fitted(model, NUMBERS)
+    model[0] = nn.Linear(4, 6)
+    with pytest.raises(ValueError, match=r"2 of the model's 4 parameters have no weights, the first is '1.weight'"):
         fitted(model, NUMBERS)
 
 
