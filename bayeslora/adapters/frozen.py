@@ -48,10 +48,11 @@ class FrozenWeights:
         self.numbers = _Numbers(present)
         self.writes = _writes(present)
         self.turn: int | None = None
+        self.is_noted = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy is of other parameters, which hold the same numbers.
-        return _copy, ({**vars(self), "parameters": {}, "writes": {}, "turn": None},)
+        return _copy, ({**vars(self), "parameters": {}, "writes": {}, "turn": None, "is_noted": False},)
 
     def check(self, network: Any) -> None:
         """Compare the weights with those of the fit, once in each call of the library.
@@ -86,6 +87,16 @@ class FrozenWeights:
                 *(BUT, len(written), len(writes), written[0], PUT_BACK),
             )
         self.numbers, self.writes, self.turn = numbers, writes, now
+
+    def note(self) -> None:
+        """Leave out, once, what passes of the network itself write to, as an embedding with `max_norm` does."""
+        if self.is_noted or self.turn is None:
+            return
+        now, self.is_noted = _writes(self._present()), True
+        if own := {name for name, count in now.items() if self.writes.get(name, count) != count}:
+            self.parameters = {name: p for name, p in self.parameters.items() if name not in own}
+            present = self._present()
+            self.numbers, self.writes = _Numbers(present), _writes(present)
 
     def _present(self) -> dict[str, Tensor]:
         """Return the parameters that there are, and hold numbers: one that is kept on the disk has been replaced."""

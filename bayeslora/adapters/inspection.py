@@ -72,15 +72,16 @@ def inspect(model: nn.Module, batch: Batch) -> Inspection:
     """
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     layers = linear_layers(model)
-    look = _Look(model, layers)
+    look, writes = _Look(model, layers), _Writes(model)
     try:
-        with _Reads(look.weights(), look.inside) as reads:
+        with _Reads(look.weights(), look.inside, writes) as reads:
             output = look.run(inputs, reads)
         read = reads.found
     except Exception:  # some operators cannot be watched; what the network itself raises, it raises again
         look, read = _Look(model, layers), set()
         with naming_inputs(inputs):
             output = look.run(inputs)
+    writes.check(lambda again: _watched(model, layers, inputs, again))
     logits = logits_of(output)
     uncalled = [name for name in layers if name not in look.called]
     unfit = look.odd | {name: READ if name in uncalled else BESIDE for name in read if name not in look.odd}
@@ -90,6 +91,12 @@ def inspect(model: nn.Module, batch: Batch) -> Inspection:
         tuple(name for name in uncalled if name not in unfit),
         _outputs(layers, list(look.last), logits),
     )
+
+
+def _watched(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Batch, writes: "_Writes") -> None:
+    """Run a network once more."""
+    with _Reads({}, [], writes):
+        _Look(model, layers).run(inputs)
 
 
 def heads(model: nn.Module, seen: Inspection) -> tuple[str, ...]:
@@ -200,21 +207,66 @@ class _Reads(TorchDispatchMode):
     Args:
         weights: `id` of a weight to its layer.
         inside: The layers whose calls are under way.
+        writes: Is told of operators that write.
     """
 
-    def __init__(self, weights: Mapping[int, str], inside: Sequence[str]):
+    def __init__(self, weights: Mapping[int, str], inside: Sequence[str], writes: "_Writes"):
         super().__init__()
+        self.writes = writes
         self.weights = weights
         self.inside = inside
         self.found: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.is_mutable:
+            self.writes.before_write(args)
         for arg in args:  # weights are not passed by name
             for value in arg if isinstance(arg, list | tuple) else (arg,):
                 name = self.weights.get(id(value))
                 if name is not None and name not in self.inside:
                     self.found.add(name)
         return func(*args, **(kwargs or {}))
+
+
+class _Writes:
+    """Keeps what a pass overwrites of a network's own weights."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.weights = {name: p.detach() for name, p in model.named_parameters() if type(p) is nn.Parameter}
+        self.places = {memory_of(value): name for name, value in self.weights.items()}
+        self.before: dict[str, Tensor] = {}
+
+    def before_write(self, args: tuple[Any, ...]) -> None:
+        """Copy weights that an operator may be about to write to."""
+        for arg in args:
+            name = self.places.get(memory_of(arg)) if isinstance(arg, Tensor) else None
+            if name is not None and name not in self.before:
+                self.before[name] = self.weights[name].clone()
+
+    def changed(self) -> str | None:
+        """Return the name of a weight that is not what it was."""
+        now = dict(self.model.named_parameters())
+        return next((name for name, value in self.before.items() if not torch.equal(value, now[name])), None)
+
+    def check(self, run: Callable[["_Writes"], object]) -> None:
+        """Raise a ValueError if every pass changes weights; after some, as clamping, the next one finds what it wants.
+
+        Args:
+            run: Runs the network again.
+        """
+        if self.changed() is None:
+            return
+        run(again := _Writes(self.model))
+        if name := again.changed():
+            with torch.no_grad():
+                for key, value in self.before.items():
+                    self.weights[key].copy_(value)
+            raise ValueError(
+                f"Every pass through the {type(self.model).__name__} changes its own weights, such as {name!r}, which "
+                "a posterior shares with the model that it is given. Let it compute with changed copies (for RWKV, set "
+                "config.rescale_every = 0), and fit it then."
+            )
 
 
 def oddity(

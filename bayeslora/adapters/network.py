@@ -231,6 +231,8 @@ class AdaptedNetwork(nn.Module):
     def unbind(self) -> None:
         """Return to the base network (with its task head)."""
         self.passes.settle()
+        if self.frozen is not None:
+            self.frozen.note()
         for layers in self._layers.values():
             for layer in layers:
                 layer.slot.factors = layer.slot.rows = None

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from bayeslora import devices, facts, networks, storage
-from bayeslora.adapters import AdaptedNetwork, FrozenWeights
+from bayeslora.adapters import AdaptedNetwork, FrozenWeights, check_frozen
 from bayeslora.contracts import checked
 from bayeslora.data import NOTHING, Columns, Reading, Source, given, to_device
 from bayeslora.decisions import HeldOut
@@ -149,6 +149,7 @@ class State(Shown):
         return example and to_device(example, self.program.device)
 
     def _source(self, data: Data, asked: Columns = NOTHING, with_labels: bool = True, name: str = "data") -> Source:
+        check_frozen(self.network)  # before the first pass, which may be one that looks at the inputs
         data = given(data, "test", "validation", "train", name=name)
         likelihood = self.program.likelihood
         classes = Classes(self.class_names, self.columns.by_index) if self.class_names else None

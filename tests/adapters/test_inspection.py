@@ -212,6 +212,28 @@ def test_layers_that_keep_their_weights_under_other_names_are_adapted_and_saved(
         bayeslora.fit(model, data_of(), "dora", epochs=0, progress=False)
 
 
+class Shrinks(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.middle.weight.mul_(0.5)
+        return super().forward(x)
+
+
+class Clamps(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        self.middle.weight.data.clamp_(-0.1, 0.1)
+        return super().forward(x)
+
+
+def test_a_network_that_always_changes_its_weights_is_refused_and_left_as_it_was() -> None:
+    model = Shrinks(nn.Linear(16, 16))
+    before = model.middle.weight.detach().clone()
+    with pytest.raises(ValueError, match=r"Every pass through the Shrinks changes its own weights, such as 'middle.w"):
+        bayeslora.fit(model, data_of(), **SETTINGS)
+    torch.testing.assert_close(model.middle.weight.detach(), before, rtol=0, atol=0)
+    assert inspect(Clamps(nn.Linear(16, 16)), x_of()).logits.shape == (2, 3)
+
+
 def test_layers_on_ragged_rows_are_not_compared() -> None:
     class Ragged(Block):
         def forward(self, x: Tensor) -> Tensor:
