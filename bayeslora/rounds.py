@@ -15,6 +15,9 @@ from bayeslora.types import Sites
 ROUNDS = (8, 16, 32)
 """Draws after each round; each number divides the last one. The spread of fewer than 8 is often small by luck."""
 
+PAIRED = (4, *ROUNDS)
+"""The same of antithetic draws, whose pairs are nearer to the limit, and are judged by Student's t."""
+
 TOLERANCE = 0.02
 """The largest standard error, by the draws, of a probability that counts as settled."""
 
@@ -60,8 +63,9 @@ def predict(
     left, start, used = np.arange(len(source)), 0, np.zeros(len(source), int)
     logits: Any = None
     whole: Any = None
-    for end in ROUNDS:
-        part = source if end == ROUNDS[0] else source.take(left.tolist())
+    rounds = PAIRED if antithetic else ROUNDS
+    for end in rounds:
+        part = source if end == rounds[0] else source.take(left.tolist())
         own = {name: value[start:end] for name, value in sites.items()}
         found = run(program, part, own, seed, batch_size, approximation)
         _settled(finished, found)
@@ -74,7 +78,7 @@ def predict(
         left, start = left[~_settled(finished, seen, antithetic)], end
         if not len(left):
             break
-    for end in ROUNDS[:-1]:
+    for end in rounds[:-1]:
         logits[:, used == end] = np.tile(logits[:end, used == end], (most // end, *[1] * (logits.ndim - 1)))
     return Outputs(logits, whole.labels, whole.rows, whole.context), used
 

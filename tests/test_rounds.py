@@ -8,7 +8,7 @@ import torch
 
 import bayeslora
 from bayeslora import guides
-from bayeslora.rounds import ROUNDS, TOLERANCE
+from bayeslora.rounds import PAIRED, ROUNDS, TOLERANCE
 from bayeslora.tasks.classification import Prediction
 from bayeslora.tasks.multilabel import MultiLabelPrediction
 from tests.helpers import tiny_bert, tokens
@@ -57,7 +57,7 @@ def test_pairs_are_judged_as_pairs(posterior: bayeslora.Posterior) -> None:
     found: Any = posterior.predict(inputs, "auto", antithetic=True, seed=3)
     whole = posterior.predict(inputs, 32, antithetic=True, seed=3).draws
     left = np.arange(40)
-    for count in ROUNDS:
+    for count in PAIRED:
         settled: Any = Prediction(whole[:count, left]).settled(TOLERANCE, pairs=True)
         assert (found.used[left[settled]] == count).all()
         left = left[~settled]
