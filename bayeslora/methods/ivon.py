@@ -68,8 +68,8 @@ class IVON(LearnedSpreads):
     dial = Dial("temperature", (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1))
     prior_scale: Positive | Literal["learn"] = 0.2
     init_scale: Positive = 0.01
-    temperature: PositiveOrAuto = 0.01
-    mean_rate: Positive = 1.0
+    temperature: PositiveOrAuto = 0.003
+    mean_rate: Positive = 0.1
     spread_rate: Positive | None = None
     momentum: Share = 0.9
     clip: Positive = 1.0
