@@ -135,7 +135,7 @@ def made(
     stops = _stops_early(callbacks)
     best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "save_total_limit": None if saves else 1}
     return TrainingArguments(
-        output_dir=str(output_dir),
+        output_dir=os.fspath(output_dir),  # of other paths than pathlib's, `str` is not the path
         report_to=[],
         logging_strategy="epoch",
         eval_strategy="epoch" if has_held_out else "no",

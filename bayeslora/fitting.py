@@ -184,8 +184,8 @@ class Fitting:
     def apart(self, seed: int, output_dir: str | os.PathLike[str] | None) -> "Fitting":
         """Return one of several fits, whose likelihood, seed and folder are its own."""
         args = copy.copy(self.args)
-        if args is not None:
-            args.output_dir, args.seed = str(output_dir), seed
+        if args is not None and output_dir is not None:
+            args.output_dir, args.seed = os.fspath(output_dir), seed
         return replace(self, likelihood=copy.deepcopy(self.likelihood), args=args)
 
     def _program(self, train: Source) -> Program:

@@ -322,3 +322,24 @@ def test_no_base_model_to_be_found(posterior: Posterior, tmp_path: Path) -> None
     posterior.save(tmp_path)
     with pytest.raises(ValueError, match=r"pass model=… \(it was a BertForSequenceClassification\)"):
         bayeslora.load(tmp_path)
+
+
+class Somewhere:
+    """A path that is neither text nor pathlib's."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+def test_any_path_is_the_path_that_it_stands_for(tmp_path: Path) -> None:
+    x = torch.randn(8, 3)
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    where = Somewhere(tmp_path / "out")
+    posterior = bayeslora.fit(
+        network, (x, (x[:, 0] > 0).long()), "lora", rank=1, epochs=0, output_dir=where, progress=False
+    )
+    assert storage.is_finished(tmp_path / "out")
+    assert torch.equal(bayeslora.load(where, network).draw(1)["3x4.A"], posterior.draw(1)["3x4.A"])
