@@ -178,7 +178,7 @@ def means(stage: str) -> str:
         table.insert(1, "mean − usual, 95 %", [beside_usual(runs, str(name)) for name in table.index])
         seeds = runs["seed"].nunique()
         text = markdown(table.sort_values("mean").reset_index().rename(columns={"contender": ""}))
-        parts.append(f"n = {size}, {seeds} seeds, NLL:\n\n{text}")
+        parts.append(f"n = {size:,}, {seeds} {'seed' if seeds == 1 else 'seeds'}, NLL:\n\n{text}")
     return "\n\n".join(parts)
 
 
