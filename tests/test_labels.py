@@ -109,6 +109,8 @@ FORMS: dict[str, Any] = {
     "data classes": [Review(*each) for each in zip(TEXTS, WORDS, strict=True)],
     "queue": collections.deque(zip(TEXTS, WORDS, strict=True)),
     "views": (dict(enumerate(TEXTS)).values(), dict(enumerate(WORDS)).values()),
+    "NumPy's table": pd.DataFrame({"text": TEXTS, "label": WORDS}).to_records(),
+    "rows of one": ([[text] for text in TEXTS], WORDS),
     "bytes": ([text.encode() for text in TEXTS], np.asarray(WORDS, dtype="S")),
     "index": pd.DataFrame({"text": TEXTS}, index=pd.Index(WORDS, name="label")),
     "format": datasets.Dataset.from_dict({"text": TEXTS, "label": WORDS}).with_format("pandas"),
@@ -501,6 +503,30 @@ def test_a_class_that_may_say_that_a_label_is_missing_is_said(
     posterior = fit((TEXTS, [word, *WORDS[1:]]), bag(4))
     assert word in (posterior.class_names or ())
     assert ("if it says that the label is missing" in caplog.text) == is_said
+
+
+FRAME = pd.DataFrame({"text": TEXTS, "label": WORDS})
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((FRAME, FRAME), "data is two tables with the same columns, text, label, and a pair is"),
+        ((classes(NAMES), classes(NAMES)), "data is two tables with the same columns, text, label"),
+        (
+            (FRAME[["text"]], FRAME.reset_index()[["index", "label"]]),
+            "the labels are a table with columns index, label",
+        ),
+        ((TEXTS, TEXTS, WORDS, WORDS), "data is 4 lists of texts, the first of 8: give \\(texts, labels\\)"),
+        ([TEXTS, WORDS], "data is 2 lists of texts, the first of 8: give \\(texts, labels\\)"),
+        ({"text": TEXTS, "label": WORDS, "n": [1]}, "columns differ in length, 'text' 8, 'label' 8, 'n' 1"),
+        ([{"text": {"raw": text}, "label": "a"} for text in TEXTS], "'text' is a mapping in row 0: take what"),
+        (FRAME.assign(label=[None, *WORDS[1:]]), "the label in 'label' is missing in 1 row"),
+    ],
+)
+def test_what_is_easily_mistaken_is_said(data: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(data)
 
 
 def test_columns_that_are_asked_for(expected: float, caplog: pytest.LogCaptureFixture) -> None:

@@ -40,6 +40,10 @@ def _familiar(value: Any) -> Any:
         return _with_index(value)
     if hasattr(value, "column_names") and hasattr(value, "map"):  # of `datasets`
         return value
+    if getattr(getattr(value, "dtype", None), "names", None):  # NumPy's tables
+        import pandas as pd
+
+        return pd.DataFrame.from_records(value)
     if isinstance(value, LISTS):
         value = list(value)
     if isinstance(value, list):

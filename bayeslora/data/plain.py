@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from bayeslora.contracts import ArgumentError
+from bayeslora.data import mistaken
 from bayeslora.data.beside import check_there, columns_of, side_by_side, taken
 from bayeslora.data.columns import (
     LABELS,
@@ -29,9 +30,6 @@ from bayeslora.tasks import conversations
 from bayeslora.tasks.checking import REPAIR, is_missing
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.types import Data
-
-if TYPE_CHECKING:
-    pass
 
 NONE_FOUND = Found()
 
@@ -87,6 +85,7 @@ def plain(
     if isinstance(data, Dataset):
         return Plain(data)
     if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], str):
+        mistaken.check_pair(data, name)
         inputs = plain(data[0], asked, known, name, False) if not _is_frame(data[0]) else None
         labels = raw(data[1], asked.label or "labels", name)
         if inputs is None:
@@ -156,6 +155,7 @@ def raw(labels: Any, column: str, name: str) -> RawLabels:
     if _is_frame(labels):
         if labels.shape[1] == 1:
             return raw(labels.iloc[:, 0], column, name)
+        mistaken.check_labels(labels, name)
         return RawLabels(labels.to_numpy(copy=True), column, tuple(map(str, labels.columns)), name)
     categories = getattr(getattr(labels, "dtype", None), "categories", None)
     if categories is not None:
@@ -233,7 +233,10 @@ def _list(values: list[Any], asked: Columns, known: Columns, name: str, with_lab
                 key: [row.get(key) for row in values] for key in dict.fromkeys(key for row in values for key in row)
             }
             return _table(as_table(columns), None, asked, known, name, with_labels, columns)
+        mistaken.check_rows(values, name)
         return Plain(values)
+    if all(isinstance(row, list | tuple) and len(row) == 1 and isinstance(row[0], str) for row in values):
+        return Plain([row[0] for row in values], names=("text",))
     if isinstance(first, list | tuple) and 2 <= len(first) <= 3 and all(len(row) == len(first) for row in values):
         if len(first) == 3 and isinstance(first[0], str) and isinstance(first[1], str):
             pairs = [(row[0], row[1]) for row in values]
@@ -247,6 +250,7 @@ def _list(values: list[Any], asked: Columns, known: Columns, name: str, with_lab
                 raw([row[1] for row in values], "labels", name),
                 names=("text",),
             )
+    mistaken.check_rows(values, name)
     return Plain(values)
 
 
@@ -267,6 +271,7 @@ def _mapping(data: dict[str, Any], asked: Columns, known: Columns, name: str, wi
     texts = bool(named & {*data}) or any(_holds_texts(value) for key, value in data.items() if key not in labels)
     if texts:
         columns = {key: list(_values(value)) for key, value in data.items()}
+        mistaken.check_lengths(columns, name)
         return _table(as_table(columns), None, asked, known, name, with_labels, data)
     column = asked.label if asked.label in data else next((key for key in LABELS if key in data), None)
     arrays = {key: value for key, value in data.items() if key != column}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bayeslora.contracts import ArgumentError, Kind, suggestions
 from bayeslora.networks import vocabulary
 from bayeslora.tasks import LIKELIHOODS, Classification, Likelihood, Observation
-from bayeslora.tasks.checking import check_present
+from bayeslora.tasks.checking import check_present, is_missing
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.token_classification import is_per_token
 from bayeslora.types import LabelColumn, LabelValues, Tokenizer
@@ -69,7 +69,8 @@ def expected(
     if model is None and labels is not None and labels.are_whole_floats:
         check_present(labels.data, labels.plain)
         raise not_told(labels)
-    label = labels[0] if labels is not None and len(labels) else None
+    known = () if labels is None else (labels[row] for row in range(len(labels)))
+    label = next((each for each in known if not is_missing(each)), None)
     kind = suggested(columns, [label] if label is not None else None)
     if kind.one_of is not None and labels is not None and (labels.are_one_hot or (model is None and labels.are_column)):
         return kind.one_of
