@@ -1,5 +1,6 @@
 """Models, tokenizers and saved posteriors, by name."""
 
+import contextlib
 import copy
 import inspect
 import logging
@@ -189,7 +190,8 @@ def load(
     if place is None and not isinstance(model, nn.Module):
         place = devices.usual()
     folder = hub.located(folder, download, revision)
-    loaded = _loaded(folder, unpack(folder), model, likelihood, method, download)
+    with contextlib.ExitStack() as hashing:
+        loaded = _loaded(folder, unpack(folder, hashing), model, likelihood, method, download)
     return loaded if place is None or place == loaded._programs()[0].device else loaded.to(place)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import mmap
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from bayeslora.record import (
     MANIFEST,
     NetworkRecord,
     Record,
+    damaged,
     listed,
     plain_file,
     read_record,
@@ -93,8 +95,15 @@ def save_files(
     saving.save_together(Path(folder) / MANIFEST, content, named, tokenizer, saves, about)
 
 
-def load_files(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Record]:
+def load_files(
+    folder: str | os.PathLike[str], hashing: contextlib.ExitStack | None = None
+) -> tuple[dict[str, Tensor], Record]:
     """Read the tensors and the record that `save_files` wrote, or somebody else: both are checked.
+
+    Args:
+        folder: The folder.
+        hashing: Left, at last, by the caller, who goes on meanwhile; that raises a ValueError if the content of the
+            tensors' file is not the one that it is named after. Without it, this function does.
 
     Raises:
         FileNotFoundError: If there is no posterior in the folder.
@@ -108,7 +117,9 @@ def load_files(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Recor
     path = Path(folder) / record["tensors"]
     with reading(folder, path.name):
         check_header(path, "ours")
-        with _hashed_beside(path, named[1]):
+    with contextlib.ExitStack() as here:
+        (here if hashing is None else hashing).enter_context(_hashed_beside(path, named[1]))
+        with reading(folder, path.name):
             tensors = load_file(path)
             check_tensors(tensors, record)
     return tensors, record
@@ -129,6 +140,10 @@ def check_header(path: Path, whose: str) -> None:
 
 def check_numbers(name: str, value: Tensor, most: float = LARGEST) -> None:
     """Raise a ValueError, which names a tensor, if it holds NaN, or a number below −`LARGEST` or above the most."""
+    if value.dtype in WHOLE:
+        flat = value.reshape(-1)
+        if float(torch.dot(flat, flat)) <= min(most, LARGEST) ** 2:  # the least work, and nearly always enough
+            return
     low, high = (float(bound) for bound in value.aminmax())  # NaN if there is one
     if not (low >= -LARGEST and high <= most):
         raise ValueError(f"{name} holds numbers that are not finite, or beyond belief: from {low} to {high}")
@@ -136,23 +151,21 @@ def check_numbers(name: str, value: Tensor, most: float = LARGEST) -> None:
 
 @contextlib.contextmanager
 def _hashed_beside(path: Path, expected: str) -> Iterator[None]:
-    """Read a file while a thread hashes it, which takes as long; what is wrong with its hash is said first.
+    """Hash a posterior's file in a thread, while it is read and used; what is wrong with its hash is said first.
 
     Raises:
         ValueError: If its content does not have the hash expected.
     """
-
-    def digest() -> str:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-    with ThreadPoolExecutor(1) as pool:
-        found = pool.submit(digest)
+    with ThreadPoolExecutor(1) as pool, path.open("rb") as file:  # opened at once: a save may remove it meanwhile
+        # In one piece: between two, the thread would wait for Python's lock.
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
+        found = pool.submit(lambda: hashlib.sha256(content).hexdigest()[:16])
         try:
             yield
         finally:
             if found.result() != expected:
-                raise ValueError("its content is not the one it is named after: it was changed or cut short")
+                what = "its content is not the one it is named after: it was changed or cut short"
+                raise damaged(path.parent, path.name, what)
 
 
 def check_tensors(tensors: Mapping[str, Tensor], record: Record) -> None:

@@ -40,29 +40,33 @@ class Unpacked:
     components: tuple["Unpacked", ...] = ()
 
 
-def unpack(folder: str | os.PathLike[str]) -> Unpacked:
+def unpack(folder: str | os.PathLike[str], hashing: contextlib.ExitStack) -> Unpacked:
     """Read a posterior's folder, or that of a mixture, which holds folders of posteriors.
+
+    Args:
+        folder: The folder.
+        hashing: Left when all is built, which raises an error if a file is not the one that it is named after.
 
     Raises:
         FileNotFoundError: If there is no posterior in the folder.
         ValueError: If it is damaged, or has a format that this version does not know.
     """
-    return saving.read_unchanged(Path(folder) / MANIFEST, lambda: _unpack(folder))
+    return saving.read_unchanged(Path(folder) / MANIFEST, lambda: _unpack(folder, hashing))
 
 
-def _unpack(folder: str | os.PathLike[str]) -> Unpacked:
-    tensors, record = storage.load_files(folder)
+def _unpack(folder: str | os.PathLike[str], hashing: contextlib.ExitStack) -> Unpacked:
+    tensors, record = storage.load_files(folder, hashing)
     if "components" not in record:
         return Unpacked(folder, tensors, record, _tokenizer(folder, record))
     found: dict[str, Unpacked] = {}
     names = [component["folder"] for component in cast(MixtureRecord, record)["components"]]
     for name in names:
         if name not in found:
-            found[name] = _component(folder, name)
+            found[name] = _component(folder, name, hashing)
     return Unpacked(folder, tensors, record, None, tuple(found[name] for name in names))
 
 
-def _component(folder: str | os.PathLike[str], name: str) -> Unpacked:
+def _component(folder: str | os.PathLike[str], name: str, hashing: contextlib.ExitStack) -> Unpacked:
     path = Path(folder) / name
     with reading(folder, name):
         if path.is_symlink() or not path.is_dir():
@@ -71,7 +75,7 @@ def _component(folder: str | os.PathLike[str], name: str) -> Unpacked:
         digest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()[:16]
         if name != f"component-{digest}":
             raise ValueError("its record is not the one it is named after: it was changed or cut short")
-        tensors, record = storage.load_files(path)
+        tensors, record = storage.load_files(path, hashing)
         if "components" in record:
             raise ValueError("it is a mixture itself")
         return Unpacked(path, tensors, record, _tokenizer(path, record))

@@ -343,3 +343,15 @@ def test_any_path_is_the_path_that_it_stands_for(tmp_path: Path) -> None:
     )
     assert storage.is_finished(tmp_path / "out")
     assert torch.equal(bayeslora.load(where, network).draw(1)["3x4.A"], posterior.draw(1)["3x4.A"])
+
+
+def test_what_a_hash_finds_after_the_rest_is_built_is_said(tmp_path: Path) -> None:
+    x = torch.randn(8, 3)
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    bayeslora.fit(network, (x, (x[:, 0] > 0).long()), "lora", rank=1, epochs=0, progress=False).save(tmp_path)
+    path = next(tmp_path.glob("posterior-*"))
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1  # a number that is as good as the one before
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"holds a damaged posterior: {path.name}: its content is not the one it is"):
+        bayeslora.load(tmp_path, network)
