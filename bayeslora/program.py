@@ -17,7 +17,7 @@ from bayeslora.antithetic import Antithetic
 from bayeslora.carried import Carried
 from bayeslora.elbo import MeanFieldELBO, is_plate, sites
 from bayeslora.fitted import FittedProgram
-from bayeslora.isolation import exclusive
+from bayeslora.isolation import exclusive, seeded
 from bayeslora.methods import Method
 from bayeslora.tasks import Likelihood
 from bayeslora.types import WEIGHTS, Batch, FactorsByStack, Sites, TraceSite
@@ -202,6 +202,13 @@ class Program(nn.Module, FittedProgram):
                 f"antithetic=True mirrors Gaussian sites, and {self.method.name!r} draws from none: leave it out."
             )
         return {name: draws[name] for name in names}
+
+    def has_mirrors(self) -> bool:
+        """Whether there are Gaussian sites, at which draws have mirror images."""
+        pairs = Antithetic()
+        with seeded(0), pyro.validation_enabled(False), evaluating(self.guide), pairs:
+            Predictive(self.guide, num_samples=2, return_sites=list(self.centre()), parallel=True)()
+        return pairs.mirrored
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Iterate over the names and parameters that are learned: of the guide, the task head and the likelihood."""

@@ -28,14 +28,14 @@ def posterior() -> bayeslora.Posterior:
         weight: Any = made.network.model.classifier.weight
         for _ in range(8):  # until some need more draws than others
             weight.mul_(2)
-            if len(set(made.predict(tokens(40, seed=2)[0], "auto", seed=3).used)) > 1:  # type: ignore[arg-type]
+            if len(set(made.predict(tokens(40, seed=2)[0], "auto", antithetic=False, seed=3).used)) > 1:  # type: ignore[arg-type]
                 return made
     raise AssertionError("no scale of the logits leaves some examples settled and others not")
 
 
 def test_every_example_has_the_average_of_its_own_draws(posterior: bayeslora.Posterior) -> None:
     inputs, labels = tokens(40, seed=2)
-    found: Any = posterior.predict(inputs, "auto", seed=3)
+    found: Any = posterior.predict(inputs, "auto", antithetic=False, seed=3)
     assert set(found.used) <= set(ROUNDS)
     assert len(set(found.used)) > 1
     for count in ROUNDS:
@@ -48,13 +48,14 @@ def test_every_example_has_the_average_of_its_own_draws(posterior: bayeslora.Pos
         assert settled is not None
         assert settled[rows].all() or count == ROUNDS[-1]
         assert not settled[found.used > count].any()
-    scores = posterior.evaluate((inputs, labels), "auto", seed=3)
+    scores = posterior.evaluate((inputs, labels), "auto", antithetic=False, seed=3)
     assert scores["nll"] == pytest.approx(found.scores(labels.numpy())["nll"])
 
 
 def test_pairs_are_judged_as_pairs(posterior: bayeslora.Posterior) -> None:
     inputs, _ = tokens(40, seed=2)
-    found: Any = posterior.predict(inputs, "auto", antithetic=True, seed=3)
+    found: Any = posterior.predict(inputs, "auto", seed=3)  # pairs, because there are Gaussian sites
+    assert found.made["antithetic"]
     whole = posterior.predict(inputs, 32, antithetic=True, seed=3).draws
     left = np.arange(40)
     for count in PAIRED:
@@ -63,6 +64,13 @@ def test_pairs_are_judged_as_pairs(posterior: bayeslora.Posterior) -> None:
         left = left[~settled]
     shown = f"{found.used.min()} to {found.used.max()} a row, {found.used.mean():.1f} on average"
     assert shown in " ".join(repr(found).split())
+
+
+def test_draws_without_mirror_images_are_independent() -> None:
+    masks = bayeslora.fit(tiny_bert(), tokens(12), "lora_dropout", progress=False, epochs=0, rank=2)
+    found: Any = masks.predict(tokens(5)[0], "auto")
+    assert "antithetic" not in found.made
+    assert set(found.used) <= set(ROUNDS)
 
 
 def test_draws_do_not_depend_on_the_batch_size(posterior: bayeslora.Posterior) -> None:

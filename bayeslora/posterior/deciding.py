@@ -10,7 +10,7 @@ import numpy as np
 from bayeslora import metrics
 from bayeslora.data import Columns
 from bayeslora.isolation import public
-from bayeslora.posterior.predicting import Predicting
+from bayeslora.posterior.predicting import Predicting, in_pairs
 from bayeslora.prediction import best_temperature, distance
 from bayeslora.types import Approximation, BatchSize, Data, NumDraws, Seed
 
@@ -70,7 +70,7 @@ class Deciding(Predicting):
         *,
         center: bool = False,
         approximation: Approximation | None = None,
-        antithetic: bool = False,
+        antithetic: bool | None = None,
         seed: Seed = 0,
         batch_size: BatchSize = 64,
         text: str | Sequence[str] | None = None,
@@ -84,18 +84,16 @@ class Deciding(Predicting):
         a ValueError if this kind of label knows no such decisions.
         """
         source = self._source(validation, Columns.asked(text, label, id), name="validation")
-        pairs = {"antithetic": True} if antithetic and not center else {}
         if num_draws == "auto" and not center:
             source.check_labels()
-            found, _ = self._in_rounds(source, seed, batch_size, approximation, antithetic)
-            made = self._made(len(found.logits), seed, False, approximation) | {"num_draws": "auto"}
+            found, _, made = self._in_rounds(source, seed, batch_size, approximation, antithetic)
             labels = found.labels
         else:
             number = 1 if num_draws == "auto" else num_draws  # at the centre, it has no effect
-            made = self._made(number, seed, center, approximation)
-            found, labels = self._labelled(source, number, seed, batch_size, center, approximation, antithetic)
+            made = self._made(number, seed, center, approximation) | in_pairs(antithetic and not center)
+            found, labels = self._labelled(source, number, seed, batch_size, center, approximation, bool(antithetic))
         assert labels is not None  # they have been checked
-        self.held_out = self._prediction(found).decided_by(None, made | pairs).as_held_out(labels)
+        self.held_out = self._prediction(found).decided_by(None, made).as_held_out(labels)
         return self
 
     @public()

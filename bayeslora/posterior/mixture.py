@@ -234,7 +234,7 @@ class Mixture(Posterior):
             found = run_parts(parts, batches, source.with_labels, source.context, together)
         return Together(found, components, together)
 
-    def _in_rounds(self, *_: Any) -> tuple[Outputs, np.ndarray]:
+    def _in_rounds(self, *_: Any) -> tuple[Outputs, np.ndarray, dict[str, Any]]:
         raise ArgumentError("num_draws='auto' is for a single posterior: give a mixture a number of draws.")
 
     def _made(self, num_draws: int, seed: int | None, center: bool, approximation: str | None) -> dict[str, Any]:

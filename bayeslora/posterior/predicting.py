@@ -28,7 +28,7 @@ class Predicting(State):
         *,
         center: bool = False,
         approximation: Approximation | None = None,
-        antithetic: bool = False,
+        antithetic: bool | None = None,
         seed: Seed | None = 0,
         batch_size: BatchSize = 64,
         text: str | Sequence[str] | None = None,
@@ -42,7 +42,7 @@ class Predicting(State):
 
         Args:
             data: As in `fit`; columns are found by the names that they had there, and labels are not looked at.
-            num_draws: Draws of the weights; or `"auto"`, for each example 8, 16 or 32 (of antithetic draws also 4): as
+            num_draws: Draws of the weights; or `"auto"`, for each example 4 (of antithetic draws), 8, 16 or 32: as
                 many as settle its class and its probabilities (`rounds.TOLERANCE`). `prediction.used` says how many.
             center: Whether to predict once, with every site at its guide's mean, at LoRA's cost.
             approximation: `"draws"` runs the network on each draw. `"linear"` runs it once, and backwards once for each
@@ -50,7 +50,8 @@ class Predicting(State):
                 Gaussian with covariance C, the logits are N(f, J C Jᵀ), with f those of the centre. It warns if the
                 network itself, run on a few draws, disagrees. None for the method's default.
             antithetic: Whether to draw in pairs, one the other's mirror image at the posterior's Gaussian sites: each
-                draw has the same law, and averages over a pair vary less ([what that saves](cost.md)).
+                draw has the same law, and averages over a pair vary less ([what that saves](cost.md)). None to do so
+                with `"auto"`, if there is such a site.
             seed: Seed of the draws.
             batch_size: Examples per batch.
             text: The column of the texts, or two, if called otherwise than in the fit.
@@ -62,14 +63,12 @@ class Predicting(State):
             ValueError: If it is empty, its inputs are not what the network takes, or draws have no mirror images.
         """
         source = self._source(data, Columns.asked(text, label, id), with_labels=False)
-        pairs = {"antithetic": True} if antithetic and not center else {}
         if num_draws == "auto" and not center:
-            outputs, used = self._in_rounds(source, seed, batch_size, approximation, antithetic)
-            made = self._made(len(outputs.logits), seed, False, approximation) | pairs | {"num_draws": "auto"}
+            outputs, used, made = self._in_rounds(source, seed, batch_size, approximation, antithetic)
             return self._prediction(outputs).decided_by(self.held_out, made).of_rounds(used)
         num_draws = 1 if num_draws == "auto" else num_draws  # at the centre, it has no effect
-        found = self._run(source, num_draws, seed, batch_size, center, approximation, antithetic)
-        made = self._made(num_draws, seed, center, approximation) | pairs
+        found = self._run(source, num_draws, seed, batch_size, center, approximation, bool(antithetic))
+        made = self._made(num_draws, seed, center, approximation) | in_pairs(antithetic and not center)
         return self._prediction(found).decided_by(self.held_out, made)
 
     @public()
@@ -79,7 +78,7 @@ class Predicting(State):
         num_draws: NumDraws | Literal["auto"] = 32,
         *,
         approximation: Approximation | None = None,
-        antithetic: bool = False,
+        antithetic: bool | None = None,
         seed: Seed | None = 0,
         batch_size: BatchSize = 64,
         text: str | Sequence[str] | None = None,
@@ -98,23 +97,26 @@ class Predicting(State):
         source = self._source(data, Columns.asked(text, label, id))
         if num_draws == "auto":
             source.check_labels()
-            outputs, _ = self._in_rounds(source, seed, batch_size, approximation, antithetic)
+            outputs, *_ = self._in_rounds(source, seed, batch_size, approximation, antithetic)
             assert outputs.labels is not None  # they have been checked
             scores = self._prediction(outputs).scores(outputs.labels)
         else:
-            found, labels = self._labelled(source, num_draws, seed, batch_size, False, approximation, antithetic)
+            found, labels = self._labelled(source, num_draws, seed, batch_size, False, approximation, bool(antithetic))
             scores = self._prediction(found).scores(labels)
         found, labels = self._labelled(source, 1, seed, batch_size, True, "draws")
         centre_scores = self._prediction(found).scores(labels)
         return scores | {f"center_{name}": value for name, value in centre_scores.items()}
 
     def _in_rounds(
-        self, source: Source, seed: int | None, batch_size: int, approximation: str | None, antithetic: bool
-    ) -> tuple[Outputs, np.ndarray]:
-        """Run as many draws as each example needs; return the outputs, and how many those are."""
-        sites = self.draw(rounds.ROUNDS[-1], antithetic=antithetic, seed=seed)
+        self, source: Source, seed: int | None, batch_size: int, approximation: str | None, antithetic: bool | None
+    ) -> tuple[Outputs, np.ndarray, dict[str, Any]]:
+        """Run as many draws as each example needs; return the outputs, how many those are, and how they were made."""
+        pairs = self.program.has_mirrors() if antithetic is None else antithetic
+        sites = self.draw(rounds.ROUNDS[-1], antithetic=pairs, seed=seed)
         linear = approximation or self.method.approximation
-        return rounds.predict(self.program, source, sites, seed, batch_size, linear, self._prediction, antithetic)
+        found, used = rounds.predict(self.program, source, sites, seed, batch_size, linear, self._prediction, pairs)
+        made = self._made(len(found.logits), seed, False, approximation) | {"num_draws": "auto"}
+        return found, used, made | in_pairs(pairs)
 
     @public(fields=generation.settings_of)
     def generate(
@@ -189,3 +191,8 @@ class Predicting(State):
             sites = self.draw(num_draws, seed=None)
             written = generation.generate(self.program, sites, prompts, False, self.tokenizer, settings)
         return generation.grouped(written, samples, equal)
+
+
+def in_pairs(antithetic: bool | None) -> dict[str, bool]:
+    """Return what says, beside `_made`, that draws are in pairs; nothing if they are not."""
+    return {"antithetic": True} if antithetic else {}
