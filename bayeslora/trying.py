@@ -95,7 +95,7 @@ class FirstStep:
                 result = step()
         except RuntimeError as error:  # such as that there is nothing to differentiate
             failure = error
-        if failure is None and _called(self.program, self.choice) <= self.found:
+        if failure is None and (self._has_diverged(result) or _called(self.program, self.choice) <= self.found):
             return result
         given = check(self.program, self.choice, self.batch)
         if more := [name for name in self.choice.silent if name not in (*silent, *self.program.network.head_names)]:
@@ -108,6 +108,11 @@ class FirstStep:
         if failure is not None:
             raise failure
         return result
+
+    @staticmethod
+    def _has_diverged(loss: Any) -> bool:
+        """Whether a loss is not finite, which is said elsewhere."""
+        return isinstance(loss, Tensor) and not bool(loss.isfinite().all())
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
@@ -137,7 +142,7 @@ class FirstStep:
     def _note(self, stack: str, dims: int, gradient: Tensor) -> None:
         sizes = gradient.abs().movedim(-1 - dims, 0).flatten(1).amax(1)
         names = self.program.network.stacks[stack].layer_names
-        self.found |= {name for name, size in zip(names, sizes.tolist(), strict=True) if size > 0}
+        self.found |= {name for name, size in zip(names, sizes.tolist(), strict=True) if size != 0}  # or NaN
 
 
 def _names(program: Program) -> list[str]:
