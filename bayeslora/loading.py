@@ -6,7 +6,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, TypeAlias, cast, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeAlias, cast, get_type_hints
 
 from torch import Tensor, nn
 
@@ -191,53 +191,45 @@ def load(
         place = devices.usual()
     folder = hub.located(folder, download, revision)
     with contextlib.ExitStack() as hashing:
-        loaded = _loaded(folder, unpack(folder, hashing), model, likelihood, method, download)
+        loaded = _loaded(folder, unpack(folder, hashing), model, _Given(likelihood, method, download))
     return loaded if place is None or place == loaded._programs()[0].device else loaded.to(place)
 
 
+class _Given(NamedTuple):
+    """Arguments of `load` that serve every posterior it builds."""
+
+    likelihood: Callable[..., Any] | type[Likelihood] | None
+    method: Method | None
+    download: bool
+
+
 def _loaded(
-    folder: str | os.PathLike[str],
-    found: Unpacked,
-    model: nn.Module | str | os.PathLike[str] | None,
-    likelihood: Callable[..., Any] | type[Likelihood] | None,
-    method: Method | None,
-    download: bool,
+    folder: str | os.PathLike[str], found: Unpacked, model: nn.Module | str | os.PathLike[str] | None, given: _Given
 ) -> Posterior:
-    """Build a posterior or a mixture from what was read of it; the other arguments are those of `load`."""
+    """Build a posterior or a mixture from what was read of it."""
     if not found.components:
-        return _built(found, model, likelihood, method, download)
+        return _built(found, model, given)
     base = None if model is None or isinstance(model, nn.Module) else os.fspath(model)
-    model = model if isinstance(model, nn.Module) else _base(found.components[0], base, likelihood, method, download)
+    model = model if isinstance(model, nn.Module) else _base(found.components[0], base, given)
     built: dict[str, Posterior] = {}  # a component that is named twice is one posterior
     for part in found.components:
-        its_method = method if method is not None and part.record["method"]["name"] == method.name else None
+        is_its = given.method is not None and part.record["method"]["name"] == given.method.name
         if str(part.folder) not in built:
-            built[str(part.folder)] = _built(part, model, likelihood, its_method, download)
+            built[str(part.folder)] = _built(part, model, given if is_its else given._replace(method=None))
     components = [built[str(part.folder)] for part in found.components]
     return Mixture.restored(components, found.tensors, cast(MixtureRecord, found.record), folder)
 
 
-def _base(
-    found: Unpacked,
-    name: str | None,
-    likelihood: Callable[..., Any] | type[Likelihood] | None,
-    method: Method | None,
-    download: bool,
-) -> nn.Module:
+def _base(found: Unpacked, name: str | None, given: _Given) -> nn.Module:
     """Load the base model that the components of a mixture share."""
     size = sum(value.numel() for value in found.tensors.values())
-    labels = _likelihood(found.folder, found.record["likelihood"], likelihood, size)
-    return bases.load_base(found.folder, name, found.record, labels, found.tensors, download)
+    labels = _likelihood(found.folder, found.record["likelihood"], given.likelihood, size)
+    return bases.load_base(found.folder, name, found.record, labels, found.tensors, given.download)
 
 
-def _built(
-    found: Unpacked,
-    model: nn.Module | str | os.PathLike[str] | None,
-    likelihood: Callable[..., Any] | type[Likelihood] | None,
-    method: Method | None,
-    download: bool,
-) -> Posterior:
-    """Build one posterior from what was read of it; the other arguments are those of `load`."""
+def _built(found: Unpacked, model: nn.Module | str | os.PathLike[str] | None, given: _Given) -> Posterior:
+    """Build one posterior from what was read of it."""
+    likelihood, method, download = given
     folder, record, tokenizer, tensors = found.folder, found.record, found.tokenizer, dict(found.tensors)
     size = sum(value.numel() for value in tensors.values())
     kind = _method(folder, record["method"], method)

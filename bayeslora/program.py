@@ -195,8 +195,7 @@ class Program(nn.Module, FittedProgram):
         """
         names = list(self.centre(auxiliary))
         pairs = Antithetic()
-        with pyro.validation_enabled(False), evaluating(self.guide), pairs if antithetic else contextlib.nullcontext():
-            draws = Predictive(self.guide, num_samples=num_draws, return_sites=names, parallel=True)()
+        draws = self._drawn(num_draws, names, pairs if antithetic else contextlib.nullcontext())
         if antithetic and not pairs.mirrored:
             raise ValueError(
                 f"antithetic=True mirrors Gaussian sites, and {self.method.name!r} draws from none: leave it out."
@@ -206,9 +205,16 @@ class Program(nn.Module, FittedProgram):
     def has_mirrors(self) -> bool:
         """Whether there are Gaussian sites, at which draws have mirror images."""
         pairs = Antithetic()
-        with seeded(0), pyro.validation_enabled(False), evaluating(self.guide), pairs:
-            Predictive(self.guide, num_samples=2, return_sites=list(self.centre()), parallel=True)()
+        with seeded(0):
+            self._drawn(2, list(self.centre()), pairs)
         return pairs.mirrored
+
+    def _drawn(
+        self, num_draws: int, names: list[str], handler: contextlib.AbstractContextManager[Any]
+    ) -> dict[str, Tensor]:
+        """Draw named sites from the guide, in evaluation mode, under a handler."""
+        with pyro.validation_enabled(False), evaluating(self.guide), handler:
+            return Predictive(self.guide, num_samples=num_draws, return_sites=names, parallel=True)()
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Iterate over the names and parameters that are learned: of the guide, the task head and the likelihood."""
