@@ -154,7 +154,7 @@ def _called(program: Program, choice: Choice) -> set[str]:
 
 
 def _reached(program: Program, factors: Mapping[str, Any], batch: Batch) -> set[str] | None:
-    """Return the names of the layers that get a gradient; None where there is no backward pass."""
+    """Return the names of the layers that get a gradient; None if the backward pass fails in both modes."""
     for training in (True, False):  # some networks have a backward pass in one of the modes alone
         try:
             return gradients.reached(

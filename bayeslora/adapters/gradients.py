@@ -35,7 +35,7 @@ def reached(
     devices = [] if network.device.type == "cpu" else [network.device]
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices), torch.enable_grad(), still(network):
-            warnings.simplefilter("ignore")  # such as that there are no gradients
+            warnings.simplefilter("ignore")  # for instance, that nothing has a gradient
             torch.manual_seed(0)
             network.train(training)
             output = logits(leaves)

@@ -17,8 +17,8 @@ UPOS = 3
 def words_with_tags(text: str, is_sure: bool = False) -> dict[str, list[Any]] | None:
     """Return the columns `tokens` and `ner_tags` (of CoNLL-U, `upos`) of a text with a word and its tags on each line.
 
-    A blank line ends a sentence. Columns are parted by tabs, or else by spaces: the first is the word, the last its
-    tag. If the word is the only column, there are no tags. Lines that begin with `#`, and `-DOCSTART-`, are left out.
+    A blank line ends a sentence. Columns are separated by tabs, otherwise by spaces; the first is the word and the last
+    its tag. A single column has no tags. Comments, which begin with `#` and a space, and `-DOCSTART-` are skipped.
 
     Args:
         text: The text.

@@ -117,7 +117,7 @@ class State(Shown):
             device: Such as `"cpu"`, `"cuda"` or `"cuda:1"`.
 
         Raises:
-            ArgumentError: If there is no such device here.
+            ArgumentError: If this machine has no such device.
         """
         place = devices.found(device)
         for program in self._programs():
