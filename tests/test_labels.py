@@ -303,7 +303,7 @@ def test_what_is_too_little_or_too_strange_is_said(tmp_path: Path) -> None:
             fit(data, str(tmp_path))
     assert fit((TEXTS, torch.as_tensor(NUMBERS)), str(tmp_path)).program.likelihood.num_classes == 3
     posterior = fit(FORMS["strings"])
-    for unread, message in (("good film", "give the path of one; or, if it is a text, a list"), ([None], "all 1 rows")):
+    for unread, message in (("good film", "to pass a single text, put it in a list"), ([None], "all 1 rows")):
         with pytest.raises(ValueError, match=f"(?i){message}"):
             posterior.predict(unread)
 
