@@ -25,6 +25,9 @@ COMPRESSED = (".gz", ".bz2", ".xz", ".zip")
 PACKED = {"gzip": rb"\x1f\x8b", "bz2": rb"BZh[1-9]1AY&SY", "lzma": rb"\xfd7zXZ\0", "zipfile": rb"PK\x03\x04"}
 """How compressed files begin, by the modules that unpack them."""
 
+MOST_ODD = 0.7
+"""Share of the lines with letters beyond ASCII up to which a text is in UTF-8 although these lines are not."""
+
 CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 """Characters that texts do not have."""
 
@@ -72,6 +75,8 @@ def _text(content: bytes, path: Path) -> str:
     for encoding, first in (("utf-16-le", 1), ("utf-16-be", 0)):  # without its mark: every other byte of a letter is 0
         if len(head) > 3 and head[first::2].count(0) > len(head) / 4 and not head[1 - first :: 2].count(0):
             return content.decode(encoding, "replace")
+    if (mixed := _line_by_line(content, path)) is not None:
+        return mixed
     for encoding in ENCODINGS:
         try:
             text = content.decode(encoding)
@@ -82,6 +87,30 @@ def _text(content: bytes, path: Path) -> str:
             _check(text, encoding, path)
         return text
     raise AssertionError("the last encoding fits everything")
+
+
+def _line_by_line(content: bytes, path: Path) -> str | None:
+    """Return a text of which some lines are in UTF-8 and others are not, as of files put together; None of others."""
+    lines = content.split(b"\n")
+    beyond = [place for place, line in enumerate(lines) if not line.isascii()]
+    odd = [place for place in beyond if not _is_unicode(lines[place])]
+    if not odd or len(odd) > MOST_ODD * len(beyond):
+        return None
+    logger.warning(
+        "%s is in UTF-8 but for %d line(s), the first is line %d, which are read in Windows' Western encoding (%s).",
+        *(path, len(odd), odd[0] + 1, ENCODINGS[1]),
+    )
+    for place in odd:
+        lines[place] = lines[place].decode(ENCODINGS[1], "replace").encode()
+    return b"\n".join(lines).decode(ENCODINGS[0])
+
+
+def _is_unicode(line: bytes) -> bool:
+    try:
+        line.decode(ENCODINGS[0])
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _check(text: str, encoding: str, path: Path) -> None:

@@ -4,18 +4,17 @@ import csv
 import io
 import logging
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayeslora.data.columns import few_values
+from bayeslora.data.layout import Layout, agreement, layout, names_columns, separator_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger(__name__)
-
-SEPARATORS = ",;\t|"
-"""What may stand between the columns of a table of text."""
 
 NOT_THERE = ("NA", "N/A", "NaN", "nan", "NULL", "null", "None", "#N/A", "-")
 """Words that stand for a missing value among numbers; among texts they are texts."""
@@ -25,6 +24,9 @@ WITH_COMMA = re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d+)?|[+-]?\d+(,\d+)?")
 
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
 """A number in which commas part the thousands."""
+
+MOST_AGREE = 0.5
+"""Share of the first rows that have to have as many columns as the head, for a text to be a table."""
 
 
 def table(text: str, path: Path, usual: str) -> "pd.DataFrame":
@@ -40,21 +42,14 @@ def table(text: str, path: Path, usual: str) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    separator = None
-    if declared := re.match(r"\ufeff?\"?sep=(.)\"?\s*\n", text):  # which is for Excel
-        separator, text = declared[1], text[declared.end() :]
-    separator = separator or _separator(text, usual)
-    if not text.strip():
+    found_layout = layout(text, path, usual)
+    if not found_layout.text.strip():
         raise ValueError(f"{path} has no rows: give a file with a row for each example.")
-    # A quotation mark after which no field can end has been escaped as MySQL does it.
-    escape = "\\" if re.search(rf"\\\"(?![{re.escape(separator)}\r\n\"]|\Z)", text) else None
-    head, last = _check(text, path, separator, escape)
-    # Words such as "NA" and "null" are texts like others; only an empty place is a missing value.
-    how: dict[str, Any] = {"sep": separator, "escapechar": escape, "low_memory": False, "skipinitialspace": True}
-    how |= {"keep_default_na": False, "na_values": [""]}
+    how, head, last = _check(found_layout, path)
+    separator, text = how.separator, how.text
     try:
-        found = pd.read_csv(io.StringIO(text), **how)
-        other = found if separator == "," else pd.read_csv(io.StringIO(text), **how, decimal=",")
+        found = pd.read_csv(io.StringIO(text), **how.for_pandas())
+        other = found if separator == "," else pd.read_csv(io.StringIO(text), **how.for_pandas(), decimal=",")
     except ValueError as error:
         said = f"{path} cannot be read as {path.suffix[1:]}: {error}. Correct or remove that row."
         if "EOF inside string" in str(error):
@@ -72,12 +67,6 @@ def table(text: str, path: Path, usual: str) -> "pd.DataFrame":
             "%s has several columns %s: they are called %s, and so on. Name the ones to read.",
             *(path, ", ".join(map(repr, twice)), ", ".join(f"{twice[0]}{end}" for end in ("", ".1"))),
         )
-    for name in found.columns:
-        if few_values(found[name].tolist()) and (found[name] == name).any():
-            logger.warning(
-                "%s: the first line has %r, which is also a value of its column: is it a row? It has to name columns.",
-                *(path, name),
-            )
     found = without_end(found)
     found.attrs["file"] = str(path)
     return found
@@ -90,37 +79,70 @@ def without_end(table: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def is_one(text: str) -> bool:
-    """Whether a text without an ending that says so is a table: its first two rows have the same columns.
+    """Whether a text without an ending that says so is a table: most of its first rows have the columns of its head.
 
-    A single word at its head names the only column.
+    A head that names columns as tables usually do is one, whatever follows; a single word names the only column.
     """
-    rows = [line for line in text.split("\n") if line.strip()][:2]
-    separator = _separator(text, ",")
-    first, *second = (len(next(csv.reader([row], delimiter=separator))) for row in rows or [""])
-    return first == second[0] if first > 1 and second else first > 1 or len(rows[0].split() if rows else []) < 2
+    separator = separator_of(text, ",")
+    share, width = agreement(text, separator)
+    head, *_ = Layout(text, separator).first(1) or [[""]]
+    if width < 2:
+        return len(text.strip().partition("\n")[0].split()) < 2
+    is_prose = any(re.search(r"[.!?]\s*$", cell) for cell in head)
+    return (share > 0 and share >= MOST_AGREE and not is_prose) or (names_columns(head) and all(head))
 
 
-def _check(text: str, path: Path, separator: str, escape: str | None) -> tuple[list[str], int]:
-    """Raise a ValueError if a row has more columns than the head; return the head, and the line of the last row."""
+def _check(found: Layout, path: Path) -> tuple[Layout, list[str], int]:
+    """Return how a table is laid out with names for all of its columns, its head, and the line of the last row.
+
+    Places after the last column may be empty, and before the first one there may be the number of the row, as R writes
+    it, where the head has nothing.
+
+    Raises:
+        ValueError: If a row has more columns than the head; it names the line.
+    """
     head: list[str] = []
-    reader = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True, escapechar=escape)
     start = before = 1
+    widest, numbered, count = 0, True, 0
+    long: ValueError | None = None
     try:
-        for row in reader:
-            start, before = before, reader.line_num + 1
-            head = head or [name.strip() for name in row]
-            if len(row) > len(head):
-                line = text.split("\n")[reader.line_num - 1].strip()
-                advice = f"Put texts that hold {separator!r} in quotation marks."
-                if len(head) == 1:
-                    advice = "Remove what stands above the names of the columns; or " + advice[0].lower() + advice[1:]
-                raise ValueError(
-                    f"{path}, line {reader.line_num}: there are {len(row)} columns, and {len(head)} in the head: "
-                    f"{line!r:.80}. {advice}"
-                )
+        for line_num, row in found.rows():
+            start, before = before, line_num + 1
+            if not head:
+                head = [name.strip() for name in found.names or row]
+                continue
+            count += 1
+            numbered = numbered and len(row) == len(head) + 1 and row[0].strip() in (str(count), str(count - 1))
+            widest = max(widest, len(row))
+            if long is None and len(row) > len(head) and any(map(str.strip, row[len(head) :])):
+                long = _too_long(found, path, line_num, row, len(head))
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}. Correct or remove that line.") from None
-    return head, start
+        raise ValueError(f"{path}, line {before}: {error}. Correct or remove that line.") from None
+    if numbered and count > 1:
+        return replace(found, names=tuple(_once(["Unnamed: 0", *head]))), head, start
+    if long is not None:
+        raise long
+    if widest > len(head):
+        names = [*head, *(f"Unnamed: {place}" for place in range(len(head), widest))]
+        return replace(found, names=tuple(_once(names))), head, start
+    return found, head, start
+
+
+def _too_long(found: Layout, path: Path, line_num: int, row: Sequence[str], width: int) -> ValueError:
+    """The error about a row with more columns than the head."""
+    line = found.text.split("\n")[line_num - 1].strip()
+    advice = f'Put texts that hold {found.separator!r} in quotation marks (").'
+    if width == 1:
+        advice = "Remove what stands above the names of the columns; or " + advice[0].lower() + advice[1:]
+    return ValueError(
+        f"{path}, line {line_num}: there are {len(row)} columns, and {width} in the head: {line!r:.80}. {advice}"
+    )
+
+
+def _once(names: Sequence[str]) -> list[str]:
+    """Return names of which each is there once, called as pandas calls them: `a`, `a.1`."""
+    names = [name or f"Unnamed: {place}" for place, name in enumerate(names)]
+    return [f"{name}.{before}" if (before := names[:place].count(name)) else name for place, name in enumerate(names)]
 
 
 def _numbers(column: Any, with_comma: bool) -> Any:
@@ -148,11 +170,3 @@ def _numbers(column: Any, with_comma: bool) -> Any:
         return pd.to_numeric(pd.Series(plain, index=column.index))
     except (ValueError, TypeError):
         return None
-
-
-def _separator(text: str, usual: str) -> str:
-    """Return what stands between the columns: what the head has the most of, outside quotation marks."""
-    line = next((line for line in text.split("\n") if line.strip()), "").rstrip("\r")
-    counts = {mark: len(next(csv.reader([line], delimiter=mark), [])) - 1 for mark in SEPARATORS}
-    best = max(counts.values())
-    return usual if counts[usual] == best else next(mark for mark in SEPARATORS if counts[mark] == best)

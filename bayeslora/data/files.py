@@ -4,6 +4,8 @@ import glob
 import logging
 import os
 import re
+import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,6 +160,8 @@ def read(name: str) -> "DatasetDict":
     path = Path(name)
     if not os.path.exists(path) and (found := _matching(name)):
         return _together(found)
+    if path.is_file() and path.suffix.casefold() == ".zip" and _ending(path) not in KINDS:
+        return _of_archive(path)
     check_place(name, "data", ", or a name on the hub")
     if path.is_file() and path.stat().st_size and KINDS.get(_ending(path)) == "json":
         return datasets.DatasetDict(written.tables(decoded(path), path))
@@ -175,6 +179,24 @@ def read(name: str) -> "DatasetDict":
         return datasets.load_dataset(name)
     except Exception as error:
         raise ValueError(_failed(name, path, error)) from error
+
+
+def _of_archive(path: Path) -> "DatasetDict":
+    """Read the files of an archive as those of a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with zipfile.ZipFile(path) as packed:
+                names = [name for name in packed.namelist() if _ending(Path(name)) in KINDS]
+                names = [name for name in names if not name.startswith("__MACOSX")]
+                files = [Path(packed.extract(name, folder)) for name in names]
+        except (zipfile.BadZipFile, OSError, RuntimeError) as error:
+            raise ValueError(f"{path} cannot be unpacked: {error}.") from error
+        if not files:
+            raise ValueError(f"{path} holds no file that ends in {', '.join(KINDS)}.")
+        try:
+            return _together(files)
+        except ValueError as error:
+            raise ValueError(str(error).replace(folder, str(path))) from None
 
 
 def _of_file(path: Path) -> "Dataset":

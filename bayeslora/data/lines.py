@@ -10,6 +10,9 @@ TAG = re.compile(r"O|[BIESLUM][-_]\S+")
 NUMBERED = re.compile(r"\d+(-\d+|\.\d+)?")
 """The number of a word in CoNLL-U; of words that are written as one, or that are not written, too."""
 
+FASTTEXT = "__label__"
+"""What stands before a label at the beginning of a line of fastText."""
+
 UPOS = 3
 """The column of universal parts of speech in CoNLL-U."""
 
@@ -59,6 +62,19 @@ def words_with_tags(text: str, is_sure: bool = False) -> dict[str, list[Any]] | 
     return columns
 
 
-def texts(lines: Sequence[str]) -> dict[str, list[str]]:
-    """Return the column `text`, with a row for each line that is not blank."""
-    return {"text": [line.strip() for line in lines if line.strip()]}
+def texts(lines: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the column `text`, with a row for each line that is not blank.
+
+    Lines that all begin with labels as fastText writes them, `__label__good fine film`, have a column `label`, too: a
+    text, or a list of texts if any line has several.
+    """
+    rows = [line.strip() for line in lines if line.strip()]
+    if not rows or not all(row.startswith(FASTTEXT) for row in rows):
+        return {"text": rows}
+    labels, rest = [], []
+    for row in rows:
+        words = row.split()
+        count = next((place for place, word in enumerate(words) if not word.startswith(FASTTEXT)), len(words))
+        labels.append([word.removeprefix(FASTTEXT) for word in words[:count]])
+        rest.append(row.split(maxsplit=count)[count] if len(words) > count else "")
+    return {"text": rest, "label": labels if any(len(each) > 1 for each in labels) else [each[0] for each in labels]}

@@ -1,0 +1,109 @@
+"""Tables of text as strangers write them: heads, quotation marks, separators, notes and encodings."""
+
+import logging
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bayeslora.data import plain, read
+from bayeslora.data.delimited import is_one
+
+ROWS = [("good film", "great"), ("bad", "bad"), ("so so", "great"), ("no, no", "bad")]
+TABLE = {"text": [text for text, _ in ROWS], "label": [label for _, label in ROWS]}
+PLACES = {"column 1": TABLE["text"], "column 2": TABLE["label"]}
+
+
+def lines(separator: str = ";", end: str = "", head: str | None = "text;label", mark: str = "") -> list[str]:
+    """The rows of the table, below a head."""
+    rows = [separator.join(f"{mark}{cell}{mark}" for cell in row) + end for row in ROWS]
+    return [*([] if head is None else [head.replace(";", separator)]), *rows]
+
+
+LAYOUTS: dict[str, tuple[list[str], dict[str, list[Any]]]] = {
+    "marks after the last column": (lines(end=";;"), TABLE),
+    "numbers of rows without a name, as R writes them": (
+        ["text;label", *(f"{n};{row}" for n, row in enumerate(lines(head=None), 1))],
+        TABLE,
+    ),
+    "notes above the head": (["# made by hand", "#", *lines()], TABLE),
+    "a head that is there again": ([*lines()[:3], "text;label", *lines()[3:]], TABLE),
+    "single quotation marks": (lines(",", mark="'"), TABLE),
+    "a comma in the head": (
+        ["text, as said;label", *lines(head=None)],
+        {"text, as said": TABLE["text"], "label": TABLE["label"]},
+    ),
+    "words, and no head": (lines(head=None), PLACES),
+    "numbers, and no head": (
+        ['"2";"good; film"', '"1";"bad"', '"2";"so so"'],
+        {"column 1": [2, 1, 2], "column 2": ["good; film", "bad", "so so"]},
+    ),
+    "numbers that name columns": (["0;1", "2;3", "4;5", "6;7"], {"0": [2, 4, 6], "1": [3, 5, 7]}),
+    "years that name columns": (["country;2019", "a;1", "b;2"], {"country": ["a", "b"], "2019": [1, 2]}),
+    "a head like a value": (["text;good", "a film;good", "b;bad", "c;good", "d;bad"], {"text": list("abcd")}),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts(name: str, tmp_path: Path) -> None:
+    content, expected = LAYOUTS[name]
+    (tmp_path / "data.csv").write_text("\n".join(content) + "\n")
+    found = read(str(tmp_path / "data.csv"))["train"]
+    if name == "a head like a value":
+        assert found.column_names == ["text", "good"]
+        return
+    assert {column: found[column][:] for column in expected} == expected
+    assert not plain(found).columns.text or plain(found).columns.text[0] in (next(iter(expected)), "column 2")
+
+
+def test_marks_that_are_a_part_of_texts(tmp_path: Path) -> None:
+    rows = ['"good film\tbad', 'he said "x" to me\tgood', '5" wide\tbad']
+    (tmp_path / "data.tsv").write_text("\n".join(["text\tlabel", *rows]))
+    assert read(str(tmp_path / "data.tsv"))["train"]["text"][:] == [row.partition("\t")[0] for row in rows]
+    (tmp_path / "data.csv").write_text('text,label\n"good,\nfilm",1\n"so, so",0\n')
+    assert read(str(tmp_path / "data.csv"))["train"]["text"][:] == ["good,\nfilm", "so, so"]
+    long = "a, " * 100_000
+    (tmp_path / "data.csv").write_text(f'text,label\n"{long}",1\nb,0\n')
+    assert read(str(tmp_path / "data.csv"))["train"]["text"][0] == long
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("text,label\ngood, really,1\nbad,0\n", True),
+        ("a,b\n1,2,3\n1,2\n3,4\n", True),
+        ("text\tlabel\nbad\n", True),
+        ("Well, then\nNo commas here\nNor here\n", False),
+        ("Well, I never.\nOh, really?\n", False),
+        ("one text on a line\nand another\n", False),
+    ],
+)
+def test_what_is_a_table_though_nothing_says_so(content: str, expected: bool) -> None:
+    assert is_one(content) == expected
+
+
+def test_labels_as_fasttext_writes_them(tmp_path: Path) -> None:
+    path = tmp_path / "train.txt"
+    path.write_text("__label__good a fine film\n__label__bad no\n")
+    assert read(str(path))["train"].to_dict() == {"text": ["a fine film", "no"], "label": ["good", "bad"]}
+    path.write_text("__label__good __label__long a fine film\n__label__bad no\n")
+    assert read(str(path))["train"]["label"][:] == [["good", "long"], ["bad"]]
+
+
+def test_lines_in_other_encodings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "data.csv"
+    path.write_bytes("text,label\nnaïve,1\n".encode() + "café,0\n".encode("latin-1"))
+    assert read(str(path))["train"]["text"][:] == ["naïve", "café"]
+    assert "data.csv is in UTF-8 but for 1 line(s), the first is line 3" in caplog.text
+
+
+def test_an_archive_is_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with zipfile.ZipFile(tmp_path / "reviews.zip", "w") as packed:
+        for name in ("reviews/train.csv", "reviews/test.csv", "__MACOSX/reviews/train.csv", "reviews/about.md"):
+            packed.writestr(name, "\n".join(lines()))
+    caplog.set_level(logging.WARNING)
+    assert {split: len(rows) for split, rows in read(str(tmp_path / "reviews.zip")).items()} == {"train": 4, "test": 4}
+    (tmp_path / "reviews.zip").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"reviews\.zip cannot be unpacked: "):
+        read(str(tmp_path / "reviews.zip"))
