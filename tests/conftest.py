@@ -6,11 +6,9 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from jaxtyping import install_import_hook
+from tests import typecheck
 
-import tests.typecheck  # noqa: F401 (the hook looks it up by name)
-
-install_import_hook("bayeslora", "tests.typecheck.check")
+typecheck.install("bayeslora")
 
 from collections.abc import Iterator
 from pathlib import Path
