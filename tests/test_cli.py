@@ -33,7 +33,7 @@ def run(*words: str) -> Result:
 
 def process(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "bayeslora.cli", *words], capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, "-m", "bayeslora.cli", *words], capture_output=True, text=True, check=False, timeout=600
     )
 
 

@@ -1,6 +1,5 @@
 """Reading data never hashes the network: `datasets` pickles whatever is mapped over a table, with all that it holds."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +15,8 @@ from tests.architectures.tiny import tiny_model
 from tests.helpers import tiny_bert
 from tests.test_data import TEXTS, tiny_tokenizer
 
-BUDGET = 1.0
-"""Seconds that reading a few rows may take."""
+BUDGET = 20_000
+"""Objects that may be pickled while a few rows are read; a tiny network alone has more."""
 
 
 @pytest.fixture
@@ -67,15 +66,13 @@ def test_no_network_is_hashed(name: str, streamed: bool, pickled: list[type]) ->
     datasets.disable_caching()  # a cached table would not be mapped
     pickled.clear()
     try:
-        begun = time.perf_counter()
         kind = QuestionAnswering if name == "spans" else None
         rows = [*Source(table, model, tokenizer, num_examples=5 if streamed else None).about(kind).batches(2)]
-        elapsed = time.perf_counter() - begun
     finally:
         datasets.enable_caching()
     assert len(rows) == 3
     assert not [cls for cls in pickled if issubclass(cls, nn.Module)]
-    assert elapsed < BUDGET
+    assert len(pickled) < BUDGET
     assert streamed or name == "tokens" or pickled, "nothing was mapped"
 
 

@@ -36,7 +36,7 @@ def test_formulas_are_typeset_without_a_network(tmp_path: Path) -> None:
     for page in PAGES:
         html = (tmp_path / "site" / page).with_suffix(".html")
         command = [str(CHROMIUM), *OFFLINE, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", html.as_uri()]
-        seen = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+        seen = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout
         formulas = html.read_text().count('class="arithmatex"')
         assert formulas > 0
         assert seen.count("<mjx-container") == formulas

@@ -62,7 +62,7 @@ posterior = bayeslora.load(folder, tiny_bert())
 draws = {{name: value.numpy() for name, value in posterior.draw(3, seed=5).items()}}
 np.savez(folder + "/out.npz", predicted=posterior.predict(tokens()[0], num_draws=3).draws, **draws)
 """
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=600)
     with np.load(tmp_path / "out.npz") as out:
         for name, value in posterior.draw(3, seed=5).items():
             assert np.array_equal(out[name], value.numpy()), name

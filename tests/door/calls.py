@@ -51,7 +51,7 @@ from tests.test_data import tiny_tokenizer
 PACKAGE = str(Path(bayeslora.__file__).parent)
 OWN = (ValueError, TypeError, FileNotFoundError, NotSavedError, DivergedError)
 
-SLOWEST = 30.0
+SLOWEST = 120.0
 """Seconds that a call may take, on a busy machine."""
 
 OTHERS = ("self", "hyperparameters", "generation_settings", "settings", "n_jobs")
@@ -385,7 +385,7 @@ def main(number: int, start: int = 0) -> dict[str, Any]:
     """Make so many calls; return how many of each function were made, how they ended, and what is wrong."""
     logging.disable(logging.ERROR)
     warnings.simplefilter("ignore")
-    faulthandler.dump_traceback_later(SLOWEST * 60, exit=True)
+    faulthandler.dump_traceback_later(SLOWEST * 15, exit=True)
     made = predictions()
     names, tally = [n for n in sorted(public()) if "Prediction." not in n or n.partition(".")[0] in made], Tally()
     # Most of what can be called badly is in a few functions.

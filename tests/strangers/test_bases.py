@@ -61,7 +61,7 @@ except ValueError as error:
     # Not offline: nothing but `load` itself keeps from asking.
     settings = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     run = [sys.executable, "-c", script, str(tmp_path)]
-    out = subprocess.run(run, capture_output=True, text=True, check=True, timeout=120, env=settings).stdout
+    out = subprocess.run(run, capture_output=True, text=True, check=True, timeout=600, env=settings).stdout
     assert out.startswith(f"0 The posterior in {tmp_path} names the base model 'somebody/model', and there are no ")
     assert out.endswith("pass model=…, or download=True if that is its name on the hub.\n")
 
