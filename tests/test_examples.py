@@ -5,8 +5,11 @@ import os
 import runpy
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import pytest
 
@@ -17,14 +20,28 @@ from tests.test_data import tiny_tokenizer
 FOLDER = Path(__file__).parent.parent / "examples"
 
 
-def run(path: Path, *words: str, **environment: str) -> str:
-    """What a script prints."""
-    command = [sys.executable, str(path), *words]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **environment}
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Run]:
+    """Runs a script as if it was started with words, and returns what it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    known = dict(bayeslora.METHODS)
+
+    def started(path: Path, *words: str) -> str:
+        monkeypatch.setattr(sys, "argv", [str(path), *words])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            runpy.run_path(str(path), run_name="__main__")
+        return capsys.readouterr().out
+
+    yield started
+    bayeslora.METHODS.clear()
+    bayeslora.METHODS.update(known)
 
 
 SCRIPTS = (FOLDER / "trainer_script.py", FOLDER / "trainer_script_bayeslora.py")
@@ -42,29 +59,20 @@ SMALL = {
 @pytest.mark.parametrize(
     "path", sorted(set(FOLDER.glob("*.py")) - NEED_DATA - {LIGHTNING, *SCRIPTS}), ids=lambda path: path.stem
 )
-@pytest.mark.filterwarnings("ignore")
-def test_example_runs(
-    path: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(path), *SMALL.get(path.stem, "").split()])
-    known = dict(bayeslora.METHODS)
-    try:
-        runpy.run_path(str(path), run_name="__main__")
-    finally:
-        bayeslora.METHODS.clear()
-        bayeslora.METHODS.update(known)
-    assert capsys.readouterr().out
+def test_example_runs(path: Path, run: Run) -> None:
+    assert run(path, *SMALL.get(path.stem, "").split())
 
 
 @pytest.mark.slow
 def test_lightning_example_runs() -> None:
     pytest.importorskip("lightning")
-    assert "p(positive)" in run(LIGHTNING)
+    done = subprocess.run([sys.executable, str(LIGHTNING)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "p(positive)" in done.stdout
 
 
 @pytest.mark.parametrize("task", ["mrpc", *(pytest.param(task, marks=pytest.mark.slow) for task in ("stsb", "boolq"))])
-def test_glue_example(tmp_path: Path, task: str) -> None:
+def test_glue_example(tmp_path: Path, task: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     # In the form of the published files; what `BAYESLORA_DATA` names may hold any part of them.
     words = ["a joy", "splendid", "awful", "dreadful"] * 10
     columns = {
@@ -76,11 +84,12 @@ def test_glue_example(tmp_path: Path, task: str) -> None:
     folder.mkdir(parents=True)
     pd.DataFrame(columns).to_parquet(folder / "train.parquet")
     counts = ("--train", "16", "--held-out", "8", "--test", "16", "--epochs", "1", "--num-draws", "2")
-    printed = run(FOLDER / "glue.py", task, *counts, BAYESLORA_DATA=str(tmp_path), HF_HOME=str(tmp_path / "cache"))
+    monkeypatch.setenv("BAYESLORA_DATA", str(tmp_path))
+    printed = run(FOLDER / "glue.py", task, *counts)
     assert all(name in printed for name in ("majority", "lora + temperature", "monteclora + temperature"))
 
 
-def test_question_answering_example(tmp_path: Path) -> None:
+def test_question_answering_example(tmp_path: Path, run: Run) -> None:
     context = "The cathedral was begun in 1163 and completed in 1345."
     rows = {
         "question": ["When was it begun?", "When was it completed?"] * 6,
@@ -90,7 +99,7 @@ def test_question_answering_example(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         pd.DataFrame(rows).to_parquet(tmp_path / f"{split}.parquet")
     counts = ("--train", "12", "--test", "6", "--epochs", "1", "--num-draws", "2")
-    printed = run(FOLDER / "question_answering.py", "--data", str(tmp_path), *counts, HF_HOME=str(tmp_path / "cache"))
+    printed = run(FOLDER / "question_answering.py", "--data", str(tmp_path), *counts)
     assert all(name in printed for name in ("exact_match", "monteclora", "Least sure"))
 
 
@@ -122,18 +131,11 @@ REAL_DATA = Path(os.environ.get("BAYESLORA_DATA", "/nonexistent")) / "glue" / "m
 
 
 @pytest.mark.skipif(not REAL_DATA.is_file(), reason="BAYESLORA_DATA names no folder with glue/mrpc")
-def test_glue_example_reads_the_published_data(tmp_path: Path) -> None:
-    program = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import glue; "
-        "task = glue.split(glue.read('mrpc'), 0, 500, 500, 1500); "
-        "print(len(task.train), len(task.held_out), len(task.test), sum(glue.read('mrpc')['label']), "
-        "len(set(task.train['sentence1']) & set(task.test['sentence1'])) < 50)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(FOLDER)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HOME": str(tmp_path)},
-    )
-    assert done.stdout.split() == ["500", "500", "1500", "2474", "True"], done.stderr
+def test_glue_example_reads_the_published_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    glue = runpy.run_path(str(FOLDER / "glue.py"), run_name="glue")
+    data = glue["read"]("mrpc")
+    task = glue["split"](data, 0, 500, 500, 1500)
+    assert [len(each) for each in (task.train, task.held_out, task.test)] == [500, 500, 1500]
+    assert sum(data["label"]) == 2474
+    assert len({*task.train["sentence1"]} & {*task.test["sentence1"]}) < 50
