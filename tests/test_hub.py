@@ -82,7 +82,7 @@ def test_what_is_pushed_is_what_is_loaded(posterior: Posterior, there: Path) -> 
         bayeslora.load(shutil.copytree(Api.place / "user/name", there / "copy"), tiny_bert(2)),
     ):
         assert isinstance(found, Posterior)
-        np.testing.assert_allclose(found.predict(TEXTS).probs, expected, rtol=1e-6)
+        np.testing.assert_allclose(found.predict(TEXTS).probs, expected, rtol=1e-5)
     assert [settings["revision"] for name, settings in Api.calls if name == "snapshot_download"] == ["draft", None]
     assert not (there / "cache/user/name/README.md").exists()  # nothing but the posterior is fetched
 
@@ -140,8 +140,8 @@ def test_a_pipeline_answers_like_those_of_transformers(posterior: Posterior, tmp
     assert type(one["score"]) is float
     probs = posterior.predict(["good", "bad"], 4)
     many = ask(["good", "bad"])
-    assert [record["score"] for record in many] == pytest.approx(probs.probs.max(1).tolist(), rel=1e-6)
-    assert [record["epistemic"] for record in many] == pytest.approx(probs.epistemic.tolist(), abs=1e-6)
+    assert [record["score"] for record in many] == pytest.approx(probs.probs.max(1).tolist(), rel=1e-5)
+    assert [record["epistemic"] for record in many] == pytest.approx(probs.epistemic.tolist(), abs=1e-5)
     assert ask([]) == []
     for same in ({"text": "good"}, [{"text": "good"}], (text for text in ["good"])):
         assert ask(same) == [one]
@@ -165,7 +165,7 @@ def test_a_pipeline_of_pairs_and_of_numbers() -> None:
     ask = bayeslora.pipeline(pairs, num_draws=2)
     expected = pairs.predict(table.head(2), 2).probs.max(1).tolist()
     given = list(zip(TEXTS[:2], TEXTS[::-1][:2], strict=True))
-    assert [record["score"] for record in ask(given)] == pytest.approx(expected, rel=1e-6)
+    assert [record["score"] for record in ask(given)] == pytest.approx(expected, rel=1e-5)
     assert ask(given[0]) == ask(given[:1])
     assert ask([{"text": a, "text_pair": b} for a, b in given]) == ask(given)
     settings = SETTINGS | {"tokenizer": tiny_tokenizer(), "likelihood": "regression"}

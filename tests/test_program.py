@@ -23,7 +23,7 @@ def test_evaluation_gives_the_centre_and_its_nll() -> None:
     outputs = [program(**batch(6)) for _ in range(2)]
     assert torch.equal(outputs[0].logits, outputs[1].logits)
     expected = torch.nn.functional.cross_entropy(outputs[0].logits, batch(6)["labels"])
-    assert outputs[0].loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert outputs[0].loss.item() == pytest.approx(expected.item(), rel=1e-5)
     # At the centre, A is μ: the noise is at its mean, zero.
     factors = program.factors_at(program.centre())
     assert all(torch.equal(factors[name].A, program.guide[name].loc) for name in program.stacks)
@@ -127,8 +127,8 @@ def test_mean_of_the_loss_over_draws_does_not_depend_on_the_number_of_particles(
     many.load_state_dict(one.state_dict())
     for program in (one, many):
         program.network.eval()
-    single = torch.stack([one(**batch(6)).loss.detach() for _ in range(400)])
-    several = torch.stack([many(**batch(6)).loss.detach() for _ in range(100)])
-    error = (single.var() / 400 + several.var() / 100).sqrt()
+    single = torch.stack([one(**batch(6)).loss.detach() for _ in range(160)])
+    several = torch.stack([many(**batch(6)).loss.detach() for _ in range(40)])
+    error = (single.var() / 160 + several.var() / 40).sqrt()
     assert abs(single.mean() - several.mean()) < 4.3 * error + 1e-6
     assert several.var() < single.var() or single.var() < 1e-12
