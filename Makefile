@@ -12,10 +12,10 @@ demo: $(VENV)/.demo  ## Install what the demo needs and run it: real encoder, re
 	HF_HUB_OFFLINE=1 $(STEADY) $(BIN)/bayeslora demo
 
 test: $(VENV)/.dev  ## Install everything and run the tests.
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: $(VENV)/.dev  ## Run the slow tests too: every architecture in the table (minutes).
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m ""
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
 # Three instruction sets, three shifts of every seed; one thread and two among them.
 test-machines: $(VENV)/.dev  ## Run the tests as other processors and with other seeds would (nine times as long).
@@ -23,7 +23,7 @@ test-machines: $(VENV)/.dev  ## Run the tests as other processors and with other
 		echo "capability $$capability, base seed $$seed"; \
 		test $$capability = native || export ATEN_CPU_CAPABILITY=$$capability; \
 		HF_HUB_OFFLINE=1 BAYESLORA_TEST_SEED=$$seed OMP_NUM_THREADS=$$((seed % 2 + 1)) \
-		$(BIN)/python -m pytest -n 2 || failed=1; \
+		$(BIN)/python -m pytest -n 2 --dist worksteal || failed=1; \
 		unset ATEN_CPU_CAPABILITY; \
 	done; done; exit $$failed
 
