@@ -140,19 +140,19 @@ def test_every_method_has_names_attributes_and_what_it_says_of_itself(name: str)
 
 def test_prior_draws_are_the_priors() -> None:
     posterior = fitted("blob")
-    draws = posterior.to_arviz(num_draws=4_000, raw=True).prior
+    draws = posterior.to_arviz(num_draws=1_000, raw=True).prior
     spread = draws["A_6x5"].to_numpy().std()
-    assert spread == pytest.approx(posterior.method.prior_scale, rel=0.02)  # type: ignore[attr-defined]
+    assert spread == pytest.approx(posterior.method.prior_scale, rel=0.04)  # type: ignore[attr-defined]
     assert draws["B_6x5"].to_numpy().std((0, 1)).max() < 1e-12
     laplace = fitted("laplace")
     tau = float(laplace.guide["5x5"].matrices["A"].precision)  # type: ignore[index]
-    groups = laplace.to_arviz(num_draws=4_000, raw=True).prior
-    assert groups["A_5x5"].to_numpy().std() == pytest.approx(tau**-0.5, rel=0.02)
+    groups = laplace.to_arviz(num_draws=1_000, raw=True).prior
+    assert groups["A_5x5"].to_numpy().std() == pytest.approx(tau**-0.5, rel=0.04)
     own = laplace.network.bases("head_5x3")  # the prior is about the head's whole weights, not their change
     mean = groups["weight_head_5x3"].to_numpy()[0, :, 0, :, :5].mean(0)
     frozen = -torch.cat([w.detach() for w in own.weights]).view(3, 5).numpy() if hasattr(own, "weights") else None
     if frozen is not None:
-        np.testing.assert_allclose(mean, frozen, atol=5 * tau**-0.5 / math.sqrt(4_000))
+        np.testing.assert_allclose(mean, frozen, atol=5 * tau**-0.5 / math.sqrt(1_000))
 
 
 def test_densities_are_the_distributions() -> None:

@@ -215,7 +215,7 @@ def test_steps_of_a_fit_keep_nothing(steps: int) -> None:
     watch.assert_flat(steps, most=1000 if steps > 150 else 20_000)
 
 
-@pytest.mark.parametrize("predictions", [150, pytest.param(2000, marks=LONG)])
+@pytest.mark.parametrize("predictions", [60, pytest.param(2000, marks=LONG)])
 def test_predictions_keep_nothing(predictions: int) -> None:
     posterior = fit(tiny_bert(), "monteclora")
     watch = Watch(posterior.network.model)
@@ -223,7 +223,7 @@ def test_predictions_keep_nothing(predictions: int) -> None:
         posterior.predict(DATA, 4, seed=index)
         if index % (predictions // 10) == 0:
             watch.sample()
-    watch.assert_flat(predictions, most=1000 if predictions > 150 else 20_000)
+    watch.assert_flat(predictions, most=1000 if predictions > 60 else 20_000)
 
 
 @pytest.mark.parametrize("rounds", [8, pytest.param(100, marks=LONG)])

@@ -113,7 +113,7 @@ def check_killed(work: Callable[[Path], Any], folder: Path, operation: int, whol
 
 def test_a_fit_killed_at_operations_all_over_it_resumes_to_the_same_bits(whole: Learned, tmp_path: Path) -> None:
     count = operations_of(job, tmp_path / "out")
-    for operation in np.unique(np.linspace(0, count - 1, 12).round()).astype(int).tolist():
+    for operation in np.unique(np.linspace(0, count - 1, 6).round()).astype(int).tolist():
         check_killed(job, tmp_path / "out", operation, whole)
 
 

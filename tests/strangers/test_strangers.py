@@ -27,8 +27,8 @@ from tests.fixtures.make import CASES, FOLDER
 from tests.strangers import further
 from tests.strangers.mutants import MIXTURES, MUTATIONS, WHOLE, Mutation, in_component, sign, tensors_file
 
-SECONDS = 10
-"""Within which loading ends."""
+SECONDS = 60
+"""Within which loading ends, on the slowest of machines; what hangs never does."""
 
 BASE_MEMORY = 64 * 2**20
 """Bytes that loading takes whatever the size of the posterior: the network's copy, modules imported on the way."""
@@ -64,7 +64,7 @@ class Worker:
                 cwd=Path(__file__).parents[2],
                 env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
             )
-            assert self.load(pristine, case, pristine, 120)["outcome"] == "same"
+            assert self.load(pristine, case, pristine, 600)["outcome"] == "same"
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         task = {"folder": str(folder), "case": case, "pristine": str(pristine)}
@@ -147,7 +147,7 @@ MUTANTS = given(
 )
 
 
-@settings(max_examples=150, **FUZZ)
+@settings(max_examples=80, **FUZZ)
 @MUTANTS
 def test_a_mutant_is_refused_or_predicts(worker: Worker, case: str, mutation: str, seed: int) -> None:
     check(worker, FOLDER / case, case, mutation, Random(seed))
@@ -173,7 +173,7 @@ def further_kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(max_examples=60, **FUZZ)
+@settings(max_examples=40, **FUZZ)
 @FURTHER_MUTANTS
 def test_a_mutant_of_a_mixture_or_student_is_refused_or_predicts(
     worker: Worker, further_kinds: Path, kind: tuple[str, str], seed: int
@@ -218,7 +218,7 @@ print(watch.opened.count(sys.argv[1]), *sorted({done.split()[0] for done in watc
         check=True,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         cwd=Path(__file__).parents[2],
         stdin=subprocess.DEVNULL,
     ).stdout

@@ -1,7 +1,9 @@
 """Every task end to end, on a small model of each kind."""
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -28,35 +30,56 @@ def case(request: pytest.FixtureRequest) -> Case:
     return request.param
 
 
-@pytest.fixture(scope="module", params=METHODS)
-def fitted(case: Case, request: pytest.FixtureRequest) -> bayeslora.Posterior:
-    return bayeslora.fit(
+# Draws of every method have the same shapes: those of a point, and of masks, on a network of each kind.
+OF_EACH_KIND = ("Bert-sequence", "Bert-token", "Bert-span", "T5", "MLP")
+
+
+def _fits() -> Iterator[Any]:
+    for case, method in itertools.product(CASES, METHODS):
+        fast = not case.name.startswith("Roberta") and (method == "monteclora" or case.name in OF_EACH_KIND)
+        yield pytest.param((case, method), marks=() if fast else pytest.mark.slow, id=f"{case.name}-{method}")
+
+
+class Fitted(NamedTuple):
+    """A case, and what was fitted to it."""
+
+    case: Case
+    posterior: bayeslora.Posterior
+
+
+@pytest.fixture(scope="module", params=_fits())
+def fitted(request: pytest.FixtureRequest) -> Fitted:
+    case, method = request.param
+    posterior = bayeslora.fit(
         case.make(),
         case.data,
-        make_method(request.param, **METHODS[request.param]),
+        make_method(method, **METHODS[method]),
         likelihood=case.likelihood if case.asked else None,
-        num_particles=PARTICLES.get(request.param),
+        num_particles=PARTICLES.get(method),
         rank=2,
         epochs=8,
         batch_size=8,
         learning_rate=1e-2,
         progress=False,
     )
+    return Fitted(case, posterior)
 
 
-def test_the_likelihood_is_inferred_and_the_loss_falls(case: Case, fitted: bayeslora.Posterior) -> None:
-    likelihood = fitted.program.likelihood
+def test_the_likelihood_is_inferred_and_the_loss_falls(fitted: Fitted) -> None:
+    case, posterior = fitted
+    likelihood = posterior.program.likelihood
     assert type(likelihood) is type(case.likelihood)
     if not hasattr(likelihood, "scale"):
         assert likelihood.config() == case.likelihood.config()
-    nll = fitted.history["nll"]
+    nll = posterior.history["nll"]
     assert len(nll) == 32
     assert nll[-8:].mean() < nll[:4].mean()
 
 
-def test_predictions_have_their_shape_and_their_parts_add_up(case: Case, fitted: bayeslora.Posterior) -> None:
-    prediction = fitted.predict(case.data, num_draws=3)
-    num_draws = 1 if fitted.method.name == "lora" else 3  # a point is one draw, masks that drop nothing are several
+def test_predictions_have_their_shape_and_their_parts_add_up(fitted: Fitted) -> None:
+    case, posterior = fitted
+    prediction = posterior.predict(case.data, num_draws=3)
+    num_draws = 1 if posterior.method.name == "lora" else 3  # a point is one draw, masks that drop nothing are several
     assert prediction.draws.shape == (num_draws, *case.shape)
     assert len(prediction) == len(prediction.predicted) == len(prediction.to_pandas()) == case.shape[0]
     for values in (prediction.entropy, prediction.aleatoric, prediction.epistemic):
@@ -64,29 +87,31 @@ def test_predictions_have_their_shape_and_their_parts_add_up(case: Case, fitted:
         assert np.isfinite(values).all()
     np.testing.assert_allclose(prediction.entropy, prediction.aleatoric + prediction.epistemic, atol=1e-5)
     assert (prediction.epistemic >= 0).all()
-    if fitted.method.name != "monteclora":
+    if posterior.method.name != "monteclora":
         np.testing.assert_allclose(np.ptp(prediction.draws, axis=0), 0, atol=1e-5)
         np.testing.assert_allclose(prediction.epistemic, 0, atol=1e-5)
     assert prediction.sample(seed=0).shape[:2] == (num_draws, case.shape[0])
 
 
-def test_scores_are_those_of_the_loss(case: Case, fitted: bayeslora.Posterior) -> None:
-    scores = fitted.evaluate(case.data, num_draws=3)
+def test_scores_are_those_of_the_loss(fitted: Fitted) -> None:
+    case, posterior = fitted
+    scores = posterior.evaluate(case.data, num_draws=3)
     # Where all are right, there are no errors to tell.
     assert all(np.isfinite(value) for name, value in scores.items() if not name.endswith("auroc_errors"))
     batch = as_batch(case)
     with torch.no_grad():
-        loss = fitted.program.eval()(**batch).loss.item()
+        loss = posterior.program.eval()(**batch).loss.item()
     assert scores["center_nll"] == pytest.approx(loss, rel=1e-4)
 
 
-def test_saving_keeps_them(case: Case, fitted: bayeslora.Posterior, tmp_path: Path) -> None:
-    fitted.save(tmp_path)
+def test_saving_keeps_them(fitted: Fitted, tmp_path: Path) -> None:
+    case, posterior = fitted
+    posterior.save(tmp_path)
     loaded = bayeslora.load(tmp_path, case.make())
     np.testing.assert_array_equal(
-        loaded.predict(case.data, num_draws=2).draws, fitted.predict(case.data, num_draws=2).draws
+        loaded.predict(case.data, num_draws=2).draws, posterior.predict(case.data, num_draws=2).draws
     )
-    assert loaded.record() == fitted.record()
+    assert loaded.record() == posterior.record()
 
 
 @pytest.mark.parametrize("method", METHODS)
