@@ -160,7 +160,7 @@ def read(name: str) -> "DatasetDict":
     path = Path(name)
     if not os.path.exists(path) and (found := _matching(name)):
         return _together(found)
-    if path.is_file() and path.suffix.casefold() == ".zip" and _ending(path) not in KINDS:
+    if os.path.isfile(path) and path.suffix.casefold() == ".zip" and _ending(path) not in KINDS:
         return _of_archive(path)
     check_place(name, "data", ", or a name on the hub")
     if path.is_file() and path.stat().st_size and KINDS.get(_ending(path)) == "json":
