@@ -23,7 +23,7 @@ SIGNIFICANT = 0.05
 """The p-value below which one method is called better than another."""
 
 NAMED = 3
-"""Cells that diverged and are named in a verdict."""
+"""Cells that diverged, or are lacking, and are named in a verdict."""
 
 NARROW = ("cells", "diverged", "intrinsic", "extrinsic", "nll spread", "nll p")
 """Columns for a prompt, as many of the first as it has room for."""
@@ -126,6 +126,12 @@ class Sweep(Shown):
         return [cell for cell, scores in self._results[method].items() if _diverged(scores)]
 
     @checked()
+    def lacking(self, method: str) -> list[Cell]:
+        """Return the cells that another method has and this one does not, because its runs have not ended."""
+        self._check(method)
+        return sorted({cell for each in self._results.values() for cell in each} - self._results[method].keys())
+
+    @checked()
     def values(self, method: str, metric: str = "nll") -> dict[Cell, float]:
         """Return a method's score in each cell: infinite, to the bad side, where there is none."""
         self._check(method, metric)
@@ -164,13 +170,18 @@ class Sweep(Shown):
 
     @checked()
     def verdict(self, method: str, metric: str = "nll") -> str:
-        """Say in words whether a method is better than the first over the grid, and which cells diverged.
+        """Say in words whether a method is better than the first over the grid, and name cells without a finite NLL.
 
         Better and worse are said where the p-value of Wilcoxon's test over paired cells is below 0.05.
         """
-        failed = self.diverged(method)
-        named = "; ".join(map(str, failed[:NAMED])) + ("; …" if len(failed) > NAMED else "")
-        lacking = f"; {len(failed)} of {len(self._results[method])} cells diverged ({named})" if failed else ""
+        failed, missing = self.diverged(method), self.lacking(method)
+        lacking = f"; {len(failed)} of {len(self._results[method])} cells diverged ({_named(failed)})" if failed else ""
+        if missing:
+            grid = len(missing) + len(self._results[method])
+            lacking += (
+                f"; {len(missing)} of {grid} cells are lacking ({_named(missing)}): its medians and spreads are not "
+                "over the cells of others"
+            )
         if method == self.baseline:
             return f"what others are held against{lacking}"
         found = self.difference(method, metric)
@@ -280,7 +291,11 @@ class Sweep(Shown):
                 f"{name.replace('_', ' ')}s": ", ".join(f"{each:g}" for each in values)
                 for name, values in numbers.items()
             },
-            **{name: self.verdict(name) for name in self.methods if name != self.baseline or self.diverged(name)},
+            **{
+                name: self.verdict(name)
+                for name in self.methods
+                if name != self.baseline or self.diverged(name) or self.lacking(name)
+            },
         }
         shown = self.shown()
         return "Sweep", facts, first_columns(shown[[name for name in NARROW if name in shown]].reset_index())
@@ -288,6 +303,10 @@ class Sweep(Shown):
     def _repr_html_(self) -> str:
         title, facts, _ = self._shown()
         return as_html(title, facts, self.shown().reset_index())
+
+
+def _named(cells: Sequence[Cell]) -> str:
+    return "; ".join(map(str, cells[:NAMED])) + ("; …" if len(cells) > NAMED else "")
 
 
 def _cell(run: Mapping[str, Any]) -> Cell:

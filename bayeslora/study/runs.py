@@ -3,9 +3,10 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -98,6 +99,18 @@ class Task:
         }
 
 
+class Failure(NamedTuple):
+    """What a run ended with instead of a record.
+
+    Args:
+        error: The error.
+        trace: Where it was raised, as a text: an error that comes from another process does not know.
+    """
+
+    error: Exception
+    trace: str
+
+
 def model_record(model: Any) -> dict[str, Any]:
     """Return what tells a model from others: its name, or its class and a hash of its parameters."""
     if not isinstance(model, nn.Module):
@@ -126,6 +139,9 @@ def shown(value: Any) -> Any:
 def run_all(tasks: Sequence[Task], setting: Setting, store: Store, n_jobs: int | None) -> list[dict[str, Any]]:
     """Run tasks that the store does not have, and return all runs, in order: each is stored as it ends.
 
+    Where one fails, the others still run, and the first error is raised when they have ended. If none has ended before,
+    it is raised at once: what is wrong may well be wrong for all.
+
     Args:
         tasks: The tasks.
         setting: What they have in common.
@@ -136,36 +152,54 @@ def run_all(tasks: Sequence[Task], setting: Setting, store: Store, n_jobs: int |
     lacking = [(key, task) for key, task in zip(keys, tasks, strict=True) if store.get(key) is None]
     if len(lacking) < len(tasks):
         logger.info("%d of %d runs are in %s.", len(tasks) - len(lacking), len(tasks), store.folder)
-    for number, (key, run) in enumerate(_spread(lacking, setting, n_jobs), start=1):
+    ended, errors, found = 0, [], _spread(lacking, setting, n_jobs)
+    for number, (key, run) in enumerate(found, start=1):
+        if isinstance(run, Failure):
+            errors.append(run.error)
+            if run.error.__traceback__ is None:  # it was in another process
+                run.error.add_note(run.trace)
+            if not ended:
+                found.throw(run.error)  # where joblib stops its workers, and raises it
+            logger.warning("%d of %d failed: %s: %s", number, len(lacking), type(run.error).__name__, run.error)
+            continue
         store.put(key, run)
+        ended += 1
         logger.info("%d of %d: %s", number, len(lacking), _said(run))
+    if errors:
+        if len(errors) > 1:
+            errors[0].add_note(f"{len(errors) - 1} more failed.")
+        raise errors[0]
     return [store.get(key) or {} for key in keys]
 
 
 def _spread(
     tasks: Sequence[tuple[str, Task]], setting: Setting, n_jobs: int | None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield runs as they end, whichever is first."""
+) -> Generator[tuple[str, dict[str, Any] | Failure], None, None]:
+    """Yield runs as they end, whichever is first, and the errors of those that fail."""
     import joblib  # type: ignore[import-untyped,unused-ignore]
 
     parallel = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")
     yield from parallel(joblib.delayed(_keyed)(key, task, setting) for key, task in tasks)
 
 
-def _keyed(key: str, task: Task, setting: Setting) -> tuple[str, dict[str, Any]]:
+def _keyed(key: str, task: Task, setting: Setting) -> tuple[str, dict[str, Any] | Failure]:
     try:
         return key, run(task, setting)
     except Exception as error:
-        names = " and ".join(task.names)
-        error.add_note(f"This was the fit of {names} with seed {task.seed}; a store keeps the others.")
-        raise
+        names, cell = " and ".join(task.names), _at(task.cell or {})
+        error.add_note(f"This was the fit of {names} with seed {task.seed}{cell}; a store keeps the others.")
+        return key, Failure(error, traceback.format_exc())
+
+
+def _at(cell: Mapping[str, Any]) -> str:
+    return "".join(f", {name.replace('_', ' ')} {value:g}" for name, value in cell.items())
 
 
 def _said(run: Mapping[str, Any]) -> str:
     result = "".join(f", NLL {each['scores']['nll']:.4f}" for each in run["results"].values())
     failed = f", failed: {run['failed']}" if run["failed"] else ""
-    cell = "".join(f", {name.replace('_', ' ')} {value:g}" for name, value in run["cell"].items())
-    return f"{' and '.join(run['names'])}{cell}, seed {run['seed']}{result}{failed}, {run['fit_seconds']:.0f} s"
+    names, cell = " and ".join(run["names"]), _at(run["cell"])
+    return f"{names}{cell}, seed {run['seed']}{result}{failed}, {run['fit_seconds']:.0f} s"
 
 
 def run(task: Task, setting: Setting) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -95,6 +97,49 @@ def test_cells_are_paired_by_what_they_are_and_not_by_their_order() -> None:
     fewer = Sweep(found.runs[:-1], found.methods, ABOUT)
     assert fewer.difference("b").cells == 2
     assert "of 2 cells, no p is below 0.5" in fewer.verdict("b")
+
+
+def test_cells_that_are_lacking_are_named() -> None:
+    whole = made_up({"a": [0.1, 0.2, 0.3], "b": [0.2, 0.3, 0.4]})
+    assert whole.lacking("a") == whole.lacking("b") == []
+    found = Sweep(whole.runs[1:-1], whole.methods, ABOUT)
+    assert ([*map(str, found.lacking("a"))], found.difference("b").cells) == (
+        ["learning rate 1, batch size 8, seed 0"],
+        1,
+    )
+    words = "1 of 3 cells are lacking (learning rate 0.01, batch size 8, seed 0): its medians and spreads are not over"
+    assert words in found.verdict("b")
+    assert "1 of 3 cells are lacking" in repr(found).replace("\n", " ").replace("  ", "")
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_cell_that_fails_leaves_the_others(n_jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = {"lora": "lora", "odd": {"method": "blob", "alpha": 3.0}, "blob": "blob"}
+    grid: dict[str, Any] = {"learning_rates": [3e-2, 1e-3], "batch_sizes": [16], "store": tmp_path}
+    made: list[str] = []
+
+    def run(task: runs.Task, setting: runs.Setting) -> dict[str, Any]:
+        made.extend(task.names)
+        if task.names == ("odd",):
+            raise MemoryError("no room")
+        results = {task.names[0]: {"scores": {"nll": 1.0}, "temperature": 1.0, "left_out": {}, "parameters": 1}}
+        return {**task.record(), "cell": task.cell, "results": results, "failed": None, "fit_seconds": 1.0}
+
+    monkeypatch.setattr(runs, "run", run)
+    with joblib.parallel_config("threading", n_jobs=n_jobs):
+        with pytest.raises(MemoryError, match="no room") as error:
+            swept(methods, **grid)
+        words = r"This was the fit of odd with seed 0, learning rate 0\.0\d+, batch size 16; a store keeps the others\."
+        assert re.fullmatch(words, error.value.__notes__[0])
+        assert error.value.__notes__[1:] == ["1 more failed."]
+        assert len([*tmp_path.glob("run-*.json")]) == 4
+        made.clear()
+        assert swept(["lora", "blob"], **grid).table["cells"].tolist() == [2, 2]
+        assert not made
+        # What fails before anything has ended is likely to be wrong for all.
+        with pytest.raises(MemoryError):
+            swept({"odd": methods["odd"]}, **{**grid, "learning_rates": [0.1 * each for each in range(1, 9)]})
+        assert len(made) < 8
 
 
 def test_a_cell_that_diverged_is_the_worst_and_is_named() -> None:
