@@ -179,6 +179,8 @@ def _side(value: Any, role: str, where: str) -> list[dict[str, Any]]:
     """Return what is asked, or answered, as messages: a text is one of them."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
+    if not isinstance(value, Mapping | list | tuple | np.ndarray):
+        raise ValueError(f"{where} is {value!r:.60}, which is neither a text nor a list of messages. {REPAIR}.")
     return messages_of(value, where)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bayeslora.tasks import chat, conversations
+from bayeslora.tasks import chat, conversations, templates
 
 if TYPE_CHECKING:
     from bayeslora.tasks.base import Reader
@@ -21,13 +21,14 @@ def continued(rows: Iterable[Mapping[str, Any]], reader: "Reader") -> tuple[list
         ValueError: If a row has no answer, or one that does not fit; the message says which row.
     """
     tokenizer, found, cut, lost, counted = reader.needed_tokenizer(), [], 0, 0, 0
-    rows, unwritten = [*rows], Counter[str]()
+    rows, unwritten, unread = [*rows], Counter[str](), set[str]()
     for number, row in enumerate(rows):
         where = _where(reader, number, len(rows))
         talk = conversations.read(row, where, reader.answers)
         encoded = chat.encode(talk, tokenizer, tokenizer.model_max_length, where)
         cut, lost, counted = cut + encoded.is_cut, lost + encoded.lost, counted + len(encoded.answers)
         unwritten.update(encoded.unwritten)
+        unread |= set() if talk.is_plain else templates.unread(talk, tokenizer)
         inputs = {"input_ids": encoded.ids, "attention_mask": [1] * len(encoded.ids)}
         kept = {name: value for name, value in inputs.items() if name in reader.parameters}
         found.append({**kept, "labels": encoded.labels})
@@ -43,6 +44,12 @@ def continued(rows: Iterable[Mapping[str, Any]], reader: "Reader") -> tuple[list
             "%s: the tokenizer's chat template leaves out messages, which the model does not see: those of %s.",
             reader.name,
             ", ".join(f"{role!r} in {times} of {len(rows)} conversations" for role, times in unwritten.items()),
+        )
+    if unread:
+        logger.warning(
+            "%s: the tokenizer's chat template does not read %s of messages. An answer is learned unless it has "
+            '"weight": 0.',
+            *(reader.name, ", ".join(map(repr, sorted(unread)))),
         )
     return found, _said(rows, tokenizer, counted)
 

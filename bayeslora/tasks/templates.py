@@ -30,6 +30,9 @@ MARK = "\ue000"
 FIRST = 0xF0000
 """The first of many more such characters."""
 
+READ = {"role", "content", "tool_calls", "tool_call_id", "name"}
+"""What messages have that is looked at elsewhere, or says nothing that could be learned."""
+
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 """What a template begins answers with, if it marks them."""
 
@@ -94,6 +97,15 @@ def unwritten(talk: Conversation, text: str, tokenizer: Any) -> tuple[str, ...]:
     ]
     names = [name for tool in talk.tools or () if (name := name_of(tool))]
     return tuple(dict.fromkeys([*found, *(["tools"] if names and not any(name in text for name in names) else [])]))
+
+
+def unread(talk: Conversation, tokenizer: Any) -> set[str]:
+    """Return what messages have beside their texts that the template never names, such as a reasoning, or a mark."""
+    keys = {key for message in talk.messages for key in message} - READ
+    if not keys:
+        return keys
+    template = template_of(tokenizer, talk.tools)
+    return {key for key in keys if not re.search(rf"\b{re.escape(key)}\b", template)}
 
 
 def name_of(call: Any) -> str:

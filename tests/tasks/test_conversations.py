@@ -320,6 +320,17 @@ def test_what_a_template_leaves_out_is_said(caplog: pytest.LogCaptureFixture) ->
         "data: the tokenizer's chat template leaves out messages, which the model does not see: those of 'system' in 2 "
         "of 3 conversations, 'tools' in 1 of 3 conversations."
     ]
+    caplog.clear()
+    marked = [TURNS[0] | {"name": "Ann"}, TURNS[1] | {"train": False, "reasoning": "easy", "note": None}]
+    list(Source([{"messages": marked}, {"messages": TURNS}], writer(), tokenizer).batches(1))
+    assert [record.getMessage() for record in caplog.records] == [
+        "data: the tokenizer's chat template does not read 'reasoning', 'train' of messages. An answer is learned "
+        'unless it has "weight": 0.'
+    ]
+    tokenizer.chat_template += "{# message.reasoning, message.train #}"
+    caplog.clear()
+    list(Source([{"messages": marked}], writer(), tokenizer).batches(1))
+    assert not caplog.records
 
 
 def joined(tokenizer: Any, prompt: str, completion: str) -> tuple[list[str], list[bool]]:
@@ -407,7 +418,7 @@ def test_every_published_form_is_read(row: dict[str, Any], roles: str, counts: l
         ({"prompt": "a", "completion": None}, "'completion' is None"),
         ({"messages": TURNS, "tools": "{bad"}, "'tools' is a text that is not JSON"),
         ({"messages": TURNS, "tools": 3}, "'tools' is 3, where a list"),
-        ({"question": "1+1?", "answer": 2}, "'answer' is 2: give a list of messages"),
+        ({"question": "1+1?", "answer": 2}, "'answer' is 2, which is neither a text nor a list of"),
         ({"instruction": "Add", "input": 3, "output": "4"}, "'input' is 3, which is not a text"),
         ({"messages": [TURNS[0], {**TURNS[1], "weight": 0.5}]}, "message 1 has the weight 0.5: .*learned, 1, or not"),
         ({"messages": [TURNS[0], {**TURNS[1], "weight": "x"}]}, "message 1 has the weight 'x'"),
