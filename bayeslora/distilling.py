@@ -253,6 +253,7 @@ def spread(program: Program, phi: Tensor, draws: Tensor, weights: Tensor) -> Non
     count, rank = draws.shape[-1], site.factor.shape[-1]
     generator = torch.Generator().manual_seed(0)
     held_out = torch.arange(len(phi)) % HELD_OUT == HELD_OUT - 1
+    judging = held_out if held_out.any() else ~held_out  # the few that there are
     size = float(variance.mean().sqrt()) / float(phi.square().sum(-1).mean().sqrt())
     U = size / rank**0.5 * torch.randn(count, phi.shape[-1], rank, generator=generator, dtype=torch.float64)
     log_d = torch.full((count, phi.shape[-1]), SPREAD_START * size, dtype=torch.float64).log()
@@ -278,7 +279,7 @@ def spread(program: Program, phi: Tensor, draws: Tensor, weights: Tensor) -> Non
         optimizer.step()
         if step % 10 == 9:
             with torch.no_grad():
-                unseen = float(loss(held_out))
+                unseen = float(loss(judging))
             if unseen < best:
                 best, kept = unseen, [parameter.detach().clone() for parameter in parameters]
     with torch.no_grad():

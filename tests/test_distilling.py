@@ -172,11 +172,12 @@ def test_the_divergence_is_least_at_the_teachers_logits() -> None:
         torch.testing.assert_close(logits.grad, torch.zeros_like(wanted), atol=1e-6, rtol=0)
 
 
-def test_the_spread_is_that_of_the_draws() -> None:
+@pytest.mark.parametrize("inputs", [3, 200])
+def test_the_spread_is_that_of_the_draws(inputs: int) -> None:
     own = teacher()
     program = distilling.student(own.program, 12, bayeslora.methods.Distilled(spread_rank=4))
     generator = torch.Generator().manual_seed(0)
-    phi = torch.randn(200, 33, generator=generator, dtype=torch.float64)
+    phi = torch.randn(inputs, 33, generator=generator, dtype=torch.float64)
     U = 0.2 * torch.randn(64, 3, 33, generator=generator, dtype=torch.float64)  # the draws' output layers
     distilling.spread(program, phi, torch.einsum("nf,scf->snc", phi, U), torch.full((64,), 1 / 64))
     site = next(part for part in program.guide.modules() if isinstance(part, Output))
