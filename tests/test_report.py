@@ -185,6 +185,20 @@ def test_calibration_is_judged_by_what_calibrated_labels_would_give(sharpen: flo
     assert said in findings._calibration(probs, labels, metrics.ece(probs, labels))
 
 
+@pytest.mark.parametrize(("right", "interval"), [(50, "92.9% to 100.0%"), (0, "0.0% to 7.1%")])
+def test_a_score_that_never_changes_has_no_interval_of_no_width(right: int, interval: str) -> None:
+    prediction, _ = made_up("classification", 50)
+    labels = (prediction.probs.argmax(-1) + (right == 0)) % 3
+    scores = prediction.scores(labels)
+    left = {name: [value] * 20 if name == "accuracy" else [value, value + 0.1] for name, value in scores.items()}
+    lead, table = findings.lead(prediction, labels, scores, left), findings.scores_table(scores, left, {})
+    assert f"(95 % interval {interval})" in lead[0]
+    cells = {row[0]: row[1] for row in table.rows}
+    assert cells["accuracy"] == f"{right / 50:.3f}"
+    assert cells["nll"].startswith(f"{scores['nll']:.3f} ± ")
+    assert cells["auroc errors"] == "–"
+
+
 def test_intervals_of_numbers_are_judged_too() -> None:
     assert "Calibrated" in findings._coverage(0.9, 1000)
     assert "too narrow" in findings._coverage(0.8, 1000)

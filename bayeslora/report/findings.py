@@ -9,7 +9,7 @@ import numpy as np
 from bayeslora import metrics, plots
 from bayeslora.metrics import FloatArray
 from bayeslora.report.page import Picture, Section, Table, picture
-from bayeslora.study.intervals import Estimate, estimate, estimate_of_rows
+from bayeslora.study.intervals import Estimate, estimate, estimate_of_rows, unless_constant
 from bayeslora.tasks.prediction import BasePrediction
 
 NUM_SAMPLES = 200
@@ -27,7 +27,7 @@ Left = Mapping[str, Sequence[float]]
 def score(scores: Mapping[str, float], left_out: Left, name: str) -> Estimate:
     """Return a score with its interval over test examples; half its width is NaN where that is not known."""
     left = np.array([left_out[name]]) if name in left_out else None
-    return estimate(np.array([scores[name]]), left)
+    return unless_constant(estimate(np.array([scores[name]]), left))
 
 
 def wrong_of(prediction: BasePrediction, labels: np.ndarray) -> np.ndarray | None:
@@ -75,16 +75,24 @@ def _accuracy(prediction: BasePrediction, labels: np.ndarray, scores: Mapping[st
         return ""
     found = score(scores, left_out, name)
     what = {"accuracy": "right", "exact_match": "entirely right"}[name]
-    text = f"{found.value:.1%} of {len(prediction):,} rows are predicted {what}{_interval(found)}."
+    text = f"{found.value:.1%} of {len(prediction):,} rows are predicted {what}{_interval(found, prediction)}."
     if name == "accuracy" and labels.ndim == 1 and labels.dtype.kind in "iu":
         text += f" Always the most frequent class would be right in {metrics.majority_rate(labels):.1%}."
     return text
 
 
-def _interval(found: Estimate) -> str:
+def _interval(found: Estimate, prediction: BasePrediction) -> str:
+    from scipy.stats import binomtest
+
+    low, high = max(found.value - found.half, 0), min(found.value + found.half, 1)
     if math.isnan(found.half):
-        return ""
-    return f" (95 % interval {max(found.value - found.half, 0):.1%} to {min(found.value + found.half, 1):.1%})"
+        # All are right, or none: leaving some out changes nothing, and the binomial distribution says how far that
+        # goes. Rows that are tokens are not independent.
+        if found.value not in (0, 1) or vars_of(prediction, "rows") is not None:
+            return ""
+        ends = binomtest(round(found.value * len(prediction)), len(prediction)).proportion_ci(method="wilson")
+        low, high = ends.low, ends.high
+    return f" (95 % interval {low:.1%} to {high:.1%})"
 
 
 def _nll(
@@ -254,5 +262,7 @@ def decisions(prediction: BasePrediction, labels: np.ndarray, risks: Sequence[fl
 
 
 def _score(value: float) -> str:
-    """Return a score to three places, or to none where it is in the thousands, as errors of amounts are."""
+    """Return a score to three places, or to none where it is in the thousands, as errors of amounts are; – for NaN."""
+    if math.isnan(value):
+        return "–"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"

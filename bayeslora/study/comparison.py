@@ -10,7 +10,7 @@ import numpy as np
 
 from bayeslora.contracts import ArgumentError, checked
 from bayeslora.display import Shown, as_html, first_columns, markdown
-from bayeslora.study.intervals import Estimate, estimate, estimate_of_rows
+from bayeslora.study.intervals import Estimate, estimate, estimate_of_rows, unless_constant
 from bayeslora.types import FileName
 
 if TYPE_CHECKING:
@@ -94,10 +94,14 @@ class Comparison(Shown):
 
     @checked()
     def estimate(self, method: str, metric: str = "nll") -> Estimate:
-        """Return the mean of a score over seeds, with its interval over seeds and test rows."""
+        """Return the mean of a score over seeds, with its interval over seeds and test rows.
+
+        Half the interval's width is NaN where it is not known: a score that is the same for every seed, and without any
+        block of rows, such as an accuracy of 1, does not say how far it may be from its mean.
+        """
         self._check(method, metric)
         seeds = sorted(self.results(method))
-        return estimate(*self._of(method, seeds, metric)) if seeds else NOTHING
+        return unless_constant(estimate(*self._of(method, seeds, metric))) if seeds else NOTHING
 
     @checked()
     def difference(self, method: str, metric: str = "nll", against: str | None = None) -> Estimate:

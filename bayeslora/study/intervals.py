@@ -76,6 +76,15 @@ def estimate(values: FloatArray, left_out: FloatArray | None = None) -> Estimate
     return student(float(np.mean(values)), parts)
 
 
+def unless_constant(found: Estimate) -> Estimate:
+    """Return a score's mean without its interval where that has no width.
+
+    A score that is the same for every seed and without any block, such as an accuracy of 1, says nothing about how far
+    it may be from its mean.
+    """
+    return found if found.half else Estimate(found.value, math.nan, math.nan)
+
+
 def estimate_of_rows(rows: FloatArray) -> Estimate:
     """Estimate the mean over seeds and rows of numbers, `[seed, row]`, as `estimate` does; every row is a block."""
     parts = []
