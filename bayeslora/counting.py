@@ -4,6 +4,7 @@ import contextlib
 import copy
 import pickle
 import random
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +23,52 @@ def counts(value: Any, training: bool = False) -> bool:
     if isinstance(value, RANDOM):
         return not training
     is_pythons = type(value).__module__ in ("builtins", "itertools")
-    return is_pythons and isinstance(value, Iterator) and _state(value) is not None
+    return is_pythons and isinstance(value, Iterator) and _state(value) is not None and not hides(value)
+
+
+def hides(value: Any) -> bool:
+    """Whether a value is an iterator of which there is no copy: what a function yields, or an iterator over that."""
+    if isinstance(value, types.GeneratorType):
+        return True
+    if type(value).__module__ not in ("builtins", "itertools") or not isinstance(value, Iterator):
+        return False
+    with contextlib.suppress(TypeError):
+        return any(map(hides, _parts(value.__reduce__()[1:])))
+    return False
+
+
+def _parts(state: Any) -> Iterator[Any]:
+    for part in state:
+        if isinstance(part, tuple):
+            yield from _parts(part)
+        else:
+            yield part
+
+
+class GeneratorMovedError(TypeError):
+    """A pass would move on a generator, which cannot be put back."""
+
+
+class Unmoved:
+    """Stands in the place of an iterator that hides its state: an error says so before it is moved on.
+
+    Args:
+        name: Of the network.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __iter__(self) -> "Unmoved":
+        return self
+
+    def __next__(self) -> Any:
+        raise GeneratorMovedError(
+            f"A pass through the {self.name} moves on a generator, what a function yields, which cannot be put back: "
+            "predictions would depend on those before. Make it in `forward`, or keep its values in a list."
+        )
+
+    send = __next__
 
 
 def copied(value: Any) -> Any:

@@ -7,10 +7,7 @@ functions, or in what their functions know by a global name.
 """
 
 import contextlib
-import dis
-import functools
-import sys
-import types
+import operator
 from collections import deque
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -20,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora import counting
+from bayeslora.places import OF_TORCH, content_of, may_move, places_of
 
 LARGEST = 2**26
 """Bytes of the largest real tensor that is kept: 64 MiB."""
@@ -27,47 +25,8 @@ LARGEST = 2**26
 LARGEST_WHOLE = 2**20
 """Bytes of the largest other tensor that is kept: larger ones are quantised weights, which do not move."""
 
-MOST = 1000
-"""Entries of the largest list or mapping that is looked into: larger ones are vocabularies."""
-
-OF_TORCH = frozenset(vars(nn.Module()))
-"""Attributes that every module has."""
-
 SET_UP = frozenset({"_output_capturing_hooks_installed"})
 """Attributes that say what the first pass sets up: transformers' hooks, which stay, would be set up again."""
-
-NOT_STATE = (Tensor, nn.Module, type, types.FunctionType, types.MethodType, types.ModuleType, functools.partial)
-OTHERS = ("bayeslora", "torch", "accelerate", "builtins", "logging", "threading")
-"""Packages whose modules keep nothing but buffers, and whose objects are not looked into."""
-
-LIBRARIES = (*OTHERS, "transformers", "peft", "timm", "torchvision", "torchaudio", "diffusers", "pyro", "numpy")
-"""Packages whose classes and functions keep nothing outside of modules."""
-
-NOT_OWN = frozenset(LIBRARIES) | (sys.stdlib_module_names - {"types"})
-"""The same, and Python's own, whose objects belong to more than a network: files, queues, locks."""
-
-
-class _Attributes:
-    """Named attributes of an object as a mapping: its slots, what a closure's cell holds, or globals of a module."""
-
-    def __init__(self, owner: Any, names: Collection[str]):
-        self.owner = owner
-        self.names = names
-
-    def __iter__(self) -> Iterator[tuple[str, Any]]:
-        for name in self.names:
-            with contextlib.suppress(AttributeError, ValueError):  # there is nothing yet
-                yield name, getattr(self.owner, name)
-
-    def __getitem__(self, name: str) -> Any:
-        return getattr(self.owner, name)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        # Objects may be frozen; they have what they had.
-        (type if isinstance(self.owner, type) else object).__setattr__(self.owner, name, value)
-
-    def __delitem__(self, name: str) -> None:
-        (type if isinstance(self.owner, type) else object).__delattr__(self.owner, name)
 
 
 class Passes:
@@ -107,8 +66,8 @@ class Passes:
         if known == []:
             yield left
             return
-        places = _places(model, besides) if known is None else known
-        before = _Before(places, training)
+        places = places_of(model, besides) if known is None else known
+        before = _Before(places, training, type(model).__name__ if known is None else None)
         try:
             yield left
         except BaseException:  # the pass may have stopped halfway
@@ -140,7 +99,7 @@ class Left:
         before = _Before([place for place, _ in self.contents])
         try:
             for place, content in self.contents:
-                _put_back(place, _content(place), {}, content)
+                _put_back(place, content_of(place), {}, content)
             yield
         finally:
             before.restore()
@@ -154,18 +113,25 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 class _Before:
-    """The contents of places before a pass, which works on copies of their tensors, and of what counts in them."""
+    """The contents of places before a pass, which works on copies of their tensors, and of what counts in them.
 
-    def __init__(self, places: list[Any], training: bool = False):
+    Args:
+        places: The places.
+        training: The network's mode.
+        name: Of the network, for the error if it moves on what cannot be put back; None where that has been seen.
+    """
+
+    def __init__(self, places: list[Any], training: bool = False, name: str | None = None):
         copies: dict[int, Any] = {}
         self.contents: list[tuple[Any, dict[Any, Any], dict[Any, Any]]] = []
         for place in places:
-            original = _content(place)
+            original = content_of(place)
             lent: dict[Any, Any] = {}
-            for key in original.keys() - OF_TORCH:
+            for key in original.keys() - OF_TORCH if not isinstance(place, set) else ():
                 value = original[key]
-                is_array = isinstance(value, Tensor | np.ndarray)
-                if (is_array or counting.counts(value, training)) and (copy := _copy(value, copies)) is not value:
+                if name is not None and counting.hides(value):
+                    place[key] = lent[key] = counting.Unmoved(name)
+                elif may_move(value, training) and (copy := _copy(value, copies, training)) is not value:
                     place[key] = lent[key] = copy
             self.contents.append((place, original, lent))
         self.versions = {id(value): value._version for value in copies.values() if isinstance(value, Tensor)}
@@ -174,7 +140,7 @@ class _Before:
         """Restore the contents, and return the places in which they had changed, with what was there."""
         changed = []
         for place, original, lent in self.contents:
-            now, before = _content(place), original | lent
+            now, before = content_of(place), original | lent
             written = any(self._is_written(value, original[key]) for key, value in lent.items())
             if written or [*now] != [*before] or [*map(id, now.values())] != [*map(id, before.values())]:
                 if _put_back(place, now, before, original) or written:
@@ -185,6 +151,10 @@ class _Before:
         return changed
 
     def _is_written(self, lent: Any, original: Any) -> bool:
+        if lent is original or isinstance(lent, counting.Unmoved):
+            return False
+        if isinstance(lent, tuple):
+            return any(map(self._is_written, lent, original))
         if isinstance(lent, Tensor):
             return lent._version != self.versions[id(lent)]
         if isinstance(lent, np.ndarray):
@@ -217,14 +187,12 @@ def _is_computed(place: Any, key: Any) -> bool:
     return bool(parameters) and (f"{key}_v" in parameters or f"{key}_orig" in parameters)
 
 
-def _content(place: Any) -> dict[Any, Any]:
-    if isinstance(place, set):
-        return {id(each): each for each in place}
-    return dict(place) if isinstance(place, dict | _Attributes) else dict(enumerate(place))
-
-
-def _copy(value: Any, copies: dict[int, Any]) -> Any:
+def _copy(value: Any, copies: dict[int, Any], training: bool = False) -> Any:
     """A copy of what a pass may write into or move; the same one wherever it stands."""
+    if isinstance(value, tuple):
+        parts = [_copy(each, copies, training) if may_move(each, training) else each for each in value]
+        make: Any = tuple if type(value) is tuple else getattr(value, "_make", None)
+        return value if make is None or all(map(operator.is_, parts, value)) else make(parts)
     if not isinstance(value, Tensor | np.ndarray):
         return copies.setdefault(id(value), counting.copied(value))
     if isinstance(value, np.ndarray):
@@ -243,119 +211,6 @@ def _copy(value: Any, copies: dict[int, Any]) -> Any:
         ):  # tensors of inference do not count what is written into them
             copies[id(value)] = value.clone()
     return copies[id(value)]
-
-
-def _places(model: nn.Module, besides: Collection[nn.Module]) -> list[Any]:
-    """Everything in which a network may keep something: attributes, buffers, and what is in these.
-
-    So may its own classes: in their attributes, and in what their functions hold or know by name.
-    """
-    places = _Places()
-    for module in model.modules():
-        if module in besides:
-            continue
-        if module._buffers:
-            places.add(module._buffers, module._buffers)
-        if _package(type(module)) not in OTHERS:
-            own = vars(module)
-            places.add(own, own)
-            for name in own.keys() - OF_TORCH:
-                places.look_into(own[name])
-    for kind in {kind: None for module in model.modules() if module not in besides for kind in type(module).__mro__}:
-        places.look_into_class(kind)
-    return list(places.found.values())
-
-
-class _Places:
-    """Places in which something may be kept, by the `id` of what they are in."""
-
-    def __init__(self) -> None:
-        self.found: dict[int, Any] = {}
-
-    def add(self, key: Any, place: Any) -> bool:
-        """Add a place, if it is new and not too large, and return whether that was done."""
-        if id(key) in self.found or len(place.names if isinstance(place, _Attributes) else place) > MOST:
-            return False
-        self.found[id(key)] = place
-        return True
-
-    def look_into(self, value: Any, only_plain: bool = False) -> None:
-        """Add a value, if it can keep something, and what is in it.
-
-        Args:
-            value: The value.
-            only_plain: Whether objects are left out, unless their class is the user's.
-        """
-        if isinstance(value, NOT_STATE):
-            return
-        if isinstance(value, dict | list | deque | set):
-            place: Any = value
-        elif _package(type(value)) in (NOT_OWN if only_plain else OTHERS):
-            return
-        elif type(getattr(value, "__dict__", None)) is dict:
-            place = vars(value)
-        elif slots := [name for kind in type(value).__mro__ for name in _slots(kind)]:
-            place = _Attributes(value, slots)
-        else:
-            return
-        if self.add(value if isinstance(place, _Attributes) else place, place):
-            for each in list(_content(place).values()):
-                self.look_into(each, only_plain)
-
-    def look_into_class(self, kind: type) -> None:
-        """Add what a class of the user's keeps in attributes, and what its functions hold or know by name."""
-        if _package(kind) in LIBRARIES or id(kind) in self.found:
-            return
-        plain = {name: value for name, value in vars(kind).items() if not name.startswith("__")}
-        kept = [name for name, value in plain.items() if not (callable(value) or hasattr(value, "__get__"))]
-        self.add(kind, _Attributes(kind, kept))
-        for value in vars(kind).values():
-            function = getattr(value, "__func__", getattr(value, "fget", value))
-            if isinstance(function, types.FunctionType):
-                self.look_into_function(function)
-            elif not hasattr(value, "__get__"):
-                self.look_into(value, only_plain=True)
-
-    def look_into_function(self, function: types.FunctionType) -> None:
-        """Add what a function of the user's holds in its closure and attributes, and what it knows by a global name."""
-        module = sys.modules.get(function.__module__ or "")
-        if (function.__module__ or "").partition(".")[0] in LIBRARIES or not self.add(function, vars(function)):
-            return
-        for cell in function.__closure__ or ():
-            content = _content(_Attributes(cell, ("cell_contents",))).get("cell_contents")
-            self.add(cell, _Attributes(cell, ("cell_contents",)))
-            self._look_into_known(content)
-        codes, known = list(_codes(function.__code__)), function.__globals__
-        names = sorted({name for code in codes for name in code.co_names if name in known})
-        for name in names:
-            self._look_into_known(known[name])
-        if module is not None and vars(module) is known:
-            steps = (step for code in codes for step in dis.get_instructions(code))
-            kept = {step.argval for step in steps if step.opname == "STORE_GLOBAL"}
-            kept |= {n for n in names if isinstance(known[n], Tensor | np.ndarray) or counting.counts(known[n])}
-            self.add(function.__code__, _Attributes(module, sorted(kept)))
-
-    def _look_into_known(self, value: Any) -> None:
-        if isinstance(value, types.FunctionType):
-            self.look_into_function(value)
-        else:
-            self.look_into(value, only_plain=True)
-
-
-def _package(kind: type) -> str:
-    return kind.__module__.partition(".")[0]
-
-
-def _slots(kind: type) -> Collection[str]:
-    slots = vars(kind).get("__slots__", ())
-    return [slots] if isinstance(slots, str) else [name for name in slots if not name.startswith("__")]
-
-
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    yield code
-    for each in code.co_consts:
-        if isinstance(each, types.CodeType):
-            yield from _codes(each)
 
 
 def _names(model: nn.Module, changed: list[Any]) -> list[str]:

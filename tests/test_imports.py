@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "bayeslora"
 
 ORDER = (
     ("contracts", "counting"),
+    ("places",),
     ("types", "isolation", "hushing", "saving", "paths", "passes", "devices"),
     ("filing",),
     ("networks",),

@@ -4,10 +4,10 @@ import copy
 import itertools
 import queue
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -107,6 +107,9 @@ class Object(Body):
         self.state.calls.append(1)
         return len(self.state.calls)
 
+
+elsewhere: Any = ModuleType("elsewhere")
+elsewhere.calls, elsewhere.means = 0, []
 
 KINDS = [Buffer, NewBuffer, Attribute, Written, Mapping, Object, Iterators]
 X, Y = torch.randn(8, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64), torch.arange(8) % 3
@@ -235,7 +238,40 @@ class InSlots(Body):
         return torch.from_numpy(self.state.sums.copy()) + before
 
 
-@pytest.mark.parametrize("make", [InAClass, in_a_closure, Global, InSlots, Counted, Random])
+class Pair(NamedTuple):
+    sums: Tensor
+    calls: Any
+
+
+class InATuple(Body):
+    def start(self) -> None:
+        self.kept = torch.zeros(6, dtype=torch.float64), Pair(torch.zeros(6, dtype=torch.float64), itertools.count())
+        self.seen = {self.kept[0]}
+
+    def keep(self, h: Tensor) -> Any:
+        for each in (self.kept[0], self.kept[1].sums):
+            each.add_(1)
+        return self.kept[0] + self.kept[1].sums * next(self.kept[1].calls)
+
+
+class InDefaults(Body):
+    def keep(self, h: Tensor, seen: Any = [], sums: Any = np.zeros(6), *, last: Any = {}) -> Any:  # noqa: B006, B008
+        seen.append(len(seen))
+        sums += 1
+        last[len(last)] = h.detach().mean()
+        return len(seen) + torch.from_numpy(sums.copy()) + last[0] * len(last)
+
+
+class InAModule(Body):
+    def keep(self, h: Tensor) -> Any:
+        elsewhere.calls += 1
+        elsewhere.means.append(h.detach().mean())
+        return elsewhere.calls * sum(elsewhere.means)
+
+
+@pytest.mark.parametrize(
+    "make", [InAClass, in_a_closure, Global, InSlots, Counted, Random, InATuple, InDefaults, InAModule]
+)
 def test_what_is_kept_outside_of_modules_is_found(make: Callable[[], nn.Module]) -> None:
     model = make().double().eval()
     passes, found = Passes(), []
@@ -247,6 +283,60 @@ def test_what_is_kept_outside_of_modules_is_found(make: Callable[[], nn.Module])
         alone, second = model(X), model(X)
     assert not torch.equal(second, alone), "it keeps nothing"
     assert all(torch.equal(each, alone) for each in found)
+
+
+def yielded() -> Iterator[int]:
+    yield from range(100)
+
+
+YIELDED = enumerate(yielded())
+
+
+def generator_in_a_closure() -> nn.Module:
+    steps = yielded()
+
+    class InAClosure(Body):
+        def keep(self, h: Tensor) -> Any:
+            return next(steps)
+
+    return InAClosure()
+
+
+class GeneratorInAGlobal(Body):
+    def keep(self, h: Tensor) -> Any:
+        return next(YIELDED)[1]
+
+
+class GeneratorInAClass(Body):
+    steps = yielded()
+
+    def keep(self, h: Tensor) -> Any:
+        for step in self.steps:
+            return step
+
+
+@pytest.mark.parametrize("make", [generator_in_a_closure, GeneratorInAGlobal, GeneratorInAClass])
+def test_a_generator_that_cannot_be_put_back_is_refused_before_it_is_moved_on(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    with pytest.raises(TypeError, match=rf"A pass through the {type(model).__name__} moves on a generator.*`forward`"):
+        bayeslora.fit(model, (X.float(), Y), "lora", rank=1, epochs=0, progress=False)
+    with torch.no_grad():
+        first, second = model(X.float()), model(X.float())
+    assert not torch.equal(first, second)
+    if make is generator_in_a_closure:
+        assert next(model.keep.__closure__[0].cell_contents) == 2  # type: ignore[union-attr]
+
+
+def test_a_generator_that_no_pass_moves_on_is_left_alone() -> None:
+    steps = yielded()
+
+    class Rarely(Body):
+        def keep(self, h: Tensor) -> Any:
+            return next(steps) if len(h) > 100 else 0
+
+    with Passes().alone(model := Rarely().double()):
+        model(X)
+    assert next(steps) == 0
 
 
 def test_what_belongs_to_more_than_a_network_is_left_alone() -> None:

@@ -11,7 +11,7 @@ from bayeslora.adapters import folding
 from bayeslora.adapters.rows import copied, positions
 from bayeslora.isolation import seeded
 from bayeslora.networks import logits_of
-from bayeslora.passes import LIBRARIES
+from bayeslora.places import LIBRARIES
 from bayeslora.types import Batch
 
 POSITIONS = 64

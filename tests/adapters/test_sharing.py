@@ -1,7 +1,7 @@
 """What draws have in common runs once: found in any network, and never at the price of other logits."""
 
 import copy
-import itertools
+import queue
 from collections.abc import Callable
 from typing import Any
 
@@ -45,14 +45,15 @@ class InPlace(nn.Module):
 class Counting(nn.Module):
     """Returns something else at every call, by what is not a part of it."""
 
-    calls = (call for call in itertools.count(1))
+    calls: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second, self.head = nn.Linear(FEATURES, 16), nn.Linear(16, 16), nn.Linear(16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.second(self.first(x * (1 + next(self.calls) % 3)))))
+        self.calls.put(1)
+        return self.head(torch.tanh(self.second(self.first(x * (1 + self.calls.qsize() % 3)))))
 
 
 class Twice(nn.Module):

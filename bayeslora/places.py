@@ -1,0 +1,217 @@
+"""Places in which a network may keep something: attributes, buffers, closures, globals, and what is in these."""
+
+import contextlib
+import dis
+import functools
+import sys
+import types
+from collections import deque
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from bayeslora import counting
+
+MOST = 1000
+"""Entries of the largest list or mapping that is looked into: larger ones are vocabularies."""
+
+OF_TORCH = frozenset(vars(nn.Module()))
+"""Attributes that every module has."""
+
+NOT_STATE = (Tensor, nn.Module, type, types.FunctionType, types.MethodType, types.ModuleType, functools.partial)
+OTHERS = ("bayeslora", "torch", "accelerate", "builtins", "logging", "threading")
+"""Packages whose modules keep nothing but buffers, and whose objects are not looked into."""
+
+LIBRARIES = (*OTHERS, "transformers", "peft", "timm", "torchvision", "torchaudio", "diffusers", "pyro", "numpy")
+"""Packages whose classes and functions keep nothing outside of modules."""
+
+NOT_OWN = frozenset(LIBRARIES) | (sys.stdlib_module_names - {"types"})
+"""The same, and Python's own, whose objects belong to more than a network: files, queues, locks."""
+
+
+class Attributes:
+    """Named attributes of an object as a mapping: its slots, what a closure's cell holds, or globals of a module."""
+
+    def __init__(self, owner: Any, names: Collection[Any]):
+        self.owner = owner
+        self.names = names
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        for name in self.names:
+            with contextlib.suppress(AttributeError, ValueError):  # there is nothing yet
+                yield name, getattr(self.owner, name)
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self.owner, name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        # Objects may be frozen; they have what they had.
+        (type if isinstance(self.owner, type) else object).__setattr__(self.owner, name, value)
+
+    def __delitem__(self, name: str) -> None:
+        (type if isinstance(self.owner, type) else object).__delattr__(self.owner, name)
+
+
+class _Defaults(Attributes):
+    """The default values of a function's arguments as a mapping, by their place."""
+
+    def __init__(self, function: types.FunctionType):
+        super().__init__(function, range(len(function.__defaults__ or ())))
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        yield from enumerate(self.owner.__defaults__ or ())
+
+    def __getitem__(self, name: Any) -> Any:
+        return self.owner.__defaults__[name]
+
+    def __setitem__(self, name: Any, value: Any) -> None:
+        values = list(self.owner.__defaults__)
+        values[name] = value
+        self.owner.__defaults__ = tuple(values)
+
+
+def places_of(model: nn.Module, besides: Collection[nn.Module]) -> list[Any]:
+    """Everything in which a network may keep something: attributes, buffers, and what is in these.
+
+    So may its own classes: in their attributes, and in what their functions hold or know by name.
+    """
+    places = _Places()
+    for module in model.modules():
+        if module in besides:
+            continue
+        if module._buffers:
+            places.add(module._buffers, module._buffers)
+        if _package(type(module)) not in OTHERS:
+            own = vars(module)
+            places.add(own, own)
+            for name in own.keys() - OF_TORCH:
+                places.look_into(own[name])
+    for kind in {kind: None for module in model.modules() if module not in besides for kind in type(module).__mro__}:
+        places.look_into_class(kind)
+    return list(places.found.values())
+
+
+class _Places:
+    """Places in which something may be kept, by the `id` of what they are in."""
+
+    def __init__(self) -> None:
+        self.found: dict[int, Any] = {}
+        self.keys: list[Any] = []  # whose `id` must not be another's
+
+    def add(self, key: Any, place: Any) -> bool:
+        """Add a place, if it is new and not too large, and return whether that was done."""
+        if id(key) in self.found or len(place.names if isinstance(place, Attributes) else place) > MOST:
+            return False
+        self.found[id(key)] = place
+        self.keys.append(key)
+        return True
+
+    def look_into(self, value: Any, only_plain: bool = False) -> None:
+        """Add a value, if it can keep something, and what is in it.
+
+        Args:
+            value: The value.
+            only_plain: Whether objects are left out, unless their class is the user's.
+        """
+        if isinstance(value, NOT_STATE):
+            return
+        if isinstance(value, tuple):
+            for each in value[:MOST]:
+                self.look_into(each, only_plain)
+            return
+        if isinstance(value, dict | list | deque | set):
+            place: Any = value
+        elif _package(type(value)) in (NOT_OWN if only_plain else OTHERS):
+            return
+        elif type(getattr(value, "__dict__", None)) is dict:
+            place = vars(value)
+        elif slots := [name for kind in type(value).__mro__ for name in _slots(kind)]:
+            place = Attributes(value, slots)
+        else:
+            return
+        if self.add(value if isinstance(place, Attributes) else place, place):
+            for each in list(content_of(place).values()):
+                self.look_into(each, only_plain)
+
+    def look_into_class(self, kind: type) -> None:
+        """Add what a class of the user's keeps in attributes, and what its functions hold or know by name."""
+        if _package(kind) in LIBRARIES or id(kind) in self.found:
+            return
+        plain = {name: value for name, value in vars(kind).items() if not name.startswith("__")}
+        kept = [name for name, value in plain.items() if not (callable(value) or hasattr(value, "__get__"))]
+        self.add(kind, Attributes(kind, kept))
+        for value in vars(kind).values():
+            function = getattr(value, "__func__", getattr(value, "fget", value))
+            if isinstance(function, types.FunctionType):
+                self.look_into_function(function)
+            elif not hasattr(value, "__get__"):
+                self.look_into(value, only_plain=True)
+
+    def look_into_function(self, function: types.FunctionType) -> None:
+        """Add what a function of the user's holds in its closure and attributes, and what it knows by a global name."""
+        module = sys.modules.get(function.__module__ or "")
+        if (function.__module__ or "").partition(".")[0] in LIBRARIES or not self.add(function, vars(function)):
+            return
+        for cell in function.__closure__ or ():
+            content = content_of(Attributes(cell, ("cell_contents",))).get("cell_contents")
+            self.add(cell, Attributes(cell, ("cell_contents",)))
+            self._look_into_known(content)
+        for value in function.__defaults__ or ():
+            self._look_into_known(value)
+        if function.__defaults__:
+            self.add(function.__defaults__, _Defaults(function))
+        self._look_into_known(function.__kwdefaults__ or {})
+        codes, known = list(_codes(function.__code__)), function.__globals__
+        steps = [step for code in codes for step in dis.get_instructions(code)]
+        self._look_into_module(module if module and vars(module) is known else None, known, "STORE_GLOBAL", steps)
+        for name in sorted({name for code in codes for name in code.co_names if name in known}):
+            if isinstance(other := known[name], types.ModuleType) and other.__name__.partition(".")[0] not in NOT_OWN:
+                self._look_into_module(other, vars(other), "STORE_ATTR", steps)
+
+    def _look_into_module(self, module: Any, known: dict[str, Any], stores: str, steps: list[dis.Instruction]) -> None:
+        """Add what a function reads by its name in a module, and the names that it stores there."""
+        used = [step for step in steps if isinstance(step.argval, str) and step.argval in known]
+        names = sorted({step.argval for step in used if step.opname.startswith(("LOAD_", "STORE_"))})
+        for name in names:
+            self._look_into_known(known[name])
+        if module is not None:
+            kept = {step.argval for step in used if step.opname == stores}
+            kept |= {n for n in names if may_move(known[n], False) or counting.hides(known[n])}
+            self.add(used, Attributes(module, sorted(kept)))
+
+    def _look_into_known(self, value: Any) -> None:
+        if isinstance(value, types.FunctionType):
+            self.look_into_function(value)
+        else:
+            self.look_into(value, only_plain=True)
+
+
+def content_of(place: Any) -> dict[Any, Any]:
+    if isinstance(place, set):
+        return {id(each): each for each in place}
+    return dict(place) if isinstance(place, dict | Attributes) else dict(enumerate(place))
+
+
+def may_move(value: Any, training: bool) -> bool:
+    """Whether a pass may write into a value, or move it on, as it stands."""
+    if isinstance(value, tuple):
+        return len(value) <= MOST and any(may_move(each, training) for each in value)
+    return isinstance(value, Tensor | np.ndarray) or counting.counts(value, training)
+
+
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
+
+
+def _slots(kind: type) -> Collection[str]:
+    slots = vars(kind).get("__slots__", ())
+    return [slots] if isinstance(slots, str) else [name for name in slots if not name.startswith("__")]
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for each in code.co_consts:
+        if isinstance(each, types.CodeType):
+            yield from _codes(each)
