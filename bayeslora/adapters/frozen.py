@@ -5,7 +5,7 @@ A write through `.data`, as PEFT's `merge_adapter` makes, leaves no trace but th
 
 import logging
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -33,6 +33,9 @@ class BaseChangedError(ValueError):
     """The weights of the base model that a posterior shares have changed since the fit."""
 
 
+_all: "weakref.WeakSet[FrozenWeights]" = weakref.WeakSet()
+
+
 class FrozenWeights:
     """Remembers a few numbers of every frozen parameter of a network, and how often each was written to.
 
@@ -49,10 +52,15 @@ class FrozenWeights:
         self.writes = _writes(present)
         self.turn: int | None = None
         self.is_noted = False
+        self.own: list[weakref.ref[nn.Parameter]] = []  # what passes write to
+        self._leave_out({p.data_ptr() for each in list(_all) for own in each.own if (p := own()) is not None})
+        _all.add(self)
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            self._tell(network.writes)  # of passes during a fit; processes write theirs to each other
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy is of other parameters, which hold the same numbers.
-        return _copy, ({**vars(self), "parameters": {}, "writes": {}, "turn": None, "is_noted": False},)
+        return _copy, ({**vars(self), "parameters": {}, "writes": {}, "own": [], "turn": None, "is_noted": False},)
 
     def check(self, network: Any) -> None:
         """Compare the weights with those of the fit, once in each call of the library.
@@ -89,14 +97,29 @@ class FrozenWeights:
         self.numbers, self.writes, self.turn = numbers, writes, now
 
     def note(self) -> None:
-        """Leave out, once, what passes of the network itself write to, as an embedding with `max_norm` does."""
+        """Leave out, once, what passes of the network itself write to, here and where other networks share it."""
         if self.is_noted or self.turn is None:
             return
-        now, self.is_noted = _writes(self._present()), True
-        if own := {name for name, count in now.items() if self.writes.get(name, count) != count}:
+        self.is_noted = True
+        self._tell(self.writes)
+
+    def _tell(self, before: Mapping[str, tuple[int, int]]) -> None:
+        """Leave out what has been written to since, where it still is, for every network that shares it."""
+        now = _writes(self._present())
+        pairs = [(before[name], write) for name, write in now.items() if name in before]
+        own = {place for (count, was), (again, place) in pairs if place == was and count != again}
+        for each in list(_all) if own else []:
+            each._leave_out(own)
+
+    def _leave_out(self, places: Collection[int]) -> None:
+        """Look no longer at parameters in some places of memory."""
+        present = self._present()
+        own = {name for name, parameter in present.items() if parameter.data_ptr() in places}
+        if own:
+            self.own += [self.parameters[name] for name in own]
             self.parameters = {name: p for name, p in self.parameters.items() if name not in own}
-            present = self._present()
-            self.numbers, self.writes = _Numbers(present), _writes(present)
+            self.numbers.leave_out(own)
+            self.writes = {name: write for name, write in self.writes.items() if name not in own}
 
     def _present(self) -> dict[str, Tensor]:
         """Return the parameters that there are, and hold numbers: one that is kept on the disk has been replaced."""
@@ -117,6 +140,11 @@ class FrozenWeights:
                 f"{BUT}, and {len(changed)} of {len(after)} parameters have changed since, the first is "
                 f"{changed[0]!r}. Predictions would be wrong: {PUT_BACK}"
             )
+
+
+def writes_of(network: Any) -> dict[str, tuple[int, int]]:
+    """Return how often each frozen parameter was written to, and where it is."""
+    return _writes({name: p for name, each in _parameters(network).items() if (p := each()) is not None})
 
 
 def check_frozen(network: Any) -> None:
@@ -140,6 +168,15 @@ class _Numbers:
             self.found = {key: torch.cat([*each.values()]) for key, each in parts.items()}
         self.names = {key: [*each] for key, each in parts.items()}
 
+    def leave_out(self, names: Collection[str]) -> None:
+        """Forget the numbers of some parameters."""
+        for key, own in self.names.items():
+            if not set(names).isdisjoint(own):
+                kept = torch.tensor([name not in names for name in own], device=self.found[key].device)
+                self.found[key] = self.found[key][kept.repeat_interleave(VALUES)]
+                self.names[key] = [name for name in own if name not in names]
+        self.names = {key: own for key, own in self.names.items() if own}
+
     @property
     def rounding(self) -> float:
         """The coarsest relative difference of neighbouring numbers."""
@@ -147,25 +184,29 @@ class _Numbers:
 
     def same_as(self, other: "_Numbers") -> bool:
         """Whether all numbers are the same, of the same parameters at the same places."""
-        return self.names == other.names and all(
-            torch.equal(value, other.found[key]) for key, value in self.found.items()
-        )
+        return self.names == other.names and all(torch.equal(self.found[key], other.found[key]) for key in self.names)
 
     def rows(self) -> dict[str, Tensor]:
         """Return the numbers of each parameter, in double precision."""
         return {
             name: part
-            for key, value in self.found.items()
-            for name, part in zip(self.names[key], value.double().cpu().split(VALUES), strict=True)
+            for key, own in self.names.items()
+            for name, part in zip(own, self.found[key].double().cpu().split(VALUES), strict=True)
         }
 
 
 def _parameters(network: Any) -> dict[str, "weakref.ref[nn.Parameter]"]:
-    """Return the plain parameters of the body by name; those of the head are the network's own."""
+    """Return the plain parameters of the body by name; those of the head are the network's own.
+
+    An embedding with `max_norm` normalises its rows before it looks them up, in whichever network, and always to the
+    same values: it is left out.
+    """
     adapted = {name for stack in network.stacks.values() for name in stack.layer_names}
+    normed = {id(m.weight) for m in network.model.modules() if getattr(m, "max_norm", None) is not None}
     found = {}
     for name, parameter in network.model.named_parameters():
         is_plain = type(parameter) is nn.Parameter and parameter.layout is torch.strided
+        is_plain = is_plain and id(parameter) not in normed
         if is_plain and not (is_within(name, network.head_names) or parameter.is_complex() or parameter.is_inference()):
             layer, _, own = name.rpartition(".base.")
             found[f"{layer}.{own}" if layer in adapted else name] = weakref.ref(parameter)
@@ -189,4 +230,5 @@ def _writes(parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
 def _copy(content: Mapping[str, Any]) -> FrozenWeights:
     weights = FrozenWeights.__new__(FrozenWeights)
     vars(weights).update(content)
+    _all.add(weights)
     return weights

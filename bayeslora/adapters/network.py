@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters import folding, mapping, running
 from bayeslora.adapters.families import Family, LowRank
-from bayeslora.adapters.frozen import FrozenWeights, check_frozen
+from bayeslora.adapters.frozen import FrozenWeights, check_frozen, writes_of
 from bayeslora.adapters.layer import AdaptedLayer, NotFoldedError
 from bayeslora.adapters.rows import blocks, copied, num_rows, sequences_in
 from bayeslora.adapters.stack import Stacks, grouped
@@ -113,6 +113,7 @@ class AdaptedNetwork(nn.Module):
                 # Its fused kernel for inference reads the layers' weights and never calls them.
                 module.activation_relu_or_gelu = 0
         dtype = self.dtype
+        self.writes = writes_of(self)
         for stack in self.stacks.values():
             scaling = torch.tensor(stack.scaling, dtype=dtype, device=self.device)
             self.register_buffer(f"scaling_{stack.name}", scaling, persistent=False)

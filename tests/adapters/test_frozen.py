@@ -131,13 +131,33 @@ class Renormed(nn.Module):
         return self.head(torch.tanh(self.body(self.table(ids))).mean(1))
 
 
-def test_what_a_network_writes_itself_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+class Clamped(Renormed):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table.max_norm = None
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.table.weight.clamp_(-0.5, 0.5)
+        return super().forward(ids)
+
+
+@pytest.mark.parametrize("kind", [Renormed, Clamped])
+def test_what_a_network_writes_itself_is_left_out(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
-    model, ids = Renormed(), torch.arange(40).view(8, 5)
+    model, ids = kind(), torch.arange(40).view(8, 5)
+    others = [bayeslora.fit(model, (ids[:2], Y[:2]), "blob", rank=2, epochs=0, progress=False) for _ in range(2)]
+    others[0].predict(ids[:2], num_draws=2)
     posterior = bayeslora.fit(model, (ids[:4], Y[:4]), "blob", rank=2, epochs=1, progress=False)
-    for each in (posterior, copy.deepcopy(posterior)):
+    for each in (posterior, copy.deepcopy(posterior), *others):
         for rows in (ids[:4], ids, ids[2:]):
             each.predict(rows, num_draws=2)
+    if kind is Renormed:  # also in passes that are not a posterior's
+        last = bayeslora.fit(model, (ids[:2], Y[:2]), "blob", rank=2, epochs=0, progress=False)
+        with torch.no_grad():
+            model.table.weight[5:] *= 9
+        model(ids)
+        last.predict(ids, num_draws=2)
     assert "written to" not in caplog.text
     model.body.weight.data += 1
     with pytest.raises(BaseChangedError, match=r"1 of 2 parameters have changed since, the first is 'body.weight'"):
