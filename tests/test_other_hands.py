@@ -198,6 +198,8 @@ def test_torchscript_is_refused(make: Callable[[nn.Module], nn.Module]) -> None:
         TypeError, match=r"a program of TorchScript, .*: give the torch.nn.Module that it was made from"
     ):
         fitted(make(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))), NUMBERS)
+    with pytest.raises(TypeError, match=r"'0' in the Sequential is a program of TorchScript"):
+        fitted(nn.Sequential(make(nn.Linear(4, 6)), nn.Linear(6, 3)), NUMBERS)
 
 
 # What is around a network.
@@ -349,6 +351,43 @@ def test_numbers_may_be_numpys(tmp_path: Path) -> None:
 
 
 # What labels and tables are.
+
+
+ARRAYS: dict[str, Callable[[np.ndarray], Any]] = {
+    "bytes of another machine": lambda x: x.astype(">f4"),
+    "backwards": lambda x: x[::-1].copy()[::-1],
+    "not to be written to": lambda x: np.frombuffer(x.tobytes(), x.dtype).reshape(x.shape),
+    "nothing masked": lambda x: np.ma.masked_array(x, mask=np.zeros(x.shape)),
+    "sparse": lambda x: torch.from_numpy(x).to_sparse(),
+    "sparse rows": lambda x: torch.from_numpy(x).to_sparse_csr(),
+}
+
+
+@pytest.fixture(scope="module")
+def on_numbers() -> bayeslora.Posterior:
+    return fitted(rows_of(lambda logits: logits), NUMBERS, epochs=0)
+
+
+@pytest.mark.parametrize("form", ARRAYS)
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_arrays_of_any_make_are_their_numbers(form: str, on_numbers: bayeslora.Posterior) -> None:
+    x, labels = NUMBERS[0].numpy(), NUMBERS[1].numpy()
+    expected, scores = on_numbers.predict(x).probs, on_numbers.evaluate(NUMBERS)
+    given = ARRAYS[form](x)
+    np.testing.assert_array_equal(on_numbers.predict(given).probs, expected)
+    assert on_numbers.evaluate(({"x": given}, labels.astype(">i8")[::-1].copy()[::-1])) == pytest.approx(
+        scores, nan_ok=True
+    )
+
+
+def test_arrays_without_some_of_their_numbers_are_refused(on_numbers: bayeslora.Posterior) -> None:
+    x = NUMBERS[0]
+    masked = np.ma.masked_array(x.numpy(), mask=x.numpy() > 1)
+    for given in (masked, {"x": masked}, (masked, NUMBERS[1]), ({"x": masked}, NUMBERS[1])):
+        with pytest.raises(bayeslora.ArgumentError, match=r"of 32 numbers of a masked array are masked"):
+            on_numbers.predict(given)
+    with pytest.raises(bayeslora.ArgumentError, match="rows of a nested tensor differ in length: pad them"):
+        on_numbers.predict(torch.nested.nested_tensor([x[0], x[1]], layout=torch.jagged))
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32])

@@ -5,6 +5,11 @@ from collections import UserList, deque
 from collections.abc import ItemsView, KeysView, Mapping, ValuesView
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from bayeslora.contracts import ArgumentError
 from bayeslora.data.columns import LABELS
 
 LISTS = (deque, KeysView, ValuesView, ItemsView, UserList)
@@ -34,7 +39,14 @@ def familiar(data: Any) -> Any:
 
 
 def _familiar(value: Any) -> Any:
-    if value is None or isinstance(value, str | bytes | Mapping) or hasattr(value, "__torch_function__"):
+    if type(value) is dict:  # the inputs of a pair
+        columns = {name: _array(column) for name, column in value.items()}
+        return value if all(columns[name] is value[name] for name in value) else columns
+    if value is None or isinstance(value, str | bytes | Mapping):
+        return value
+    if isinstance(value, Tensor | np.ndarray) and (plain := _array(value)) is not value:
+        return plain
+    if hasattr(value, "__torch_function__"):
         return value
     if hasattr(value, "iloc") and not hasattr(value, "dask"):
         return _with_index(value)
@@ -64,6 +76,27 @@ def _familiar(value: Any) -> Any:
 
         return from_dataframe(value).to_pandas()
     return value
+
+
+def _array(value: Any) -> Any:
+    """Return an array or a tensor with all its numbers in their places.
+
+    Raises:
+        ArgumentError: If some are masked, or its rows differ in length.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        if np.ma.is_masked(value):
+            raise ArgumentError(
+                f"{int(np.ma.getmaskarray(value).sum())} of {value.size} numbers of a masked array are masked, which "
+                "no network sees: fill them, array.filled(…), or leave their rows out."
+            )
+        return value.filled()
+    if isinstance(value, Tensor) and value.is_nested:
+        raise ArgumentError(
+            "The rows of a nested tensor differ in length: pad them, tensor.to_padded_tensor(0), and give the network "
+            "a mask beside, or give a list of rows."
+        )
+    return value.to_dense() if isinstance(value, Tensor) and value.layout is not torch.strided else value
 
 
 def _rows(rows: list[Any]) -> list[Any]:

@@ -34,9 +34,16 @@ def is_missing(value: Any) -> bool:
 
 
 def as_tensor(value: Any) -> Tensor:
-    """Return a tensor; of an array that must not be written to, such as a mapped file, a copy, as PyTorch asks."""
-    fixed = isinstance(value, np.ndarray) and not value.flags.writeable
-    return torch.as_tensor(value.copy() if fixed else value)
+    """Return a tensor; of an array that PyTorch does not take, a copy.
+
+    Such are arrays that must not be written to, as of a mapped file, that run backwards, or have the bytes of another
+    machine.
+    """
+    if isinstance(value, np.ndarray):
+        value = value.astype(value.dtype.newbyteorder("="), copy=False)
+        backwards = any(stride < 0 for stride in value.strides)
+        value = value.copy() if backwards or not value.flags.writeable else value
+    return torch.as_tensor(value)
 
 
 def check_texts(data: str, column: str, texts: Sequence[Any]) -> None:
