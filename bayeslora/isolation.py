@@ -24,6 +24,7 @@ from pyro.poutine.runtime import _DIM_ALLOCATOR, _ENUM_ALLOCATOR, _PYRO_STACK
 from torch import Tensor
 
 from bayeslora.contracts import Fields, checked
+from bayeslora.surroundings import plain
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -32,12 +33,18 @@ VALIDATION = ("validate_distributions_pyro", "validate_distributions_torch", "va
 
 
 class _Handlers(NamedTuple):
-    """What Pyro keeps for the process."""
+    """What Pyro keeps for the process, and what PyTorch does: its default type, and how modules are moved and cast.
+
+    A module that is moved gets parameters of its own if one of the latter two is set: optimisers would train others.
+    """
 
     stack: list[Any]
     plates: list[Any]
     enumeration: dict[str, Any]
     validation: dict[str, bool]
+    dtype: torch.dtype
+    overwrites: bool
+    swaps: bool
 
 
 class _RandomStates(NamedTuple):
@@ -68,7 +75,8 @@ class _Guard(Messenger):
 
 def _fresh() -> _Handlers:
     """Return Pyro's state at its start, with the guard added."""
-    return _Handlers([_Guard()], [], {}, dict.fromkeys(VALIDATION, __debug__))
+    validation = dict.fromkeys(VALIDATION, __debug__)
+    return _Handlers([_Guard()], [], {}, validation, torch.get_default_dtype(), overwrites=False, swaps=False)
 
 
 class _Outside:
@@ -101,12 +109,7 @@ def isolated() -> Iterator[None]:
 
     It is also a decorator. Calls within calls, such as those of a callback during a fit, are part of the outer turn.
     """
-    with exclusive(), torch.inference_mode(False):
-        if torch.empty(0).is_meta:
-            raise ValueError(
-                "torch's default device is 'meta', where tensors have no numbers: leave it, by "
-                "torch.set_default_device(None) or after the context torch.device('meta'), before calling bayeslora."
-            )
+    with exclusive(), torch.inference_mode(False), plain():
         state = random.getstate()  # some libraries draw from it when they are imported, which may be now
         try:
             yield
@@ -231,7 +234,15 @@ def _acquire() -> None:
 
 def _handlers() -> _Handlers:
     validation = {name: pyro.settings.get(name) for name in VALIDATION}
-    return _Handlers(list(_PYRO_STACK), _DIM_ALLOCATOR._stack, dict(vars(_ENUM_ALLOCATOR)), validation)
+    return _Handlers(
+        list(_PYRO_STACK),
+        _DIM_ALLOCATOR._stack,
+        dict(vars(_ENUM_ALLOCATOR)),
+        validation,
+        torch.get_default_dtype(),
+        torch.__future__.get_overwrite_module_params_on_conversion(),
+        torch.__future__.get_swap_module_params_on_conversion(),
+    )
 
 
 def _set_handlers(handlers: _Handlers) -> None:
@@ -240,6 +251,9 @@ def _set_handlers(handlers: _Handlers) -> None:
     vars(_ENUM_ALLOCATOR).clear()
     vars(_ENUM_ALLOCATOR).update(handlers.enumeration)
     pyro.settings.set(**handlers.validation)
+    torch.set_default_dtype(handlers.dtype)
+    torch.__future__.set_overwrite_module_params_on_conversion(handlers.overwrites)
+    torch.__future__.set_swap_module_params_on_conversion(handlers.swaps)
 
 
 def random_states() -> _RandomStates:

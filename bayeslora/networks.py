@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from bayeslora.passes import unchanged
+from bayeslora.surroundings import outside
 from bayeslora.types import IGNORED, Batch
 
 WRITING = ("SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
@@ -145,14 +146,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Around it, parts have other names: what is its task head could not be told.
 
     Raises:
-        TypeError: If it is a program of TorchScript, whose layers nothing can stand for.
+        TypeError: If it is, or has, a program of TorchScript, whose layers nothing can stand for.
         ValueError: If it has no weights, or lazy layers, which have none before their first call.
     """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(
-            "model is a program of TorchScript, in which no layer can be adapted: give the torch.nn.Module that it was "
-            "made from."
-        )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            what = f"{name!r} in the {type(model).__name__}" if name else "model"
+            raise TypeError(
+                f"{what} is a program of TorchScript, in which no layer can be adapted: give the torch.nn.Module that "
+                "it was made from."
+            )
     parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     parameters = [*model.named_parameters()]
     if not parameters:
@@ -296,7 +299,7 @@ def base_logits(model: nn.Module, batch: Batch) -> Tensor:
 def _evaluated(model: nn.Module, inputs: Batch) -> Tensor:
     modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.no_grad(), unchanged(model):
+        with torch.no_grad(), unchanged(model), outside():
             return logits_of(model.eval()(**inputs))
     finally:
         for module, mode in modes:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bayeslora.contracts import ArgumentError
 from bayeslora.networks import continues, forward_parameters
+from bayeslora.surroundings import autocast_dtype
 from bayeslora.types import Batch
 
 CLOSE = 1e-3
@@ -86,7 +87,7 @@ def packs(inputs: Batch) -> bool:
 def added(network: Any) -> torch.dtype:
     """Return the type of what is added to the scores of a network's attention; autocast makes its own of it."""
     own = next(network.model.parameters()).dtype
-    return torch.promote_types(own, torch.float32) if torch.is_autocast_enabled(network.device.type) else own
+    return torch.promote_types(own, torch.float32) if autocast_dtype(network.device.type) else own
 
 
 def check(program: Any, batch: Batch) -> None:

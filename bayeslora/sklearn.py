@@ -28,6 +28,7 @@ from bayeslora.isolation import seeded
 from bayeslora.methods import METHODS, Method, fields_for_fit, make_method
 from bayeslora.outcomes import Outcomes, check_kind
 from bayeslora.posterior import Posterior
+from bayeslora.surroundings import outside
 from bayeslora.texts import rows_of, text_table
 
 NUMBERS = "finite numbers, [example, feature], in the columns of the fit, or texts"
@@ -230,7 +231,7 @@ class _Estimator(BaseEstimator):
             asked = inspect.signature(self.model)
             given = {name: size for name, size in sizes.items() if name in asked.parameters}
             asked.bind(**given)
-        with seeded(self._seed):
+        with seeded(self._seed), outside():
             return self.model(**given)
 
 

@@ -8,6 +8,7 @@ import functools
 import inspect
 import itertools
 import os
+import queue
 import random
 import signal
 import textwrap
@@ -308,6 +309,42 @@ def both(*contexts: Any) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def conversions() -> Iterator[None]:
+    """Both ways in which PyTorch gives a module that is moved or cast other parameters."""
+    setters = (
+        torch.__future__.set_overwrite_module_params_on_conversion,
+        torch.__future__.set_swap_module_params_on_conversion,
+    )
+    try:
+        for setter in setters:
+            setter(True)
+        yield
+    finally:
+        for setter in setters:
+            setter(False)
+
+
+@contextlib.contextmanager
+def coarse() -> Iterator[None]:
+    """A coarse default type."""
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def settings_of_torch() -> list[Any]:
+    """What is set for whatever PyTorch computes."""
+    future = torch.__future__
+    return [
+        *(torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype()),
+        *(torch.get_default_device(), torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()),
+        *(future.get_overwrite_module_params_on_conversion(), future.get_swap_module_params_on_conversion()),
+    ]
+
+
 CONTEXTS: dict[str, Callable[[], Any]] = {
     "plate": lambda: pyro.plate("examples", 7),
     "plate to the left": lambda: pyro.plate("examples", 7, dim=-2),
@@ -324,7 +361,9 @@ CONTEXTS: dict[str, Callable[[], Any]] = {
     "enumeration": lambda: poutine.enum(first_available_dim=-1),
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
-    "several": lambda: both(pyro.plate("examples", 7), poutine.scale(scale=2.0), poutine.trace()),
+    "several": lambda: both(
+        *(pyro.plate("examples", 7), poutine.scale(scale=2.0), poutine.trace(), conversions(), coarse()),
+    ),
 }
 
 
@@ -369,12 +408,65 @@ def test_handlers_of_the_caller_change_nothing_and_see_nothing(
     context: str, names: tuple[str, ...] | None, calls: dict[str, Callable[[], Any]], results: dict[str, Any]
 ) -> None:
     with poutine.trace() as seen, CONTEXTS[context]():
-        before = list(_PYRO_STACK), list(_DIM_ALLOCATOR._stack), pyro.settings.get(), torch.is_grad_enabled()
+        before = list(_PYRO_STACK), list(_DIM_ALLOCATOR._stack), pyro.settings.get(), settings_of_torch()
         different = [name for name in names or calls if not same(calls[name](), results[name])]
-        assert (list(_PYRO_STACK), list(_DIM_ALLOCATOR._stack), pyro.settings.get(), torch.is_grad_enabled()) == before
+        assert (list(_PYRO_STACK), list(_DIM_ALLOCATOR._stack), pyro.settings.get(), settings_of_torch()) == before
         pyro.sample("own", dist.Normal(0.0, 1.0))
     assert different == []
     assert set(seen.trace.nodes) <= {"own", "examples", "_INPUT", "_RETURN"}
+
+
+class Seeing(nn.Module):
+    """A network that notes what is set during its passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        SEEN.put((torch.is_autocast_enabled("cpu"), torch.get_default_dtype()))
+        return self.head(self.body(x.to(self.body.weight.dtype)).tanh())
+
+
+SEEN: queue.SimpleQueue[Any] = queue.SimpleQueue()
+"""It belongs to more than a network: what passes keep elsewhere is put back."""
+
+
+def seen() -> set[Any]:
+    return {SEEN.get() for _ in range(SEEN.qsize())}
+
+
+def test_passes_see_what_is_set_outside_and_autocast_keeps_no_weights() -> None:
+    torch.manual_seed(0)
+    network, x = Seeing(), torch.randn(8, 4)
+    data, found = (x, torch.arange(8) % 3), []
+    for cache in (True, False):  # which keeps what weights were cast to until the context ends
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=cache):
+            before = settings_of_torch()
+            posterior = bayeslora.fit(network, data, "blob", rank=2, epochs=3, learning_rate=0.1, progress=False)
+            assert settings_of_torch() == before
+            found.append(posterior.predict(x, num_draws=3).draws)
+            found.append(posterior.merge()(x).detach().float().numpy())
+        assert seen() == {(True, torch.float32)}
+    assert all(same(*pair) for pair in zip(found[:2], found[2:], strict=True))
+    torch.set_default_dtype(torch.float16)
+    try:
+        expected = posterior.predict(x, num_draws=3).draws
+        assert not same(expected, found[0])
+        with torch.device("xla:0"):  # where nothing could be made; this network makes nothing
+            assert same(posterior.predict(x, num_draws=3).draws, expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert seen() == {(False, torch.float16)}
+
+
+def test_a_default_device_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> None:
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(torch, "get_default_device", absent)
+    with pytest.raises(ValueError, match=r"default device is not there: Torch not compiled.*Leave it, torch\.set_def"):
+        isolated()(print)()
 
 
 def test_enumeration_within_a_call_leaves_the_callers_dimensions() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bayeslora.adapters.layer import NotFoldedError
 from bayeslora.adapters.rows import copied, has_rows, num_rows, sequences_in
 from bayeslora.isolation import seeded
+from bayeslora.surroundings import autocast_dtype
 from bayeslora.types import Batch
 
 EXAMPLES = 2
@@ -239,6 +240,6 @@ def tolerance(model: nn.Module) -> float:
     """Return the largest difference of logits that the coarsest numbers of a network explain."""
     device = next(model.parameters()).device.type
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    if torch.is_autocast_enabled(device):
-        dtypes.add(torch.get_autocast_dtype(device))
+    if (cast := autocast_dtype(device)) is not None:
+        dtypes.add(cast)
     return max(TOLERANCE.get(dtype, COARSE) for dtype in dtypes)

@@ -17,6 +17,7 @@ from bayeslora.adapters.weights import features, is_within, oriented
 from bayeslora.limits import naming_inputs
 from bayeslora.networks import is_readable, logits_of, memory_of
 from bayeslora.passes import unchanged
+from bayeslora.surroundings import outside
 from bayeslora.types import Batch
 
 POSITIONS = 8
@@ -163,7 +164,7 @@ class _Look:
             elif name and next(module.parameters(recurse=False), None) is not None:
                 hooks.append(module.register_forward_hook(self._note(name)))
         try:
-            with torch.no_grad(), still(self.model), _layer_by_layer(self.model), unchanged(self.model):
+            with torch.no_grad(), still(self.model), _layer_by_layer(self.model), unchanged(self.model), outside():
                 return self.model(**inputs)
         finally:
             for hook in hooks:

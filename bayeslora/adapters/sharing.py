@@ -16,6 +16,7 @@ from bayeslora.adapters.layer import AdaptedLayer
 from bayeslora.adapters.network import AdaptedNetwork
 from bayeslora.adapters.rows import copied, num_rows
 from bayeslora.passes import Left
+from bayeslora.surroundings import outside
 from bayeslora.types import Batch, FactorsByStack
 
 logger = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ class Shared:
         made = dict.fromkeys(watched, noting) | dict.fromkeys(self.layers, stopping)
         self.network.bind(folding.at(factors, 0))
         try:
-            with self.network.alone() as left, replaced(made):
+            with self.network.alone() as left, replaced(made), outside():
                 self.network.model(**copied(inputs))
         except ReachedError as reached:
             return calls, reached.positions, left

@@ -23,6 +23,7 @@ from bayeslora.metrics import FloatArray
 from bayeslora.networks import forward_parameters
 from bayeslora.prediction import chunks
 from bayeslora.program import Program, evaluating
+from bayeslora.surroundings import outside
 from bayeslora.tasks.language_model import CausalLM, Seq2SeqLM, Summaries
 from bayeslora.types import IGNORED, FactorsByStack, Sites, Tokenizer
 
@@ -143,7 +144,8 @@ def _continue(
     model: "PreTrainedModel", prompts: Mapping[str, Tensor], config: "GenerationConfig", others: Mapping[str, Any]
 ) -> Tensor:
     """Return the model's sequences, `[prompt, token]`, including what they start with."""
-    return model.generate(**prompts, generation_config=config, **others)
+    with outside():
+        return model.generate(**prompts, generation_config=config, **others)
 
 
 def _start(model: nn.Module, prompts: Mapping[str, Tensor]) -> int:
