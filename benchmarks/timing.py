@@ -1,4 +1,4 @@
-"""What the benchmarks of time share: calls that take turns, medians of ratios, and where the table goes."""
+"""What the benchmarks of time share: calls that take turns, ratios of them, and where the table goes."""
 
 import argparse
 import statistics
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+import numpy as np
 import pandas as pd
 import torch
 from demo_study import ROOT, fill, markdown
@@ -29,6 +30,12 @@ def taking_turns(calls: Mapping[Name, Callable[[], object]], repeats: int, warm_
 def median_ratio(own: Sequence[float], peer: Sequence[float]) -> float:
     """The median ratio of neighbouring calls."""
     return statistics.median(a / b for a, b in zip(own, peer, strict=True))
+
+
+def ratio(own: Sequence[float], peer: Sequence[float], times: float = 1.0) -> str:
+    """The median ratio of neighbouring calls and its quartiles, for a table; `times` is how often the peer counts."""
+    low, middle, high = np.quantile([a / b / times for a, b in zip(own, peer, strict=True)], (0.25, 0.5, 0.75))
+    return f"{middle:.3f} ({low:.3f}–{high:.3f})"
 
 
 def words(rows: int, length: int) -> dict[str, torch.Tensor]:
