@@ -1,6 +1,7 @@
 """Draws that are made when they are needed: the same each time, in memory that does not grow with their number."""
 
 import gc
+from collections.abc import Iterator
 from typing import Any
 from weakref import WeakSet, finalize
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import IterableDataset
 
 import bayeslora
 from bayeslora import metrics
@@ -71,6 +73,25 @@ def most_bytes(posterior: bayeslora.Posterior, num_draws: int, linear: bool) -> 
 def test_memory_does_not_grow_with_the_draws(posterior: bayeslora.Posterior, linear: bool) -> None:
     few, many = (most_bytes(posterior, num_draws, linear) for num_draws in (BLOCK, 16 * BLOCK))
     assert many <= 1.05 * few
+
+
+def test_memory_does_not_grow_with_a_streams_examples(posterior: bayeslora.Posterior) -> None:
+    inputs, _ = tokens(4)
+
+    class Stream(IterableDataset[Any]):
+        def __init__(self, count: int):
+            self.count = count
+
+        def __iter__(self) -> Iterator[Any]:
+            return ({name: value[row % 4].tolist() for name, value in inputs.items()} for row in range(self.count))
+
+    found = []
+    for count in (16, 128):
+        gc.collect()
+        with Live() as live:
+            drawn = posterior.predict(Stream(count), 2, batch_size=4).draws
+        found.append(live.most - drawn.nbytes)  # what is asked for has to be somewhere
+    assert found[1] <= 1.01 * found[0]
 
 
 def test_draws_are_the_same_each_time(posterior: bayeslora.Posterior) -> None:
