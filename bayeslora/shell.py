@@ -31,6 +31,7 @@ from bayeslora.data import split_of
 from bayeslora.methods import METHODS, named, own_fields
 from bayeslora.methods.fields import describe
 from bayeslora.piping import STANDARD
+from bayeslora.stopping import Terminated
 from bayeslora.tasks.prediction import BasePrediction, names_of
 from bayeslora.types import Data
 
@@ -304,6 +305,8 @@ class errors:
             status = 1
         elif isinstance(error, KeyboardInterrupt):
             status = 128 + signal.SIGINT
+        elif isinstance(error, Terminated):
+            status = error.status
         elif isinstance(error, Exception) and not isinstance(error, typer.Exit | typer.Abort) and not wants_traceback():
             status = 1
         else:

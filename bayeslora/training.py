@@ -10,7 +10,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from bayeslora import arguments, checkpoints, natural, several, storage, verdict, watching
+from bayeslora import arguments, checkpoints, natural, several, stopping, storage, verdict, watching
 from bayeslora.data import Source
 from bayeslora.divergence import DivergedError
 from bayeslora.posterior import Posterior
@@ -74,17 +74,19 @@ def train(
     checkpoint = _checkpoint(trainer, resume)
     if args.process_index > 0:  # with one seed for all, every process would draw the same noise
         torch.manual_seed(args.seed + args.process_index)
-    try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        trainer.recorder.flush()
-        trainer.last_good.after_training(trainer)
-        verdict.have_settled(natural.distance(trainer.optimizer))
-    except BaseException as error:
-        if keep:
-            _keep(trainer, error)
-        raise
-    finally:
-        trainer.program.network.unbind()  # the last step's factors hold its whole graph
+    with stopping.raising(keep and args.should_save):
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            trainer.recorder.flush()
+            trainer.last_good.after_training(trainer)
+            verdict.have_settled(natural.distance(trainer.optimizer))
+        except BaseException as error:
+            if keep:
+                with stopping.deaf():
+                    _keep(trainer, error)
+            raise
+        finally:
+            trainer.program.network.unbind()  # the last step's factors hold its whole graph
     if checkpoint is not None and checkpoints.step(checkpoint) == trainer.state.global_step:
         # There was no step to go on with, before which the Trainer restores it; what follows may draw.
         trainer._load_rng_state(str(checkpoint))
@@ -122,7 +124,8 @@ def _keep(trainer: ProgramTrainer, error: BaseException) -> None:
         return
     posterior = trainer.posterior
     if not isinstance(error, DivergedError):
-        by = "" if isinstance(error, KeyboardInterrupt) else f" by {type(error).__name__}"
+        what = error.signal if isinstance(error, stopping.Terminated) else type(error).__name__
+        by = "" if isinstance(error, KeyboardInterrupt) else f" by {what}"
         posterior = trainer.last_good.restored(trainer, f"interrupted{by} at step {trainer.last_good.step + 1}")
     folder = Path(trainer.args.output_dir)
     if storage.is_finished(folder):
@@ -133,4 +136,6 @@ def _keep(trainer: ProgramTrainer, error: BaseException) -> None:
         logger.error("The last good state is lost: %s", failure)
         return
     error.add_note(f"The posterior, {posterior.state}, is saved in {folder}.")
-    logger.info("The posterior, %s, is saved in %s.", posterior.state, folder)
+    # A process that a signal ends shows no traceback, where the note would stand.
+    level = logging.WARNING if isinstance(error, stopping.Terminated) else logging.INFO
+    logger.log(level, "The posterior, %s, is saved in %s.", posterior.state, folder)

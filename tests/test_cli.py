@@ -22,6 +22,7 @@ from bayeslora.divergence import DivergedError
 from bayeslora.methods import METHODS
 from bayeslora.saving import NotSavedError
 from bayeslora.shell import check_output, errors, fields_of, method_fields, with_columns, write_table
+from bayeslora.stopping import Terminated
 from tests.test_strangers_files import as_typer_calls_them
 
 __all__ = ["as_typer_calls_them"]  # a fixture
@@ -244,6 +245,11 @@ def diverged(message: str) -> DivergedError:
             KeyboardInterrupt(),
             130,
             "bayeslora: Interrupted. The posterior, interrupted at step 5 of 6, is saved in out.",
+        ),
+        (
+            Terminated(15),
+            143,
+            "bayeslora: Ended by SIGTERM. The posterior, interrupted at step 5 of 6, is saved in out.",
         ),
         (NotSavedError("out could not be written: No space left on device."), 1, "bayeslora: out could not be written"),
         (diverged("Training stopped at step 6."), 1, "bayeslora: Training stopped at step 6. The posterior, "),

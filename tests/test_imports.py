@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "bayeslora"
 ORDER = (
     ("contracts", "counting", "surroundings"),
     ("places",),
-    ("types", "isolation", "hushing", "saving", "paths", "passes", "devices"),
+    ("types", "isolation", "hushing", "saving", "paths", "passes", "devices", "stopping"),
     ("filing",),
     ("networks",),
     ("limits",),

@@ -8,9 +8,11 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,10 +22,12 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers import TrainerCallback, TrainingArguments
 
 import bayeslora
-from bayeslora import checkpoints, saving, storage
+from bayeslora import checkpoints, saving, stopping, storage
 from bayeslora.posterior import Posterior
 from bayeslora.trainer import DivergedError
 from tests.faults import processes
+
+LONG = pytest.mark.slow
 
 Learned = tuple[dict[str, Tensor], dict[str, list[float]]]
 
@@ -539,6 +543,69 @@ def test_an_interrupted_fit_is_saved_as_what_it_is(
     # It goes on from its checkpoint, to a posterior that is finished.
     assert_same(resumed(tmp_path), learned(fit(None)))
     assert bayeslora.load(tmp_path, network()).state is None
+
+
+class Tell(TrainerCallback):
+    """Sends this process a signal after a step."""
+
+    def __init__(self, step: int, number: int):
+        self.step, self.number = step, number
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+def heard(folder: Path | None, number: int, callbacks: list[TrainerCallback]) -> tuple[str, Any]:
+    """What a fit that a signal comes in ends by, with the handler after it; for a process of its own."""
+    try:
+        fit(folder, callbacks=[Tell(5, number), *callbacks])
+        ended = "by itself"
+    except BaseException as error:
+        ended = f"by {type(error).__name__} {getattr(error, 'code', '')}"
+    return ended, signal.getsignal(number)
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in stopping.SIGNALS[1:])]
+)
+def test_a_fit_that_is_told_to_end_is_saved_as_one_that_is_interrupted(number: int, tmp_path: Path) -> None:
+    """The signal comes a second time while the posterior is saved."""
+
+    def work() -> tuple[str, Any]:
+        save = Posterior.save
+
+        def told_again(posterior: Posterior, folder: Path) -> None:
+            if posterior.state is not None:
+                os.kill(os.getpid(), number)
+            save(posterior, folder)
+
+        with patch.object(Posterior, "save", told_again):
+            return heard(tmp_path, number, [])
+
+    assert processes.run(work) == (f"by Terminated {128 + number}", signal.SIG_DFL)
+    name = signal.Signals(number).name
+    assert bayeslora.load(tmp_path, network()).state == f"interrupted by {name} at step 5 of 6"
+
+
+def test_signals_that_somebody_else_handles_are_left_to_them(tmp_path: Path) -> None:
+    def handled() -> tuple[str, Any]:
+        told: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+        ended, after = heard(tmp_path / "own", signal.SIGTERM, [])
+        after(0, None)
+        return ended, told
+
+    def threaded() -> Any:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(fit, tmp_path / "thread").result().state
+
+    assert processes.run(handled) == ("by itself", [signal.SIGTERM, 0])
+    assert processes.run(threaded) is None
+    # There is nothing to save here: the signal ends the process, as everywhere.
+    pid, pipe = processes.fork(lambda: heard(None, signal.SIGTERM, []))
+    os.close(pipe)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGTERM
 
 
 def test_a_finished_posterior_does_not_give_way_to_an_unfinished_one(tmp_path: Path) -> None:
