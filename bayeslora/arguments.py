@@ -1,5 +1,6 @@
 """The Trainer's arguments: those that a fit makes, and those that a user gives."""
 
+import copy
 import logging
 import math
 import os
@@ -52,6 +53,13 @@ def one_tokenizer(tokenizer: Tokenizer | None, processing_class: Tokenizer | Non
     if tokenizer is not None and processing_class is not None:
         raise ArgumentError("processing_class is the Trainer's name of tokenizer, and both are given: leave one out.")
     return processing_class if tokenizer is None else tokenizer
+
+
+def in_folder(args: "TrainingArguments", folder: str) -> "TrainingArguments":
+    """Return a user's arguments with another name of their folder."""
+    own = copy.copy(args)
+    own.output_dir = folder
+    return own
 
 
 def check_shots(asked: Sequence[str], used: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from bayeslora.saving import BESIDE, locked, newest, saying_what_failed, sync, what_failed, write
+from bayeslora.saving import BESIDE, locked, make_folder, newest, saying_what_failed, sync, what_failed, write
 
 
 def write_file(path: str | os.PathLike[str], content: bytes | str) -> Path:
@@ -19,7 +19,7 @@ def write_file(path: str | os.PathLike[str], content: bytes | str) -> Path:
     """
     target = Path(path)
     with saying_what_failed(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         write(target, content.encode() if isinstance(content, str) else content)
     return target
 
@@ -51,7 +51,7 @@ def write_folder(
     """
     existed = folder.is_dir()
     with saying_what_failed(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         try:
             with locked(folder):
                 _replace(folder, fill, tuple(keys), stale)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bayeslora import arguments, bases, choice, interop, onward, saving, storage
+from bayeslora import arguments, bases, choice, claiming, interop, onward, saving, several, storage
 from bayeslora.adapters.weights import uncompiled
 from bayeslora.contracts import ArgumentError, Count, Scale
 from bayeslora.data import NOTHING, Columns, Reading, Source, Weight, apart, given, opened, plain, shots_in, split
@@ -203,6 +203,8 @@ def fit(
     chosen = earlier.method(method, hyperparameters) if earlier else make_method(method or DEFAULT, **hyperparameters)
     if (folder := output_dir if args is None else args.output_dir) is not None:
         saving.check_folder(folder, "output_dir")
+        folder = str(Path(folder).absolute())  # wherever a callback goes to
+        output_dir, args = (folder, None) if args is None else (output_dir, arguments.in_folder(args, folder))
     data = given(opened(data))
     held_out = given(validation, "validation", "test", "train") if validation is not None else split(data, "validation")
     train_data = split(data, "train")
@@ -286,12 +288,13 @@ def fit(
             resume=resume,
             packing=packing,
         )
-        if folds is not None:
-            posterior = cross_fit(fitting, train, held_out, folds, refit, seed, output_dir)
-        elif tuning_data is not None and (dial := wanted(chosen)) and dial.buffer is None:
-            posterior = by_fits(fitting, train, held_out, tuning_data, seed, output_dir)
-        else:
-            posterior = fitting(train, held_out, tuning_data, seed, output_dir)
+        with claiming.claimed(folder if several.is_first() else None):
+            if folds is not None:
+                posterior = cross_fit(fitting, train, held_out, folds, refit, seed, output_dir)
+            elif tuning_data is not None and (dial := wanted(chosen)) and dial.buffer is None:
+                posterior = by_fits(fitting, train, held_out, tuning_data, seed, output_dir)
+            else:
+                posterior = fitting(train, held_out, tuning_data, seed, output_dir)
         posterior.learned_from = earlier.kept() if earlier else None
         return posterior
 

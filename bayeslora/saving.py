@@ -72,7 +72,7 @@ def save_together(
     folder = manifest.parent
     kept = f"Nothing was saved; a posterior that was in {folder} before is as it was."
     with saying_what_failed(folder, kept):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     with locked(folder), saying_what_failed(folder, kept), contextlib.ExitStack() as staged:
         before = read(manifest) or {}
         try:
@@ -309,6 +309,14 @@ def locked(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_UN)  # a process forked meanwhile would otherwise keep it
         os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those that it is in, unless it is there; the error says if something else stands there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise FileExistsError(error.errno, "it is not a folder", str(folder)) from None
 
 
 def check_folder(folder: str | os.PathLike[str], what: str) -> None:

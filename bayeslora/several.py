@@ -59,7 +59,7 @@ def begin(
     elif (found := _read(path)) is not None:
         _refuse(path, checkpoints.differences(found["fit"], fit), resume)
     if is_first():
-        path.mkdir(parents=True, exist_ok=True)
+        saving.make_folder(path)
         filing.write_file(path / RECORD, json.dumps({"fit": fit, "folders": list(names)}, indent=2))
         saving.sync(path)
 

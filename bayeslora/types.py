@@ -14,7 +14,17 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from bayeslora.contracts import Count, Kind, Within, derives_from, instance_of, is_name, is_path, name_instances
+from bayeslora.contracts import (
+    Count,
+    Kind,
+    Within,
+    derives_from,
+    expanded,
+    instance_of,
+    is_name,
+    is_path,
+    name_instances,
+)
 
 
 def _may_hold_rows(value: Any) -> bool:
@@ -49,11 +59,11 @@ Prompts: TypeAlias = Annotated[
 ]
 """What `generate` continues."""
 
-Folder: TypeAlias = Annotated[str | os.PathLike[str], Kind("the path of a folder", is_path)]
+Folder: TypeAlias = Annotated[str | os.PathLike[str], Kind("the path of a folder", is_path, expanded)]
 
-FileName: TypeAlias = Annotated[str | os.PathLike[str], Kind("the path of a file", is_path)]
+FileName: TypeAlias = Annotated[str | os.PathLike[str], Kind("the path of a file", is_path, expanded)]
 
-ModelName: TypeAlias = Annotated[str | os.PathLike[str], Kind("the path or hub name of a model", is_path)]
+ModelName: TypeAlias = Annotated[str | os.PathLike[str], Kind("the path or hub name of a model", is_path, expanded)]
 
 Seed: TypeAlias = Annotated[int, Within(at_least=0, at_most=2**32 - 1)]
 """What NumPy takes, whose range is the smallest: the same seed is for all random states."""

@@ -15,7 +15,7 @@ ORDER = (
     ("contracts", "counting", "surroundings"),
     ("places",),
     ("types", "isolation", "hushing", "saving", "paths", "passes", "devices", "stopping"),
-    ("filing",),
+    ("filing", "claiming"),
     ("networks",),
     ("limits",),
     ("adapters", "distributions", "tasks"),

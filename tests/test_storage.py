@@ -345,6 +345,42 @@ def test_any_path_is_the_path_that_it_stands_for(tmp_path: Path) -> None:
     assert torch.equal(bayeslora.load(where, network).draw(1)["3x4.A"], posterior.draw(1)["3x4.A"])
 
 
+def test_a_tilde_is_the_home_folder_unless_one_is_called_so(
+    posterior: Posterior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    posterior.save("~/saved")
+    assert (tmp_path / "home" / "saved" / storage.MANIFEST).is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    (tmp_path / "home" / "saved").rename(tmp_path / "~")
+    assert bayeslora.load(Path("~"), tiny_bert()).method == posterior.method
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        (b"saved", r"folder=b'saved': give the path of a folder\. It is bytes: decode them"),
+        (Path("n" * 256), r"folder='n+\.\.\.n+': give the path of a folder\. It is too long: .* at most 255"),
+        ("caf\udce9", r"folder='caf\\udce9': give the path of a folder\. It is not UTF-8"),
+    ],
+)
+def test_names_that_no_folder_can_have(posterior: Posterior, folder: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        posterior.save(folder)
+
+
+@pytest.mark.parametrize("kind", ["a file", "a link to nothing", "a link to itself"])
+def test_what_is_not_a_folder(posterior: Posterior, tmp_path: Path, kind: str) -> None:
+    there = tmp_path / "there"
+    if kind == "a file":
+        there.touch()
+    else:
+        there.symlink_to("nothing" if kind == "a link to nothing" else "there")
+    with pytest.raises(OSError, match="there could not be written: it is not a folder"):
+        posterior.save(there)
+
+
 def test_what_a_hash_finds_after_the_rest_is_built_is_said(tmp_path: Path) -> None:
     x = torch.randn(8, 3)
     network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))

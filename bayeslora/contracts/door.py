@@ -5,6 +5,7 @@ The annotations of a signature are its contract (`kinds`): a new argument is che
 
 import functools
 import inspect
+import os
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar, cast
@@ -14,9 +15,12 @@ from bayeslora.contracts.kinds import (
     SCALARS,
     fits,
     in_words,
+    is_name,
     is_understood,
+    made,
     plain,
     takes_instances,
+    why_not,
     with_article,
 )
 from bayeslora.contracts.names import suggestions
@@ -169,6 +173,8 @@ class Contract:
         """Say which other argument takes a value, if it is of a kind that few do."""
         if value is None or isinstance(value, (*SCALARS, list, tuple, dict)):
             return ""
+        if isinstance(value, bytes | bytearray):
+            return " It is bytes: decode them, os.fsdecode(…)." if fits("text", declaration) else ""
         if isinstance(value, type):
             return f" Give an instance, {value.__name__}(…)." if takes_instances(declaration, value) else ""
         # So many things can hold data that nothing follows from that.
@@ -212,8 +218,9 @@ def check_value(name: str, value: Any, declaration: Any, advice: Callable[[], st
     value = plain(value, declaration)
     if not fits(value, declaration):
         large = f" Whole numbers have to be below {LARGEST_INTEGER + 1}." if is_too_large(value) else ""
-        raise ArgumentError(f"{shown(name, value)}: give {in_words(declaration)}.{large}{advice()}")
-    return value
+        named = f" {why_not(value)}".rstrip() if "the path " in in_words(declaration) and is_name(value) else ""
+        raise ArgumentError(f"{shown(name, value)}: give {in_words(declaration)}.{large}{named}{advice()}")
+    return made(value, declaration)
 
 
 def is_too_large(value: Any) -> bool:
@@ -247,6 +254,8 @@ def shown(name: str, value: Any) -> str:
         return f"{name}={_short.repr(value)}"
     if isinstance(value, type):
         return f"{name} is the class {value.__name__}"
+    if isinstance(value, os.PathLike) and is_name(value):
+        return f"{name}={_short.repr(os.fspath(value))}"
     try:
         text = repr(value)
     except Exception:  # somebody else's

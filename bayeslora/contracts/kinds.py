@@ -75,10 +75,12 @@ class Kind:
     Args:
         words: What messages call it, after "give".
         holds: Whether a value is one.
+        made: What the call gets in place of a value; None for the value itself.
     """
 
     words: str
     holds: Callable[[Any], bool]
+    made: Callable[[Any], Any] | None = None
 
 
 Count = Annotated[int, Within(at_least=1)]
@@ -204,6 +206,16 @@ def plain(value: Any, declaration: Any) -> Any:
     return _number(value)
 
 
+def made(value: Any, declaration: Any) -> Any:
+    """Return what a call gets in place of a value that fits: a path in full, for instance."""
+    if isinstance(value, str | os.PathLike):
+        for option in _options(declaration):
+            for part in get_args(option)[1:] if get_origin(option) is Annotated else ():
+                if isinstance(part, Kind) and part.made is not None and fits(value, option):
+                    return part.made(value)
+    return value
+
+
 def _number(value: Any) -> Any:
     try:
         if isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0:
@@ -278,16 +290,30 @@ def is_name(value: Any) -> bool:
     try:
         name = os.fspath(value)
         return isinstance(name, str) and bool(name) and b"\0" not in os.fsencode(name)
-    except (TypeError, UnicodeEncodeError):
+    except Exception:  # it is not one, or whatever a path of somebody else's raises
         return False
 
 
 def is_path(value: Any) -> bool:
     """Return whether a value can be the name of a file or folder."""
-    if not is_name(value):
-        return False
-    name = os.fsencode(value)
-    return len(name) < LONGEST_PATH and all(len(part) <= LONGEST_NAME for part in name.split(os.fsencode(os.sep)))
+    return is_name(value) and not why_not(value)
+
+
+def why_not(name: str | os.PathLike[str]) -> str:
+    """Return, in a sentence, what keeps a name from being that of a file or folder; nothing if it may be."""
+    try:
+        content = os.fspath(name).encode()
+    except UnicodeEncodeError:  # on Linux a name may be any bytes
+        return "It is not UTF-8, which libraries that read and write there ask for."
+    if len(content) < LONGEST_PATH and all(len(part) <= LONGEST_NAME for part in content.split(os.sep.encode())):
+        return ""
+    return f"It is too long: a path has fewer than {LONGEST_PATH} bytes, and a name in it at most {LONGEST_NAME}."
+
+
+def expanded(value: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """Return a path with the folder that `~` or `~name` at its beginning stands for, unless it is there as it is."""
+    name = os.fspath(value)
+    return value if not name.startswith("~") or os.path.lexists(name) else os.path.expanduser(name)
 
 
 def derives_from(*names: str) -> Callable[[Any], bool]:

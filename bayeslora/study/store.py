@@ -26,12 +26,14 @@ class Store:
 
     def __init__(self, folder: str | os.PathLike[str] | None, study: Mapping[str, Any]):
         self.study = json.loads(json.dumps(study))
-        self.folder = None if folder is None else Path(folder)
+        self.folder = (
+            None if folder is None else Path(folder).absolute()
+        )  # wherever a method or data of the user's goes
         self.runs: dict[str, dict[str, Any]] = {}
         if self.folder is None:
             return
         with saving.saying_what_failed(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            saving.make_folder(self.folder)
         path = self.folder / STUDY
         if path.exists():
             self._check(path)

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers import TrainerCallback, TrainingArguments
 
 import bayeslora
-from bayeslora import checkpoints, saving, stopping, storage
+from bayeslora import checkpoints, claiming, saving, stopping, storage
 from bayeslora.posterior import Posterior
 from bayeslora.trainer import DivergedError
 from tests.faults import processes
@@ -514,6 +514,44 @@ def test_a_new_fit_moves_the_checkpoints_of_an_earlier_one(
     # They can still be gone on with.
     shutil.rmtree(earlier / "checkpoint-6")
     assert_same(job(earlier), whole)
+
+
+# Several at once
+
+
+def test_two_fits_do_not_share_a_folder(tmp_path: Path) -> None:
+    """A second one, of another process or of this one's, is refused while the first is at work; kills leave it free."""
+    said: list[str] = []
+
+    class Second(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            if state.global_step == 1:
+                for run in (processes.run, lambda work: work()):
+                    with pytest.raises((ValueError, processes.Failed)) as raised:
+                        run(lambda: fit(tmp_path, seed=1))
+                    said.append(str(raised.value))
+
+    fit(tmp_path, callbacks=[Second()])
+    assert "a fit of another process is at work in it" in said[0]
+    assert "a fit of another thread is at work in it" in said[1]
+    assert not (tmp_path / claiming.LOCK).exists()
+    (tmp_path / claiming.LOCK).touch()
+    assert fit(tmp_path, epochs=0).state is None
+
+
+def test_a_callback_that_goes_elsewhere_does_not_move_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Goes(TrainerCallback):
+        def on_train_begin(self, *args: Any, **others: Any) -> None:
+            os.chdir(tmp_path / "elsewhere")
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    fit(Path("out"), epochs=1, callbacks=[Goes()])
+    assert {path.name for path in tmp_path.iterdir()} == {"elsewhere", "out"}
+    assert [path.name for path in checkpoints.in_order(tmp_path / "out")] == ["checkpoint-3"]
+    assert not [*(tmp_path / "elsewhere").iterdir()]
 
 
 # Interrupted and diverged
