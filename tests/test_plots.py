@@ -161,6 +161,10 @@ def test_a_triangle_needs_classes_and_their_names() -> None:
             plots.simplex(np.ones(shape))
     with pytest.raises(ArgumentError, match="class_names has 2, and draws are of 3 classes"):
         plots.simplex(np.full((4, 2, 3), 1 / 3), ["a", "b"])
+    draws = np.full((4, 2, 3), 1 / 3)
+    draws[2, 1, 0] = math.nan
+    with pytest.raises(ArgumentError, match="example 1 has probabilities that are not finite"):
+        plots.simplex(draws)
 
 
 def test_layers_leave_out_draws_that_are_not_finite() -> None:

@@ -87,11 +87,15 @@ def simplex(draws: Draws, class_names: Sequence[str] | None = None) -> "Figure":
         class_names: Names of the classes.
 
     Raises:
-        ArgumentError: If there are fewer than two classes, no example, or another number of names.
+        ArgumentError: If there are fewer than two classes, no example, another number of names, or a probability that
+            is not finite.
     """
     draws = np.asarray(draws, dtype=np.float64)
     if draws.ndim != 3 or draws.shape[-1] < 2 or not draws.size:
         raise ArgumentError(f"draws is of shape {draws.shape}: give [draw, example, class], with two classes or more.")
+    if not np.isfinite(draws).all():
+        bad = sorted({*np.argwhere(~np.isfinite(draws))[:, 1].tolist()})
+        raise ArgumentError(f"draws: example {bad[0]} has probabilities that are not finite: leave it out.")
     names = [*map(str, range(draws.shape[-1]))] if class_names is None else list(class_names)
     if len(names) != draws.shape[-1]:
         raise ArgumentError(f"class_names has {len(names)}, and draws are of {draws.shape[-1]} classes.")
