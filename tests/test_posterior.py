@@ -164,7 +164,7 @@ def test_raw_sites_only_when_asked_for(posterior: Posterior) -> None:
 
 
 def test_predictive_labels_follow_the_probabilities(posterior: Posterior) -> None:
-    idata = posterior.to_arviz(TEST, num_draws=400)
+    idata = posterior.to_arviz(TEST, num_draws=400, prior=False)
     drawn = idata.posterior_predictive["labels"].to_numpy()[0]
     probs = posterior.predict(TEST, num_draws=400).probs
     share = np.stack([(drawn == label).mean(0) for label in range(3)], axis=-1)
