@@ -206,7 +206,7 @@ class Fitting:
         """Return how long to train, and at which rate, by the Trainer's names; nothing if `args` say it."""
         if self.args is not None:
             return {}
-        epochs = recipe.epochs(num_examples, self.batch_size) if self.epochs is None else self.epochs
+        epochs = recipe.epochs(num_examples, self.batch_size, self.method) if self.epochs is None else self.epochs
         rate = self.learning_rate or recipe.learning_rate(network, self.method)
         logger.info("Epochs: %g, at a peak rate of %g.", epochs, rate)
         return {"num_train_epochs": float(epochs), "learning_rate": float(rate)}

@@ -3,8 +3,8 @@ r"""How long a fit trains, and at which rate, where it is not told: from the num
 A rate of LoRA that is good for one width is too high for a wider network: the best one falls as a power of the width,
 with nearly the same exponent in families of language models
 ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/), "LoRA Without Regret"). Few examples are seen more
-often, because adapters, whose `B` starts at 0, need some steps to leave their start; but very few are soon learned by
-heart, so that they are seen no more than eight times.
+often, because adapters, whose `B` starts at 0, need some steps to leave their start, and more of them beside loud
+noise; but very few are soon learned by heart, so that they are seen no more than eight times.
 """
 
 import statistics
@@ -17,9 +17,6 @@ RATE, RATE_WIDTH, RATE_POWER = 1e-3, 384, 0.78
 
 WIDTHS = (64, 16_384)
 """Narrower and wider networks have the rate of these widths: the law was not measured there."""
-
-FEWEST_STEPS = 200
-"""Steps that a fit makes at least, if that takes no more than the most epochs."""
 
 FEWEST_EPOCHS, MOST_EPOCHS = 3.0, 8.0
 
@@ -35,6 +32,6 @@ def learning_rate(network: AdaptedNetwork, method: Method) -> float:
     return float(f"{RATE * (RATE_WIDTH / width) ** RATE_POWER * method.rate_factor:.2g}")
 
 
-def epochs(num_examples: int, batch_size: int) -> float:
-    """Return the passes over the data: 3, or as many as make 200 steps, but no more than 8."""
-    return float(round(min(max(FEWEST_STEPS * batch_size / num_examples, FEWEST_EPOCHS), MOST_EPOCHS)))
+def epochs(num_examples: int, batch_size: int, method: Method) -> float:
+    """Return the passes over the data: 3, or as many as make the method's fewest steps, but no more than 8."""
+    return float(round(min(max(method.fewest_steps * batch_size / num_examples, FEWEST_EPOCHS), MOST_EPOCHS)))

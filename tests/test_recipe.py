@@ -18,10 +18,14 @@ from tests.helpers import tiny_bert, tokens
 
 
 @pytest.mark.parametrize(
-    ("num_examples", "epochs"), [(1, 8), (100, 8), (400, 8), (640, 5), (1_000, 3), (6_400, 3), (1_000_000, 3)]
+    ("num_examples", "usual", "loud"),
+    [(1, 8, 8), (400, 8, 8), (640, 5, 8), (1_000, 3, 6), (1_600, 3, 4), (6_400, 3, 3), (1_000_000, 3, 3)],
 )
-def test_epochs_make_two_hundred_steps_between_three_and_eight_epochs(num_examples: int, epochs: float) -> None:
-    assert recipe.epochs(num_examples, batch_size=16) == epochs
+def test_epochs_make_the_methods_fewest_steps_between_three_and_eight_epochs(
+    num_examples: int, usual: float, loud: float
+) -> None:
+    assert recipe.epochs(num_examples, 16, METHODS["lora"]()) == usual
+    assert recipe.epochs(num_examples, 16, METHODS["monteclora"]()) == loud
 
 
 def test_the_rate_falls_with_the_width_and_is_the_methods_own() -> None:

@@ -43,7 +43,7 @@ class Method(abc.ABC):
         own_batches: Whether particles are members of an ensemble, each of which trains on its own batches.
         guide_learning_rate: That of `guides.spreads` by the Trainer's optimiser; None for the common or its own.
         spread_rate: Peak rate of natural steps, for methods that have them; None for one that is fit for the run.
-        rate_factor: What the default learning rate of `fit` is multiplied by, that of LoRA in a network of this width.
+        rate_factor, fewest_steps: Of `fit` by default: the rate in units of LoRA's, and the steps, in 3 to 8 epochs.
         dial: The number that says how loud it is; None if that is the temperature of its predictions.
         refit: Whether cross-fitting returns one fit of all data by default, not its members.
         post_hoc: Whether adapters and task head stay as they were passed to `fit(init=…)`.
@@ -60,6 +60,7 @@ class Method(abc.ABC):
     guide_learning_rate: float | None = None
     spread_rate: float | None = None
     rate_factor: ClassVar[float] = 1.0
+    fewest_steps: ClassVar[int] = 200
     dial: ClassVar[Dial | None] = None
     refit: ClassVar[bool] = False
     post_hoc: bool = False
@@ -101,8 +102,7 @@ class Method(abc.ABC):
     def claimed_priors(self, program: FittedProgram) -> Mapping[str, Distribution]:
         """Return the priors of a posterior that was made under other ones than `prior` has, by site.
 
-        Their batch shape is `[layer]`, and the temperature of such a posterior is 1. Laplace, whose prior precision is
-        chosen after training, returns Gaussians.
+        Their batch shape is `[layer]`, their temperature 1. Laplace, which chooses precisions last, returns Gaussians.
         """
         return {}
 

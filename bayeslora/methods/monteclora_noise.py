@@ -29,6 +29,7 @@ class NoisyColumns(PerStackMethod):
     """
 
     refit = True
+    fewest_steps = 400  # beside loud noise A and B learn more slowly: benchmarks/noise_study.py
     dial = Dial("noise_ratio", (1.0, 2.0, 4.0, 8.0, 16.0), "noise_ratio", in_training=True)
     base: Literal["lora", "full", "dora", "adalora"]
     components: int
