@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora import counting
-from bayeslora.places import OF_TORCH, content_of, may_move, places_of
+from bayeslora.places import OF_TORCH, Memo, content_of, may_move, places_of
 
 LARGEST = 2**26
 """Bytes of the largest real tensor that is kept: 64 MiB."""
@@ -125,6 +125,8 @@ class _Before:
         copies: dict[int, Any] = {}
         self.contents: list[tuple[Any, dict[Any, Any], dict[Any, Any]]] = []
         for place in places:
+            if isinstance(place, Memo):
+                place.clear()
             original = content_of(place)
             lent: dict[Any, Any] = {}
             for key in original.keys() - OF_TORCH if not isinstance(place, set) else ():

@@ -72,6 +72,26 @@ class _Defaults(Attributes):
         self.owner.__defaults__ = tuple(values)
 
 
+class Memo(Attributes):
+    """What `functools.lru_cache` remembers of a function's results, as a mapping to their number.
+
+    They cannot be put back, but they can be computed again: with the factors of each draw, if they depend on these.
+    """
+
+    def __init__(self, function: Any):
+        super().__init__(function, ("results",))
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        yield "results", self.owner.cache_info().currsize
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget them."""
+        self.owner.cache_clear()
+
+
 def places_of(model: nn.Module, besides: Collection[nn.Module]) -> list[Any]:
     """Everything in which a network may keep something: attributes, buffers, and what is in these.
 
@@ -115,7 +135,9 @@ class _Places:
             value: The value.
             only_plain: Whether objects are left out, unless their class is the user's.
         """
-        if isinstance(value, NOT_STATE):
+        if isinstance(value, functools._lru_cache_wrapper):
+            self.look_into_memo(value)
+        if isinstance(value, (*NOT_STATE, functools._lru_cache_wrapper)):
             return
         if isinstance(value, tuple):
             for each in value[:MOST]:
@@ -146,6 +168,8 @@ class _Places:
             function = getattr(value, "__func__", getattr(value, "fget", value))
             if isinstance(function, types.FunctionType):
                 self.look_into_function(function)
+            elif isinstance(function, functools._lru_cache_wrapper):
+                self.look_into_memo(function)
             elif not hasattr(value, "__get__"):
                 self.look_into(value, only_plain=True)
 
@@ -169,6 +193,14 @@ class _Places:
         for name in sorted({name for code in codes for name in code.co_names if name in known}):
             if isinstance(other := known[name], types.ModuleType) and other.__name__.partition(".")[0] not in NOT_OWN:
                 self._look_into_module(other, vars(other), "STORE_ATTR", steps)
+
+    def look_into_memo(self, function: Any) -> None:
+        """Add what is remembered of the results of a function of the user's, and what that function holds."""
+        wrapped = function.__wrapped__
+        if (getattr(wrapped, "__module__", None) or "").partition(".")[0] not in NOT_OWN:
+            self.add(function, Memo(function))
+            if isinstance(wrapped, types.FunctionType):
+                self.look_into_function(wrapped)
 
     def _look_into_module(self, module: Any, known: dict[str, Any], stores: str, steps: list[dis.Instruction]) -> None:
         """Add what a function reads by its name in a module, and the names that it stores there."""

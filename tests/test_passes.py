@@ -1,6 +1,7 @@
 """Networks that keep something from one pass to the next: predictions do not depend on those before."""
 
 import copy
+import functools
 import itertools
 import queue
 import random
@@ -350,6 +351,36 @@ def test_what_belongs_to_more_than_a_network_is_left_alone() -> None:
     with Passes().alone(model := Telling().double()):
         model(X)
     assert seen.qsize() == 1
+
+
+def test_results_that_are_remembered_are_each_draws_own() -> None:
+    @functools.lru_cache
+    def shifts(network: Any) -> Tensor:
+        return network.second(torch.ones(6, dtype=torch.float64))
+
+    class InAMethod(Body):
+        @functools.cache  # noqa: B019
+        def shifts(self) -> Tensor:
+            return self.second(torch.ones(6, dtype=torch.float64))
+
+        def keep(self, h: Tensor) -> Any:
+            return self.shifts() + shifts(self)
+
+    class Plain(Body):
+        def keep(self, h: Tensor) -> Any:
+            return 2 * self.second(torch.ones(6, dtype=torch.float64))
+
+    draws = []
+    for kind in (InAMethod, Plain):
+        torch.manual_seed(0)
+        model = kind().double()
+        model(X)
+        posterior = bayeslora.fit(model, (X, Y), "blob", rank=2, epochs=1, num_particles=2, progress=False)
+        with torch.no_grad():
+            for parameter in posterior.guide.parameters():
+                parameter += 0.1
+        draws.append(posterior.predict(X, num_draws=3).draws)
+    np.testing.assert_allclose(*draws, rtol=1e-9)
 
 
 def test_a_mapped_pass_leaves_no_tensor_of_the_map() -> None:
