@@ -28,11 +28,7 @@ from bayeslora.loading import Init, load, load_model, with_padding
 from bayeslora.methods import Method, MethodName, fields_for_fit, make_method
 from bayeslora.networks import unwrapped, with_output_names
 from bayeslora.posterior import Posterior
-from bayeslora.preparation import (
-    check_rows,
-    likelihood_for,
-    number_labels,
-)
+from bayeslora.preparation import check_rows, likelihood_for, number_labels, seen_in
 from bayeslora.tasks import choosing
 from bayeslora.types import (
     Arguments,
@@ -222,12 +218,13 @@ def fit(
         train_data = plain(train_data, asked_for, earlier.columns if earlier else NOTHING)
         own = unwrapped(model) if isinstance(model, nn.Module) else None
         likelihood = earlier.likelihood(likelihood) if earlier else likelihood
-        kind = choosing.expected(likelihood, own, train_data.names, train_data.labels)
+        names, seen_labels = seen_in(train_data, asked_for, num_examples, own is not None)
+        told = train_data.labels if own is not None or train_data.labels is not None else seen_labels
+        kind = choosing.expected(likelihood, own, names, told)
         if isinstance(model, str | os.PathLike):
             assert kind is not None
-            columns_read = train_data.names
-            known = (earlier.class_names, None) if earlier else (None, train_data.labels)
-            model, tokenizer, lacked = load_model(model, tokenizer, kind, columns_read, *known)
+            known = (earlier.class_names, None) if earlier else (None, told)
+            model, tokenizer, lacked = load_model(model, tokenizer, kind, names, *known)
         _check_model(model)
         model = uncompiled(unwrapped(model))
         check_weights(model)
@@ -243,7 +240,7 @@ def fit(
         train = Source(train_data, model, tokenizer, "data", num_examples, kind if earlier else None, reading)
         arguments.check_shots(asked_for.shots, train.columns.shots)
         _check_num_examples(train, num_examples, chosen)
-        classes = earlier.classes if earlier else number_labels(train, model, kind)
+        classes = earlier.classes if earlier else number_labels(train, model, kind, seen_labels)
         model = with_output_names(model, classes.names if classes else None)
         columns = replace(train.columns, by_index=classes is None or classes.by_index)
         if held_out is not None:

@@ -114,8 +114,8 @@ def load_model(
             raise
         if there := next((column for column in others if column in LABELS), None):
             raise ValueError(
-                f"The classes of {there!r} are not known before the rows are read: name them in the features of the "
-                f"stream, Features({{{there!r}: ClassLabel(names=[…]), …}}), or pass a model loaded with num_labels=…."
+                f"The classes of {there!r} are not known before the rows are read: say how many rows to read, "
+                f"num_examples=…, or name them, data.cast_column({there!r}, datasets.ClassLabel(names=[…]))."
             ) from error
         raise ValueError(
             f"The data has no labels: by their names and values, none of its columns ({', '.join(others)}) is sure to "

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from bayeslora.adapters import AdaptedNetwork, inspection
-from bayeslora.data import Source, said, to_device
+from bayeslora.data import Columns, Source, computed, said, to_device
+from bayeslora.data.plain import Plain
 from bayeslora.isolation import seeded
 from bayeslora.methods import Method
 from bayeslora.networks import base_logits, check_decoder_inputs, output_names
@@ -120,20 +121,45 @@ def check_rows(source: Source | None) -> None:
         source.look_ahead(LOOK_AHEAD)
 
 
-def number_labels(train: Source, model: nn.Module, kind: type[Likelihood] | None) -> Classes | None:
+def seen_in(
+    data: Plain, asked: Columns, num_examples: int | None, only_texts: bool
+) -> tuple[tuple[str, ...], RawLabels | None]:
+    """Return the columns of training data, and labels that are known from a pass over rows that are computed.
+
+    Args:
+        data: The training data.
+        asked: The columns that the user names.
+        num_examples: Examples of a stream.
+        only_texts: Whether labels that are numbers are not looked for: a network that is given has its outputs.
+
+    Raises:
+        ValueError: If a stream has to be read, and its number of examples is not known.
+    """
+    if data.labels is not None and (len(data.labels) or data.labels.names):
+        return data.names, None
+    names, labels = computed.seen(data.inputs, asked, num_examples, "data", only_texts)
+    return data.names or names, labels
+
+
+def number_labels(
+    train: Source, model: nn.Module, kind: type[Likelihood] | None, seen: RawLabels | None = None
+) -> Classes | None:
     """Number the labels of the training data, and return their classes; None if they are numbers without names.
 
     Args:
         train: The training data.
         model: The network.
         kind: The kind of the labels, as far as it can be told.
+        seen: The labels, if they are known from a pass over rows that are computed.
 
     Raises:
         ValueError: If a label is missing, or the classes cannot be told.
     """
     kind = kind or Classification
-    with seeded(0):  # rows may be read with random changes
-        labels = train.all_labels()
+    labels = seen if train.reader.decoder_inputs is None else None
+    if labels is None:
+        with seeded(0):  # rows may be read with random changes
+            labels = train.all_labels()
     if labels is None:
         labels = RawLabels([], data=train.name)
     count = getattr(getattr(model, "config", None), "num_labels", None)

@@ -206,7 +206,7 @@ def test_a_mapping_of_arrays() -> None:
     [
         (DataLoader(Stream()), "is a DataLoader over a stream: give the stream itself"),
         ("a path", "is a str. Give a datasets.Dataset"),
-        (Rows(["text"]), "a row is a str; give mappings"),
+        (Rows([3]), "a row is a int; give mappings"),
     ],
     ids=["loader", "str", "rows"],
 )

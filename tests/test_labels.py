@@ -290,7 +290,7 @@ def test_what_is_too_little_or_too_strange_is_said(tmp_path: Path) -> None:
     said: list[tuple[Any, str]] = [
         ((TEXTS, ["a"] * 8), "data: all labels in 'labels' are 'a', and there have to be two classes: add rows"),
         (pd.DataFrame({"text": TEXTS, "label": WORDS})[:0], "data has no examples"),
-        (stream, r"The classes of 'label' are not known before the rows are read: name them in the features"),
+        (stream, r"The classes of 'label' are not known before the rows are read: say how many rows"),
         (
             {"text": [text.split() for text in TEXTS], "label": WORDS},
             r"'text' is not a text in row 0, but \['good', 'f",

@@ -274,6 +274,7 @@ def choose(
         rows = table.with_format(None)
         texts = [name for name in texts if not _says(rows[name], values)] or texts
         texts = [name for name in texts if is_prose(rows[name])] or texts
+        texts = _present(rows, texts, data)
     if known.text and not asked.text and [*known.text] != texts and not is_input:
         logger.warning(
             "%s has no column %s, which the fit read: %s is read in its place. Name another, text=….",
@@ -281,6 +282,23 @@ def choose(
         )
     used = {*texts, label, asked.id}
     return Found(tuple(texts), label, asked.id, ignored=tuple(name for name in names if name not in used))
+
+
+def _present(rows: Any, texts: Sequence[str], data: str) -> list[str]:
+    """Return the columns of texts without those that are missing in most rows, where another is there in all of them.
+
+    Where there are more than two, those that say the same in all rows are left out, too.
+    """
+    share = {name: sum(map(is_missing, rows[name][:])) / len(rows) for name in texts}
+    sparse = [name for name in texts if share[name] > 0.5 and min(share.values()) == 0]
+    if sparse:
+        logger.warning(
+            "%s: %s is missing in most rows, and is not read: name the texts, text=…, if it should be.",
+            *(data, ", ".join(sparse)),
+        )
+    left = [name for name in texts if name not in sparse]
+    differing = [name for name in left if len({*map(str, rows[name][:])}) > 1] if len(left) > 2 else left
+    return differing or left
 
 
 def _says(column: Sequence[Any], labels: Sequence[Any]) -> bool:

@@ -24,7 +24,7 @@ def familiar(data: Any) -> Any:
 
     These are Arrow's tables and arrays, whatever hands out its columns by Arrow's interface (polars, DuckDB) or by
     `__dataframe__`, tables that are computed when they are asked for (dask, polars' lazy ones), queues and views of a
-    mapping; and rows with named fields, of named tuples and data classes, which become mappings.
+    mapping, arrays of xarray; and rows with named fields, of named tuples and data classes, which become mappings.
 
     Args:
         data: Data in any form; of a pair, each part is looked at, and of a mapping, each column.
@@ -39,6 +39,8 @@ def familiar(data: Any) -> Any:
 
 
 def _familiar(value: Any) -> Any:
+    if type(value).__module__.startswith("xarray."):
+        value = _of_xarray(value)
     if type(value) is dict:  # the inputs of a pair
         columns = {name: _array(column) for name, column in value.items()}
         return value if all(columns[name] is value[name] for name in value) else columns
@@ -69,7 +71,7 @@ def _familiar(value: Any) -> Any:
         import pyarrow as pa  # type: ignore[import-untyped]
 
         if is_table:
-            return pa.table(value).to_pandas()
+            return _of_arrow(pa.table(value))
         return (pa.chunked_array if hasattr(value, "__arrow_c_stream__") else pa.array)(value).to_pandas()
     if hasattr(value, "__dataframe__"):
         from pyarrow.interchange import from_dataframe  # type: ignore[import-untyped]
@@ -97,6 +99,23 @@ def _array(value: Any) -> Any:
             "a mask beside, or give a list of rows."
         )
     return value.to_dense() if isinstance(value, Tensor) and value.layout is not torch.strided else value
+
+
+def _of_arrow(table: Any) -> Any:
+    """Return a table of Arrow as one of pandas, which lacks lists of the texts that polars hands out."""
+    import pyarrow as pa
+
+    try:
+        return table.to_pandas()
+    except pa.ArrowNotImplementedError:
+        import pandas as pd
+
+        return pd.DataFrame(table.to_pydict())
+
+
+def _of_xarray(value: Any) -> Any:
+    """Return an array with named axes as one of NumPy, and a set of them as a table of pandas."""
+    return value.to_dataframe().reset_index() if hasattr(value, "data_vars") else value.values
 
 
 def _rows(rows: list[Any]) -> list[Any]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from bayeslora.contracts import ArgumentError
-from bayeslora.data import mistaken
+from bayeslora.data import computed, mistaken, written
 from bayeslora.data.beside import check_there, columns_of, side_by_side, taken
 from bayeslora.data.columns import (
     LABELS,
@@ -77,13 +77,17 @@ def plain(
         return data
     if several := asked.labels or (known.labels if asked.label is None else ()):
         return _of_several(data, several, asked, known, name, with_labels)
+    if isinstance(data, DataLoader):
+        computed.check_loader(data, asked.label, name)
     if isinstance(data, DataLoader | IterableDataset):
         return _row_by_row(data, asked, known, name)
+    data = written.records(computed.untransformed(data))
     check_form(data, name)
     if hasattr(data, "column_names") and hasattr(data, "map"):
         return _table(data, None, asked, known, name, with_labels)
     if isinstance(data, Dataset):
-        return Plain(data)
+        rows = computed.texts(data, asked.label)
+        return Plain(data) if rows is None else _list(rows, asked, known, name, with_labels)
     if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], str):
         mistaken.check_pair(data, name)
         inputs = plain(data[0], asked, known, name, False) if not _is_frame(data[0]) else None
@@ -199,6 +203,7 @@ def _values(data: Any) -> Any:
         data = data.to_numpy(copy=True)
     if isinstance(data, np.ndarray | np.generic):
         data = np.asarray(data)
+        data = data[:, 0] if data.dtype.kind in "OUS" and data.ndim == 2 and data.shape[1] == 1 else data
         data = data if data.dtype.kind in "biufc" else data.tolist()
     if isinstance(data, list | tuple) and len(data) and isinstance(data[0], bytes):
         return [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in data]
@@ -227,8 +232,10 @@ def _list(values: list[Any], asked: Columns, known: Columns, name: str, with_lab
         return Plain(values, None, Found(id=asked.id), names)
     if any(isinstance(value, str) for value in values):
         return Plain([str(_unwrapped(value)) if isinstance(value, str) else value for value in values], names=("text",))
-    if isinstance(first, Mapping):
-        if any(isinstance(value, str) or _are_words(value) for key, value in first.items() if key not in LABELS):
+    if all(isinstance(row, Mapping) for row in values):
+        if any(
+            isinstance(each, str) or _are_words(each) for row in values for k, each in row.items() if k not in LABELS
+        ):
             columns = {
                 key: [row.get(key) for row in values] for key in dict.fromkeys(key for row in values for key in row)
             }
@@ -320,7 +327,7 @@ def _frame(frame: Any, labels: RawLabels | None, asked: Columns, known: Columns,
         return Plain(array, given, Found((), label, asked.id, tuple(inputs), ignored=ignored))
     columns = {column: _values(frame[column]) for column in names}
     columns = {
-        column: [None if value is None or value is not value or value != value else value for value in values]
+        column: [None if is_missing(value) else value for value in values]
         if isinstance(values, list) and not any(isinstance(value, list | np.ndarray) for value in values)
         else values
         for column, values in columns.items()

@@ -101,6 +101,22 @@ def _rows(document: Any) -> list[Any]:
     return [document]
 
 
+def records(data: Any) -> Any:
+    """Return a mapping in a form of pandas' `to_dict` as a list of its records, and other data as they are."""
+    if not isinstance(data, Mapping) or not data:
+        return data
+    if {"index", "columns", "data"} <= {*data} and isinstance(data["data"], list):
+        return _rows(data)
+    first = next(iter(data.values()))
+    are_cells = isinstance(first, Mapping) and not any(isinstance(each, list | Mapping) for each in first.values())
+    if type(data) is not dict or not are_cells or not all(isinstance(each, Mapping) for each in data.values()):
+        return data
+    by_row = all(isinstance(key, int) for key in data)
+    rows = _rows(data)
+    same = all(isinstance(row, Mapping) for row in rows)
+    return rows if same and (by_row or all(isinstance(key, int) for key in first)) else data
+
+
 def _questions(articles: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the questions of SQuAD's own files: articles with paragraphs, and these with questions, as records."""
     rows: list[dict[str, Any]] = []

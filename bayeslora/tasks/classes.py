@@ -1,7 +1,6 @@
 """The classes of labels as people have them, and the numbers that a network knows them by."""
 
 import logging
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,16 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from bayeslora.tasks.amounts import in_order
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.spelling import index_of, is_number, missing, name_of, shown, spelled_once, tidied, truth_in
 from bayeslora.types import IGNORED
 
 logger = logging.getLogger(__name__)
-
-DIGITS = re.compile(r"\d")
-
-HOW_WRITTEN = "Write numbers as in 1234.5: a point before decimals, nothing between thousands, and no units or signs."
-"""What to do with a text that may be meant as a number."""
 
 
 @dataclass(frozen=True)
@@ -199,24 +194,6 @@ def numbers_of_one(labels: RawLabels, classes: Classes | None) -> Any:
     return np.asarray(numbers)
 
 
-def real(labels: RawLabels) -> Any:
-    """Return labels that are real numbers, also where they are written as texts.
-
-    Raises:
-        ValueError: If one is not a number; it names the label and its row.
-    """
-    values = labels.plain
-    if isinstance(values, np.ndarray) or labels.are_lists:
-        return labels.values
-    for row, value in enumerate(values):
-        if not isinstance(value, str | int | float) or not is_number(str(value)):
-            raise ValueError(
-                f"{labels.data}, row {row}: the label in {labels.name!r} is {value!r:.60}, which is not a number. "
-                f"{HOW_WRITTEN if DIGITS.search(str(value)) else 'Correct or remove such rows.'}"
-            )
-    return np.asarray([float(value) for value in values])
-
-
 def in_order_of(classes: Classes, names: Sequence[str] | None, count: int | None) -> Classes:
     """Return classes in the order in which the model has them, if it has all of their names.
 
@@ -288,7 +265,7 @@ def _own(labels: RawLabels, count: int | None, ordered: bool) -> tuple[tuple[str
 
 
 def _of_texts(labels: RawLabels, ordered: bool) -> tuple[str, ...]:
-    """Return the distinct texts among labels: as numbers if all are, and otherwise in the order of the alphabet."""
+    """Return the distinct texts among labels in the order of the numbers in them, or else in that of the alphabet."""
     names = labels.named() or []
     empty = [row for row, name in enumerate(names) if not (name or "").strip()]
     if empty:
@@ -296,6 +273,8 @@ def _of_texts(labels: RawLabels, ordered: bool) -> tuple[str, ...]:
     distinct = spelled_once(labels, [str(name) for name in names])
     if all(is_number(name) for name in distinct):
         return tuple(sorted(distinct, key=float))
+    if (by_amount := in_order(distinct)) is not None:
+        return tuple(by_amount)
     if ordered:
         raise ValueError(
             f"{labels.data}: the labels in {labels.name!r} are texts, {shown(distinct)}, and ordered classes need an "

@@ -16,8 +16,9 @@ from bayeslora import metrics
 from bayeslora.contracts import Freedom, Probability, Scale, checked
 from bayeslora.metrics import FloatArray
 from bayeslora.networks import is_a, solves
+from bayeslora.tasks.amounts import real
 from bayeslora.tasks.base import Likelihood, precise
-from bayeslora.tasks.classes import Classes, real
+from bayeslora.tasks.classes import Classes
 from bayeslora.tasks.collecting import Outputs
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.noise import Noise, mixture_crps, mixture_information, mixture_quantile

@@ -29,6 +29,9 @@ TRUTHS = {
 }
 """Words for a truth value."""
 
+WORDS_OF_TRUTH = ({"yes", "no", "y", "n"}, {"true", "false", "t", "f"})
+"""Words that say the same as others of their kind, in any mixture."""
+
 FEW_ROWS = 20
 """Rows below which it says little that most have a class of their own."""
 
@@ -71,15 +74,19 @@ def tidied(name: str) -> str:
 def spelled_once(labels: RawLabels, names: Sequence[str]) -> list[str]:
     """Return the distinct names, in order; those that differ in capitals, in spaces or in Unicode's forms are one.
 
-    Numbers that are written in several ways are one, too. The most frequent spelling is the name. Single letters stay
-    apart, as in tables of handwriting. Names that are to stay apart can be declared, as categories are.
+    Numbers that are written in several ways are one, too, and so are `yes` and `y`, or `true` and `t`. The most common
+    spelling is the name. Single letters stay apart, as in tables of handwriting. Names that are to stay apart can be
+    declared, as categories are.
     """
     counts = Counter(names)
     are_numbers = all(map(is_number, counts))
+    folded = {tidied(name).casefold() for name in counts}
+    are_truths = any(folded <= words and len({*map(truth_in, folded)}) == 2 for words in WORDS_OF_TRUTH)
     spellings: dict[Any, list[str]] = {}
     for name in sorted(counts, key=lambda name: (-counts[name], name)):
         short = tidied(name)
-        key = number_in(name) if are_numbers else short.casefold() if len(short) > 1 else short
+        key: Any = number_in(name) if are_numbers else short.casefold() if len(short) > 1 else short
+        key = truth_in(name) if are_truths else key
         spellings.setdefault(key, []).append(name)
     several = {each[0].strip(): each for each in spellings.values() if len({*map(tidied, each)}) > 1}
     if several:

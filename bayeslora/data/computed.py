@@ -1,0 +1,102 @@
+"""Rows that are computed when they are asked for, or stream by: their texts, and their labels before they are read."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from bayeslora.contracts import ArgumentError
+from bayeslora.data.columns import INPUTS, LABELS, Columns
+from bayeslora.data.forms import Part
+from bayeslora.isolation import seeded
+from bayeslora.tasks import conversations
+from bayeslora.tasks.labels import RawLabels
+
+FEW = (str, bool, int, float, type(None))
+"""What stands beside a text in a row that is not the network's input already."""
+
+
+def untransformed(data: Any) -> Any:
+    """Return a table of `datasets` whose transform makes its rows as a torch `Dataset` of them; others as they are.
+
+    Columns of such a table cannot be taken out, or renamed, because the transform is for those that there were.
+    """
+    is_custom = getattr(data, "format", None) is not None and hasattr(data, "with_transform")
+    return Part(data, range(len(data))) if is_custom and data.format.get("type") == "custom" else data
+
+
+def texts(data: "Dataset[Any]", label: str | None) -> list[Any] | None:
+    """Return the rows of a dataset if they have texts, which are then read once; None if they are a network's inputs.
+
+    Args:
+        data: A dataset whose rows have numbers.
+        label: The column of labels that the user names.
+    """
+    with seeded(0):  # rows may be read with random changes
+        try:
+            size = len(data)  # type: ignore[arg-type]
+            are_texts = size > 0 and _has_texts(data[0], label)
+        except Exception:  # of the user's own code: it is raised again, with the row, where rows are needed
+            return None
+        return [data[index] for index in range(size)] if are_texts else None
+
+
+def check_loader(loader: DataLoader[Any], label: str | None, name: str) -> None:
+    """Raise an `ArgumentError` if a loader gives texts, which nothing would turn into tokens."""
+    if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
+        return
+    with seeded(0):
+        row = loader.dataset[0] if len(loader.dataset) else None  # type: ignore[arg-type]
+    if getattr(loader.collate_fn, "__name__", "") == "default_collate" and _has_texts(row, label):
+        raise ArgumentError(f"{name} is a DataLoader of texts: give its dataset, loader.dataset, and batch_size=….")
+
+
+def _has_texts(row: Any, label: str | None) -> bool:
+    if isinstance(row, Mapping):
+        if {*INPUTS} & {*row} or conversations.columns_in(row):
+            return False
+        values = [value for key, value in row.items() if key not in (*LABELS, label)]
+        return any(isinstance(value, str) for value in values) and all(isinstance(value, FEW) for value in values)
+    first = row[0] if isinstance(row, tuple | list) and len(row) == 2 else row
+    pair = isinstance(first, tuple | list) and len(first) == 2 and all(isinstance(each, str) for each in first)
+    return pair or isinstance(first, str)
+
+
+def seen(
+    data: Any, asked: Columns, num_examples: int | None, name: str, only_texts: bool = False
+) -> tuple[tuple[str, ...], RawLabels | None]:
+    """Return the columns and the labels of rows that are computed or stream by, from one pass over them.
+
+    Args:
+        data: A dataset, loader or stream.
+        asked: The columns that the user names.
+        num_examples: Examples of a stream.
+        name: What to call the data in messages.
+        only_texts: Whether only labels that are texts are looked for.
+
+    Returns:
+        Names of columns, and the labels; none, and None, if the rows have no names, or no labels.
+    """
+    rows: Any
+    if isinstance(data, IterableDataset):
+        rows = itertools.islice(data, num_examples) if num_examples else ()
+    elif isinstance(data, DataLoader):
+        rows = data.dataset if not isinstance(data.dataset, IterableDataset) else ()
+    else:
+        rows = data if isinstance(data, Dataset) and hasattr(data, "__len__") else ()
+    found: list[Any] = []
+    names: tuple[str, ...] = ()
+    with seeded(0):
+        for row in (rows[index] for index in range(len(rows))) if hasattr(rows, "__getitem__") else rows:
+            column = next((each for each in (asked.label, *LABELS) if isinstance(row, Mapping) and each in row), None)
+            if column is not None:
+                found.append(row[column])
+            elif isinstance(row, tuple | list) and len(row) == 2:
+                found.append(row[1])
+            else:
+                return (), None
+            if only_texts and not isinstance(found[0], str):
+                return (), None
+            names = names or (tuple(map(str, row)) if isinstance(row, Mapping) else ())
+    return names, RawLabels(found, asked.label or LABELS[0], None, name) if found else None

@@ -1,0 +1,132 @@
+"""Rows that are computed, or stream by: their texts are read, and their labels are known before training."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
+
+import bayeslora
+from bayeslora.data import given, plain
+from tests.tasks.cases import model
+from tests.test_data import TEXTS, Bag, Rows, tiny_tokenizer
+
+WORDS = ["good", "bad", "good", "bad", "fair"]
+RECORDS = [{"text": text, "label": word} for text, word in zip(TEXTS, WORDS, strict=True)]
+PAIRS = [*zip(TEXTS, WORDS, strict=True)]
+FRAME = pd.DataFrame(RECORDS)
+TABLE = datasets.Dataset.from_pandas(FRAME)
+
+
+class Streamed(IterableDataset[Any]):
+    """A stream that begins anew."""
+
+    def __init__(self, rows: list[Any]) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.rows)
+
+
+def same(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    return rows
+
+
+class NamedAxes:
+    """A set of arrays as xarray has it."""
+
+    __module__ = "xarray.core.dataset"
+    data_vars = ("text", "label")
+
+    def to_dataframe(self) -> pd.DataFrame:
+        return FRAME
+
+
+FORMS: dict[str, Any] = {
+    "a torch dataset of pairs": Rows(PAIRS),
+    "a torch dataset of records": Rows(RECORDS),
+    "a part of one": Subset(Rows([*RECORDS, *RECORDS]), range(5)),
+    "a part of a table": Subset(TABLE, range(5)),
+    "several in a row": ConcatDataset([Rows(PAIRS[:2]), Rows(PAIRS[2:])]),
+    "a table with a transform": TABLE.with_transform(same),
+    "a mapping of mappings": FRAME.to_dict(),
+    "a mapping of records": FRAME.to_dict("index"),
+    "columns and data": FRAME.to_dict("split"),
+    "columns and data, tight": FRAME.to_dict("tight"),
+    "a column of texts in two dimensions": {"text": FRAME[["text"]].to_numpy(), "label": FRAME[["label"]].to_numpy()},
+    "named axes": NamedAxes(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_texts_and_labels_are_found(form: str) -> None:
+    found = plain(given(FORMS[form]))
+    assert (found.inputs["text"][:] if hasattr(found.inputs, "column_names") else found.inputs) == TEXTS
+    assert found.labels is not None
+    assert [*np.ravel(found.labels.plain)] == WORDS
+
+
+def test_records_with_other_keys() -> None:
+    first = [{"id": 0, "label": "bad"}, *RECORDS]
+    found = plain(first)
+    assert (found.columns.text, found.inputs["text"][:]) == (("text",), [None, *TEXTS])
+    noted = plain([*RECORDS, {**RECORDS[0], "note": "a slip"}])
+    assert noted.columns.text == ("text",)
+    assert noted.columns.ignored == ("note",)
+    truths = FRAME.assign(label=pd.array([True, None, False, True, True], dtype="boolean"))
+    found = plain(truths)
+    assert found.labels is not None
+    assert np.isnan(found.labels.plain[1])
+
+
+def fit(data: Any, base: Any, **settings: Any) -> bayeslora.Posterior:
+    return bayeslora.fit(base, data, "lora", tokenizer=tiny_tokenizer(), epochs=0, rank=2, progress=False, **settings)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    model("Bert", "Model")().save_pretrained(folder)
+    return folder
+
+
+def tokens(*, numbers: bool = False) -> "Dataset[Any]":
+    encoded = tiny_tokenizer()(TEXTS)
+    labels = [4, 2, 4, 2, 1] if numbers else WORDS
+    return Rows([{**{k: encoded[k][i] for k in encoded}, "label": labels[i]} for i in range(5)])
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "names"),
+    [
+        (TABLE.to_iterable_dataset(), {"num_examples": 5}, ("bad", "fair", "good")),
+        (Streamed(RECORDS), {"num_examples": 5}, ("bad", "fair", "good")),
+        (tokens(), {}, ("bad", "fair", "good")),
+        (tokens(numbers=True), {}, ("1", "2", "3", "4")),
+    ],
+)
+def test_labels_are_known_before_a_model_is_loaded(data: Any, settings: Any, names: Any, base: Path) -> None:
+    assert fit(data, base, **settings).class_names == names
+
+
+def test_words_of_a_stream_are_numbered_for_a_network() -> None:
+    torch.manual_seed(0)
+    network = Bag(3)
+    streamed = fit(Streamed(RECORDS), network, num_examples=5)
+    assert streamed.class_names == ("bad", "fair", "good")
+    expected = fit((TEXTS, WORDS), network).evaluate((TEXTS, WORDS), num_draws=1)["nll"]
+    assert streamed.evaluate((TEXTS, WORDS), num_draws=1)["nll"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_a_loader_and_an_endless_stream_are_told(base: Path) -> None:
+    with pytest.raises(ValueError, match=r"a DataLoader of texts: give its dataset, loader\.dataset, and batch_size="):
+        fit(DataLoader(Rows(PAIRS), batch_size=2), base)
+    named = TABLE.to_iterable_dataset().cast_column("label", datasets.ClassLabel(names=["good", "bad", "fair"]))
+    assert fit(named, base, num_examples=5).class_names == ("good", "bad", "fair")  # what the next message says
+    with pytest.raises(ValueError, match=r"say how many rows to read, num_examples=…, or name them, data\.cast_column"):
+        fit(TABLE.to_iterable_dataset(), base)
