@@ -3,6 +3,7 @@
 The annotations of a signature are its contract (`kinds`): a new argument is checked as soon as it is declared.
 """
 
+import contextlib
 import functools
 import inspect
 import os
@@ -29,6 +30,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 SHOWN = 80
 """Characters up to which a message shows a value that is not a number or a text."""
+
+MOST_BITS = 10_000
+"""Of a whole number that a message shows: Python writes none of more than 4,300 digits."""
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = SHOWN
@@ -215,12 +219,20 @@ def check_value(name: str, value: Any, declaration: Any, advice: Callable[[], st
         declaration: The annotation.
         advice: Returns what the message adds.
     """
-    value = plain(value, declaration)
-    if not fits(value, declaration):
+    with contextlib.suppress(Exception):  # whatever a value of somebody else's raises
+        value = plain(value, declaration)
+    if fits(value, declaration):
+        with contextlib.suppress(Exception):
+            value = made(value, declaration)
+        return value
+    needed = in_words(declaration)
+    try:
         large = f" Whole numbers have to be below {LARGEST_INTEGER + 1}." if is_too_large(value) else ""
-        named = f" {why_not(value)}".rstrip() if "the path " in in_words(declaration) and is_name(value) else ""
-        raise ArgumentError(f"{shown(name, value)}: give {in_words(declaration)}.{large}{named}{advice()}")
-    return made(value, declaration)
+        named = f" {why_not(value)}".rstrip() if "the path " in needed and is_name(value) else ""
+        message = f"{shown(name, value)}: give {needed}.{large}{named}{advice()}"
+    except Exception:  # of a value that raises errors when it is looked at
+        message = f"{name} is {with_article(type(value).__name__)}: give {needed}."
+    raise ArgumentError(message)
 
 
 def is_too_large(value: Any) -> bool:
@@ -250,6 +262,8 @@ def evaluated(annotation: Any, names: Mapping[str, Any]) -> Any:
 
 def shown(name: str, value: Any) -> str:
     """Return how a message begins that is about an argument's value: `epochs=-1`, or `data is a Dataset`."""
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        return f"{name} is a whole number of more than {MOST_BITS} bits"
     if value is None or isinstance(value, SCALARS):
         return f"{name}={_short.repr(value)}"
     if isinstance(value, type):

@@ -128,8 +128,16 @@ def name_instances(cls: type, words: str) -> None:
 def fits(value: Any, declaration: Any) -> bool:
     """Return whether a value is of the kind and in the range that an annotation declares.
 
-    Whatever the annotation says that is not understood here, the value fits.
+    Whatever the annotation says that is not understood here, the value fits. A value that raises an error when it is
+    looked at, whatever error, does not.
     """
+    try:
+        return _fits(value, declaration)
+    except Exception:
+        return False
+
+
+def _fits(value: Any, declaration: Any) -> bool:
     options = _options(declaration)
     if len(options) > 1:
         return any(fits(value, option) for option in options)
@@ -137,15 +145,15 @@ def fits(value: Any, declaration: Any) -> bool:
     if origin is Literal:
         return any(type(value) is type(choice) and value == choice for choice in parts)
     if origin is Annotated:
-        return fits(value, parts[0]) and all(part.holds(value) for part in parts[1:] if _says(part))
+        return _fits(value, parts[0]) and all(part.holds(value) for part in parts[1:] if _says(part))
     if origin in MAPPINGS:
-        return isinstance(value, Mapping) and all(fits(k, parts[0]) and fits(v, parts[1]) for k, v in value.items())
+        return isinstance(value, Mapping) and all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items())
     if origin in LISTS:
         if not isinstance(value, Sequence) or isinstance(value, str | bytes):
             return False
         if origin is tuple and parts[-1] is not Ellipsis:
-            return len(value) == len(parts) and all(map(fits, value, parts))
-        return all(fits(item, parts[0]) for item in value)
+            return len(value) == len(parts) and all(map(_fits, value, parts))
+        return all(_fits(item, parts[0]) for item in value)
     if origin is collections.abc.Callable:
         return callable(value)
     if origin is type:

@@ -1,5 +1,6 @@
 """Arguments are checked at the door: each has a contract, and a message says what was given and what fits."""
 
+import contextlib
 import inspect
 import math
 import random
@@ -302,6 +303,41 @@ def test_a_function_with_a_contract_of_its_own() -> None:
         area(1, unit="km")
     with pytest.raises(ArgumentError, match=r"^area has no argument 'units'; .* mean 'unit' instead of 'units'\?$"):
         area(1, units="m")
+
+
+def raises(*args: Any, **settings: Any) -> Any:
+    raise RuntimeError("of somebody else's")
+
+
+def hostile(*methods: str, parents: tuple[type, ...] = (), value: Any = None) -> Any:
+    """A value that raises errors when it is looked at."""
+    made = type("Odd", parents, dict.fromkeys(methods, raises))
+    return made() if value is None else made(value)
+
+
+HOSTILE: dict[str, Any] = {
+    "an attribute": hostile("__getattr__"),
+    "its class": type("Liar", (), {"__class__": property(raises)})(),
+    "a float": hostile("__float__", "__gt__", "__ge__", "__le__", "__lt__", parents=(float,), value=2.0),
+    "a whole number": hostile("__abs__", "__gt__", "__ge__", "__le__", "__lt__", parents=(int,), value=2),
+    "a list": hostile("__iter__", parents=(list,), value=[1]),
+    "a mapping": hostile("__iter__", "items", parents=(dict,), value={"a": 1}),
+    "a path": hostile("__fspath__"),
+    "a text": hostile("__repr__", "__eq__", "__hash__", parents=(str,), value="lora"),
+    "dimensions": type("Array", (), {"ndim": property(raises)})(),
+    "time": np.timedelta64("NaT"),
+    "digits": 10**5000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_values_that_raise_errors_when_they_are_looked_at_do_not_fit(name: str) -> None:
+    for function in (bayeslora.fit, bayeslora.compare, bayeslora.Posterior.predict):
+        for argument, declaration in declared(function).items():
+            with contextlib.suppress(ArgumentError):
+                contracts.check_value(argument, HOSTILE[name], declaration)
+    with pytest.raises(ArgumentError, match=r"^epochs(=| is an? )"):
+        contracts.check_value("epochs", HOSTILE[name], Scale)
 
 
 def test_a_folder_that_cannot_be_written_is_found_before_anything_is_read(tmp_path: Path) -> None:
