@@ -310,7 +310,7 @@ class _Busy(Exception):
         self.seconds = float(after) if after is not None and re.fullmatch(r"\d{1,9}", after.strip()) else None
 
 
-def _in_lists(found: Mapping[str, Any]) -> Mapping[str, Any]:
+def _in_lists(found: Any) -> Mapping[str, Any]:
     """Return log-probabilities in lists by token, where a server has a record for each, or those of its best alone."""
     content, best = found.get("content"), found.get("top_logprobs")
     if isinstance(content, list):
