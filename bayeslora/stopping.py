@@ -23,6 +23,9 @@ class Terminated(SystemExit):
         self.signal = signal.Signals(number).name
         super().__init__(self.status)
 
+    def __reduce__(self) -> tuple[type["Terminated"], tuple[int]]:
+        return Terminated, (self.status - 128,)  # to the process that started this one
+
     def __str__(self) -> str:
         return f"Ended by {self.signal}."
 

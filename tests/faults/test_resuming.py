@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -624,6 +625,11 @@ def test_a_fit_that_is_told_to_end_is_saved_as_one_that_is_interrupted(number: i
     assert processes.run(work) == (f"by Terminated {128 + number}", signal.SIG_DFL)
     name = signal.Signals(number).name
     assert bayeslora.load(tmp_path, network()).state == f"interrupted by {name} at step 5 of 6"
+
+
+def test_what_ended_a_fit_can_be_told_to_another_process() -> None:
+    ended = pickle.loads(pickle.dumps(stopping.Terminated(signal.SIGTERM)))
+    assert (ended.signal, ended.code) == ("SIGTERM", 128 + signal.SIGTERM)
 
 
 def test_signals_that_somebody_else_handles_are_left_to_them(tmp_path: Path) -> None:
