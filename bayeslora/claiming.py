@@ -11,7 +11,10 @@ from bayeslora import saving
 LOCK = ".fit.lock"
 """The file that a fit holds a lock on while it runs. It is removed afterwards; one that a kill has left is free."""
 
-_held: set[tuple[int, int, int]] = set()
+ATTEMPTS = 100
+"""Times that a fit opens the file anew because its owner has removed it meanwhile."""
+
+_held: set[tuple[int, int, int] | None] = set()
 """Process, device and inode of the locks of this process, which the system does not keep from its own threads."""
 
 
@@ -50,17 +53,16 @@ def claimed(folder: str | os.PathLike[str] | None) -> Iterator[None]:
             os.close(handle)
 
 
-def _locked(path: Path, fcntl: Any) -> tuple[int | None, tuple[int, int, int]]:
+def _locked(path: Path, fcntl: Any) -> tuple[int | None, tuple[int, int, int] | None]:
     """Open a file and lock it; no handle where that is not possible."""
-    while True:
+    for _ in range(ATTEMPTS):
+        if _key(path) in _held:  # not opened: closing any handle of a file frees all locks that a process has on it
+            raise _busy(path, "thread")
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError:  # what cannot be written is said by whoever writes
-            return None, (0, 0, 0)
-        status = os.fstat(handle)
-        key = (os.getpid(), status.st_dev, status.st_ino)
-        if key in _held:  # the handle stays open: closing any one of a file frees the locks of all of a process
-            raise _busy(path, "thread")
+            return None, None
+        key = _key(handle)
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -69,11 +71,20 @@ def _locked(path: Path, fcntl: Any) -> tuple[int | None, tuple[int, int, int]]:
         except OSError:
             os.close(handle)
             return None, key
-        with contextlib.suppress(OSError):
-            if os.stat(path).st_ino == status.st_ino:  # else its owner has removed it, just before
-                _held.add(key)
-                return handle, key
+        if key is not None and key == _key(path):  # else its owner has removed it, just before
+            _held.add(key)
+            return handle, key
         os.close(handle)
+    return None, None  # a file system whose files have no numbers of their own
+
+
+def _key(file: Path | int) -> tuple[int, int, int] | None:
+    """Return the process, device and inode of a file; None if it is not there."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return os.getpid(), status.st_dev, status.st_ino
 
 
 def _busy(path: Path, whose: str) -> ValueError:

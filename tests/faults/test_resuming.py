@@ -1,5 +1,6 @@
 """Fits that are killed, interrupted or diverge, and what goes on from there."""
 
+import itertools
 import json
 import logging
 import os
@@ -538,6 +539,29 @@ def test_two_fits_do_not_share_a_folder(tmp_path: Path) -> None:
     assert not (tmp_path / claiming.LOCK).exists()
     (tmp_path / claiming.LOCK).touch()
     assert fit(tmp_path, epochs=0).state is None
+
+
+def test_refusals_leave_no_file_open(tmp_path: Path) -> None:
+    def lowest() -> int:
+        os.close(handle := os.open(tmp_path, os.O_RDONLY))
+        return handle
+
+    with claiming.claimed(tmp_path):
+        before = lowest()
+        with pytest.raises(ValueError, match="another thread"), claiming.claimed(tmp_path):
+            pass
+        assert lowest() == before
+    with claiming.claimed(tmp_path):
+        pass
+
+
+def test_files_that_the_system_numbers_anew_each_time_are_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = itertools.count()
+    monkeypatch.setattr(claiming, "_key", lambda file: (0, 0, next(numbers)))
+    with claiming.claimed(tmp_path):
+        pass
 
 
 def test_a_callback_that_goes_elsewhere_does_not_move_the_folder(
