@@ -27,14 +27,17 @@ def counts(value: Any, training: bool = False) -> bool:
 
 
 def hides(value: Any) -> bool:
-    """Whether a value is an iterator of which there is no copy: what a function yields, or an iterator over that."""
+    """Whether a value is an iterator of which there is no copy: what a function yields, or an iterator over that.
+
+    So are `itertools.pairwise` and, from Python 3.14 on, all others of `itertools`.
+    """
     if isinstance(value, types.GeneratorType):
         return True
     if type(value).__module__ not in ("builtins", "itertools") or not isinstance(value, Iterator):
         return False
     with contextlib.suppress(TypeError):
         return any(map(hides, _parts(value.__reduce__()[1:])))
-    return False
+    return True
 
 
 def _parts(state: Any) -> Iterator[Any]:
@@ -64,7 +67,7 @@ class Unmoved:
 
     def __next__(self) -> Any:
         raise GeneratorMovedError(
-            f"A pass through the {self.name} moves on a generator, what a function yields, which cannot be put back: "
+            f"A pass through the {self.name} moves on a generator, or another iterator, that cannot be put back: "
             "predictions would depend on those before. Make it in `forward`, or keep its values in a list."
         )
 

@@ -316,7 +316,17 @@ class GeneratorInAClass(Body):
             return step
 
 
-@pytest.mark.parametrize("make", [generator_in_a_closure, GeneratorInAGlobal, GeneratorInAClass])
+class Pairs(Body):
+    """It keeps an iterator that Python does not copy."""
+
+    def start(self) -> None:
+        self.pairs = itertools.pairwise(range(100))
+
+    def keep(self, h: Tensor) -> Any:
+        return sum(next(self.pairs))
+
+
+@pytest.mark.parametrize("make", [generator_in_a_closure, GeneratorInAGlobal, GeneratorInAClass, Pairs])
 def test_a_generator_that_cannot_be_put_back_is_refused_before_it_is_moved_on(make: Callable[[], nn.Module]) -> None:
     model = make()
     with pytest.raises(TypeError, match=rf"A pass through the {type(model).__name__} moves on a generator.*`forward`"):
