@@ -3,6 +3,7 @@
 import contextlib
 import dis
 import functools
+import gc
 import sys
 import types
 from collections import deque
@@ -10,6 +11,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from bayeslora import counting
@@ -26,6 +28,9 @@ OTHERS = ("bayeslora", "torch", "accelerate", "builtins", "logging", "threading"
 
 LIBRARIES = (*OTHERS, "transformers", "peft", "timm", "torchvision", "torchaudio", "diffusers", "pyro", "numpy")
 """Packages whose classes and functions keep nothing outside of modules."""
+
+INDEPENDENT = (str, bytes, int, range, slice, type(None), type, types.FunctionType, types.ModuleType, torch.dtype)
+"""Values that do not depend on the weights of a network, or are not thought to."""
 
 NOT_OWN = frozenset(LIBRARIES) | (sys.stdlib_module_names - {"types"})
 """The same, and Python's own, whose objects belong to more than a network: files, queues, locks."""
@@ -75,14 +80,15 @@ class _Defaults(Attributes):
 class Memo(Attributes):
     """What `functools.lru_cache` remembers of a function's results, as a mapping to their number.
 
-    They cannot be put back, but they can be computed again: with the factors of each draw, if they depend on these.
+    They cannot be put back, but they can be computed again: with the factors of each draw, if they may depend on these.
+    Those that are texts and whole numbers, such as patterns of axes, do not count.
     """
 
     def __init__(self, function: Any):
         super().__init__(function, ("results",))
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        yield "results", self.owner.cache_info().currsize
+        yield "results", self.owner.cache_info().currsize if self._may_depend() else 0
 
     def __setitem__(self, name: str, value: Any) -> None:
         self.clear()
@@ -90,6 +96,27 @@ class Memo(Attributes):
     def clear(self) -> None:
         """Forget them."""
         self.owner.cache_clear()
+
+    def _may_depend(self) -> bool:
+        """Whether anything but texts and whole numbers, and what is made of these, is remembered or asked for."""
+        own = {id(vars(self.owner)), id(getattr(self.owner, "__wrapped__", None))}
+        left, seen = [each for each in gc.get_referents(self.owner) if id(each) not in own], own
+        while left:
+            value = left.pop()
+            if isinstance(value, INDEPENDENT) or type(value) is object or id(value) in seen:
+                continue
+            seen.add(id(value))
+            if len(seen) > MOST or isinstance(value, Tensor | nn.Module | float | complex):
+                return True
+            if isinstance(value, tuple | list | dict | set | frozenset):
+                left += gc.get_referents(value)
+            elif type(value).__name__ != "_lru_list_elem":  # whose content is there beside it
+                slots = Attributes(value, [name for kind in type(value).__mro__ for name in _slots(kind)])
+                content = [*getattr(value, "__dict__", {}).values(), *content_of(slots).values()]
+                if not content:
+                    return True
+                left += content
+        return False
 
 
 def places_of(model: nn.Module, besides: Collection[nn.Module]) -> list[Any]:

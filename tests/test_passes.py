@@ -1,6 +1,7 @@
 """Networks that keep something from one pass to the next: predictions do not depend on those before."""
 
 import copy
+import dataclasses
 import functools
 import itertools
 import queue
@@ -348,6 +349,36 @@ def test_a_generator_that_no_pass_moves_on_is_left_alone() -> None:
     with Passes().alone(model := Rarely().double()):
         model(X)
     assert next(steps) == 0
+
+
+@dataclasses.dataclass
+class Recipe:
+    """What einops, for instance, remembers of a pattern."""
+
+    axes: list[int]
+    sizes: dict[str, int]
+
+
+@pytest.mark.parametrize("cache", [functools.cache, functools.lru_cache(8)])
+def test_patterns_that_are_remembered_are_computed_once(cache: Callable[[Any], Any]) -> None:
+    made: queue.Queue[str] = queue.Queue()
+
+    @cache
+    def recipe(pattern: str, shape: tuple[int, ...]) -> Recipe:
+        made.put(pattern)
+        return Recipe([*range(len(shape))], {"rows": shape[0]})
+
+    class Arranging(Body):
+        def keep(self, h: Tensor) -> Any:
+            return h.permute(*recipe("rows features", h.shape).axes)
+
+    model, passes = Arranging().double(), Passes()
+    for _ in range(3):
+        with passes.alone(model), torch.no_grad():
+            model(X)
+    assert made.qsize() == 1
+    assert passes.moving == {False: []}
+    assert passes.names == []
 
 
 def test_what_belongs_to_more_than_a_network_is_left_alone() -> None:
