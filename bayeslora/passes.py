@@ -207,10 +207,8 @@ def _copy(value: Any, copies: dict[int, Any], training: bool = False) -> Any:
     if type(value) is not Tensor or value.is_inference() or value.numel() * value.element_size() > largest:
         return value
     if id(value) not in copies:
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-        ):  # tensors of inference do not count what is written into them
+        # Tensors of inference do not count what is written into them.
+        with torch.inference_mode(False), torch.no_grad():
             copies[id(value)] = value.clone()
     return copies[id(value)]
 

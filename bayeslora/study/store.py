@@ -26,9 +26,8 @@ class Store:
 
     def __init__(self, folder: str | os.PathLike[str] | None, study: Mapping[str, Any]):
         self.study = json.loads(json.dumps(study))
-        self.folder = (
-            None if folder is None else Path(folder).absolute()
-        )  # wherever a method or data of the user's goes
+        # Absolute: a method or data of the user's may change the folder of the process.
+        self.folder = None if folder is None else Path(folder).absolute()
         self.runs: dict[str, dict[str, Any]] = {}
         if self.folder is None:
             return
