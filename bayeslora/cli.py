@@ -154,7 +154,7 @@ def fit(
     ] = None,
     alpha: Annotated[float, typer.Option(help="LoRA's alpha.")] = 16,
     epochs: Annotated[
-        float | None, typer.Option(help="Passes over the data; by default 3 to 8, to make 200 steps (MonteCLoRA 400).")
+        float | None, typer.Option(help="Passes over the data; by default 3 to 8, to make 200 steps, or 400.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 16,
     packing: Annotated[bool, typer.Option(help="Of a causal language model, several short texts in one row.")] = False,

@@ -158,9 +158,9 @@ def fit(
         head: Names of the modules that form the task head, which is trained itself; `()` for none. By default, it is
             what stands outside a pre-trained body, the layer that makes the logits, and what the model's checkpoint
             lacked, such as a pooler; the log says which.
-        epochs: Passes over the data; by default 3, or as many as make 200 steps (MonteCLoRA 400), but no more than 8.
-            With 0, or if a method has nothing to train (`post_hoc`), the starting point is refined, if the method does
-            that, and returned without training.
+        epochs: Passes over the data; by default 3, or as many as make 200 steps, but no more than 8 (MonteCLoRA: 400
+            steps, if 6 passes make them). With 0, or if a method has nothing to train (`post_hoc`), the starting point
+            is refined, if the method does that, and returned without training.
         batch_size: Examples per step and device.
         packing: Whether a causal language model trains on several short texts in one row, which do not see each other:
             the loss is the same, in fewer passes over padding. A network that cannot keep them apart is refused.

@@ -43,7 +43,7 @@ class Method(abc.ABC):
         own_batches: Whether particles are members of an ensemble, each of which trains on its own batches.
         guide_learning_rate: That of `guides.spreads` by the Trainer's optimiser; None for the common or its own.
         spread_rate: Peak rate of natural steps, for methods that have them; None for one that is fit for the run.
-        rate_factor, fewest_steps: Of `fit` by default: the rate in units of LoRA's, and the steps, in 3 to 8 epochs.
+        rate_factor, fewest_steps: Of `fit` by default: the rate in units of LoRA's; the steps (see `recipe`).
         dial: The number that says how loud it is; None if that is the temperature of its predictions.
         refit: Whether cross-fitting returns one fit of all data by default, not its members.
         post_hoc: Whether adapters and task head stay as they were passed to `fit(init=…)`.
