@@ -17,8 +17,11 @@ DIGITS = re.compile(r"\d")
 HOW_WRITTEN = "Write numbers as in 1234.5: a point before decimals, nothing between thousands, and no units or signs."
 """What to do with a text that may be meant as a number."""
 
-NUMBER = re.compile(r"(?:(?<!\w)[+-])?\d+(?:[.,]\d+)*")
+NUMBER = re.compile(r"(?:(?<!\w)[+\-\u2212])?\d+(?:[.,]\d+)*")
 """A number in a text, however its thousands and decimals are parted."""
+
+SIGNS = re.compile(r"^[-\u2012-\u2015\u2212](?!\d)|[-\u2012-\u2015\u2212]$|^\(.*\)$|^[\u2012-\u2015]")
+"""A sign apart from its number, as in `-$5`, `5-` and, in accounts, `(5)`."""
 
 MARKS = re.compile(r"([^\w\s])\1*[☆✩]*")
 """One mark, again and again, such as a star; open ones may follow."""
@@ -28,8 +31,8 @@ def amounts(texts: Sequence[str]) -> list[float] | None:
     """Return the numbers in texts that each have one, with the same beside it; None if they are something else.
 
     What is beside may be nothing, a unit, a sign of money or of per cent, or the whole of a fraction; a unit may have
-    an `s` where others have none. A comma is before the decimals, unless three digits follow each: then it cannot be
-    known, and None is returned. Repeated marks are counted.
+    an `s` where others have none. Repeated marks are counted. None is returned where three digits follow each point or
+    comma, which may part thousands or decimals, and where a sign stands apart from its number, as in `-$5`.
 
     Args:
         texts: The texts.
@@ -41,8 +44,15 @@ def amounts(texts: Sequence[str]) -> list[float] | None:
     is_fraction = len(whole) == 1 and all(re.search(r"\d\s*(/|of|out of)\s*\d", text) for text in texts)
     if not texts or not (is_fraction or all(len(each) == 1 for each in found)):
         return None
-    beside = {NUMBER.sub("", text, count=1).strip().casefold().removesuffix("s") for text in texts}
-    return None if len(beside) > 1 else _read([each[0] for each in found])
+    beside = {_unit(NUMBER.sub("", text, count=1).strip()) for text in texts}
+    is_signed = any(SIGNS.search(text.strip()) for text in texts)
+    return None if len(beside) > 1 or is_signed else _read([each[0].replace("\u2212", "-") for each in found])
+
+
+def _unit(beside: str) -> str:
+    """Return what stands beside a number as others write it; `MW` and `mW`, `m` and `ms` are two units."""
+    is_word = len(beside) > 2 and beside in (beside.lower(), beside.upper(), beside.capitalize())
+    return beside.casefold().removesuffix("s") if is_word else beside
 
 
 def in_order(texts: Sequence[str]) -> list[str] | None:
@@ -60,7 +70,10 @@ def in_order(texts: Sequence[str]) -> list[str] | None:
 
 def _read(numbers: Sequence[str]) -> list[float] | None:
     if not any("," in each for each in numbers):
-        return [float(each) for each in numbers] if all(each.count(".") < 2 for each in numbers) else None
+        unclear = all(re.fullmatch(r"[+-]?[1-9]\d{0,2}\.\d{3}|[+-]?\d+", each) for each in numbers)
+        if any(each.count(".") > 1 for each in numbers) or (unclear and any("." in each for each in numbers)):
+            return None
+        return [float(each) for each in numbers]
     if any(each.count(",") > 1 or "." in each for each in numbers):
         return None
     if all(re.fullmatch(r"[+-]?\d{1,3},\d{3}|[+-]?\d+", each) for each in numbers):
