@@ -123,6 +123,20 @@ def test_words_of_a_stream_are_numbered_for_a_network() -> None:
     assert streamed.evaluate((TEXTS, WORDS), num_draws=1)["nll"] == pytest.approx(expected, rel=1e-6)
 
 
+class ByName(Dataset[Any]):
+    """Rows that a sampler asks for by their names."""
+
+    def __getitem__(self, name: str) -> tuple[torch.Tensor, int]:
+        return {"a": (torch.zeros(2), 0), "b": (torch.ones(2), 1)}[name]
+
+
+def test_a_loader_whose_rows_have_names_is_not_looked_into() -> None:
+    loader = DataLoader(ByName(), sampler=["a", "b"])
+    assert plain(loader).inputs is loader
+    table = {"index": [0, 1], "columns": ["a b", "c d"], "data": [1, 2]}  # of such names, and not by pandas' to_dict
+    assert plain(table).columns.text == ("columns",)
+
+
 def test_what_a_loader_and_an_endless_stream_are_told(base: Path) -> None:
     with pytest.raises(ValueError, match=r"a DataLoader of texts: give its dataset, loader\.dataset, and batch_size="):
         fit(DataLoader(Rows(PAIRS), batch_size=2), base)
@@ -130,3 +144,7 @@ def test_what_a_loader_and_an_endless_stream_are_told(base: Path) -> None:
     assert fit(named, base, num_examples=5).class_names == ("good", "bad", "fair")  # what the next message says
     with pytest.raises(ValueError, match=r"say how many rows to read, num_examples=…, or name them, data\.cast_column"):
         fit(TABLE.to_iterable_dataset(), base)
+    once = Streamed(iter(RECORDS))  # type: ignore[arg-type]
+    for network in (base, Bag(3)):
+        with pytest.raises(TypeError, match="a stream that can be read only once"):
+            fit(once, network, num_examples=5)

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from bayeslora.contracts import ArgumentError
 from bayeslora.data.columns import INPUTS, LABELS, Columns
-from bayeslora.data.forms import Part
+from bayeslora.data.forms import Part, check_repeatable
 from bayeslora.isolation import seeded
 from bayeslora.tasks import conversations
 from bayeslora.tasks.labels import RawLabels
@@ -47,7 +47,10 @@ def check_loader(loader: DataLoader[Any], label: str | None, name: str) -> None:
     if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
         return
     with seeded(0):
-        row = loader.dataset[0] if len(loader.dataset) else None  # type: ignore[arg-type]
+        try:
+            row = loader.dataset[0]
+        except Exception:  # a dataset without rows, or whose sampler gives other keys than numbers
+            return
     if getattr(loader.collate_fn, "__name__", "") == "default_collate" and _has_texts(row, label):
         raise ArgumentError(f"{name} is a DataLoader of texts: give its dataset, loader.dataset, and batch_size=….")
 
@@ -77,9 +80,13 @@ def seen(
 
     Returns:
         Names of columns, and the labels; none, and None, if the rows have no names, or no labels.
+
+    Raises:
+        TypeError: If it is a stream that can be read only once.
     """
     rows: Any
     if isinstance(data, IterableDataset):
+        check_repeatable(data, name)
         rows = itertools.islice(data, num_examples) if num_examples else ()
     elif isinstance(data, DataLoader):
         rows = data.dataset if not isinstance(data.dataset, IterableDataset) else ()

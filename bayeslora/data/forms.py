@@ -96,11 +96,7 @@ class Stream(IterableDataset[dict[str, Any]]):
     ):
         if num_examples is not None and num_examples < 1:
             raise ValueError(f"num_examples={num_examples}: give a whole number of at least 1.")
-        if _is_one_shot(rows):
-            raise TypeError(
-                f"{name} is a stream that can be read only once, and several passes are needed: let its __iter__ "
-                "return a new iterator each time, or give a list of its rows."
-            )
+        check_repeatable(rows, name)
         self.name = name
         self.has_given = False
         self.stream = rows
@@ -188,6 +184,15 @@ def order_by_length(rows: Any) -> np.ndarray | None:
 
 def _length(ids: Sequence[Any]) -> int:
     return max(map(len, ids)) if len(ids) and np.ndim(ids[0]) else len(ids)
+
+
+def check_repeatable(rows: Any, name: str) -> None:
+    """Raise a TypeError if a stream can be read only once."""
+    if _is_one_shot(rows):
+        raise TypeError(
+            f"{name} is a stream that can be read only once, and several passes are needed: let its __iter__ "
+            "return a new iterator each time, or give a list of its rows."
+        )
 
 
 def check_form(data: Data, name: str) -> None:

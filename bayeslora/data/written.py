@@ -106,7 +106,7 @@ def records(data: Any) -> Any:
     if not isinstance(data, Mapping) or not data:
         return data
     if {"index", "columns", "data"} <= {*data} and isinstance(data["data"], list):
-        return _rows(data)
+        return _rows(data) if all(isinstance(row, list) for row in data["data"]) else data
     first = next(iter(data.values()))
     are_cells = isinstance(first, Mapping) and not any(isinstance(each, list | Mapping) for each in first.values())
     if type(data) is not dict or not are_cells or not all(isinstance(each, Mapping) for each in data.values()):
