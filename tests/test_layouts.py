@@ -41,6 +41,27 @@ LAYOUTS: dict[str, tuple[list[str], dict[str, list[Any]]]] = {
     ),
     "numbers that name columns": (["0;1", "2;3", "4;5", "6;7"], {"0": [2, 4, 6], "1": [3, 5, 7]}),
     "years that name columns": (["country;2019", "a;1", "b;2"], {"country": ["a", "b"], "2019": [1, 2]}),
+    "classes that name columns": (
+        ["phrase,1,2", "so be it,0,1", "or not,1,0"],
+        {"phrase": ["so be it", "or not"], "1": [0, 1], "2": [1, 0]},
+    ),
+    "a class that names a column": (
+        ["headline;ironic", "so it is;ironic", "it is;not", "is it;not", "it may;ironic"],
+        {"headline": ["so it is", "it is", "is it", "it may"], "ironic": ["ironic", "not", "not", "ironic"]},
+    ),
+    "numbers with decimals, and no head": (["5.1,a", "4.9,b", "4.7,c"], {"column 1": [5.1, 4.9, 4.7]}),
+    "the head within a text": (
+        ["text,label", '"first', "text,label", 'last",a', "b,b"],
+        {"text": ["first\ntext,label\nlast", "b"], "label": ["a", "b"]},
+    ),
+    "single marks around some texts": (
+        ["text;label", "'Great';a", "rock 'n' roll;b"],
+        {"text": ["'Great'", "rock 'n' roll"]},
+    ),
+    "single marks around a title": (["text;label", "'Great';a", "good;b"], {"text": ["'Great'", "good"]}),
+    "single marks around a separator": (["text,label", "'so, so',a", "good,b"], {"text": ["so, so", "good"]}),
+    "a head with a mark": (["#text,label", '"a, b",c', "d,e"], {"#text": ["a, b", "d"], "label": ["c", "e"]}),
+    "a first text with a mark": (["#1, of all\ta b", "c\ta b"], {"#1, of all": ["c"]}),
     "a head like a value": (["text;good", "a film;good", "b;bad", "c;good", "d;bad"], {"text": list("abcd")}),
 }
 
@@ -55,6 +76,12 @@ def test_layouts(name: str, tmp_path: Path) -> None:
         return
     assert {column: found[column][:] for column in expected} == expected
     assert not plain(found).columns.text or plain(found).columns.text[0] in (next(iter(expected)), "column 2")
+
+
+def test_hashtags_are_not_notes(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("#metoo\n#1 film\nok, fine\nno\n")
+    with pytest.raises(ValueError, match="line 3: there are 2 columns, and 1 in the head"):
+        read(str(tmp_path / "data.csv"))
 
 
 def test_marks_that_are_a_part_of_texts(tmp_path: Path) -> None:
@@ -76,6 +103,8 @@ def test_marks_that_are_a_part_of_texts(tmp_path: Path) -> None:
         ("text\tlabel\nbad\n", True),
         ("Well, then\nNo commas here\nNor here\n", False),
         ("Well, I never.\nOh, really?\n", False),
+        ("Name, please\nwhat is it\nfine\n", False),
+        ("Oh, how nice\nGreat\nWell, ok\nNo, never\n", False),
         ("one text on a line\nand another\n", False),
     ],
 )

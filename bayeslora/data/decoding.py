@@ -91,6 +91,8 @@ def _text(content: bytes, path: Path) -> str:
 
 def _line_by_line(content: bytes, path: Path) -> str | None:
     """Return a text of which some lines are in UTF-8 and others are not, as of files put together; None of others."""
+    if _is_unicode(content):
+        return None
     lines = content.split(b"\n")
     beyond = [place for place, line in enumerate(lines) if not line.isascii()]
     odd = [place for place in beyond if not _is_unicode(lines[place])]
@@ -105,9 +107,9 @@ def _line_by_line(content: bytes, path: Path) -> str | None:
     return b"\n".join(lines).decode(ENCODINGS[0])
 
 
-def _is_unicode(line: bytes) -> bool:
+def _is_unicode(content: bytes) -> bool:
     try:
-        line.decode(ENCODINGS[0])
+        content.decode(ENCODINGS[0])
     except UnicodeDecodeError:
         return False
     return True

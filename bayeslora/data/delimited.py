@@ -81,15 +81,19 @@ def without_end(table: "pd.DataFrame") -> "pd.DataFrame":
 def is_one(text: str) -> bool:
     """Whether a text without an ending that says so is a table: most of its first rows have the columns of its head.
 
-    A head that names columns as tables usually do is one, whatever follows; a single word names the only column.
+    A head of nothing but usual names of columns is one, whatever follows; a single word names the only column. Where
+    some rows differ, a head of several words is rather a sentence with a comma.
     """
     separator = separator_of(text, ",")
     share, width = agreement(text, separator)
     head, *_ = Layout(text, separator).first(1) or [[""]]
     if width < 2:
         return len(text.strip().partition("\n")[0].split()) < 2
+    if all(names_columns([cell]) and cell for cell in head):
+        return True
     is_prose = any(re.search(r"[.!?]\s*$", cell) for cell in head)
-    return (share > 0 and share >= MOST_AGREE and not is_prose) or (names_columns(head) and all(head))
+    is_clear = share == 1 or names_columns(head) or not any(" " in cell for cell in head)
+    return share > 0 and share >= MOST_AGREE and not is_prose and is_clear
 
 
 def _check(found: Layout, path: Path) -> tuple[Layout, list[str], int]:
@@ -119,6 +123,7 @@ def _check(found: Layout, path: Path) -> tuple[Layout, list[str], int]:
     except csv.Error as error:
         raise ValueError(f"{path}, line {before}: {error}. Correct or remove that line.") from None
     if numbered and count > 1:
+        logger.warning("%s: the first column, which has no name, has the numbers of the rows: it is left out.", path)
         return replace(found, names=tuple(_once(["Unnamed: 0", *head]))), head, start
     if long is not None:
         raise long

@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def layout(text: str, path: Path, usual: str) -> Layout:
     separator = None
     if declared := re.match(r"\ufeff?\"?sep=(.)\"?\s*\n", text):  # which is for Excel
         separator, text = declared[1], "\n" + text[declared.end() :]
-    text = _without_notes(text)
+    text = _without_notes(text, path)
     separator = separator or separator_of(text, usual)
     # A quotation mark after which no field can end has been escaped as MySQL does it.
     escape = "\\" if re.search(rf"\\\"(?![{re.escape(separator)}\r\n\"]|\Z)", text) else None
@@ -108,7 +108,7 @@ def layout(text: str, path: Path, usual: str) -> Layout:
     rows = found.first()
     if len(rows) < 2 or len(rows[0]) < 2:
         return found
-    if (said := _looks_like_a_row(rows)) is not None:
+    if (said := _looks_like_a_row(rows, path)) is not None:
         names = tuple(f"column {place}" for place in range(1, max(map(len, rows)) + 1))
         logger.warning(
             "%s: the first line looks like a row, as it has %r where others have the like: it is read as one, and the "
@@ -116,8 +116,7 @@ def layout(text: str, path: Path, usual: str) -> Layout:
             *(path, said, ", ".join(names[:3]) + (", …" if len(names) > 3 else "")),
         )
         return Layout(text, separator, found.quote, escape, names, has_head=False)
-    text = _without_copies(text, path)
-    return Layout(text, separator, found.quote, escape)
+    return replace(found, text=_without_copies(found, path))
 
 
 def separator_of(text: str, usual: str) -> str:
@@ -146,45 +145,96 @@ def names_columns(row: Sequence[str]) -> bool:
     return any(not name or name in known or NOT_INPUTS.fullmatch(name) for name in names)
 
 
-def _looks_like_a_row(rows: Sequence[Sequence[str]]) -> str | None:
+def _looks_like_a_row(rows: Sequence[Sequence[str]], path: Path) -> str | None:
     """Return what shows that the first row does not name columns; None if it may.
 
-    It is a number above numbers, or a word that is also one of the few values of its column.
+    It is a number among the numbers below it, or a word that is also one of the few values of its column. Columns may
+    be called by numbers in a row, or by the one class that is meant: then a warning says what could be wrong.
     """
     head, *body = rows
     if names_columns(head) or [*map(str.strip, head)] == [str(place) for place in range(len(head))]:
         return None
     if len({*head}) < len(head) - 1 or len(body) < 2:
         return None
-    for place, cell in enumerate(head):
-        values = [row[place] for row in body if len(row) > place and row[place].strip()]
-        is_amount = is_number(cell) and not YEAR.fullmatch(cell)
-        if is_amount and values and sum(map(is_number, values)) > 0.9 * len(values):
-            return cell
-        if not is_number(cell) and cell in values and few_values([cell, *values]):
-            return cell
+    columns = [[row[place] for row in body if len(row) > place and row[place].strip()] for place in range(len(head))]
+    both = [*zip(head, columns, strict=True)]
+    pairs = [(cell, [*map(float, filter(is_number, values))]) for cell, values in both if is_number(cell)]
+    above = [(cell, below) for cell, below in pairs if below and len(below) > 0.9 * len(columns[head.index(cell)])]
+    numbers = [cell for cell, _ in above if not YEAR.fullmatch(cell)]
+    words = [cell for cell, values in both if not is_number(cell) and cell in values and few_values([cell, *values])]
+    if not numbers and not words:
+        return None
+    are_like = all(_is_among(float(cell), below) for cell, below in above if cell in numbers)
+    if (numbers and are_like and not _count_on(numbers)) or (words and not any(_is_a_name(*each) for each in both)):
+        return (numbers or words)[0]
+    logger.warning(
+        "%s: the first line has %r where others have the like: is it a row? It is read as the names of columns.",
+        *(path, (numbers or words)[0]),
+    )
     return None
 
 
-def _without_notes(text: str) -> str:
-    """Return a table whose first lines, if they begin with `#` and are no head, are empty."""
+def _is_among(number: float, others: Sequence[float]) -> bool:
+    """Whether a number lies where others do, or nearby; whole numbers are the likelier to be names."""
+    low, high = min(others), max(others)
+    near = max(high - low, all(map(float.is_integer, others))) if number.is_integer() else 10 * (high - low)
+    return low - near <= number <= high + near
+
+
+def _count_on(cells: Sequence[str]) -> bool:
+    """Whether cells are whole numbers that go on by one, as classes or places do."""
+    first = cells[0]
+    return len(cells) > 1 and first.isdecimal() and [*cells] == [str(int(first) + more) for more in range(len(cells))]
+
+
+def _is_a_name(cell: str, values: Sequence[str]) -> bool:
+    """Whether a cell is one word above texts of several."""
+    return len(cell.split()) < 2 and 2 * sum(len(value.split()) > 1 for value in values) > len(values)
+
+
+def _without_notes(text: str, path: Path) -> str:
+    """Return a table whose first lines, if they begin with `#` and are no head, are empty.
+
+    They are notes if they have other columns than a table below them has. Texts may begin so, too, as in `#metoo`:
+    unless the names below are usual ones, a note has a space after its mark.
+    """
     lines = text.split("\n")
     first = next((place for place, line in enumerate(lines) if line.strip() and not line.startswith("#")), 0)
     notes = [line for line in lines[:first] if line.strip()]
-    widths = [max(line.count(mark) for mark in SEPARATORS) for line in (*notes, lines[first])]
-    if notes and all(width != widths[-1] for width in widths[:-1]) and widths[-1]:
-        return "\n" * first + "\n".join(lines[first:])
-    return text
+    if not notes:
+        return text
+    rest = "\n".join(lines[first:])
+    heads = {mark: next(iter(Layout(rest, mark).first(1)), []) for mark in SEPARATORS}
+    columns = {mark: len(head) for mark, head in heads.items() if len(head) > 1 and agreement(rest, mark)[0] > 0}
+    if not columns or any(
+        len(row) == columns[mark] for mark in columns for row in Layout("\n".join(notes), mark).first()
+    ):
+        return text
+    if not all(re.match(r"#+(\s|$)", line) for line in notes) and not any(
+        names_columns(heads[mark]) for mark in columns
+    ):
+        return text
+    logger.warning("%s: %d line(s) above the table begin with '#', and are left out.", *(path, len(notes)))
+    return "\n" * first + rest
 
 
-def _without_copies(text: str, path: Path) -> str:
+def _without_copies(found: Layout, path: Path) -> str:
     """Return a table in which the head stands once: where files have been put together, it comes again."""
-    lines = text.split("\n")
+    lines = found.text.split("\n")
     first = next(place for place, line in enumerate(lines) if line.strip())
     head = lines[first].strip()
     copies = [place for place in range(first + 1, len(lines)) if lines[place].strip() == head]
     if not copies:
-        return text
+        return found.text
+    within: set[int] = set()  # lines of a row that goes on in the next one
+    before = 0
+    with suppress(csv.Error):  # which is said where the rows are read
+        for line_num, _ in found.rows():
+            within.update(range(before, line_num - 1))
+            before = line_num
+    copies = [place for place in copies if place not in within]
+    if not copies:
+        return found.text
     logger.warning(
         "%s has its first line again, in %d line(s), the first is line %d: they are left out.",
         *(path, len(copies), copies[0] + 1),
@@ -198,10 +248,7 @@ def _quote(text: str, separator: str) -> str | None:
     """Return the quotation mark around fields; None if every line is a row only where marks are a part of the texts."""
     lines = [line for line in text.split("\n") if line.strip()]
     if '"' not in text:
-        part = rf"\s*('[^']*'|[^'{re.escape(separator)}]*)\s*"
-        row = re.compile(rf"{part}({re.escape(separator)}{part})*")
-        body = lines[1:LOOKED_AT]
-        return "'" if any("'" in line for line in body) and all(map(row.fullmatch, body)) else '"'
+        return "'" if any("'" in line for line in lines[1:]) and _has_single_marks(lines, separator) else '"'
     width = lines[0].count(separator)
     if not width or any(line.count(separator) != width for line in lines):
         return '"'
@@ -212,6 +259,21 @@ def _quote(text: str, separator: str) -> str | None:
         return '"' if all(True for _ in plain.rows(strict=True)) else None
     except csv.Error as error:  # a mark that ends a field in its midst, or none that ends it
         return '"' if "unexpected end" in str(error) and separator != "\t" else None
+
+
+def _has_single_marks(lines: Sequence[str], separator: str) -> bool:
+    """Whether fields stand between single marks: all of a column, or those with a separator; texts have apostrophes."""
+    apart = re.escape(separator)
+    field = rf"( *'[^']*' *|[^'{apart}]*)"
+    line_of_fields = re.compile(rf"{field}({apart}{field})*")
+    if not all(line_of_fields.fullmatch(line.rstrip("\r")) for line in lines):
+        return False
+    widths = [len(row) for _, row in Layout("\n".join(lines), separator, "'").rows()]
+    plain = [line.rstrip("\r").split(separator) for line in lines]
+    if widths != [*map(len, plain)]:
+        return min(widths) == widths[0]
+    columns = [[row[place].strip() for row in plain[1:] if len(row) > place] for place in range(widths[0])]
+    return any(len(cells) > 1 and all(cell.startswith("'") for cell in cells) for cells in columns)
 
 
 @contextmanager
