@@ -7,7 +7,6 @@ states afterwards, whoever set them. Long calls let others run in between, see `
 """
 
 import contextlib
-import functools
 import itertools
 import operator
 import os
@@ -24,7 +23,7 @@ from pyro.poutine.runtime import _DIM_ALLOCATOR, _ENUM_ALLOCATOR, _PYRO_STACK
 from torch import Tensor
 
 from bayeslora.contracts import Fields, checked
-from bayeslora.surroundings import plain
+from bayeslora.surroundings import accelerator, plain
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -269,7 +268,7 @@ def set_random_states(states: _RandomStates) -> None:
     random.setstate(states.python)
     np.random.set_state(states.numpy)  # noqa: NPY002
     torch.set_rng_state(states.cpu)
-    if _accelerator() != "cuda" or torch.cuda._is_in_bad_fork():
+    if accelerator() != "cuda" or torch.cuda._is_in_bad_fork():
         return
     if states.cuda is None:  # devices start from the seed of the CPU, and have been given another meanwhile
         torch.cuda.manual_seed_all(states.initial)
@@ -279,20 +278,13 @@ def set_random_states(states: _RandomStates) -> None:
 
 def _seed_torch(seed: int) -> None:
     """Seed torch as `torch.manual_seed` does, without the millisecond it takes to record absent kinds of devices."""
-    kind = _accelerator()
+    kind = accelerator()
     if kind not in (None, "cuda"):
         torch.manual_seed(seed)
         return
     torch.default_generator.manual_seed(int(seed))
     if kind and not torch.cuda._is_in_bad_fork():
         torch.cuda.manual_seed_all(int(seed))
-
-
-@functools.cache
-def _accelerator() -> str | None:
-    """Return the kind of device that PyTorch has besides the CPU; None if there is none."""
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return device.type if device is not None else None
 
 
 def _after_fork() -> None:

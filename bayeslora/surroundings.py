@@ -4,6 +4,7 @@ Calls of the library compute as if none of it was set; passes of a network see i
 """
 
 import contextlib
+import functools
 import threading
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -100,11 +101,13 @@ def _present() -> _Surroundings:
             "torch's default device is 'meta', where tensors have no numbers: leave it, by "
             "torch.set_default_device(None) or after the context torch.device('meta'), before calling bayeslora."
         )
-    kinds = {"cpu", _accelerator()} if torch.is_autocast_enabled("cpu") or _accelerator() != "cpu" else ()
-    autocast = {kind: torch.get_autocast_dtype(kind) for kind in sorted(kinds) if torch.is_autocast_enabled(kind)}
+    kinds = [kind for kind in ("cpu", accelerator()) if kind is not None and torch.is_autocast_enabled(kind)]
+    autocast = {kind: torch.get_autocast_dtype(kind) for kind in kinds}
     return _Surroundings(torch.get_default_dtype(), device, autocast)
 
 
-def _accelerator() -> str:
-    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return "cpu" if kind is None else kind.type
+@functools.cache
+def accelerator() -> str | None:
+    """Return the kind of device that PyTorch has besides the CPU; None if there is none."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return device.type if device is not None else None
