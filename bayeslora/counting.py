@@ -27,9 +27,9 @@ def counts(value: Any, training: bool = False) -> bool:
 
 
 def hides(value: Any) -> bool:
-    """Whether a value is an iterator of which there is no copy: what a function yields, or an iterator over that.
+    """Return whether a value is an iterator that cannot be copied, such as a generator, or an iterator over one.
 
-    So are `itertools.pairwise` and, from Python 3.14 on, all others of `itertools`.
+    `itertools.pairwise` cannot be copied either, nor, from Python 3.14 on, can any other iterator of `itertools`.
     """
     if isinstance(value, types.GeneratorType):
         return True

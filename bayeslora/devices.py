@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.contracts import ArgumentError, Kind
+from bayeslora.surroundings import accelerator
 
 
 def _names_a_device(value: Any) -> bool:
@@ -27,11 +28,9 @@ Device: TypeAlias = Annotated[
 def usual() -> torch.device:
     """Return where `fit` trains: on the accelerator, if there is one and accelerate is not told to leave it alone."""
     told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on", "y", "t")
-    if told or not torch.accelerator.is_available():
+    if told or (kind := accelerator()) is None:
         return torch.device("cpu")
-    kind = torch.accelerator.current_accelerator()
-    assert kind is not None  # it is available
-    return torch.device(kind.type, torch.accelerator.current_device_index())
+    return torch.device(kind, torch.accelerator.current_device_index())
 
 
 def found(device: str | torch.device) -> torch.device:
@@ -43,10 +42,10 @@ def found(device: str | torch.device) -> torch.device:
     asked = torch.device(device)
     if asked.type == "cpu":
         return asked
-    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    kind = accelerator()
     count = 0 if kind is None else torch.accelerator.device_count()
-    if kind is None or asked.type != kind.type or (asked.index or 0) >= count:
-        there = ", ".join(["'cpu'", *(f"'{kind.type}:{index}'" for index in range(count) if kind is not None)])
+    if asked.type != kind or (asked.index or 0) >= count:
+        there = ", ".join(["'cpu'", *(f"'{kind}:{index}'" for index in range(count))])
         raise ArgumentError(f"device={str(device)!r}: PyTorch finds no such device here, only {there}.")
     return asked
 

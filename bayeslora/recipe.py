@@ -18,9 +18,6 @@ RATE, RATE_WIDTH, RATE_POWER = 1e-3, 384, 0.78
 WIDTHS = (64, 16_384)
 """Narrower and wider networks have the rate of these widths: the law was not measured there."""
 
-FEWEST_STEPS = 200
-"""Steps that a fit makes at least, if that takes no more than the most epochs."""
-
 FEWEST_EPOCHS, MOST_EPOCHS, MOST_OF_MORE = 3.0, 8.0, 6.0
 """With its more steps a method makes no more than the last: with hard examples, MonteCLoRA is worse after 8 than 6."""
 
@@ -39,9 +36,9 @@ def learning_rate(network: AdaptedNetwork, method: Method) -> float:
 def epochs(num_examples: int, batch_size: int, method: Method) -> float:
     """Return the passes over the data: 3, or as many as make 200 steps, but no more than 8.
 
-    A method whose `fewest_steps` are more than those makes as many in no more than 6 passes.
+    A method whose `fewest_steps` are more than those of `Method` makes as many in no more than 6 passes.
     """
     steps_an_epoch = num_examples / batch_size
-    usual = min(FEWEST_STEPS / steps_an_epoch, MOST_EPOCHS)
+    usual = min(Method.fewest_steps / steps_an_epoch, MOST_EPOCHS)
     own = min(method.fewest_steps / steps_an_epoch, MOST_OF_MORE)
     return float(round(max(FEWEST_EPOCHS, usual, own)))

@@ -49,7 +49,7 @@ def fitted(folder: Path, rank: int, port: int) -> dict[str, list[float]]:
     }
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="There is no fork here.")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not available.")
 def test_two_processes_share_parameters_and_not_noise(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -652,7 +652,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="There is no fork here.")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not available.")
 @pytest.mark.parametrize("own", [True, False], ids=["within a call", "beside a call"])
 def test_a_forked_process_has_its_own_turns(own: bool) -> None:
     fitted, (inputs, _) = untrained(), tokens(12)

@@ -289,7 +289,8 @@ def _present(rows: Any, texts: Sequence[str], data: str) -> list[str]:
 
     Where there are more than two, those that say the same in all rows are left out, too.
     """
-    share = {name: sum(map(is_missing, rows[name][:])) / len(rows) for name in texts}
+    columns = {name: rows[name][:] for name in texts}
+    share = {name: sum(map(is_missing, column)) / len(rows) for name, column in columns.items()}
     sparse = [name for name in texts if share[name] > 0.5 and min(share.values()) == 0]
     if sparse:
         logger.warning(
@@ -297,7 +298,7 @@ def _present(rows: Any, texts: Sequence[str], data: str) -> list[str]:
             *(data, ", ".join(sparse)),
         )
     left = [name for name in texts if name not in sparse]
-    differing = [name for name in left if len({*map(str, rows[name][:])}) > 1] if len(left) > 2 else left
+    differing = [name for name in left if len({*map(str, columns[name])}) > 1] if len(left) > 2 else left
     return differing or left
 
 

@@ -1,5 +1,6 @@
 """The text of a file: unpacked by what it holds, whatever its name says, and in whichever of a few encodings."""
 
+import contextlib
 import importlib
 import io
 import logging
@@ -75,24 +76,20 @@ def _text(content: bytes, path: Path) -> str:
     for encoding, first in (("utf-16-le", 1), ("utf-16-be", 0)):  # without its mark: every other byte of a letter is 0
         if len(head) > 3 and head[first::2].count(0) > len(head) / 4 and not head[1 - first :: 2].count(0):
             return content.decode(encoding, "replace")
+    with contextlib.suppress(UnicodeDecodeError):
+        return content.decode(ENCODINGS[0])
     if (mixed := _line_by_line(content, path)) is not None:
         return mixed
-    for encoding in ENCODINGS:
-        try:
-            text = content.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if encoding != ENCODINGS[0]:
-            text = text.removeprefix("ï»¿")  # the mark of UTF-8, before what is not
+    for encoding in ENCODINGS[1:]:
+        with contextlib.suppress(UnicodeDecodeError):
+            text = content.decode(encoding).removeprefix("ï»¿")  # the mark of UTF-8, before what is not
             _check(text, encoding, path)
-        return text
+            return text
     raise AssertionError("the last encoding fits everything")
 
 
 def _line_by_line(content: bytes, path: Path) -> str | None:
-    """Return a text of which some lines are in UTF-8 and others are not, as of files put together; None of others."""
-    if _is_unicode(content):
-        return None
+    """Return a text that is not in UTF-8, but of which many lines are, as of files put together; None of others."""
     lines = content.split(b"\n")
     beyond = [place for place, line in enumerate(lines) if not line.isascii()]
     odd = [place for place in beyond if not _is_unicode(lines[place])]

@@ -77,8 +77,8 @@ def given(data: Data, *splits: str, name: str = "data") -> Data:
         data = _together([Path(each) for each in data])
     elif isinstance(data, str):
         raise ArgumentError(
-            f"{name}={str(data)!r:.100}: there is no such file or folder. Give an existing path; to pass a single "
-            "text, put it in a list, [text]."
+            f"{name}={str(data)!r:.100}: no such file or folder exists. Give the path of one; to pass a single text, "
+            "put it in a list, [text]."
         )
     return split_of(data, *splits) if splits and _has_splits(data) else familiar(data)
 

@@ -107,7 +107,7 @@ def _of_arrow(table: Any) -> Any:
 
     try:
         return table.to_pandas()
-    except pa.ArrowNotImplementedError:
+    except pa.ArrowNotImplementedError:  # how Arrow says that pandas has no such type
         import pandas as pd
 
         return pd.DataFrame(table.to_pydict())

@@ -59,10 +59,8 @@ class Layout:
 
     def rows(self, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
         """Yield the rows with the line that each ends on, without empty lines; a `csv.Error` if one cannot be read."""
-        quoted: dict[str, Any] = {"quotechar": self.quote} if self.quote else {"quoting": csv.QUOTE_NONE}
-        how: dict[str, Any] = {"delimiter": self.separator, "skipinitialspace": True, "escapechar": self.escape}
         with _long_fields():
-            reader = csv.reader(io.StringIO(self.text), strict=strict, **how, **quoted)
+            reader = csv.reader(io.StringIO(self.text), strict=strict, delimiter=self.separator, **self._fields)
             for row in reader:
                 if row:
                     yield reader.line_num, row
@@ -76,17 +74,16 @@ class Layout:
 
     def for_pandas(self) -> dict[str, Any]:
         """Return how `pandas.read_csv` reads the table; words such as "NA" are texts, and only empty places missing."""
-        quoted: dict[str, Any] = {"quotechar": self.quote} if self.quote else {"quoting": csv.QUOTE_NONE}
-        how: dict[str, Any] = {
-            "sep": self.separator,
-            "escapechar": self.escape,
-            "low_memory": False,
-            "skipinitialspace": True,
-        }
-        how |= {"keep_default_na": False, "na_values": [""], **quoted}
+        how = {"sep": self.separator, "low_memory": False, "keep_default_na": False, "na_values": [""], **self._fields}
         if self.names is not None:
             how |= {"names": list(self.names), "header": 0 if self.has_head else None}
         return how
+
+    @property
+    def _fields(self) -> dict[str, Any]:
+        """How fields are written, in the words that Python's reader and that of pandas share."""
+        quoted = {"quotechar": self.quote} if self.quote else {"quoting": csv.QUOTE_NONE}
+        return {"skipinitialspace": True, "escapechar": self.escape, **quoted}
 
 
 def layout(text: str, path: Path, usual: str) -> Layout:
@@ -115,7 +112,7 @@ def layout(text: str, path: Path, usual: str) -> Layout:
             "columns are called %s. If it names columns, call that one differently.",
             *(path, said, ", ".join(names[:3]) + (", …" if len(names) > 3 else "")),
         )
-        return Layout(text, separator, found.quote, escape, names, has_head=False)
+        return replace(found, names=names, has_head=False)
     return replace(found, text=_without_copies(found, path))
 
 
@@ -193,9 +190,9 @@ def _is_a_name(cell: str, values: Sequence[str]) -> bool:
 
 
 def _without_notes(text: str, path: Path) -> str:
-    """Return a table whose first lines, if they begin with `#` and are no head, are empty.
+    """Return a table with the notes above it blanked: first lines that begin with `#`, unless they are its head.
 
-    They are notes if they have other columns than a table below them has. Texts may begin so, too, as in `#metoo`:
+    They are notes if they have other columns than the table below them. Texts may begin with `#`, too, as in `#metoo`:
     unless the names below are usual ones, a note has a space after its mark.
     """
     lines = text.split("\n")

@@ -21,6 +21,7 @@ def as_table(columns: Mapping[str, Any]) -> "datasets.Dataset":
     import datasets
     import pyarrow as pa  # type: ignore[import-untyped]
 
+    # How Arrow and Python say that values are of several types, of none that a table has, or too large.
     refusals = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeEncodeError)
     columns = {key: written_lists(values) or values for key, values in columns.items()}
     try:

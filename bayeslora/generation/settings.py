@@ -61,6 +61,7 @@ def refusing(settings: Mapping[str, Any]) -> Iterator[None]:
     """Name the settings where the model's own `generate` refuses them, or fails with them."""
     try:
         yield
+    # `generate` has no error of its own: a setting it does not know, or that does not fit, ends in any of these.
     except (ValueError, TypeError, AttributeError, LookupError, NotImplementedError) as error:
         if not settings or isinstance(error, ArgumentError):
             raise
