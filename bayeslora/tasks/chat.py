@@ -1,23 +1,15 @@
 """Conversations as a language model reads them: the text of a chat template, as tokens, and which of them answer."""
 
-import itertools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bayeslora.tasks import templates
+from bayeslora.tasks import templates, turns
 from bayeslora.tasks.conversations import Conversation
 from bayeslora.types import IGNORED
 
-MATCHING = 5
-"""The end of a prompt is recognised by so many characters, such as those of `user` or `INST]`."""
-
-CONTEXT = (64, 16, MATCHING)
-"""Characters of a prompt that have to stand before an answer which is looked for by its text, the most first."""
-
-SHOWN = 20
-"""Characters of prompts that the log shows."""
+SHOWN = 40
+"""Characters of an answer that the log shows."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +22,7 @@ class Encoded:
         is_cut: Whether the beginning did not fit.
         lost: Answers that went with it.
         unwritten: Roles of messages of which the template writes nothing; `tools` if it does not list those.
+        shortened: Texts of answers that the template does not write as they are.
     """
 
     ids: list[int]
@@ -37,6 +30,7 @@ class Encoded:
     is_cut: bool = False
     lost: int = 0
     unwritten: tuple[str, ...] = ()
+    shortened: tuple[str, ...] = ()
 
     @property
     def labels(self) -> list[int]:
@@ -143,11 +137,13 @@ def _tokens(talk: Conversation, tokenizer: Any, where: str) -> Encoded:
     """Return a whole conversation as tokens."""
     if talk.is_plain:
         return _joined(talk, tokenizer)
-    text, spans = spans_of(talk, tokenizer, where)
+    text, spans = turns.spans_of(talk, tokenizer, where)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = list(encoded["input_ids"])
-    answers = _within(_stripped(ids, encoded["offset_mapping"], text, tokenizer), spans)
-    return Encoded(ids, answers, unwritten=templates.unwritten(talk, text, tokenizer))
+    full = [(start, end) for start, end in spans if end > start]
+    answers = _within(_stripped(ids, encoded["offset_mapping"], text, tokenizer), full)
+    shortened = tuple(turns.shortened(talk, text, spans, tokenizer))
+    return Encoded(ids, answers, unwritten=templates.unwritten(talk, text, tokenizer), shortened=shortened)
 
 
 def _joined(talk: Conversation, tokenizer: Any) -> Encoded:
@@ -194,179 +190,3 @@ def _within(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
         if inside:
             found.append((inside[0], inside[-1] + 1))
     return found
-
-
-def spans_of(talk: Conversation, tokenizer: Any, where: str) -> tuple[str, list[tuple[int, int]]]:
-    """Return the text of a conversation, and the first and past-the-last character of every answer that counts."""
-    text = templates.rendered(talk, tokenizer, where)
-    counted = [index for index, counts in enumerate(talk.counts) if counts]
-    marked = _marked(talk, tokenizer)
-    special = templates.special_tokens(tokenizer)
-    spans: list[tuple[int, int]] = []
-    which = [index for index, message in enumerate(talk.messages) if message["role"] == "assistant"]
-    for index in counted if marked is None else ():
-        span = (
-            _by_prefix(talk, index, text, tokenizer, special)
-            or _by_mark(talk, index, text, tokenizer, special)
-            or _by_itself(talk, index, text, tokenizer, special, spans[-1][1] if spans else 0)
-        )
-        if span is None:
-            raise ValueError(
-                f"{where}: the chat template of the tokenizer does not show where message {index} begins and ends: "
-                "mark answers in it, {% generation %}…{% endgeneration %}."
-            )
-        spans.append(span)
-    spans = spans if marked is None else [marked[which.index(index)] for index in counted]
-    for index, (start, end) in zip(counted, spans, strict=True):
-        message, answer = talk.messages[index], text[start:end]
-        calls = [name for call in message.get("tool_calls") or () if (name := templates.name_of(call))]
-        is_lost = bool(message["content"].strip()) and not special.sub("", answer).strip()
-        if is_lost or not all(name in answer for name in calls):
-            raise ValueError(
-                f"{where}: the chat template of the tokenizer leaves out {'the text' if is_lost else 'tool calls'} of "
-                f'message {index}, which is to be learned: use a template that writes it, or give it "weight": 0.'
-            )
-    spans = [(start, end) for start, end in spans if end > start]
-    if not spans:
-        raise ValueError(f"{where}: the template marks no token of its answers, which are empty: leave it out.")
-    return text, spans
-
-
-def _marked(talk: Conversation, tokenizer: Any) -> list[tuple[int, int]] | None:
-    """Return the answers that the template marks, if it marks every one."""
-    template = templates.template_of(tokenizer, talk.tools)
-    if not templates.MARKED.search(template):
-        return None
-    # Its characters, and not the tokens that the tokenizer makes of them: that loses those after dropped white space.
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    messages = templates.as_read(talk.messages, tokenizer, talk.tools)
-    messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
-    _, marked = render_jinja_template(
-        conversations=[messages],
-        tools=talk.tools,
-        chat_template=template,
-        return_assistant_tokens_mask=True,
-        **tokenizer.special_tokens_map,
-    )
-    answers = [message for message in talk.messages if message["role"] == "assistant"]
-    are_full = [bool(message["content"].strip() or message.get("tool_calls")) for message in answers]
-    for spans in (marked[0], [(start, end) for start, end in marked[0] if end > start]):
-        # An answer of no text has no token if the marks are around texts alone.
-        if len(spans) == len(answers) and all(
-            end > start for full, (start, end) in zip(are_full, spans, strict=True) if full
-        ):
-            return spans
-    return None
-
-
-def _before(talk: Conversation, index: int, tokenizer: Any) -> str | None:
-    """Return the prompt for an answer; None where a template refuses the part, and not the whole."""
-    try:
-        return templates.rendered(
-            replace(talk, messages=talk.messages[:index]), tokenizer, "", add_generation_prompt=True
-        )
-    except ValueError:
-        return None
-
-
-def _through(talk: Conversation, index: int, tokenizer: Any) -> str | None:
-    """Return the text up to and with an answer; None where a template refuses the part."""
-    try:
-        return templates.rendered(replace(talk, messages=talk.messages[: index + 1]), tokenizer, "")
-    except ValueError:
-        return None
-
-
-def _by_prefix(
-    talk: Conversation, index: int, text: str, tokenizer: Any, special: re.Pattern[str]
-) -> tuple[int, int] | None:
-    """Return where an answer stands, if the conversation up to it, and with it, is the beginning of the whole."""
-    before, through = _before(talk, index, tokenizer), _through(talk, index, tokenizer)
-    if before is None or through is None:
-        return None
-    start = len(before)
-    if not (text.startswith(before) and through.startswith(before)):
-        return None
-    # A template may end the last message differently, so that what ends it is compared token by token.
-    ending = re.compile(rf"(?:\s|{special.pattern})*\Z").search(through, start)
-    end = len(through) if ending is None else ending.start()
-    if not text.startswith(through[:end]):
-        return None
-    for token in re.finditer(rf"\s|{special.pattern}", through[end:]):
-        if not text.startswith(token[0], end):
-            break
-        end += len(token[0])
-    # What follows the last token of the turn is never written by the model.
-    trimmed = text[start:end].rstrip()
-    tokens = [*special.finditer(trimmed)]
-    end = start + len(trimmed) if tokens and tokens[-1].end() == len(trimmed) else end
-    return (start, end) if end > start else None
-
-
-def _by_mark(
-    talk: Conversation, index: int, text: str, tokenizer: Any, special: re.Pattern[str]
-) -> tuple[int, int] | None:
-    """Return where an answer stands by writing another in its place: what differs, with the token that ends it."""
-    messages = [*talk.messages[:index], {"role": "assistant", "content": templates.MARK}, *talk.messages[index + 1 :]]
-    try:
-        other = templates.rendered(replace(talk, messages=messages), tokenizer, "")
-    except ValueError:
-        return None
-    if other.count(templates.MARK) != 1:
-        return None
-    start = other.index(templates.MARK)  # which is in no text: up to it, both are the same
-    end = len(text) - min(_same_end(text, other), len(text) - start, len(other) - start)
-    token = re.compile(rf"\s*(?:{special.pattern})").match(text, end)
-    end = end if token is None else token.end()
-    # White space that the prompt for the answer does not have is written by the model.
-    before, kept = _before(talk, index, tokenizer), text[:start].rstrip()
-    if before is not None and _same_end(kept, before.rstrip()) >= MATCHING:
-        space = before[len(before.rstrip()) :]
-        start = len(kept) + len(space) if text.startswith(space, len(kept)) else start
-    return (start, end) if end > start else None
-
-
-def _by_itself(
-    talk: Conversation, index: int, text: str, tokenizer: Any, special: re.Pattern[str], since: int
-) -> tuple[int, int] | None:
-    """Return where an answer stands by looking for what follows the prompt for it, after the end of the one before.
-
-    So are calls of tools found, in whose place a template may take nothing else.
-    """
-    before, through = _before(talk, index, tokenizer), _through(talk, index, tokenizer)
-    if before is None or through is None or not through.startswith(before):
-        return None
-    answer = through[len(before) :].rstrip()
-    while special.sub("", answer).strip():
-        for length in CONTEXT:
-            at = text.find(before[-length:] + answer, since)
-            if at >= 0:
-                start = at + len(before[-length:])
-                return start, start + len(answer)
-        # A template may end the last message differently.
-        last = re.search(rf"(?:{special.pattern})\Z", answer)
-        answer = "" if last is None else answer[: last.start()].rstrip()
-    return None
-
-
-def asked_otherwise(talk: Conversation, tokenizer: Any) -> tuple[str, str] | None:
-    """Return what the prompt for the last answer has where the whole conversation has something else, and that."""
-    if talk.is_plain or not any(talk.counts):
-        return None
-    try:
-        text, spans = spans_of(talk, tokenizer, "")
-    except ValueError:
-        return None
-    before = _before(talk, max(index for index, counts in enumerate(talk.counts) if counts), tokenizer)
-    learned = text[: spans[-1][0]]
-    if before is None or before.rstrip() == learned.rstrip():
-        return None
-    alike = _same_end(before[::-1], text[::-1])
-    return before[alike : alike + SHOWN], text[alike : alike + SHOWN]
-
-
-def _same_end(text: str, other: str) -> int:
-    """Return how many characters at the end of two texts are the same."""
-    pairs = zip(reversed(text), reversed(other), strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

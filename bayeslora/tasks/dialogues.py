@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bayeslora.tasks import chat, conversations, templates
+from bayeslora.tasks import chat, conversations, templates, turns
 
 if TYPE_CHECKING:
     from bayeslora.tasks.base import Reader
@@ -21,19 +21,20 @@ def continued(rows: Iterable[Mapping[str, Any]], reader: "Reader") -> tuple[list
         ValueError: If a row has no answer, or one that does not fit; the message says which row.
     """
     tokenizer, found, cut, lost, counted = reader.needed_tokenizer(), [], 0, 0, 0
-    rows, unwritten, unread = [*rows], Counter[str](), set[str]()
+    rows, unwritten, unread, shortened = [*rows], Counter[str](), set[str](), list[str]()
     for number, row in enumerate(rows):
         where = _where(reader, number, len(rows))
         talk = conversations.read(row, where, reader.answers)
         encoded = chat.encode(talk, tokenizer, tokenizer.model_max_length, where)
         cut, lost, counted = cut + encoded.is_cut, lost + encoded.lost, counted + len(encoded.answers)
         unwritten.update(encoded.unwritten)
+        shortened += encoded.shortened
         unread |= set() if talk.is_plain else templates.unread(talk, tokenizer)
         inputs = {"input_ids": encoded.ids, "attention_mask": [1] * len(encoded.ids)}
         kept = {name: value for name, value in inputs.items() if name in reader.parameters}
         found.append({**kept, "labels": encoded.labels})
     _say_cut(reader, cut, lost, len(rows), tokenizer.model_max_length)
-    if rows and (apart := chat.asked_otherwise(conversations.read(rows[0], "", reader.answers), tokenizer)):
+    if rows and (apart := turns.asked_otherwise(conversations.read(rows[0], "", reader.answers), tokenizer)):
         logger.warning(
             "%s: the chat template's prompt for an answer has %r where the conversation with it has %r: what generate "
             "asks is not what is learned.",
@@ -44,6 +45,12 @@ def continued(rows: Iterable[Mapping[str, Any]], reader: "Reader") -> tuple[list
             "%s: the tokenizer's chat template leaves out messages, which the model does not see: those of %s.",
             reader.name,
             ", ".join(f"{role!r} in {times} of {len(rows)} conversations" for role, times in unwritten.items()),
+        )
+    if shortened:
+        logger.warning(
+            "%s: the tokenizer's chat template leaves out text of %d of %d answers, such as %r, which is not learned. "
+            "A template may keep the thoughts of a last answer alone: give each answer a row of its own.",
+            *(reader.name, len(shortened), counted, shortened[0][: chat.SHOWN]),
         )
     if unread:
         logger.warning(

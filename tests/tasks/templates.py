@@ -1,4 +1,4 @@
-"""Chat templates of five families, written down in our own words, and small tokenizers that know their tokens."""
+"""Chat templates of several families, written down in our own words, and small tokenizers that know their tokens."""
 
 from typing import Any
 
@@ -101,6 +101,85 @@ PARTS = """{%- for message in messages %}
 {%- if add_generation_prompt %}{{- 'Assistant:' }}{%- endif %}"""
 """As those of models that see, too: contents that are texts are not written, and those in parts are."""
 
+CHANNELS = """{%- for message in messages %}
+    {%- if message.role == 'tool' %}
+        {{- raise_exception('a result of no call') if not loop.previtem.tool_calls }}
+        {{- '<|start|>tool<|message|>' + message.content + '<|end|>' }}
+    {%- elif message.role == 'assistant' %}
+        {%- set later = messages[loop.index:] | selectattr('role', 'equalto', 'assistant') | list %}
+        {%- set thought = message.thinking or (message.content if message.tool_calls) %}
+        {%- if thought and not later %}
+            {{- '<|start|>assistant<|channel|>analysis<|message|>' + thought + '<|end|>' }}
+        {%- endif %}
+        {%- for call in message.tool_calls or [] %}
+            {{- '<|start|>assistant to=' + call.function.name + '<|message|>' }}
+            {{- call.function.arguments | tojson + '<|call|>' }}
+        {%- else %}
+            {{- '<|start|>assistant<|channel|>final<|message|>' + message.content }}
+            {{- '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}
+        {%- endfor %}
+    {%- else %}
+        {{- '<|start|>' + message.role + '<|message|>' + message.content + '<|end|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start|>assistant' }}{%- endif %}"""
+"""As gpt-oss: thoughts are written of the last answer alone, which ends otherwise than those before it."""
+
+OPEN = """{{- '<sop>' }}
+{%- for message in messages %}
+    {%- if message.role == 'assistant' %}
+        {%- set thought = message.reasoning_content if loop.last else '' %}
+        {{- '<|assistant|>\n<think>' + (thought or '') + '</think>\n' + message.content }}
+    {%- else %}
+        {{- '<|' + message.role + '|>\n' + message.content }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"""
+"""As GLM 4.5: no token ends an answer."""
+
+DEEPSEEK = """{{- bos_token }}
+{%- for message in messages %}
+    {%- if message.role == 'system' %}{{- message.content }}
+    {%- elif message.role == 'user' %}{{- '<User>' + message.content }}
+    {%- elif message.role == 'tool' %}{{- '<Result>' + message.content + '<ResultEnd>' }}
+    {%- elif message.content is none %}
+        {%- for call in message.tool_calls %}
+            {{- '<Assistant><Call>' + call.function.name + '\n' + call.function.arguments + '<CallEnd>' + eos_token }}
+        {%- endfor %}
+    {%- else %}
+        {{- ('' if loop.previtem.role == 'tool' else '<Assistant>') + message.content.split('</think>')[-1] }}
+        {{- eos_token }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt and messages[-1].role != 'tool' %}{{- '<Assistant>' }}{%- endif %}"""
+"""As DeepSeek R1: calls have no text, and their arguments are texts; no answer keeps its thoughts."""
+
+WITHIN = """{{- bos_token }}
+{%- for message in messages if message.role != 'tool' %}
+    {%- if loop.first or not loop.previtem.tool_calls %}
+        {{- '<|turn>' + message.role + '\n' }}
+    {%- endif %}
+    {%- for call in message.tool_calls or [] %}
+        {{- '<|call>' + call.function.name + call.function.arguments | tojson + '<call|>' }}
+        {%- for result in messages if result.role == 'tool' %}
+            {{- '<|result>' + result.content + '<result|>' }}
+        {%- else %}
+            {{- '<|result>' }}
+        {%- endfor %}
+    {%- else %}
+        {{- message.content + '<turn|>\n' }}
+    {%- endfor %}
+{%- endfor %}
+{%- if add_generation_prompt and messages[-1].role != 'tool' %}{{- '<|turn>assistant\n<think></think>' }}{%- endif %}"""
+"""As Gemma 4: results of tools stand within the assistant's turn, and the prompt has an empty thought."""
+
+ZEPHYR = """{% for message in messages %}
+{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token }}
+{% if loop.last and add_generation_prompt %}
+{{ '<|assistant|>' }}
+{% endif %}
+{% endfor %}"""
+
 SPECIAL = {
     "llama": ("<|begin_of_text|>", "<|eot_id|>", ("<|start_header_id|>", "<|end_header_id|>")),
     "qwen": (None, "<|im_end|>", ("<|im_start|>", "<tool_call>", "</tool_call>", "<think>", "</think>")),
@@ -109,12 +188,17 @@ SPECIAL = {
     "mistral": ("<s>", "</s>", ("[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]")),
     "phi": (None, "<|endoftext|>", ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")),
     "parts": (None, "<end_of_utterance>", ()),
+    "channels": (None, "<|return|>", ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>")),
+    "open": (None, "<|endoftext|>", ("<sop>", "<|user|>", "<|assistant|>", "<think>", "</think>")),
+    "deepseek": ("<s>", "</s>", ("<User>", "<Assistant>", "<Call>", "<CallEnd>", "<Result>", "<ResultEnd>")),
+    "within": ("<bos>", "<eos>", ("<|turn>", "<turn|>", "<|call>", "<call|>", "<|result>", "<result|>")),
+    "zephyr": ("<s>", "</s>", ("<|user|>", "<|assistant|>")),
 }
 """The token that begins a text, the one that ends it, and others."""
 
 TEMPLATES = {
     **{"llama": LLAMA, "qwen": QWEN, "thinking": THINKING, "gemma": GEMMA, "mistral": MISTRAL, "phi": PHI},
-    "parts": PARTS,
+    **{"parts": PARTS, "channels": CHANNELS, "open": OPEN, "deepseek": DEEPSEEK, "within": WITHIN, "zephyr": ZEPHYR},
 }
 
 

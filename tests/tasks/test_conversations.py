@@ -159,7 +159,91 @@ BY_HAND: dict[tuple[str, str], list[str]] = {
         " 3 <|end|>\n<|endoftext|>",
     ],
 }
-GIVEN = {"turns": TURNS, "system": SYSTEM, "tools": TOOLS}
+BY_HAND |= {
+    ("channels", "turns"): [
+        "<|start|>user<|message|>one?<|end|><|start|>assistant",
+        "<|channel|>final<|message|>1<|end|>",
+        "<|start|>user<|message|>two?<|end|><|start|>assistant",
+        "<|channel|>final<|message|>2, of course<|end|>",
+        "<|start|>user<|message|>three?<|end|><|start|>assistant",
+        "<|channel|>final<|message|> 3 <|return|>",
+    ],
+    ("channels", "tools"): [
+        "<|start|>user<|message|>1+1?<|end|><|start|>assistant",
+        ' to=add<|message|>{"a": 1}<|call|>',
+        "<|start|>tool<|message|>2<|end|><|start|>assistant",
+        "<|channel|>final<|message|>two<|end|>",
+        "<|start|>user<|message|>sure?<|end|><|start|>assistant",
+        "<|channel|>final<|message|>yes<|return|>",
+    ],
+    ("channels", "thoughts"): [
+        "<|start|>user<|message|>one?<|end|><|start|>assistant",
+        "<|channel|>final<|message|>1<|end|>",
+        "<|start|>user<|message|>two?<|end|><|start|>assistant",
+        "<|channel|>analysis<|message|>huh<|end|><|start|>assistant<|channel|>final<|message|>2<|return|>",
+    ],
+    ("channels", "empty"): [
+        "<|start|>user<|message|>one?<|end|><|start|>assistant",
+        "<|channel|>final<|message|><|end|>",
+        "<|start|>user<|message|>two?<|end|><|start|>assistant",
+        "<|channel|>final<|message|>2, of course<|return|>",
+    ],
+    ("channels", "said"): [
+        "<|start|>user<|message|>1+1?<|end|><|start|>assistant",
+        ' to=add<|message|>{"a": 1}<|call|>',
+        "<|start|>tool<|message|>2<|end|><|start|>assistant",
+        "<|channel|>final<|message|>two<|return|>",
+    ],
+    ("open", "turns"): [
+        "<sop><|user|>\none?<|assistant|>",
+        "\n<think></think>\n1",
+        "<|user|>\ntwo?<|assistant|>",
+        "\n<think></think>\n2, of course",
+        "<|user|>\nthree?<|assistant|>",
+        "\n<think></think>\n 3 ",
+    ],
+    ("open", "thoughts"): [
+        "<sop><|user|>\none?<|assistant|>",
+        "\n<think></think>\n1",
+        "<|user|>\ntwo?<|assistant|>",
+        "\n<think>huh</think>\n2",
+    ],
+    ("deepseek", "tools"): [
+        "<s><User>1+1?<Assistant>",
+        '<Call>add\n{"a": 1}<CallEnd></s>',
+        "<Result>2<ResultEnd>",
+        "two</s>",
+        "<User>sure?<Assistant>",
+        "yes</s>",
+    ],
+    ("within", "tools"): [
+        "<bos><|turn>user\n1+1?<turn|>\n<|turn>assistant\n",
+        '<|call>add{"a": 1}<call|><|result>',
+        "2<result|>",
+        "two<turn|>",
+        "\n<|turn>user\nsure?<turn|>\n<|turn>assistant\n",
+        "yes<turn|>",
+        "\n",
+    ],
+    ("zephyr", "turns"): [
+        "<|user|>\none?</s>\n<|assistant|>\n",
+        "1</s>",
+        "\n<|user|>\ntwo?</s>\n<|assistant|>\n",
+        "2, of course</s>",
+        "\n<|user|>\nthree?</s>\n<|assistant|>\n",
+        " 3 </s>",
+        "\n",
+    ],
+}
+THOUGHTS = [
+    TURNS[0],
+    TURNS[1] | {"thinking": "hm"},
+    TURNS[2],
+    {"role": "assistant", "content": "2", "reasoning": "huh"},
+]
+GIVEN = {"turns": TURNS, "system": SYSTEM, "tools": TOOLS, "thoughts": THOUGHTS}
+GIVEN["empty"] = [TURNS[0], TURNS[1] | {"content": ""}, *TURNS[2:4]]
+GIVEN["said"] = [TOOLS[0], TOOLS[1] | {"content": "Let me see."}, *TOOLS[2:4]]
 
 
 def expected(tokenizer: Any, pieces: list[str]) -> tuple[list[int], list[int]]:
@@ -327,10 +411,27 @@ def test_what_a_template_leaves_out_is_said(caplog: pytest.LogCaptureFixture) ->
         "data: the tokenizer's chat template does not read 'reasoning', 'train' of messages. An answer is learned "
         'unless it has "weight": 0.'
     ]
-    tokenizer.chat_template += "{# message.reasoning, message.train #}"
+    tokenizer.chat_template += "{# message.train #}"
+    tokenizer.chat_template = tokenizer.chat_template.replace("+ message.c", "+ (message.reasoning or '') + message.c")
     caplog.clear()
     list(Source([{"messages": marked}], writer(), tokenizer).batches(1))
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("channels", "thoughts", "leaves out text of 1 of 2 answers, such as 'hm', which is not learned"),
+        ("channels", "said", "leaves out text of 1 of 2 answers, such as 'Let me see.'"),
+        ("deepseek", "within", "leaves out text of 2 of 2 answers, such as '<think>hm</think>1'"),
+    ],
+)
+def test_what_a_template_leaves_out_of_answers_is_said(
+    name: str, kind: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    talks = GIVEN | {"within": [t | {"content": f"<think>hm</think>{t['content']}"} for t in TURNS[:4]]}
+    list(Source([{"messages": talks[kind]}], writer(), family(name, model_max_length=1000)).batches(1))
+    assert sum(words in record.getMessage() for record in caplog.records) == 1
 
 
 def joined(tokenizer: Any, prompt: str, completion: str) -> tuple[list[str], list[bool]]:
