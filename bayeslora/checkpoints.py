@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from bayeslora import saving
 from bayeslora.data import Source
+from bayeslora.hashing import hashed
 from bayeslora.isolation import seeded
 
 logger = logging.getLogger(__name__)
@@ -329,34 +329,3 @@ def _shape(value: Any) -> str:
     if isinstance(value, (Tensor, np.ndarray)):
         return f"{str(value.dtype).removeprefix('torch.')}, {value.ndim} dimensions"
     return type(value).__name__
-
-
-def hashed(values: Any) -> str:
-    """Return a short hash of a value, the same in every process: see `_update`."""
-    digest = hashlib.sha256()
-    _update(digest, values)
-    return digest.hexdigest()[:16]
-
-
-def _update(digest: Any, value: Any) -> None:
-    """Add a value to a hash: tensors by their bytes, collections by their parts, anything else as it is printed."""
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        value = (
-            torch.from_numpy(np.require(value, requirements=["C", "W"]))
-            if value.dtype.kind in "biuf"
-            else value.tolist()
-        )
-    if isinstance(value, Tensor):
-        digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    elif isinstance(value, Mapping):
-        for name in sorted(value, key=str):
-            digest.update(str(name).encode())
-            _update(digest, value[name])
-    elif isinstance(value, (list, tuple)):
-        digest.update(f"{len(value)}".encode())
-        for part in value:
-            _update(digest, part)
-    else:
-        # What has no text of its own is printed with its place in memory, which differs from process to process.
-        digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr(value)).encode())

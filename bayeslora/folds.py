@@ -16,6 +16,7 @@ from bayeslora.data import Source
 from bayeslora.dials import TuningResult, curve_of, wanted
 from bayeslora.fitting import Fitting
 from bayeslora.grouping import same_inputs
+from bayeslora.hashing import hashed
 from bayeslora.metrics import FloatArray
 from bayeslora.mixture import mixture
 from bayeslora.posterior import Posterior
@@ -316,4 +317,4 @@ def _entropy(posterior: Mixture, outputs: Together, temperature: float) -> Float
 
 def digest(train: Source) -> str:
     """Return what tells the data from others."""
-    return checkpoints.hashed([json.dumps(checkpoints.data_record(train), sort_keys=True, default=str)])
+    return hashed([json.dumps(checkpoints.data_record(train), sort_keys=True, default=str)])

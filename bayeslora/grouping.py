@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from bayeslora import checkpoints
 from bayeslora.data import LABELS, NOTHING, Columns, Weight, apart, given, plain
 from bayeslora.data.columns import NOT_INPUTS
+from bayeslora.hashing import hashed
 from bayeslora.isolation import seeded
 from bayeslora.types import WEIGHTS, Data
 
@@ -66,7 +66,7 @@ def _first(rows: Iterable[Any]) -> np.ndarray:
 def _key(row: Any, number: int) -> str:
     """Return what equal rows share; a row with a value that cannot be compared has one of its own."""
     row = _comparable(row)
-    return checkpoints.hashed(row) if all(isinstance(value, PLAIN) for value in _leaves(row)) else f"row {number}"
+    return hashed(row) if all(isinstance(value, PLAIN) for value in _leaves(row)) else f"row {number}"
 
 
 def _comparable(value: Any) -> Any:

@@ -7,12 +7,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from bayeslora import checkpoints
 from bayeslora.data import opened, split
+from bayeslora.hashing import hashed
+from bayeslora.isolation import seeded
 from bayeslora.types import Data
-
-NUM_ROWS = 200
-"""Rows that tell data whose rows are computed one by one from others."""
 
 
 def part(data: Data | None, name: str) -> Any:
@@ -56,24 +54,26 @@ def take(data: Data, rows: Sequence[int], name: str = "data") -> Any:
 
 
 def digest(data: Data) -> str:
-    """Return what tells data from others: of rows that are computed one by one, their number and a few of them."""
-    return checkpoints.hashed(_content(data))
+    """Return what tells data from others: all rows, which are read once; nothing of streams but their class."""
+    with seeded(0):  # rows may be computed with random numbers
+        return hashed(content(data))
 
 
-def _content(data: Any) -> Any:
+def content(data: Any) -> Any:
+    """Return all that rows hold."""
     if hasattr(data, "column_names") and hasattr(data, "map") and hasattr(data, "__len__"):
         return {name: list(data[name]) for name in data.column_names}
     if hasattr(data, "iloc"):
         frame = data if hasattr(data, "columns") else data.to_frame()
         return {str(name): frame[name].tolist() for name in frame.columns}
     if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], str):
-        return [_content(each) for each in data]
+        return [content(each) for each in data]
     if isinstance(data, Mapping):
-        return {name: _content(each) for name, each in data.items()}
-    if isinstance(data, IterableDataset | DataLoader):
+        return {name: content(each) for name, each in data.items()}
+    if isinstance(data, DataLoader):
+        return [type(data).__name__, data.batch_size, content(data.dataset)]
+    if isinstance(data, IterableDataset):
         return type(data).__name__
-    if isinstance(data, Dataset):
-        size = count(data) or 0
-        chosen = np.unique(np.linspace(0, max(size - 1, 0), NUM_ROWS).round().astype(int)).tolist()
-        return [size, *(data[row] for row in chosen[:size])]
+    if isinstance(data, Dataset) and (size := count(data)) is not None:
+        return [size, *(data[row] for row in range(size))]
     return data

@@ -2,20 +2,23 @@
 
 import json
 import logging
+import os
 import time
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
 
-from bayeslora import checkpoints, facts, metrics, storage
+from bayeslora import facts, metrics, storage
 from bayeslora.data import Columns
 from bayeslora.divergence import DivergedError
 from bayeslora.fit import fit
 from bayeslora.grouping import same_given, tenth
+from bayeslora.hashing import hashed, hashed_files
 from bayeslora.isolation import isolated
 from bayeslora.methods import Method
 from bayeslora.metrics import FloatArray
@@ -55,7 +58,10 @@ class Setting:
 
     def record(self) -> dict[str, Any]:
         """Return what tells it from others, by names that a user knows, ready for JSON."""
+        from bayeslora import __version__
+
         return {
+            "version": __version__,
             "model": model_record(self.model),
             **{name: data_record(getattr(self, name)) for name in ("data", "test", "validation")},
             "folds": self.folds,
@@ -92,6 +98,7 @@ class Task:
         return {
             "names": self.names,
             "method": storage.method_record(self.method),
+            "code": hashed(self.method),  # and its class's, if that is of the user's own
             "settings": {name: shown(value) for name, value in sorted(self.settings.items())},
             "seed": self.seed,
             "tenth": self.tenth,
@@ -112,10 +119,13 @@ class Failure(NamedTuple):
 
 
 def model_record(model: Any) -> dict[str, Any]:
-    """Return what tells a model from others: its name, or its class and a hash of its parameters."""
-    if not isinstance(model, nn.Module):
-        return {"name": str(model)}
-    return {"class": type(model).__name__, "digest": checkpoints.hashed(model.state_dict())}
+    """Return what tells a model from others: its name and files, or its class and a hash of all that it computes with.
+
+    Of a name on the hub, nothing else is known.
+    """
+    if isinstance(model, nn.Module):
+        return {"class": type(model).__name__, "digest": hashed(model)}
+    return {"name": str(model), **({"files": hashed_files(Path(model))} if Path(model).is_dir() else {})}
 
 
 def data_record(data: Any) -> dict[str, Any] | None:
@@ -125,6 +135,8 @@ def data_record(data: Any) -> dict[str, Any] | None:
 
 def shown(value: Any) -> Any:
     """Return a setting for a record: what is plain itself, other things as a short text and a hash."""
+    if isinstance(value, str | os.PathLike) and Path(value).is_dir():
+        return model_record(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
@@ -133,7 +145,8 @@ def shown(value: Any) -> Any:
         return {str(name): shown(each) for name, each in value.items()}
     if isinstance(value, nn.Module):
         return model_record(value)
-    return f"{type(value).__name__} {checkpoints.hashed(value)}"
+    kind = getattr(value, "__qualname__", type(value).__name__)
+    return f"{kind} {hashed(rows.content(value))}"
 
 
 def run_all(tasks: Sequence[Task], setting: Setting, store: Store, n_jobs: int | None) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora import checkpoints, saving
+from bayeslora.hashing import hashed
 
 STUDY = "study.json"
 """The file that says which study a folder is of."""
@@ -58,7 +59,7 @@ class Store:
 
     def key(self, run: Mapping[str, Any]) -> str:
         """Return the name of a run: a digest of what determines it, with what all runs have in common."""
-        return checkpoints.hashed([json.dumps(each, sort_keys=True) for each in (self.study, run)])
+        return hashed([json.dumps(each, sort_keys=True) for each in (self.study, run)])
 
     def get(self, key: str) -> dict[str, Any] | None:
         """Return a finished run; None if there is none."""
@@ -81,7 +82,7 @@ class Store:
 
 def _digest(run: Mapping[str, Any]) -> str:
     """Return what tells a run from one that somebody, or the disk, has changed."""
-    return checkpoints.hashed(json.dumps(run, sort_keys=True))
+    return hashed(json.dumps(run, sort_keys=True))
 
 
 def _is_whole(run: Mapping[str, Any]) -> bool:

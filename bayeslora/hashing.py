@@ -1,0 +1,172 @@
+"""Short hashes of what a fit depends on: numbers, texts, settings, functions, models and other objects.
+
+They are the same in every process. What they hold of a function is what it does, its code and what it refers to; of
+an object, its class and its state. The code of installed packages is known by their names alone.
+"""
+
+import functools
+import hashlib
+import re
+import sys
+import sysconfig
+import types
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn, uint8
+from torch import from_numpy as tensor_of
+
+ATOMS = (type(None), bool, int, float, complex, str, bytes, np.generic)
+"""What is printed with all that there is of it."""
+
+NAMES = ("__doc__", "__firstlineno__", "__static_attributes__")
+"""What a class says of its text."""
+
+CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
+"""What is called."""
+
+OF_MODULES = frozenset((*vars(nn.Module()), "warnings_issued"))
+"""Attributes of modules that are not settings."""
+
+
+def hashed(values: Any) -> str:
+    """Return a short hash of a value: see `_update`."""
+    digest = hashlib.sha256()
+    _update(digest, values, {})
+    return digest.hexdigest()[:16]
+
+
+def hashed_files(path: Path) -> str:
+    """Return a short hash of a file, or of all files in a folder and their names."""
+    digest = hashlib.sha256()
+    for file in sorted(each for each in (path.rglob("*") if path.is_dir() else [path]) if each.is_file()):
+        with file.open("rb") as content:
+            digest.update(f"{file.relative_to(path)} {hashlib.file_digest(content, 'sha256').hexdigest()}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _update(digest: Any, value: Any, met: dict[int, Any]) -> None:
+    """Add a value to a hash: tensors by their bytes, collections by their parts, objects by class and state.
+
+    Args:
+        digest: The hash.
+        value: The value.
+        met: Objects that are in it, with their numbers, by their place in memory; that keeps them alive.
+    """
+    if isinstance(value, ATOMS):
+        digest.update(repr(value).encode())
+        return
+    if isinstance(value, np.ndarray):
+        is_plain = value.dtype.kind in "biuf"
+        value = tensor_of(np.require(value, requirements=["C", "W"])) if is_plain else value.tolist()
+    if isinstance(value, Tensor):
+        digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(uint8).numpy().tobytes())
+    elif id(value) in met:
+        digest.update(f"number {met[id(value)][1]}".encode())
+    else:
+        met[id(value)] = value, len(met)
+        _update_parts(digest, value, met)
+        if isinstance(value, list | tuple | Mapping):  # equal ones may be one or several
+            del met[id(value)]
+
+
+def _update_parts(digest: Any, value: Any, met: dict[int, Any]) -> None:
+    if isinstance(value, nn.Module):
+        for name, module in value.named_modules():
+            _update(digest, [name, type(module), _settings(module)], met)
+        _update(digest, {**dict(value.named_parameters()), **dict(value.named_buffers())}, met)
+    elif isinstance(value, Mapping):
+        for name in sorted(value, key=str):
+            digest.update(str(name).encode())
+            _update(digest, value[name], met)
+    elif isinstance(value, list | tuple):
+        digest.update(f"{len(value)}".encode())
+        for part in value:
+            _update(digest, part, met)
+    elif isinstance(value, set | frozenset):  # in another order in each process
+        _update(digest, sorted(map(hashed, value)), met)
+    elif isinstance(value, types.CodeType):
+        names = (value.co_names, value.co_varnames, value.co_freevars)
+        _update(digest, [value.co_code, *names, *value.co_consts], met)
+    elif isinstance(value, types.FunctionType):
+        _update(digest, _of_function(value), met)
+    elif isinstance(value, types.MethodType):
+        _update(digest, [value.__func__, value.__self__], met)
+    elif isinstance(value, functools.partial):
+        _update(digest, [value.func, value.args, value.keywords], met)
+    elif isinstance(value, type):
+        own = [each for each in value.__mro__ if not _is_installed(each.__module__)]
+        _update(digest, [value.__module__, value.__qualname__, *(_of_class(each) for each in own)], met)
+    elif isinstance(value, types.ModuleType):
+        digest.update(value.__name__.encode())
+    elif (state := _state(value)) is not None:
+        _update(digest, state, met)
+    else:
+        # What has no text of its own is printed with its place in memory, which differs from process to process.
+        digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr(value)).encode())
+
+
+def _settings(module: nn.Module) -> Any:
+    """Return what is set in a module: of one of an installed package, what says so plainly."""
+    own = {name: value for name, value in vars(module).items() if name not in OF_MODULES}
+    if not _is_installed(type(module).__module__):
+        return own
+    config: Any = getattr(module, "config", None)
+    plain = {n: value for n, value in own.items() if isinstance(value, (*ATOMS, *CODE)) and not n.startswith("_")}
+    return [plain, module.extra_repr(), config.to_dict() if hasattr(config, "to_dict") else None]
+
+
+def _of_function(function: types.FunctionType) -> list[Any]:
+    """Return a function's name and, unless a package brings it, its code and all that this refers to."""
+    if _is_installed(function.__module__):
+        return [function.__module__, function.__qualname__]
+    cells = [cell.cell_contents for cell in function.__closure__ or () if not _is_empty(cell)]
+    refers = {name: function.__globals__[name] for name in _names(function.__code__) & function.__globals__.keys()}
+    return [function.__qualname__, function.__code__, function.__defaults__, function.__kwdefaults__, cells, refers]
+
+
+def _names(code: types.CodeType) -> set[str]:
+    inner = (each for each in code.co_consts if isinstance(each, types.CodeType))
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _of_class(cls: type) -> dict[str, Any]:
+    """Return what a class itself defines."""
+    found = dict(vars(cls))
+    for name, each in vars(cls).items():
+        for within in ("fget", "__func__", "func"):  # of properties and class methods
+            found[name] = getattr(each, within, found[name])
+    return {n: each for n, each in found.items() if isinstance(each, (*ATOMS, *CODE)) and n not in NAMES}
+
+
+def _is_empty(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is cell
+    except ValueError:  # a name that is not bound yet
+        return True
+
+
+def _state(value: Any) -> Any:
+    """Return an object's class and what it would be pickled as; None if it cannot be."""
+    try:
+        made = value.__reduce_ex__(4)
+    except Exception:  # whatever an object may raise
+        return None
+    if isinstance(made, str):
+        return [type(value), made]
+    return [type(value), *(list(part) if isinstance(part, Iterable) and i > 2 else part for i, part in enumerate(made))]
+
+
+@functools.cache
+def _is_installed(module: str | None) -> bool:
+    """Return whether a module is Python's own, or of an installed package, whose code is known by its version."""
+    package = (module or "").partition(".")[0]
+    if package in sys.stdlib_module_names or package == "bayeslora":
+        return True
+    file = getattr(sys.modules.get(module or ""), "__file__", None)
+    return file is not None and any(
+        Path(file).is_relative_to(sysconfig.get_path(kind)) for kind in ("purelib", "platlib", "stdlib")
+    )
