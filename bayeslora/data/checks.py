@@ -14,6 +14,7 @@ from torch import Tensor
 from bayeslora.data.forms import Arrays, Numbered
 from bayeslora.limits import Limits
 from bayeslora.tasks.checking import REPAIR, is_missing, rows_said
+from bayeslora.tasks.conversations import are_messages
 from bayeslora.types import Batch, Row
 
 TOKENS = ("input_ids", "decoder_input_ids")
@@ -381,3 +382,12 @@ def numbers(data: str, name: str, values: Any) -> np.ndarray:
                 "rows of one shape, or, for tokens, a table or records, and a tokenizer that pads them."
             )
     return np.asarray(rows, dtype=np.float64 if any(isinstance(v, float) for v in rows) else None)
+
+
+def not_numbers(name: str, column: str, value: Any, where: str) -> ValueError:
+    """Return the error about a value that is to be numbers, and is not."""
+    renamed = " Call the column 'messages'." if are_messages(value) else ""
+    return ValueError(
+        f"{name}: {column!r} is {value!r:.60} in {where}, of type {type(value).__name__}, where numbers are "
+        f"needed.{renamed}"
+    )

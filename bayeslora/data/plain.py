@@ -220,9 +220,10 @@ def _are_words(value: Any) -> bool:
 
 def _list(values: list[Any], asked: Columns, known: Columns, name: str, with_labels: bool) -> Plain:
     """Return a list of texts, of pairs, of rows as mappings, or of inputs with their labels."""
-    first = _unwrapped(values[0])
     if all(value is None for value in values):
         raise ValueError(f"{name}: all {len(values)} rows are missing (None). {REPAIR}.")
+    values = conversations.as_rows(values)
+    first = _unwrapped(values[0])
     if (
         isinstance(first, Mapping)
         and not asked.text

@@ -20,7 +20,7 @@ from bayeslora.networks import continues, decoder_inputs, forward_parameters, ta
 from bayeslora.tasks import LIKELIHOODS, Likelihood
 from bayeslora.tasks.checking import REPAIR, as_tensor, check_texts, is_missing
 from bayeslora.tasks.choices import plain_name
-from bayeslora.tasks.conversations import Answers, are_lists, columns_in
+from bayeslora.tasks.conversations import Answers, check_read, columns_in
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.types import Batch, Data, LabelValues, Row, Tokenizer
 
@@ -179,11 +179,7 @@ class Reader:
         for kind in reversed(LIKELIHOODS.values()):
             if kind.reads(list(columns), self.model) and not (kind.reads_rows and labelled):
                 return kind
-        if are_lists(columns_in(columns)):
-            raise ValueError(
-                f"{self.name} are conversations ({', '.join(columns_in(columns))}), which a language model reads, and "
-                f"{type(self.model).__name__} is none: fit one such as AutoModelForCausalLM loads."
-            )
+        check_read(columns, self.name, type(self.model).__name__, bool(labelled))
         return None
 
     def _read_rows(self, kind: type[Likelihood], rows: Any) -> list[dict[str, Any]]:

@@ -291,10 +291,8 @@ class Source:
             try:
                 tensors.append(self.reader.tensor(row[name]))
             except (TypeError, ValueError, RuntimeError) as error:
-                raise ValueError(
-                    f"{self.name}: {name!r} is {row[name]!r:.60} in {checks.called(row, place)}, of type "
-                    f"{type(row[name]).__name__}, where numbers are needed."
-                ) from error
+                where = checks.called(row, place)
+                raise checks.not_numbers(self.name, name, row[name], where) from error
         return tensors
 
     def _finished(self, batch: dict[str, Any]) -> dict[str, Any]:

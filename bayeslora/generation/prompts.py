@@ -106,24 +106,19 @@ def _records(inputs: Any) -> list[Mapping[str, Any]] | None:
         columns = conversations.columns_in(inputs, answered=False)
         if not columns or "input_ids" in inputs:
             return None
-        if all(isinstance(inputs[name], str | None) for name in columns) or _are_messages(inputs[columns[-1]]):
+        if all(isinstance(inputs[name], str | None) for name in columns) or conversations.are_messages(
+            inputs[columns[-1]]
+        ):
             return [inputs]
         values = [inputs[name] for name in columns]
         return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
     if not isinstance(inputs, list | tuple) or not inputs:
         return None
-    if _are_messages(inputs):
+    if conversations.are_messages(inputs):
         return [{"messages": inputs}]
-    if all(_are_messages(each) for each in inputs):
+    if all(conversations.are_messages(each) for each in inputs):
         return [{"messages": each} for each in inputs]
     return list(inputs) if all(isinstance(each, Mapping) for each in inputs) else None
-
-
-def _are_messages(value: Any) -> bool:
-    """Whether a value is a list of messages, each of which says who speaks."""
-    if not isinstance(value, list | tuple) or not len(value):
-        return False
-    return all(isinstance(each, Mapping) and ("role" in each or "from" in each) for each in value)
 
 
 def _asked(

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -27,13 +27,19 @@ ANSWERED = ("completion", "output", "response", "answer")
 CONTEXT = ("input", "context")
 """Columns with what an instruction is about; many of their texts are empty."""
 
+KEYS = {"role", "from", "content", "value", "tool_calls", "tool_call_id", "name", "weight"}
+"""What messages consist of, if they are not the rows of another table."""
+
+PREFERRED = ("chosen", "rejected")
+"""Columns of two answers, of which one is preferred."""
+
 BESIDE = ("system", "tools")
 """Columns with the system's message, and with the tools that the assistant may call, in any of these forms."""
 
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(
-        ("assistant", "gpt", "chatgpt", "model", "bot", "bard", "bing", "function_call", "tool_call"), "assistant"
+        ("assistant", "ai", "gpt", "chatgpt", "model", "bot", "bard", "bing", "function_call", "tool_call"), "assistant"
     ),
     **dict.fromkeys(("tool", "observation", "function_response", "tool_response", "tool_result"), "tool"),
     **{name: name for name in ("system", "developer", "function", "ipython")},
@@ -85,6 +91,27 @@ def are_lists(columns: Sequence[str], row: Mapping[str, Any] | None = None) -> b
     """Return whether conversations are told apart from texts by the columns' names, or by a row's values."""
     values = [row.get(name) for name in columns if name not in BESIDE] if row else []
     return any(name in LISTS for name in columns) or any(isinstance(value, list | np.ndarray) for value in values)
+
+
+def check_read(columns: Collection[Any], name: str, model: str, labelled: bool) -> None:
+    """Raise a ValueError if columns that nothing reads are conversations, or two answers of which one is preferred.
+
+    Args:
+        columns: The columns.
+        name: What to call the data.
+        model: The model's class.
+        labelled: Whether another column is the label.
+    """
+    if {*PREFERRED} <= {*columns} and not labelled:
+        raise ValueError(
+            f"{name} has 'chosen' and 'rejected', answers of which one is preferred, and preferences are not learned: "
+            "keep the chosen ones, as 'messages', or as 'completion' beside 'prompt'."
+        )
+    if are_lists(found := columns_in(columns)):
+        raise ValueError(
+            f"{name} are conversations ({', '.join(found)}), which a language model reads, and {model} is none: fit "
+            "one such as AutoModelForCausalLM loads."
+        )
 
 
 def read(row: Mapping[str, Any], where: str, answers: Answers = "all", answered: bool = True) -> Conversation:
@@ -208,9 +235,28 @@ def messages_of(value: Any, where: str) -> list[dict[str, Any]]:
     return [_message(each, f"{where}, message {index}") for index, each in enumerate(value)]
 
 
+def are_messages(value: Any) -> bool:
+    """Whether a value is a list of messages, each of which says who speaks."""
+    if not isinstance(value, list | tuple) or not len(value):
+        return False
+    return all(isinstance(each, Mapping) and ("role" in each or "from" in each) for each in value)
+
+
+def as_rows(values: list[Any]) -> list[Any]:
+    """Return rows of a table, of which each may be a list of messages, or all of which may be one such list."""
+    if all(map(are_messages, values)):
+        return [{"messages": each} for each in values]
+    is_one = are_messages(values) and all(
+        (each.get("role") or each.get("from")) in ROLES and {*each} <= KEYS and len(each) > 1 for each in values
+    )
+    return [{"messages": values}] if is_one else values
+
+
 def _message(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return a message with the names that chat templates know, without entries that are None."""
     message = _plain(given)
+    if not {"role", "from"} & {*message}:
+        raise ValueError(f"{where} has {', '.join(message) or 'nothing'}, where 'role' and 'content' are needed.")
     role = message.pop("from", None) if "role" not in message else message.pop("role")
     content = message.pop("value", None) if "content" not in message else message.pop("content")
     known = ROLES.get(role.strip().casefold()) if isinstance(role, str) else None
@@ -221,6 +267,11 @@ def _message(given: Mapping[str, Any], where: str) -> dict[str, Any]:
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{where} has a part that is not a text: only texts can be read.")
         content = "".join(map(str, texts))
+    if (
+        isinstance(call := message.get("function_call"), Mapping) and "tool_calls" not in message
+    ):  # OpenAI's former name
+        del message["function_call"]
+        message["tool_calls"] = [{"type": "function", "function": call}]
     if content is None and message.get("tool_calls"):
         content = ""
     if not isinstance(content, str):

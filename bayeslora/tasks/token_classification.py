@@ -115,6 +115,11 @@ class PerToken(Likelihood):
 
     def targets(self, labels: Tensor) -> Tensor:
         """Return the label that each position of the logits is about, `[batch, token]`; −100 if there is none."""
+        if labels.dim() < 2:
+            raise RuntimeError(
+                "labels are those of tokens, [row, token], and the data has one for each row: leave it out, or "
+                "choose another likelihood"
+            )
         return F.pad(labels[:, self.shift :], (0, self.shift), value=IGNORED)
 
     def distribution(self, logits: TokenLogits) -> dist.Distribution:

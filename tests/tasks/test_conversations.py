@@ -492,6 +492,12 @@ def test_a_prompt_and_its_completion_are_joined_as_they_stand() -> None:
             [1, 3],
         ),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, TURNS[1]]}, "user assistant", [1]),
+        ({"conversations": [{"from": who, "value": "a"} for who in ("user", "AI")]}, "user assistant", [1]),
+        (
+            {"messages": [TURNS[0], {"role": "assistant", "content": None, "function_call": CALL["function"]}]},
+            "user assistant",
+            [1],
+        ),
     ],
 )
 def test_every_published_form_is_read(row: dict[str, Any], roles: str, counts: list[int]) -> None:
@@ -524,6 +530,7 @@ def test_every_published_form_is_read(row: dict[str, Any], roles: str, counts: l
         ({"messages": [TURNS[0], {**TURNS[1], "weight": 0.5}]}, "message 1 has the weight 0.5: .*learned, 1, or not"),
         ({"messages": [TURNS[0], {**TURNS[1], "weight": "x"}]}, "message 1 has the weight 'x'"),
         ({"messages": [{"role": "user", "content": [3]}]}, "not a text"),
+        ({"conversations": [{"speaker": "a", "text": "b"}]}, "message 0 has speaker, text, where 'role' and 'content'"),
         ({"messages": [{"role": "assistant", "tool_calls": ["add"]}]}, "message 0 has the tool calls .*list of mapp"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"function": "add"}]}]}, "message 0 calls 'add'"),
     ],
@@ -621,6 +628,41 @@ def test_every_form_of_data_gives_the_same_tokens(form: str, rows: list[Any]) ->
         assert batch["attention_mask"][index].tolist() == [1] * size + [0] * (batch["input_ids"].shape[1] - size)
         assert batch["labels"][index, :size].tolist() == found.labels
         assert (batch["labels"][index, size:] == IGNORED).all()
+
+
+@pytest.mark.parametrize("rows", [[TURNS, TOOLS], TURNS], ids=["several", "one"])
+def test_lists_of_messages_are_conversations(rows: Any) -> None:
+    tokenizer = family("qwen", model_max_length=1000)
+    batch = Source(rows, writer(), tokenizer).first_batch(2)
+    talks = rows if isinstance(rows[0], list) else [rows]
+    tables = Source([{"messages": talk} for talk in talks], writer(), tokenizer).first_batch(2)
+    assert all(torch.equal(batch[name], tables[name]) for name in tables)
+
+
+PAIRS = {"prompt": "one?", "chosen": "1", "rejected": "2"}
+
+
+@pytest.mark.parametrize("form", ["records", "dataset", "torch", "stream"])
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (PAIRS, "'chosen' and 'rejected', .* preferences are not learned: keep the chosen"),
+        ({name: [{"role": "user", "content": text}] for name, text in PAIRS.items()}, "preferences are not learned"),
+        ({"turns": TURNS}, "where numbers are needed. Call the column 'messages'"),
+    ],
+    ids=["texts", "messages", "name"],
+)
+def test_tables_that_are_almost_conversations_are_refused(form: str, row: dict[str, Any], words: str) -> None:
+    if form in ("dataset", "stream") and "turns" in row:
+        words = "turns"
+    with pytest.raises(ValueError, match=words):
+        Source(FORMS[form]([row] * 2), writer(), family("qwen"))
+
+
+def test_a_label_of_a_row_is_not_that_of_its_tokens() -> None:
+    rows = [{"prompt": "a", "completion": "b", "label": good} for good in (True, False)]
+    with pytest.raises(ValueError, match=r"'causal_lm' does not fit .* one for each row: leave it out"):
+        bayeslora.fit(writer(), rows, "lora", tokenizer=family("qwen"), likelihood="causal_lm")
 
 
 def test_json_lines_are_read(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
