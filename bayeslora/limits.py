@@ -16,7 +16,8 @@ class Limits(NamedTuple):
     """What a network can take in.
 
     Args:
-        sizes: Name of an input whose whole numbers are looked up in a table, to the table's number of rows.
+        sizes: Name of an input whose whole numbers are looked up in a table, to the table's number of rows; a mask, of
+            0 and 1, is among them.
         longest: The most tokens that fit into the network's table of positions; None if it has no such table.
         trained: The most tokens that the network was made for, if it says so; beyond them it may still run.
     """
@@ -54,6 +55,8 @@ def limits(model: nn.Module) -> Limits:
             first = 0 if module.padding_idx is None else module.padding_idx + 1
             sizes.setdefault("position_ids", module.num_embeddings)
             longest = trained - first if first < trained else trained
+    if not hasattr(config, "attention_window"):  # of networks whose masks also mark tokens that see all others, by 2
+        sizes["attention_mask"] = 2
     return Limits(sizes, longest, longest or trained)
 
 

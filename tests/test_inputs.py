@@ -457,6 +457,115 @@ def test_iterators_are_refused(data: Callable[[], Any]) -> None:
         fit(tiny_bert(2), data(), tokenizer=tiny_tokenizer())
 
 
+# Rows that differ from the others in kind, and datasets that are not what they say
+
+
+def token_rows(change: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = [{"input_ids": list(range(5, 9)), "labels": row % 2} for row in range(10)]
+    return put(rows, {name: value for name, value in (rows[BAD] | change).items() if value is not ...})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_ids": [[5, 6]]}, r"'input_ids' has \[5, 6\] in row 7, of type list, where a number is needed"),
+        ({"input_ids": [5, None]}, r"'input_ids' has a missing value in row 7"),
+        ({"input_ids": [5, "a"]}, r"'input_ids' has 'a' in row 7, of type str"),
+        ({"input_ids": [5, 2**70]}, r"'input_ids' has 1180591620717411303424 in row 7"),
+        ({"input_ids": [5, 6.5]}, r"'input_ids' has real numbers in 1 row\(s\), the first is row 7"),
+        ({"input_ids": "a b"}, r"'input_ids' is a list in row 0 and something else in row 7, 'a b'"),
+        ({"input_ids": ...}, r"row 7 has no 'input_ids', and others have"),
+        ({"attention_mask": [1]}, r"row 0 has no 'attention_mask', and others have"),
+        ({"labels": ...}, r"the label is missing in 1 row\(s\), the first is row 7"),
+        ({"labels": float("inf")}, r"the label is infinite in 1 row\(s\), the first is row 7"),
+    ],
+)
+@pytest.mark.parametrize("pads", [True, False])
+def test_a_row_of_another_kind_is_named(change: dict[str, Any], message: str, pads: bool) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(tiny_bert(2), token_rows(change), **({"tokenizer": tiny_tokenizer()} if pads else {}))
+
+
+@pytest.mark.parametrize("pads", [True, False])
+def test_what_the_network_does_not_take_may_be_missing_in_rows(pads: bool) -> None:
+    rows = token_rows({"note": 1})
+    source = Source(rows[::-1], tiny_bert(2), tiny_tokenizer() if pads else None)
+    assert {*next(source.take([2, 3]).batches(2))} == {"input_ids", "labels"} | ({"attention_mask"} if pads else set())
+
+
+@pytest.mark.parametrize("value", [2, -1, 0.5])
+@pytest.mark.parametrize("form", ["arrays", "table"])
+def test_a_mask_is_of_0_and_1(form: str, value: float) -> None:
+    mask = np.ones((10, 4), dtype=type(value))
+    mask[BAD, 1] = value
+    data = {"input_ids": np.full((10, 4), 5), "attention_mask": mask, "labels": [0, 1] * 5}
+    with pytest.raises(
+        ValueError, match=r"'attention_mask' holds something else than 0 and 1 in 1 row\(s\), the .* 7:"
+    ):
+        fit(tiny_bert(2), data if form == "arrays" else datasets.Dataset.from_dict(data))
+
+
+def test_token_numbers_are_whole_and_have_two_axes() -> None:
+    for ids in (np.ones((10, 4), dtype=np.float32), np.ones(10, dtype=np.int64)):
+        with pytest.raises(ValueError, match=r"'input_ids' has shape .* give the numbers of tokens, whole ones"):
+            fit(tiny_bert(2), {"input_ids": ids, "labels": [0, 1] * 5})
+
+
+class Said(torch.utils.data.Dataset[Any]):
+    """A dataset of ten rows that says it has another number, or raises an error."""
+
+    def __init__(self, length: Any, error: Exception | None = None):
+        self.length, self.error = length, error
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Any:
+        if self.error is not None and index == BAD:
+            raise self.error
+        return torch.as_tensor(X)[index], Y[index]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (Said(12), r"The data has no row 10 \(IndexError: .*\), and its length says that there are 12"),
+        (Said(-1), r"data is a Said whose length cannot be told \(.*\): let its __len__ return the number of its rows"),
+        (Said(2.5), "data is a Said whose length cannot be told"),
+        ({"x": None, "labels": Y}, "'x' is None, of type NoneType: give an array"),
+        ((torch.zeros(10, 4, device="meta"), Y), "data: A tensor on the device 'meta' has a shape, and no numbers"),
+        (
+            TensorDataset(torch.zeros(10, 4, device="meta"), torch.zeros(10)),
+            "A tensor on the device 'meta' has a shape",
+        ),
+    ],
+)
+def test_data_that_are_not_what_they_say(data: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(mlp(), data)
+
+
+def test_a_loader_whose_batches_are_named_once_is_refused() -> None:
+    loader = DataLoader(TensorDataset(torch.as_tensor(X), torch.tensor(Y)), batch_sampler=([i] for i in range(10)))
+    with pytest.raises(TypeError, match="whose batch_sampler can be read only once"):
+        fit(mlp(), loader)
+
+
+def test_what_the_users_own_code_raises_says_in_which_row() -> None:
+    with pytest.raises(RuntimeError, match="mine") as error:
+        fit(mlp(), Said(10, RuntimeError("mine")))
+    assert error.value.__notes__ == ["It was raised by row 7 of the data."]
+
+    class Broken(Stream):
+        def __iter__(self) -> Iterator[Any]:
+            yield from self.rows
+            raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone") as failure:
+        list(Source(Broken([*zip(torch.as_tensor(X), Y, strict=True)]), mlp(), num_examples=20).batches(20))
+    assert failure.value.__notes__ == ["It was raised by data, a stream, after 10 rows."]
+
+
 # Prediction
 
 

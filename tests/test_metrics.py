@@ -63,6 +63,7 @@ def test_no_divergence_is_negative() -> None:
 
 def test_auroc_counts_ordered_pairs() -> None:
     assert metrics.auroc([1, 2, 3], [2.5, 4]) == pytest.approx(5 / 6)
+    assert metrics.auroc([[1], [2], [3]], [2.5, 4]) == pytest.approx(5 / 6)
 
 
 def test_temperature_undoes_a_scale() -> None:

@@ -3,17 +3,17 @@
 Each check looks at all numbers of a column, or of a batch, at once; rows are told apart only where one is bad.
 """
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bayeslora.data.forms import Arrays, Numbered
+from bayeslora.data.stored import Column, columns_of_rows, columns_of_table
 from bayeslora.limits import Limits
-from bayeslora.tasks.checking import REPAIR, is_missing, rows_said
+from bayeslora.tasks.checking import REPAIR, rows_said
 from bayeslora.tasks.conversations import are_messages
 from bayeslora.types import Batch, Row
 
@@ -21,30 +21,6 @@ TOKENS = ("input_ids", "decoder_input_ids")
 MASK = "attention_mask"
 BESIDE_TOKENS = (MASK, "token_type_ids", "position_ids")
 """Inputs with a number for each token of `input_ids`."""
-
-
-class Column(NamedTuple):
-    """The numbers of some rows of a column, one after another.
-
-    Args:
-        values: All numbers.
-        lengths: How many of them belong to each innermost sequence, `[sequence]`.
-        per_row: How many sequences belong to each row, `[row]`; None for one each.
-    """
-
-    values: np.ndarray
-    lengths: np.ndarray
-    per_row: np.ndarray | None = None
-
-    def rows_of(self, sequences: np.ndarray) -> np.ndarray:
-        """Return the rows of some sequences, each once."""
-        if self.per_row is None:
-            return np.unique(sequences)
-        return np.unique(np.searchsorted(np.cumsum(self.per_row), sequences, side="right"))
-
-    def rows_where(self, bad: np.ndarray) -> np.ndarray:
-        """Return the rows of the numbers that are bad, each once."""
-        return self.rows_of(np.searchsorted(np.cumsum(self.lengths), np.flatnonzero(bad), side="right"))
 
 
 def check_column(data: str, name: str, column: Column, limits: Limits, start: int = 0) -> None:
@@ -63,6 +39,9 @@ def check_column(data: str, name: str, column: Column, limits: Limits, start: in
     if values.dtype.kind == "f":
         if not np.isfinite(values).all():
             raise not_finite(data, name, column.rows_where(~np.isfinite(values)) + start)
+        bad = values % 1 != 0
+        if name in limits.sizes and (bad.any() or name != MASK):
+            raise _not_whole(data, name, column.rows_where(bad if bad.any() else ~bad) + start)
         return
     size = limits.sizes.get(name)
     if size is not None and values.size and values.dtype.kind in "iu" and not 0 <= values.min() <= values.max() < size:
@@ -120,6 +99,8 @@ def check_batch(data: str, batch: Batch, limits: Limits, numbers: Sequence[int] 
         if value.is_floating_point() or value.is_complex():
             if not bool(value.isfinite().all()):
                 raise not_finite(name_of, name, rows(~value.isfinite()))
+            if name in limits.sizes and (bool((bad := value % 1 != 0).any()) or name != MASK):
+                raise _not_whole(name_of, name, rows(bad if bad.any() else ~bad))
             continue
         size = limits.sizes.get(name)
         if size is not None and value.numel() and value.dtype != torch.bool:
@@ -146,13 +127,14 @@ def check_batch(data: str, batch: Batch, limits: Limits, numbers: Sequence[int] 
             )
 
 
-def check_stored(data: str, rows: Any, limits: Limits) -> bool:
+def check_stored(data: str, rows: Any, limits: Limits, inputs: Collection[str] = ()) -> bool:
     """Check all rows of a dataset that are in memory, or in a table that gives them as they are stored.
 
     Args:
         data: What to call the data.
         rows: The dataset.
         limits: What the network can take in.
+        inputs: Names of its inputs, which all rows have, or none.
 
     Returns:
         Whether they are.
@@ -163,7 +145,9 @@ def check_stored(data: str, rows: Any, limits: Limits) -> bool:
     if isinstance(rows, Arrays):
         check_batch(data, rows.columns, limits)
         return True
-    parts = _stored(rows, lambda name: name != "labels")
+    if isinstance(listed := getattr(rows, "rows", None), list):
+        _check_names(data, listed, inputs)
+    parts = _stored(data, rows, lambda name: name != "labels")
     if parts is None:
         return False
     for start, columns in parts:
@@ -173,11 +157,11 @@ def check_stored(data: str, rows: Any, limits: Limits) -> bool:
     return True
 
 
-def _stored(rows: Any, chosen: Callable[[str], bool]) -> Iterable[tuple[int, dict[str, Column]]] | None:
+def _stored(data: str, rows: Any, chosen: Callable[[str], bool]) -> Iterable[tuple[int, dict[str, Column]]] | None:
     """Return the chosen columns of rows as they are stored, some rows at a time; None if they are not."""
     listed = getattr(rows, "rows", None)
     if isinstance(listed, list):
-        return [(0, columns_of_rows(listed, [name for name in listed[0] if chosen(name)]))]
+        return [(0, columns_of_rows(listed, [name for name in listed[0] if chosen(name)], data))]
     if hasattr(rows, "column_names") and rows.format["type"] != "custom":
         return columns_of_table(rows, [name for name in rows.column_names if chosen(name)])
     return None
@@ -185,8 +169,32 @@ def _stored(rows: Any, chosen: Callable[[str], bool]) -> Iterable[tuple[int, dic
 
 def check_tags(data: str, rows: Any, per_token: bool) -> None:
     """Raise a ValueError if stored rows have another number of labels than of tokens, where each token has one."""
-    for start, columns in (_stored(rows, lambda name: name in (TOKENS[0], "labels")) or ()) if per_token else ():
+    for start, columns in (_stored(data, rows, lambda name: name in (TOKENS[0], "labels")) or ()) if per_token else ():
         check_lengths(data, columns, start)
+
+
+def _check_names(data: str, rows: Sequence[Row], inputs: Collection[str]) -> None:
+    """Raise a ValueError if a row lacks an input of the network's that others have."""
+    for place, row in enumerate(rows):
+        if row.keys() != rows[0].keys() and (odd := [n for n in inputs if (n in row) != (n in rows[0])]):
+            raise lacking(data, rows, place, odd, of="")
+
+
+def lacking(data: str, rows: Sequence[Row], place: int, names: Iterable[str], of: str = " of a batch") -> ValueError:
+    """Return the error about a row that lacks what the first has, or has what that lacks.
+
+    Args:
+        data: What to call the data.
+        rows: The rows.
+        place: The row.
+        names: What rows have.
+        of: What rows without numbers of their own are counted in.
+    """
+    name = next(name for name in names if (name in rows[place]) != (name in rows[0]))
+    row = place if name in rows[0] else 0
+    return ValueError(
+        f"{data}: {called(rows[row], row, of)} has no {name!r}, and others have: give it to all rows, or to none."
+    )
 
 
 def check_rows(data: str, rows: Sequence[Row], per_token: bool = False) -> None:
@@ -194,12 +202,7 @@ def check_rows(data: str, rows: Sequence[Row], per_token: bool = False) -> None:
     beside = (*BESIDE_TOKENS, "labels") if per_token else BESIDE_TOKENS
     for place, row in enumerate(rows):
         if row.keys() != rows[0].keys():
-            name = next(name for name in (*rows[0], *row) if (name in row) != (name in rows[0]))
-            lacking = place if name in rows[0] else 0
-            raise ValueError(
-                f"{data}: {called(rows[lacking], lacking)} has no {name!r}, and others have: give it to all rows, or "
-                "to none."
-            )
+            raise lacking(data, rows, place, (*rows[0], *row))
         for name, value in row.items():
             if value is None or (name in TOKENS and not len(value)):
                 what = "is missing" if value is None else "has no tokens, as of an empty text,"
@@ -223,9 +226,9 @@ def of_one_shape(data: str, name: str, values: list[Tensor], rows: Sequence[Row]
     )
 
 
-def called(row: Row, place: int) -> str:
+def called(row: Row, place: int, of: str = " of a batch") -> str:
     """Return what to call a row: by its number in the data, if that is known, or else in its batch."""
-    return f"row {row.number}" if isinstance(row, Numbered) else f"row {place} of a batch"
+    return f"row {row.number}" if isinstance(row, Numbered) else f"row {place}{of}"
 
 
 def not_finite(data: str, name: str, rows: np.ndarray) -> ValueError:
@@ -233,6 +236,8 @@ def not_finite(data: str, name: str, rows: np.ndarray) -> ValueError:
 
 
 def _beyond(data: str, name: str, size: int, value: int, rows: np.ndarray) -> ValueError:
+    if name == MASK:
+        return _not_a_mask(data, rows)
     if name not in TOKENS:
         return ValueError(
             f"{data}: {name!r} is {value} in {rows_said(rows)}, and the network's table for it has {size} entries, 0 "
@@ -247,6 +252,22 @@ def _beyond(data: str, name: str, size: int, value: int, rows: np.ndarray) -> Va
     return ValueError(
         f"{data}: {name!r} has the token {value} in {rows_said(rows)}, and the network knows {size} tokens, 0 to "
         f"{size - 1}: {advice}."
+    )
+
+
+def _not_a_mask(data: str, rows: np.ndarray) -> ValueError:
+    return ValueError(
+        f"{data}: {MASK!r} holds something else than 0 and 1 in {rows_said(rows)}: give 1 where there is a token, and "
+        "0 where there is padding."
+    )
+
+
+def _not_whole(data: str, name: str, rows: np.ndarray) -> ValueError:
+    if name == MASK:
+        return _not_a_mask(data, rows)
+    return ValueError(
+        f"{data}: {name!r} has real numbers in {rows_said(rows)}, and the network looks them up in a table: give whole "
+        "ones, such as a tokenizer returns."
     )
 
 
@@ -267,121 +288,6 @@ def _unseen(data: str, rows: np.ndarray) -> ValueError:
         f"{data}: {MASK!r} is 0 everywhere in {rows_said(rows)}, of which the network would see nothing. Remove such "
         "rows, or give the mask that the tokenizer returns."
     )
-
-
-def columns_of_rows(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Column]:
-    """Return the columns of some rows in which each has a list of numbers, or a list of such lists."""
-    return {
-        name: column
-        for name in names
-        if name in rows[0] and (column := _of_lists([row.get(name) for row in rows])) is not None
-    }
-
-
-def _of_lists(values: Sequence[Any]) -> Column | None:
-    if not all(hasattr(value, "__len__") for value in values):
-        return None
-    first: Any = next((value for value in values if len(value)), ())
-    per_row = None
-    if len(first) and not np.isscalar(first[0]) and np.ndim(first[0]):
-        per_row = np.fromiter(map(len, values), np.int64, len(values))
-        values = list(itertools.chain.from_iterable(values))
-        first = next((value for value in values if len(value)), ())
-    lengths = np.fromiter(map(len, values), np.int64, len(values))
-    kind = np.asarray(first[:1]).dtype
-    if kind.kind not in "iufb":
-        return None
-    return Column(np.fromiter(itertools.chain.from_iterable(values), kind, int(lengths.sum())), lengths, per_row)
-
-
-def columns_of_table(table: Any, names: Sequence[str]) -> Iterator[tuple[int, dict[str, Column]]]:
-    """Yield the columns of a `datasets.Dataset` as it is stored, some rows at a time, and the number of the first.
-
-    Raises:
-        ValueError: If a value of such a column is missing.
-    """
-    stored = table.with_format("arrow")
-    names = [name for name in names if name in table.column_names]
-    for start in range(0, len(table) if names else 0, ROWS):
-        part = stored.select_columns(names)[start : start + ROWS]
-        columns = {}
-        for name in names:
-            column = _of_arrow(part.column(name).combine_chunks())
-            if column is not None:
-                columns[name] = column
-        yield start, columns
-
-
-ROWS = 50_000
-"""Rows of a table that are looked at together."""
-
-
-def _of_arrow(array: Any) -> Column | None:
-    import pyarrow as pa  # type: ignore[import-untyped]
-
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-    lengths: list[np.ndarray] = []
-    while True:
-        if isinstance(array, pa.ExtensionArray):
-            array = array.storage
-        if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or _is_fixed(array.type)):
-            break
-        sizes = np.full(len(array), array.type.list_size) if _is_fixed(array.type) else array.value_lengths()
-        lengths.append(sizes if isinstance(sizes, np.ndarray) else sizes.fill_null(0).to_numpy(zero_copy_only=False))
-        array = array.flatten()
-    if pa.types.is_null(array.type):  # of lists that are all empty
-        array = array.cast(pa.float64())
-    if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_boolean(array.type)):
-        return None
-    values = array.to_numpy(zero_copy_only=False)  # what is missing becomes NaN
-    if not lengths:
-        return Column(values, np.ones(len(values), np.int64))
-    per_row = lengths[0]
-    for inner in lengths[1:-1]:
-        ends = np.cumsum(per_row)
-        sums = np.concatenate([[0], np.cumsum(inner)])
-        per_row = sums[ends] - sums[ends - per_row]
-    return Column(values, lengths[-1], None if len(lengths) == 1 else per_row)
-
-
-def _is_fixed(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_fixed_size_list(kind))
-
-
-def numbers(data: str, name: str, values: Any) -> np.ndarray:
-    """Return a list, or an array of objects, as an array of numbers.
-
-    Raises:
-        ValueError: If rows differ in shape, or one has something else than numbers; it names the row.
-    """
-    try:
-        array = np.asarray(values)
-    except ValueError:  # of differing shapes
-        array = None
-    if array is not None and array.dtype.kind in "iufbc":
-        return array
-    rows = list(values)
-    for number, row in enumerate(rows):
-        entries = np.asarray(row, dtype=object).ravel().tolist() if not isinstance(row, str) else [row]
-        odd = next(
-            (entry for entry in entries if not isinstance(entry, (int, float, np.number, np.bool_, Tensor))), None
-        )
-        if any(map(is_missing, entries)):
-            raise ValueError(f"{data}: {name!r} has a missing value in row {number}. {REPAIR}.")
-        if odd is not None:
-            raise ValueError(
-                f"{data}: {name!r} is {odd!r:.60} in row {number}, of type {type(odd).__name__}, where a number is "
-                "needed."
-            )
-        if np.shape(row) != np.shape(rows[0]):
-            raise ValueError(
-                f"{data}: {name!r} has shape {np.shape(row)} in row {number} and {np.shape(rows[0])} in row 0: give "
-                "rows of one shape, or, for tokens, a table or records, and a tokenizer that pads them."
-            )
-    return np.asarray(rows, dtype=np.float64 if any(isinstance(v, float) for v in rows) else None)
 
 
 def not_numbers(name: str, column: str, value: Any, where: str) -> ValueError:

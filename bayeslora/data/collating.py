@@ -85,3 +85,14 @@ def collated(rows: Sequence[Row], collator: Callable[[list[Any]], Any], reader: 
         for name, value in batch.items()
         if name in names
     }
+
+
+def tensors(name: str, rows: Sequence[Row], reader: Reader) -> list[Tensor]:
+    """Return the values that some rows have of an input, or of the labels, as tensors; a ValueError names the row."""
+    found = []
+    for place, row in enumerate(rows):
+        try:
+            found.append(reader.tensor(row[name]))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise checks.not_numbers(reader.name, name, row[name], checks.called(row, place)) from error
+    return found

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from bayeslora.contracts import ArgumentError
 from bayeslora.data.columns import INPUTS, LABELS, Columns
-from bayeslora.data.forms import Part, check_repeatable
+from bayeslora.data.forms import Part, check_repeatable, row_at
 from bayeslora.isolation import seeded
 from bayeslora.tasks import conversations
 from bayeslora.tasks.labels import RawLabels
@@ -39,7 +39,19 @@ def texts(data: "Dataset[Any]", label: str | None) -> list[Any] | None:
             are_texts = size > 0 and _has_texts(data[0], label)
         except Exception:  # of the user's own code: it is raised again, with the row, where rows are needed
             return None
-        return [data[index] for index in range(size)] if are_texts else None
+        return [row_at(data, index) for index in range(size)] if are_texts else None
+
+
+def check_length(data: "Dataset[Any]", name: str) -> None:
+    """Raise an `ArgumentError` if a dataset of the user's has a `__len__` that does not return a number of rows."""
+    try:
+        len(data)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError) as error:
+        if hasattr(data, "__len__"):
+            raise ArgumentError(
+                f"{name} is a {type(data).__name__} whose length cannot be told ({error}): let its __len__ return the "
+                "number of its rows."
+            ) from error
 
 
 def check_loader(loader: DataLoader[Any], label: str | None, name: str) -> None:
@@ -95,7 +107,7 @@ def seen(
     found: list[Any] = []
     names: tuple[str, ...] = ()
     with seeded(0):
-        for row in (rows[index] for index in range(len(rows))) if hasattr(rows, "__getitem__") else rows:
+        for row in (row_at(rows, index) for index in range(len(rows))) if hasattr(rows, "__getitem__") else rows:
             column = next((each for each in (asked.label, *LABELS) if isinstance(row, Mapping) and each in row), None)
             if column is not None:
                 found.append(row[column])

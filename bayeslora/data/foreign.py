@@ -19,7 +19,7 @@ INDEXED = (*LABELS, "text", "sentence")
 """Names of an index of a pandas table by which it is seen to be one of the columns."""
 
 
-def familiar(data: Any) -> Any:
+def familiar(data: Any, name: str = "data") -> Any:
     """Return data in which what comes from other libraries is in a form of pandas, or in a list.
 
     These are Arrow's tables and arrays, whatever hands out its columns by Arrow's interface (polars, DuckDB) or by
@@ -28,7 +28,15 @@ def familiar(data: Any) -> Any:
 
     Args:
         data: Data in any form; of a pair, each part is looked at, and of a mapping, each column.
+        name: What to call it in messages.
     """
+    try:
+        return _each_familiar(data)
+    except ArgumentError as error:
+        raise ArgumentError(f"{name}: {error}") from None
+
+
+def _each_familiar(data: Any) -> Any:
     if type(data) is tuple and len(data) == 2:
         parts = tuple(map(_familiar, data))
         return data if all(new is old for new, old in zip(parts, data, strict=True)) else parts
@@ -98,6 +106,8 @@ def _array(value: Any) -> Any:
             "The rows of a nested tensor differ in length: pad them, tensor.to_padded_tensor(0), and give the network "
             "a mask beside, or give a list of rows."
         )
+    if isinstance(value, Tensor) and value.is_meta:
+        raise ArgumentError("A tensor on the device 'meta' has a shape, and no numbers: give one on the CPU.")
     return value.to_dense() if isinstance(value, Tensor) and value.layout is not torch.strided else value
 
 

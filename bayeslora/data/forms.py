@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,9 +29,30 @@ def converted(convert: Callable[[Any], dict[str, Any]], row: Any, number: int) -
     except (TypeError, ValueError) as error:
         if type(error) not in (TypeError, ValueError):
             raise
-        raise type(error)(f"{error} It is row {number}.") from error
+        text = re.sub(r", row 0\b", "", str(error))  # of the one that was converted
+        raise type(error)(f"{text} It is row {number}.") from error
     result.number = number
     return result
+
+
+def row_at(rows: Any, index: int) -> Any:
+    """Return a row of a dataset of the user's; what its own code raises says of which row.
+
+    Raises:
+        ValueError: If the dataset has fewer rows than it says.
+    """
+    try:
+        return rows[index]
+    except IndexError as error:
+        if not 0 <= index < len(rows):  # by which a loop ends
+            raise
+        raise ValueError(
+            f"The data has no row {number_of(rows, index)} ({type(error).__name__}: {error}), and its length says that "
+            f"there are {len(rows)}: correct its __len__, or its __getitem__."
+        ) from error
+    except Exception as error:
+        error.add_note(f"It was raised by row {number_of(rows, index)} of the data.")
+        raise
 
 
 def numbers_of(rows: Sequence[Any]) -> list[int] | None:
@@ -61,7 +83,7 @@ class Examples(Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return converted(self.convert, self.rows[index], number_of(self.rows, index))
+        return converted(self.convert, row_at(self.rows, index), number_of(self.rows, index))
 
 
 class Arrays(Dataset[dict[str, Any]]):
@@ -110,7 +132,7 @@ class Stream(IterableDataset[dict[str, Any]]):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         count = 0
-        for row in itertools.islice(self.stream, self.num_examples):
+        for row in self._rows():
             count += 1
             self.has_given = True
             yield converted(self.convert, row, count - 1)
@@ -122,6 +144,17 @@ class Stream(IterableDataset[dict[str, Any]]):
         # Each worker of a loader reads only a part.
         if self.num_examples is not None and count < self.num_examples and get_worker_info() is None:
             logger.warning("The stream ended after %d of %d examples.", count, self.num_examples)
+
+    def _rows(self) -> Iterator[Any]:
+        """Yield the stream's own rows; what its code raises says after how many."""
+        count = 0
+        try:
+            for row in itertools.islice(self.stream, self.num_examples):
+                yield row
+                count += 1
+        except Exception as error:
+            error.add_note(f"It was raised by {self.name}, a stream, after {count} rows.")
+            raise
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the stream which pass comes next: a shuffled stream of `datasets` has a different order in each."""

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayeslora.data import checks
+from bayeslora.data import stored
 from bayeslora.data.forms import Arrays, Examples
 from bayeslora.data.reading import Reader
 from bayeslora.tasks import Likelihood
@@ -62,7 +62,7 @@ def array(labels: Any) -> np.ndarray:
     try:
         return np.asarray(labels)
     except ValueError:
-        return checks.numbers("data", "labels", labels)
+        return stored.numbers("data", "labels", labels)
 
 
 def encoded_row(raw: RawLabels, kind: type[Likelihood], classes: Classes | None, label: Any) -> Any:

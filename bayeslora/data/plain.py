@@ -86,6 +86,7 @@ def plain(
     if hasattr(data, "column_names") and hasattr(data, "map"):
         return _table(data, None, asked, known, name, with_labels)
     if isinstance(data, Dataset):
+        computed.check_length(data, name)
         rows = computed.texts(data, asked.label)
         return Plain(data) if rows is None else _list(rows, asked, known, name, with_labels)
     if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], str):
@@ -136,7 +137,7 @@ def _of_several(
     else:
         columns = taken(rest, columns_of(rest) or ())[1]
         if any(map(_holds_texts, columns.values())):
-            read = _table(as_table(columns), labels, asked, known, name, with_labels, columns)
+            read = _table(as_table(columns, name), labels, asked, known, name, with_labels, columns)
         else:
             read = Plain(columns, labels, Found(), tuple(columns))
     return replace(read, columns=replace(read.columns, labels=several))
@@ -240,7 +241,7 @@ def _list(values: list[Any], asked: Columns, known: Columns, name: str, with_lab
             columns = {
                 key: [row.get(key) for row in values] for key in dict.fromkeys(key for row in values for key in row)
             }
-            return _table(as_table(columns), None, asked, known, name, with_labels, columns)
+            return _table(as_table(columns, name), None, asked, known, name, with_labels, columns)
         mistaken.check_rows(values, name)
         return Plain(values)
     if all(isinstance(row, list | tuple) and len(row) == 1 and isinstance(row[0], str) for row in values):
@@ -280,7 +281,7 @@ def _mapping(data: dict[str, Any], asked: Columns, known: Columns, name: str, wi
     if texts:
         columns = {key: list(_values(value)) for key, value in data.items()}
         mistaken.check_lengths(columns, name)
-        return _table(as_table(columns), None, asked, known, name, with_labels, data)
+        return _table(as_table(columns, name), None, asked, known, name, with_labels, data)
     column = asked.label if asked.label in data else next((key for key in LABELS if key in data), None)
     arrays = {key: value for key, value in data.items() if key != column}
     given = None if column is None else raw(data[column], str(column), name)
@@ -333,7 +334,7 @@ def _frame(frame: Any, labels: RawLabels | None, asked: Columns, known: Columns,
         else values
         for column, values in columns.items()
     }
-    return _table(as_table(columns), labels, asked, known, name, with_labels, frame)
+    return _table(as_table(columns, name), labels, asked, known, name, with_labels, frame)
 
 
 def _is_numeric(series: Any) -> bool:

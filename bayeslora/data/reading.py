@@ -1,6 +1,5 @@
 """Turn the data that users have into rows: mappings from the names of a network's inputs to values, with `labels`."""
 
-import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from bayeslora.data.checks import numbers
 from bayeslora.data.columns import LABELS, NOT_INPUTS, NOTHING, Columns, Found, also_read, check_no_lists, is_text
+from bayeslora.data.encoding import cutting, encoded, encoded_labels
 from bayeslora.data.forms import Arrays, Examples
 from bayeslora.data.plain import Plain, plain
+from bayeslora.data.stored import numbers
 from bayeslora.limits import limits
 from bayeslora.networks import continues, decoder_inputs, forward_parameters, takes_any_name
 from bayeslora.tasks import LIKELIHOODS, Likelihood
@@ -138,19 +138,31 @@ class Reader:
             raise self._unread([*columns])
         if not self.with_labels:
             columns.pop("labels", None)
-        tensors = {name: self.numbers(name, value) for name, value in columns.items()}
+        tensors = {name: self.numbers(name, value, isinstance(inputs, Mapping)) for name, value in columns.items()}
         lengths = {name: len(value) for name, value in tensors.items()}
         lengths |= {} if self.labels is None else {"labels": len(self.labels)}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"{self.name}: arrays differ in length, {lengths}.")
         return Arrays(tensors)
 
-    def numbers(self, name: str, value: Any) -> Tensor:
-        """Return a column of numbers as a tensor; raise a ValueError if it is not one."""
+    def numbers(self, name: str, value: Any, is_named: bool = False) -> Tensor:
+        """Return a column of numbers as a tensor; raise a ValueError if it is not one.
+
+        Args:
+            name: The network's input.
+            value: The column.
+            is_named: Whether the data calls it so, too.
+        """
         tensor = self.tensor(value if isinstance(value, Tensor) else numbers(self.name, name, value))
         if not tensor.dim():
             raise ValueError(f"{self.name}: {name!r} is one number: give an array with an entry for each example.")
         if name == "input_ids" and tensor.numel() and (tensor.is_floating_point() or tensor.dim() < 2):
+            if is_named:
+                raise ValueError(
+                    f"{self.name}: {name!r} has shape {tuple(tensor.shape)} and is of "
+                    f"{str(tensor.dtype).removeprefix('torch.')}: give the numbers of tokens, whole ones, [example, "
+                    "token]."
+                )
             raise self._unread(self.columns.features or [f"{tuple(tensor.shape)} of numbers"])
         return tensor
 
@@ -219,7 +231,7 @@ class Reader:
             return table.remove_columns("labels") if "labels" in table.column_names else table
         if self.decoder_inputs is not None and is_text(table.features.get("labels")):
             # `datasets` hashes a mapped function with everything it holds, so that it must not hold the network.
-            encode = partial(_encoded_labels, tokenizer=self.needed_tokenizer())
+            encode = partial(encoded_labels, tokenizer=self.needed_tokenizer())
             table = table.map(encode, batched=True, features=None, remove_columns=["labels"])
             self.labels = None
         return table
@@ -238,7 +250,7 @@ class Reader:
         for name in texts:
             if table.data.column(name).null_count:
                 check_texts(self.name, repr(name), table[name])
-        encode = partial(_encoded, tokenizer=self.needed_tokenizer(), columns=texts)
+        encode = partial(encoded, tokenizer=self.needed_tokenizer(), columns=texts)
         return table.map(encode, batched=True, remove_columns=texts)
 
     def _unread(self, columns: Sequence[Any]) -> ValueError:
@@ -372,25 +384,8 @@ def _stacked(rows: Batch, columns: Sequence[str]) -> dict[str, Any]:
     return {"labels": [list(values) for values in zip(*(rows[name] for name in columns), strict=True)]}
 
 
-def _encoded_labels(rows: Batch, tokenizer: Tokenizer) -> dict[str, Any]:
-    return {"labels": tokenizer(text_target=list(rows["labels"]), truncation=True)["input_ids"]}
-
-
-def _encoded(rows: Batch, tokenizer: Tokenizer, columns: Sequence[str]) -> Any:
-    return tokenizer(*(rows[name] for name in columns), truncation=True)
-
-
 def _kind(data: Any) -> str:
     if data is None or isinstance(data, tuple):
         return "None" if data is None else f"a tuple of {len(data)}"
     name = type(data).__name__
     return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"
-
-
-def cutting(tokenizer: Tokenizer, longest: int | None) -> Tokenizer:
-    """Return a tokenizer that cuts texts to what a network reads, if it would let longer ones pass."""
-    if longest is None or not tokenizer.model_max_length > longest:
-        return tokenizer
-    tokenizer = copy.copy(tokenizer)  # with the same words
-    tokenizer.model_max_length = longest
-    return tokenizer

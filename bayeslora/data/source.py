@@ -215,8 +215,8 @@ class Source:
             column = dataset.columns.get("labels")
             return None if column is None else column.cpu().numpy()
         rows = getattr(dataset, "rows", None)
-        if isinstance(rows, list) and "labels" in rows[0]:
-            return [row["labels"] for row in rows]
+        if isinstance(rows, list) and any("labels" in row for row in rows):
+            return [row.get("labels") for row in rows]
         if dataset is not None and hasattr(dataset, "column_names"):
             return list(dataset["labels"]) if "labels" in dataset.column_names else None
         return None
@@ -270,30 +270,21 @@ class Source:
             checking.check_present(self.name, [row["labels"] for row in rows], numbers_of(rows))
         if self.collator is not None:
             return self._checked_batch(self._finished(collating.collated(rows, self.collator, self.reader)), rows)
-        inputs = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
+        names = [name for name in rows[0] if name != "labels" and all(name in row for row in rows)]  # others: no inputs
+        inputs = [{name: row[name] for name in names} for row in rows]
         # Texts are numbered as soon as it is known of which classes they are.
-        labels = self._tensors("labels", [row for row in rows if not isinstance(row.get("labels", ""), str)])
+        numbered = [row for row in rows if not isinstance(row.get("labels", ""), str)]
+        labels = collating.tensors("labels", numbered, self.reader)
         if self.tokenizer is not None and "input_ids" in rows[0]:
             batch = collating.padded(inputs, self.tokenizer)
         else:
             batch = {}
-            for name in inputs[0]:
-                values = self._tensors(name, rows)
+            for name in names:
+                values = collating.tensors(name, rows, self.reader)
                 batch[name] = torch.stack(checks.of_one_shape(self.name, name, values, rows))
         if labels:
             batch["labels"] = collating.stacked_labels(labels, batch, rows, self.reader)
         return self._checked_batch(self._finished(batch), rows)
-
-    def _tensors(self, name: str, rows: Sequence[Row]) -> list[Tensor]:
-        """Return the values of some rows as tensors."""
-        tensors = []
-        for place, row in enumerate(rows):
-            try:
-                tensors.append(self.reader.tensor(row[name]))
-            except (TypeError, ValueError, RuntimeError) as error:
-                where = checks.called(row, place)
-                raise checks.not_numbers(self.name, name, row[name], where) from error
-        return tensors
 
     def _finished(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Complete a batch with positions, labels and decoder inputs that follow from its other entries."""
@@ -320,11 +311,16 @@ class Source:
             raise TypeError(f"{self.name} is a DataLoader over a stream: give the stream itself.")
         if loader.batch_sampler is None:
             raise TypeError(f"{self.name} is a DataLoader with batch_size=None: give it a batch size.")
+        if isinstance(loader.batch_sampler, Iterator):
+            raise TypeError(
+                f"{self.name} is a DataLoader whose batch_sampler can be read only once, and several passes are "
+                "needed: give it a list of lists of row numbers."
+            )
         return loader
 
     def _check(self) -> None:
         """Raise a ValueError if the network cannot read the inputs, as far as they are stored; others as they come."""
-        is_stored = checks.check_stored(self.name, self.dataset, self.reader.limits)
+        is_stored = checks.check_stored(self.name, self.dataset, self.reader.limits, self.reader.parameters)
         self.checks_batches = not is_stored or self.collator is not None
         batch = self.first_batch()
         watch(self.reader.model, batch)

@@ -19,7 +19,7 @@ def check_stored(data: str, rows: Any, labels: Any, are_places: bool) -> None:
         labels: The labels of all rows.
         are_places: Whether the labels are places of tokens.
     """
-    for start, lengths in _lengths(rows) if are_places else ():
+    for start, lengths in _lengths(data, rows) if are_places else ():
         places = labelling.array(labels)[start : start + len(lengths)]
         _check(data, places, lengths, np.arange(start, start + len(lengths)))
 
@@ -34,13 +34,13 @@ def check_batch(
         _check(f"{data}{of}", labelling.array(batch["labels"]), lengths, rows)
 
 
-def _lengths(rows: Any) -> Iterator[tuple[int, np.ndarray]]:
+def _lengths(data: str, rows: Any) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the number of the first of some rows, and how many tokens each of them has."""
     if isinstance(rows, Arrays):
         if (lengths := _of_columns(rows.columns)) is not None:
             yield 0, lengths
         return
-    for start, columns in checks._stored(rows, lambda name: name == checks.TOKENS[0]) or ():
+    for start, columns in checks._stored(data, rows, lambda name: name == checks.TOKENS[0]) or ():
         if checks.TOKENS[0] in columns:
             yield start, columns[checks.TOKENS[0]].lengths
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from bayeslora.contracts import ArgumentError
 from bayeslora.tasks.checking import is_missing
 from bayeslora.tasks.labels import written_lists
 
@@ -13,10 +14,17 @@ FORMATS = ("pandas", "polars", "arrow", "numpy")
 """Formats in which a table gives its texts as something else than texts, or lists of them."""
 
 
-def as_table(columns: Mapping[str, Any]) -> "datasets.Dataset":
+def as_table(columns: Mapping[str, Any], name: str = "data") -> "datasets.Dataset":
     """Make a table. What is of mixed types, or of one that a table cannot hold, becomes texts; written lists lists.
 
     Lists of such values become lists of texts. Half a character, as of an emoji that was cut, becomes a mark.
+
+    Args:
+        columns: The columns.
+        name: What to call the data in messages.
+
+    Raises:
+        ArgumentError: If a column has lists in some rows, and in others has not.
     """
     import datasets
     import pyarrow as pa  # type: ignore[import-untyped]
@@ -34,8 +42,20 @@ def as_table(columns: Mapping[str, Any]) -> "datasets.Dataset":
             except refusals:
                 return False
 
-        return datasets.Dataset.from_dict(
-            {key: values if fits(values) else [_text(value) for value in values] for key, values in columns.items()}
+        held = {key: values if fits(values) else [_text(value) for value in values] for key, values in columns.items()}
+        for key, values in held.items():
+            _check_lists(key, values, name)
+        return datasets.Dataset.from_dict(held)
+
+
+def _check_lists(column: str, values: Any, name: str) -> None:
+    given = [(row, isinstance(value, list | tuple)) for row, value in enumerate(values) if value is not None]
+    odd = next((row for row, is_list in given if is_list != given[0][1]), None)
+    if odd is not None:
+        first, kinds = given[0][0], ("a list", "something else")
+        raise ArgumentError(
+            f"{name}: {column!r} is {kinds[not given[0][1]]} in row {first} and {kinds[given[0][1]]} in row {odd}, "
+            f"{values[odd]!r:.60}: give the same in all rows."
         )
 
 

@@ -32,8 +32,9 @@ def auroc(scores_inside: Finite, scores_outside: Finite) -> float:
     """Return the probability that an outside example scores higher than an inside one: area under the ROC curve."""
     from sklearn.metrics import roc_auc_score
 
-    truth = np.repeat([0.0, 1.0], [np.asarray(scores).size for scores in (scores_inside, scores_outside)])
-    return float(roc_auc_score(truth, np.concatenate([scores_inside, scores_outside])))
+    inside, outside = np.ravel(np.asarray(scores_inside)), np.ravel(np.asarray(scores_outside))
+    truth = np.repeat([0.0, 1.0], [len(inside), len(outside)])
+    return float(roc_auc_score(truth, np.concatenate([inside, outside])))
 
 
 @checked()
@@ -46,7 +47,7 @@ def fpr95(scores_inside: Finite, scores_outside: Finite) -> float:
     References:
         Liang et al. (2018), [ODIN](https://arxiv.org/abs/1706.02690), whose "positive" is an inside example.
     """
-    inside, outside = np.sort(np.asarray(scores_inside)), np.asarray(scores_outside)
+    inside, outside = np.sort(np.ravel(np.asarray(scores_inside))), np.ravel(np.asarray(scores_outside))
     threshold = inside[-(-95 * len(inside) // 100) - 1]
     return float((outside <= threshold).mean())
 

@@ -1,5 +1,6 @@
 """What every kind of label and every form of data is checked for before it is used, with the number of the row."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,7 +39,12 @@ def as_tensor(value: Any) -> Tensor:
 
     Such are arrays that must not be written to, as of a mapped file, that run backwards, or have the bytes of another
     machine.
+
+    Raises:
+        ValueError: If it has no numbers.
     """
+    if isinstance(value, Tensor) and value.is_meta:
+        raise ValueError("A tensor on the device 'meta' has a shape, and no numbers: give one on the CPU.")
     if isinstance(value, np.ndarray):
         value = value.astype(value.dtype.newbyteorder("="), copy=False)
         backwards = any(stride < 0 for stride in value.strides)
@@ -74,7 +80,7 @@ def check_texts(data: str, column: str, texts: Sequence[Any]) -> None:
 
 
 def check_present(data: str, labels: Any, numbers: Sequence[int] | None = None) -> None:
-    """Raise a ValueError if the label of a row is missing: None, NaN, or pandas' NA.
+    """Raise a ValueError if the label of a row is missing, None, NaN, or pandas' NA, or infinite.
 
     Args:
         data: What to call the data.
@@ -88,13 +94,16 @@ def check_present(data: str, labels: Any, numbers: Sequence[int] | None = None) 
     if kind in "iubUS":
         return
     if kind == "f" and isinstance(labels, np.ndarray):
+        endless = np.flatnonzero(np.isinf(labels.reshape(len(labels), -1)).any(1)).tolist() if len(labels) else []
         bad = np.isnan(labels.reshape(len(labels), -1)).any(1) if len(labels) else np.zeros(0)
         missing = np.flatnonzero(bad).tolist()
     else:
         missing = [row for row, label in enumerate(labels) if is_missing(label)]
-    if len(missing):
-        missing = missing if numbers is None else [numbers[row] for row in missing]
-        raise ValueError(f"{data}: the label is missing in {rows_said(missing)}. {REPAIR}.")
+        endless = [row for row, label in enumerate(labels) if isinstance(label, float) and math.isinf(label)]
+    for rows, what in ((missing, "missing"), (endless, "infinite")):
+        if rows:
+            rows = rows if numbers is None else [numbers[row] for row in rows]
+            raise ValueError(f"{data}: the label is {what} in {rows_said(rows)}. {REPAIR}.")
 
 
 def check_rows(check: Callable[[Any], None], labels: Any, numbers: Sequence[int] | None = None, of: str = "") -> None:

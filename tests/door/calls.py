@@ -89,13 +89,15 @@ ABOUT = {
 """What else a message about an argument speaks of."""
 
 
-def classifier(X: Any, y: Any, sample_weight: Any = None, class_weight: Any = None, **parameters: Any) -> Any:
+def classifier(
+    X: Any = None, y: Any = None, sample_weight: Any = None, class_weight: Any = None, **parameters: Any
+) -> Any:
     """A classifier of scikit-learn's, fitted and asked for its score."""
     made = Classifier(class_weight=class_weight, **{"epochs": 0, "num_draws": 2, "rank": 2} | parameters)
     return made.fit(X, y, sample_weight).score(X, y, sample_weight)
 
 
-def regressor(X: Any, y: Any, sample_weight: Any = None, random_state: Any = 0, **parameters: Any) -> Any:
+def regressor(X: Any = None, y: Any = None, sample_weight: Any = None, random_state: Any = 0, **parameters: Any) -> Any:
     """A regressor of scikit-learn's, fitted and asked for its score."""
     made = Regressor(random_state=random_state, **{"epochs": 0, "num_draws": 2, "rank": 2} | parameters)
     return made.fit(X, y, sample_weight).score(X, y, sample_weight)
@@ -184,6 +186,8 @@ class Subjects:
         if name == "fit":
             few = {"rank": 2, "epochs": 0, "batch_size": 4, "progress": False}
             return {**data, "method": "lora", **few}
+        if name == "Posterior.forgotten":
+            return {"data": self.data, "before": self.posterior}
         if name == "mixture":
             return {"posteriors": [self.posterior, self.posterior]}
         if name == "Posterior.distil":

@@ -288,7 +288,8 @@ def filled(random: Random, old: torch.Tensor, values: tuple[float, ...]) -> torc
     """A copy with one number replaced."""
     new = old.clone()
     if new.numel() and new.is_floating_point():
-        new.view(-1)[random.randrange(new.numel())] = random.choice(values)
+        at, value = random.randrange(new.numel()), torch.tensor(random.choice(values), dtype=torch.float64)
+        new.view(-1)[at] = value.to(new.dtype)  # infinite, if it is too large for it
     return new
 
 
