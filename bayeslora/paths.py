@@ -14,6 +14,12 @@ T = TypeVar("T")
 HUB_NAME = re.compile(r"(?!.*(--|\.\.))\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
 """What the hub's names look like: a name, or an owner's name and a name."""
 
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+"""How addresses on the web, or of a store, begin."""
+
+ON_THE_HUB = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?:datasets/)?([\w.-]+(?:/[\w.-]+)?)/?$")
+"""The address of a model or a dataset on the hub, and its name."""
+
 FILES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".safetensors", ".bin", ".pt", ".zip")
 """Endings of names that are files' and not the hub's."""
 
@@ -29,6 +35,11 @@ def check_place(name: str | os.PathLike[str], what: str, among: str = "") -> Non
     text = os.fspath(name)
     if not text.strip():
         raise ValueError(f"{what}={text!r} is empty: give the path of a file or folder{among}.")
+    if ADDRESS.match(text):
+        advice = "give its path" if text.startswith("file:") else "download it, and give the path"
+        if on_the_hub := ON_THE_HUB.match(text):
+            advice = f"give its name there, {on_the_hub[1]!r}"
+        raise ValueError(f"{what}={text!r:.200} is an address, from which nothing is read: {advice}.")
     path = Path(text)
     try:
         if path.is_file() or path.is_dir():

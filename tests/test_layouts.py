@@ -9,6 +9,7 @@ import pytest
 
 from bayeslora.data import plain, read
 from bayeslora.data.delimited import is_one
+from bayeslora.data.encodings import encoding_of
 
 ROWS = [("good film", "great"), ("bad", "bad"), ("so so", "great"), ("no, no", "bad")]
 TABLE = {"text": [text for text, _ in ROWS], "label": [label for _, label in ROWS]}
@@ -76,6 +77,75 @@ def test_layouts(name: str, tmp_path: Path) -> None:
         return
     assert {column: found[column][:] for column in expected} == expected
     assert not plain(found).columns.text or plain(found).columns.text[0] in (next(iter(expected)), "column 2")
+
+
+FIELDS = [("text", "label"), *ROWS]
+
+
+def marked(mark: str) -> str:
+    """The table with a mark between its columns."""
+    return "\n".join(f"{text}{mark}{label}" for text, label in FIELDS)
+
+
+AS_TOOLS_PRINT = {
+    "odd marks": marked("::"),
+    "odd marks of one character": marked("^"),
+    "bars by twos": marked("||"),
+    "marks of Hive": marked("\x01"),
+    "spaces": marked("   "),
+    "Markdown": "\n".join(f"| {text} | {label} |" for text, label in [FIELDS[0], ("---", ":-:"), *FIELDS[1:]]),
+    "psql": "\n".join([*(f" {a} | {b}" for a, b in [FIELDS[0], ("---+", "---"), *FIELDS[1:]]), "(4 rows)"]),
+    "lines within marks": "\n".join(f'"{line}"' for line in marked(";").split("\n")),
+    "backslashes": "\n".join(f"{text},{label}".replace(", ", "\\, ") for text, label in FIELDS),
+    "formulas": "\n".join(f'="{text}";{label}' if text != "text" else "text;label" for text, label in FIELDS),
+    "line ends of several kinds": "text;label\r\ngood film;great\rbad;bad\nso so;great\r\nno, no;bad",
+    "a title": "Survey of 2024\n\n" + marked(";"),
+    "a title over columns": "Survey of 2024;\nby hand;\n" + marked(";"),
+    "notes": "// by hand\n% by me\n" + marked(";"),
+    "an invisible mark in the head": marked(";").replace("label", "\ufefflabel"),
+    "an empty character": marked(";").replace("so so", "so\0 so"),
+}
+
+
+@pytest.mark.parametrize("name", AS_TOOLS_PRINT)
+def test_tables_as_tools_print_them(name: str, tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_bytes(AS_TOOLS_PRINT[name].encode())
+    assert read(str(tmp_path / "data.csv"))["train"].to_dict() == TABLE
+
+
+def test_lines_of_text_are_no_table_with_odd_marks(tmp_path: Path) -> None:
+    (tmp_path / "data.txt").write_text("Note: good\nWell: bad\n")
+    assert read(str(tmp_path / "data.txt"))["train"].to_dict() == {"text": ["Note: good", "Well: bad"]}
+
+
+IN_OTHER_LETTERS = {
+    "cp1251": "Мне не понравилось, скучно и долго. Больше не пойду, и вам не советую.",
+    "koi8-r": "Ужасный сервис, еда была холодной, официант грубил. Никогда больше не приду сюда.",
+    "gb18030": "服务态度很差，房间太小。质量不错，物流也很快。我在这里买的东西都很好。",
+    "big5": "服務態度很差，房間太小。質量不錯，物流也很快。我在這裡買的東西都很好。",
+    "cp932": "とても良い映画でした。みんなに勧めたいです。",
+    "euc-jp": "とても良い映画でした。みんなに勧めたいです。",
+    "iso2022-jp": "とても良い映画でした。みんなに勧めたいです。",
+    "cp949": "서비스가 나쁘다. 배송이 빨라요. 음식이 정말 맛있었습니다. 다시 가고 싶어요.",
+    "cp1253": "δεν μου άρεσε καθόλου, χάλια ταινία, αλλά η μουσική ήταν ωραία",
+    "cp1255": "לא אהבתי את הסרט הזה. שירות גרוע מאוד, ואוכל לא טעים",
+    "cp1256": "لم يعجبني هذا الفيلم خدمة سيئة جدا الطعام لذيذ والمكان جميل",
+    "cp874": "ไม่ชอบหนังเรื่องนี้เลย อาหารอร่อยมาก บริการดี",
+    "utf-16-le": "Мне не понравилось, скучно и долго. Больше не пойду, и вам не советую.",
+}
+
+
+@pytest.mark.parametrize("encoding", IN_OTHER_LETTERS)
+def test_letters_tell_the_encoding(encoding: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = IN_OTHER_LETTERS[encoding]
+    (tmp_path / "data.csv").write_bytes(f'text,label\n"{text}",a\n"{text}",b\n'.encode(encoding))
+    assert read(str(tmp_path / "data.csv"))["train"]["text"][:] == [text, text]
+    assert (f"is read in {encoding}, by its letters" in caplog.text) == (encoding != "utf-16-le")
+
+
+@pytest.mark.parametrize(("encoding", "text"), [("cp1250", "Świetny film, żółć i gęś"), ("cp1252", "été à Noël")])
+def test_accents_tell_no_encoding(encoding: str, text: str) -> None:
+    assert encoding_of(f"text,label\n{text},a\n{text},b\n".encode(encoding)) is None
 
 
 def test_hashtags_are_not_notes(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 import bayeslora
+from bayeslora.data import given, read
 from tests.helpers import tiny_bert
 from tests.test_data import tiny_tokenizer
 
@@ -14,6 +15,17 @@ GOOD = "text,label\ngood film,1\nbad,0\n"
 
 def fit(model: Any, data: Any) -> bayeslora.Posterior:
     return bayeslora.fit(model, data, "lora", tokenizer=tiny_tokenizer(), epochs=0, progress=False)
+
+
+def test_addresses_are_not_fetched() -> None:
+    for name, advice in {
+        "https://example.org/data.csv": "download it, and give the path",
+        "s3://bucket/train": "download it, and give the path",
+        "https://huggingface.co/datasets/stanfordnlp/imdb": "give its name there, 'stanfordnlp/imdb'",
+    }.items():
+        for call in (read, given):
+            with pytest.raises(ValueError, match=f"is an address, from which nothing is read: {advice}"):
+                call(name)
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,8 @@ WRITTEN: dict[str, bytes] = {
     "packed.csv": gzip.compress(CSV.encode()),
     "unpacked.csv.gz": CSV.encode(),
     "over-lines.jsonl": "\n".join(json.dumps(row, indent=1) for row in RECORDS).encode(),
+    "zst.csv.zst": pa.compress(CSV.encode(), "zstd", asbytes=True),
+    "lines-in.csv": "\n".join(map(json.dumps, RECORDS)).encode(),
     "commas.jsonl": ",\n".join(map(json.dumps, RECORDS)).encode(),
     "one-line.json": "".join(map(json.dumps, RECORDS)).encode(),
     "one-list.jsonl": json.dumps(RECORDS).encode(),
@@ -372,8 +374,12 @@ def test_folders_patterns_and_lists_of_files(tmp_path: Path) -> None:
         ("a.json", b'[{"a": 1},\n{"a":}]', "a.json cannot be read as json: line 2: "),
         ("a.pdf.gz", b"x", r"ends in '.gz'; give a file that ends in .csv.* and .gz"),
         ("a.csv", b'text,n\nb,1\n"c,1\nd,2\n', r"a.csv, line 3: a quotation mark is opened, and not closed"),
-        ("a.csv", b"Reviews\n\ntext,n\nb,1\n", r"line 3: .* 1 in the head: .* Remove what stands above the names"),
-        ("a.csv", b"PAR1" + bytes(range(200)), "a.csv is not a text, whatever its name ends in"),
+        ("a.csv", b"Reviews\n\na,n\nb,1\n", r"line 3: .* 1 in the head: .* Remove what stands above the names"),
+        ("a.csv", b"MZ" + bytes(range(200)), "a.csv is not a text, whatever its name ends in"),
+        ("a.csv", b"PAR1" + bytes(range(200)), "a.csv is a table of Parquet: let its name end in .parquet"),
+        ("a.csv", b"<!DOCTYPE html>\n<html>", "a.csv is a page of the web: download the file"),
+        ("a.db", b"SQLite format 3\0", r"a.db is a database of SQLite: .* pandas.read_sql"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "a.parquet is a pointer of Git LFS"),
         ("a.json", b"{}", "a.json has no rows"),
         ("a.conll", b"a O\nb\n", "a.conll, line 2: there are 1 columns, and 2 before"),
         ("a.parquet", b"x", r"a.parquet cannot be read as parquet: .*[^.]\.$"),
@@ -390,6 +396,9 @@ def test_a_spreadsheet_says_which_package_it_needs(tmp_path: Path, monkeypatch: 
     data.write_bytes(b"PK")
     frame = pd.DataFrame({"text": ["good", None], "label": [1, 0]})
     monkeypatch.setattr(pd, "read_excel", lambda *_, **__: frame)
+    assert read(str(data))["train"].to_dict() == {"text": ["good", None], "label": [1, 0]}
+    titled = pd.DataFrame({"Survey": ["by hand", "text"], "Unnamed: 1": [None, "label"]})
+    monkeypatch.setattr(pd, "read_excel", lambda *_, skiprows=0, **__: frame if skiprows == 2 else titled)
     assert read(str(data))["train"].to_dict() == {"text": ["good", None], "label": [1, 0]}
 
     def missing(*_: Any, **__: Any) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.data.layout import Layout, agreement, layout, names_columns, separator_of
+from bayeslora.tasks.spelling import INVISIBLE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +25,9 @@ WITH_COMMA = re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d+)?|[+-]?\d+(,\d+)?")
 
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
 """A number in which commas part the thousands."""
+
+FORMULA = re.compile(r'="([^"]|"")*"')
+"""A text that is written as a formula."""
 
 MOST_AGREE = 0.5
 """Share of the first rows that have to have as many columns as the head, for a text to be a table."""
@@ -61,7 +65,10 @@ def table(text: str, path: Path, usual: str) -> "pd.DataFrame":
             numbers = other[name] if is_read else _numbers(found[name], separator != ",")
             if numbers is not None:
                 found.isetitem(place, numbers)
-    found.columns = found.columns.map(lambda name: str(name).strip())
+    for place, name in enumerate(found.columns):
+        if (texts := _without_formulas(found[name])) is not None:
+            found.isetitem(place, texts)
+    found.columns = found.columns.map(lambda name: str(name).translate(INVISIBLE).strip())
     if twice := [name for name in dict.fromkeys(head) if name and head.count(name) > 1]:
         logger.warning(
             "%s has several columns %s: they are called %s, and so on. Name the ones to read.",
@@ -113,7 +120,7 @@ def _check(found: Layout, path: Path) -> tuple[Layout, list[str], int]:
         for line_num, row in found.rows():
             start, before = before, line_num + 1
             if not head:
-                head = [name.strip() for name in found.names or row]
+                head = [name.translate(INVISIBLE).strip() for name in found.names or row]
                 continue
             count += 1
             numbered = numbered and len(row) == len(head) + 1 and row[0].strip() in (str(count), str(count - 1))
@@ -121,7 +128,8 @@ def _check(found: Layout, path: Path) -> tuple[Layout, list[str], int]:
             if long is None and len(row) > len(head) and any(map(str.strip, row[len(head) :])):
                 long = _too_long(found, path, line_num, row, len(head))
     except csv.Error as error:
-        raise ValueError(f"{path}, line {before}: {error}. Correct or remove that line.") from None
+        reason = "a line ends in the midst of it (\\r)" if "new-line" in str(error) else error
+        raise ValueError(f"{path}, line {before}: {reason}. Correct or remove that line.") from None
     if numbered and count > 1:
         logger.warning("%s: the first column, which has no name, has the numbers of the rows: it is left out.", path)
         return replace(found, names=tuple(_once(["Unnamed: 0", *head]))), head, start
@@ -148,6 +156,14 @@ def _once(names: Sequence[str]) -> list[str]:
     """Return names of which each is there once, called as pandas calls them: `a`, `a.1`."""
     names = [name or f"Unnamed: {place}" for place, name in enumerate(names)]
     return [f"{name}.{before}" if (before := names[:place].count(name)) else name for place, name in enumerate(names)]
+
+
+def _without_formulas(column: Any) -> Any:
+    """Return texts that are written as formulas, `="007"`, so that Excel leaves them as they are; None of others."""
+    known = column.dropna()
+    if not len(known) or not all(isinstance(value, str) and FORMULA.fullmatch(value) for value in known):
+        return None
+    return column.map(lambda value: value[2:-1].replace('""', '"'), na_action="ignore")
 
 
 def _numbers(column: Any, with_comma: bool) -> Any:

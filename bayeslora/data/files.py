@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.contracts import ArgumentError
-from bayeslora.data import delimited, lines, written
-from bayeslora.data.decoding import COMPRESSED, decoded
+from bayeslora.data import delimited, lines, sheets, tidying, written
+from bayeslora.data.decoding import COMPRESSED, check_plain, decoded
 from bayeslora.data.foreign import familiar
 from bayeslora.data.tabling import as_table
-from bayeslora.paths import check_place
+from bayeslora.paths import ADDRESS, check_place
 from bayeslora.types import Data
 
 if TYPE_CHECKING:
@@ -50,9 +50,6 @@ SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 """Splits, and the words in names of files that say them."""
-
-PACKAGES = {".xlsx": "openpyxl", ".xls": "xlrd", ".ods": "odfpy"}
-"""What pandas reads spreadsheets with."""
 
 
 def opened(data: Any) -> Any:
@@ -94,6 +91,8 @@ def _is_path(name: str) -> bool:
     """Whether a text is the path of a folder or file, a pattern of some, or ends as a file's name does."""
     if "\n" in name or len(name) > 1000:
         return False
+    if ADDRESS.match(name) and " " not in name:
+        return True  # which is then said
     return os.path.exists(os.path.expanduser(name)) or _ending(Path(name)) in KINDS or bool(_matching(name))
 
 
@@ -144,10 +143,10 @@ def split(data: Data, name: str) -> Data:
 def read(name: str) -> "DatasetDict":
     """Read a `datasets.DatasetDict` from a file, a folder of files, or the hub.
 
-    A file is CSV, with commas, semicolons, tabs or bars between its columns, in UTF-8, UTF-16 or Windows' Western
-    encoding; JSON, or JSON lines; words with tags (CoNLL); Parquet, Feather or Arrow; or Excel, by pandas. Texts may be
-    compressed. Files of a folder are put together by the splits in their names, and so are those that a pattern such
-    as `part-*.csv` matches.
+    A file is CSV, with commas, semicolons, tabs or bars between its columns, in UTF-8, UTF-16, an encoding that its
+    letters tell, or Windows' Western one; JSON, or JSON lines; words with tags (CoNLL); Parquet, Feather or Arrow; or
+    Excel, by pandas. Texts may be compressed. Files of a folder are put together by the splits in their names, and so
+    are those that a pattern such as `part-*.csv` matches.
 
     Raises:
         ValueError: If it is not there, is empty, has another ending, or cannot be read; the message says which row does
@@ -165,6 +164,8 @@ def read(name: str) -> "DatasetDict":
     check_place(name, "data", ", or a name on the hub")
     if path.is_file() and path.stat().st_size and KINDS.get(_ending(path)) == "json":
         return datasets.DatasetDict(written.tables(decoded(path), path))
+    if path.is_file() and KINDS.get(_ending(path)) == "excel" and len(parts := sheets.splits(path, _word)) > 1:
+        return datasets.DatasetDict({split: _table(sheets.first(path, sheet)) for split, sheet in parts.items()})
     if path.is_file():
         return datasets.DatasetDict({"train": _of_file(path)})
     if path.is_dir() and not any(path.iterdir()):
@@ -202,6 +203,8 @@ def _of_archive(path: Path) -> "DatasetDict":
 def _of_file(path: Path) -> "Dataset":
     """Read one file."""
     ending = _ending(path)
+    with path.open("rb") as file:
+        check_plain(file.read(1000), path, ending not in KINDS)
     if ending not in KINDS:
         raise ValueError(
             f"{path} ends in {path.suffix!r}; give a file that ends in {', '.join(KINDS)}, or one of these and "
@@ -210,21 +213,21 @@ def _of_file(path: Path) -> "Dataset":
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty: give a file with a row for each example.")
     if KINDS[ending] == "excel":
-        return _table(_read_excel(path))
+        return _table(sheets.first(path))
     if KINDS[ending] in ("parquet", "arrow"):
         return _of_arrow(path, KINDS[ending])
     text = decoded(path)
-    if KINDS[ending] == "json":
+    if KINDS[ending] == "json" or written.is_json(text):
         return written.table(text, path)
     try:
-        if KINDS[ending] == "words" or ending in (".txt", ".tsv"):
-            found = lines.words_with_tags(text, KINDS[ending] == "words")
-            if found is None and ending == ".txt" and not delimited.is_one(text):
-                found = lines.texts(text.split("\n"))
-            if found is not None:
-                return as_table(found)
+        found = lines.words_with_tags(text, KINDS[ending] == "words")
     except ValueError as error:
         raise ValueError(f"{path}, {error}. Correct or remove it.") from None
+    if found is not None:
+        return as_table(found)
+    text = tidying.tidied(text, path)
+    if ending == ".txt" and not delimited.is_one(text):
+        return as_table(lines.texts(text.split("\n")))
     return _table(delimited.table(text, path, "\t" if ending == ".tsv" else ","))
 
 
@@ -277,8 +280,7 @@ def _together(files: Sequence[Path]) -> "DatasetDict":
 
     parts: dict[str, list[tuple[Path, Any]]] = {}
     for path in files:
-        words = {*re.split(r"[^a-z]+", path.name.casefold())}
-        split = next((split for split, names in SPLITS.items() if words & {*names}), "train")
+        split = _word(path.name) or "train"
         parts.setdefault(split, []).append((path, _of_file(path)))
     found = {}
     for split, tables in parts.items():
@@ -292,6 +294,12 @@ def _together(files: Sequence[Path]) -> "DatasetDict":
         rows = {name: [value for _, table in tables for value in table[name]] for name in one.column_names}
         found[split] = as_table(rows) if others else one
     return datasets.DatasetDict(found)
+
+
+def _word(name: str) -> str | None:
+    """Return the split that a word of a name says; None if none does."""
+    words = {*re.split(r"[^a-z]+", name.casefold())}
+    return next((split for split, names in SPLITS.items() if words & {*names}), None)
 
 
 def _failed(name: str, path: Path, error: Exception) -> str:
@@ -313,18 +321,3 @@ def _table(table: "pd.DataFrame") -> "Dataset":
     for name in table.columns:
         columns[str(name)] = table[name].astype(object).where(table[name].notna(), None).tolist()
     return as_table(columns)
-
-
-def _read_excel(path: Path) -> "pd.DataFrame":
-    import pandas as pd
-
-    try:
-        table = pd.read_excel(path, keep_default_na=False, na_values=[""])
-    except ImportError:
-        package = PACKAGES[path.suffix.lower()]
-        raise ImportError(f"{path}: reading this file needs the package {package}: pip install {package}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not a spreadsheet that can be read: {error}") from None
-    table = delimited.without_end(table)
-    table.attrs["file"] = str(path)
-    return table

@@ -18,7 +18,10 @@ from bayeslora.tasks.words import TAGS, WORDS
 
 logger = logging.getLogger(__name__)
 
-SEPARATORS = ",;\t|"
+UNIT = "\x1f"
+"""What stands between columns in place of marks that few files have."""
+
+SEPARATORS = f",;\t|{UNIT}"
 """What may stand between the columns of a table of text."""
 
 TEXTS = (
@@ -101,6 +104,8 @@ def layout(text: str, path: Path, usual: str) -> Layout:
     separator = separator or separator_of(text, usual)
     # A quotation mark after which no field can end has been escaped as MySQL does it.
     escape = "\\" if re.search(rf"\\\"(?![{re.escape(separator)}\r\n\"]|\Z)", text) else None
+    if f"\\{separator}" in text and agreement(text, separator)[0] < 1 == agreement(text, separator, "\\")[0]:
+        escape = "\\"  # before a mark that is a part of a text
     found = Layout(text, separator, _quote(text, separator), escape)
     rows = found.first()
     if len(rows) < 2 or len(rows[0]) < 2:
@@ -127,9 +132,9 @@ def separator_of(text: str, usual: str) -> str:
     return found
 
 
-def agreement(text: str, separator: str) -> tuple[float, int]:
+def agreement(text: str, separator: str, escape: str | None = None) -> tuple[float, int]:
     """Return the share of the first rows that have as many columns as the head, and how many the head has."""
-    head, *rows = Layout(text, separator).first(20) or [[]]
+    head, *rows = Layout(text, separator, escape=escape).first(20) or [[]]
     while len(rows) > 1 and not any(rows[-1]):
         rows.pop()
     return sum(len(row) == len(head) for row in rows) / max(len(rows), 1), len(head)

@@ -34,6 +34,20 @@ def tables(text: str, path: Path) -> dict[str, "Dataset"]:
     return {"train": _table(_rows(first) if len(documents) == 1 and not is_row else documents, path)}
 
 
+def is_json(text: str) -> bool:
+    """Whether a text is records or columns in JSON, whatever its file is called: its first line is, or all of it."""
+    first = text.lstrip("\ufeff \t\n")
+    if not re.match(r"\[?\s*\{\s*\"", first):
+        return False
+    for part in (first.partition("\n")[0], first):
+        try:
+            found = json.loads(part)
+        except json.JSONDecodeError:
+            continue
+        return bool(found)
+    return False
+
+
 def table(text: str, path: Path) -> "Dataset":
     """Return the table of JSON documents; a ValueError as in `tables`, or if there are several."""
     found = tables(text, path)
