@@ -71,16 +71,17 @@ def given(tokens: np.ndarray) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("method", "fields"), [("lora", {}), ("monteclora", {"noise_ratio": 0.0})])
 @pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"repetition_penalty": 1.5, "exponential_decay_length_penalty": (2, 1.5)}])
 def test_without_noise_it_is_the_merged_model_that_writes(
-    name: str, method: str, fields: dict[str, Any], average: bool
+    name: str, method: str, fields: dict[str, Any], average: bool, settings: dict[str, Any]
 ) -> None:
     fitted = posterior(name, method, **fields)
-    generation = fitted.generate(PROMPTS, num_draws=2, average=average, max_new_tokens=7)
+    generation = fitted.generate(PROMPTS, num_draws=2, average=average, max_new_tokens=7, **settings)
     assert len(generation.tokens) == (1 if average or method == "lora" else 2)
     merged: Any = fitted.merge()
     for index, prompt in enumerate(PROMPTS):
         expected = merged.generate(
-            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=7, do_sample=False
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=7, **settings
         )[0, (1 if name == "T5" else len(prompt)) :]
         for text in range(len(generation.tokens)):
             np.testing.assert_array_equal(texts(generation, text)[index], expected)

@@ -219,7 +219,7 @@ class Mixture:
     r"""A context in which the next token has the draws' average distribution, $\frac1S \sum_s p_s(y_t \mid y_{<t})$.
 
     Its `generate` sees one row per prompt. Inside the model every draw has its own row, and with it its own cache; the
-    logits that it returns are the logarithm of the averaged probabilities.
+    logits that it returns are the logarithm of the averaged probabilities, plus the average of their constants.
 
     Args:
         num_draws: S.
@@ -265,12 +265,13 @@ class Mixture:
         if self.last is not None:
             self.choose(ids[: self.size, -1])
         logits = output.logits[:, -1]
-        log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-        self.last = log_probs.view(self.num_draws, self.size, -1)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).view(self.num_draws, self.size, -1)
+        self.last = logits.log_softmax(-1)
         mixture = self.last.logsumexp(0) - math.log(self.num_draws)
         self.entropy.append(torch.special.entr(mixture.exp()).sum(-1))
         self.aleatoric.append(torch.special.entr(self.last.exp()).sum(-1).mean(0))
-        output.logits = mixture[:, None]
+        # A penalty for repetition asks whether a logit is positive: alike draws keep their own.
+        output.logits = (mixture + logits.logsumexp(-1, keepdim=True).mean(0))[:, None]
         return output
 
     def choose(self, tokens: Tensor) -> None:

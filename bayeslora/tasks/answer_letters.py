@@ -60,8 +60,24 @@ class AnswerLetters(Categorical):
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, answers: Sequence[str]) -> "AnswerLetters":
-        """Make the likelihood whose tokens are the last of each answer, such as `" A"`, `" B"`, `" C"`."""
-        return cls([tokenizer(answer, add_special_tokens=False)["input_ids"][-1] for answer in answers])
+        """Make the likelihood of some answers, such as `" A"`, `" B"`, `" C"`.
+
+        Of an answer of several tokens, the first that tells it from all others is read; a space of its own is none.
+
+        Raises:
+            ValueError: If no token tells all answers apart.
+        """
+        written = []
+        for answer in answers:
+            ids = list(tokenizer(answer, add_special_tokens=False)["input_ids"])
+            blank = [not str(tokenizer.decode([token])).strip() for token in ids]
+            written.append(ids[blank.index(False) if False in blank else 0 :])
+        for tokens in zip(*written, strict=False):
+            if len({*tokens}) == len(tokens) > 1:
+                return cls(tokens)
+        raise ValueError(
+            f"answers={list(answers)!r:.100}: no token tells them all apart: give letters, or other words."
+        )
 
     @property
     def num_labels(self) -> int | None:

@@ -156,6 +156,8 @@ def _joined(talk: Conversation, tokenizer: Any) -> Encoded:
     offsets = [span if own else (-1, -1) for span, own in zip(offsets, of_text, strict=True)]
     if begin is not None and ids[:2] == [begin, begin]:  # the prompt has it, and the tokenizer adds it
         ids, offsets = ids[1:], offsets[1:]
+    if end is not None and ids[-2:] == [end, end]:  # so has the completion
+        ids, offsets = ids[:-1], offsets[:-1]
     spans = _within(offsets, [(len(before), len(before) + len(after))])
     if end is not None:
         ids = ids if ids[-1:] == [end] else [*ids, end]

@@ -21,6 +21,7 @@ from bayeslora.loading import with_padding
 from bayeslora.methods import Method, make_method
 from tests.helpers import tiny_gpt2
 from tests.tasks.cases import model
+from tests.tasks.templates import byte_tokenizer
 from tests.test_data import LABELS, TEXTS, Rows, tiny_tokenizer
 
 LENGTHS = [2, 1, 4, 3, 1]
@@ -239,6 +240,28 @@ def test_answers_are_the_tokens_of_their_letters() -> None:
         likelihoods.AnswerLetters.fitting(torch.zeros(2, 3, 9), LABELS)
     with pytest.raises(ValueError, match="two or more different tokens"):
         likelihoods.AnswerLetters([4, 4])
+
+
+@pytest.mark.parametrize(
+    ("answers", "tokens"),
+    [
+        (["A", "B"], "A B"),
+        ([" A", "B", "  C"], "A B C"),
+        ([" yes", " no"], "y n"),
+        (["(A)", "(B)"], "A B"),
+        (["option one", "option two"], "o t"),
+        ([" A", " A"], None),
+        (["A1", "A2", "B1"], None),
+    ],
+)
+def test_the_token_that_tells_an_answer_from_others_is_read(answers: list[str], tokens: str | None) -> None:
+    tokenizer = byte_tokenizer()
+    if tokens is None:
+        with pytest.raises(ValueError, match="no token tells them all apart"):
+            likelihoods.AnswerLetters.of(tokenizer, answers)
+    else:
+        found = likelihoods.AnswerLetters.of(tokenizer, answers)
+        assert found.token_ids == tokenizer.convert_tokens_to_ids(tokens.split())
 
 
 # Padding
