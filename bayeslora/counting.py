@@ -21,7 +21,7 @@ def counts(value: Any, training: bool = False) -> bool:
     In training, random numbers go on, as those of the global state do.
     """
     if isinstance(value, RANDOM):
-        return not training
+        return not training and not isinstance(value, random.SystemRandom)
     is_pythons = type(value).__module__ in ("builtins", "itertools")
     return is_pythons and isinstance(value, Iterator) and _state(value) is not None and not hides(value)
 

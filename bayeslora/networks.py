@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from bayeslora.passes import unchanged
-from bayeslora.surroundings import outside
+from bayeslora.surroundings import called
 from bayeslora.types import IGNORED, Batch
 
 WRITING = ("SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
@@ -299,8 +299,8 @@ def base_logits(model: nn.Module, batch: Batch) -> Tensor:
 def _evaluated(model: nn.Module, inputs: Batch) -> Tensor:
     modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.no_grad(), unchanged(model), outside():
-            return logits_of(model.eval()(**inputs))
+        with torch.no_grad(), unchanged(model):
+            return logits_of(called(model.eval(), inputs))
     finally:
         for module, mode in modes:
             module.training = mode

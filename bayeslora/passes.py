@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bayeslora import counting
+from bayeslora import contents, counting
 from bayeslora.places import OF_TORCH, Memo, content_of, may_move, places_of
 
 LARGEST = 2**26
@@ -122,29 +122,29 @@ class _Before:
     """
 
     def __init__(self, places: list[Any], training: bool = False, name: str | None = None):
-        copies: dict[int, Any] = {}
+        copies = _Copies(training)
         self.contents: list[tuple[Any, dict[Any, Any], dict[Any, Any]]] = []
         for place in places:
             if isinstance(place, Memo):
                 place.clear()
             original = content_of(place)
             lent: dict[Any, Any] = {}
-            for key in original.keys() - OF_TORCH if not isinstance(place, set) else ():
+            for key in original.keys() - OF_TORCH if not isinstance(place, set | contents.Content) else ():
                 value = original[key]
                 if name is not None and counting.hides(value):
                     place[key] = lent[key] = counting.Unmoved(name)
-                elif may_move(value, training) and (copy := _copy(value, copies, training)) is not value:
+                elif may_move(value, training) and (copy := copies.of(value)) is not value:
                     place[key] = lent[key] = copy
-            self.contents.append((place, original, lent))
-        self.versions = {id(value): value._version for value in copies.values() if isinstance(value, Tensor)}
+            if not (isinstance(place, contents.Content) and not contents.has_content(place.owner, training)):
+                self.contents.append((place, original, lent))
 
     def restore(self) -> list[tuple[Any, dict[Any, Any]]]:
         """Restore the contents, and return the places in which they had changed, with what was there."""
         changed = []
         for place, original, lent in self.contents:
             now, before = content_of(place), original | lent
-            written = any(self._is_written(value, original[key]) for key, value in lent.items())
-            if written or [*now] != [*before] or [*map(id, now.values())] != [*map(id, before.values())]:
+            written = any(_is_written(value, original[key]) for key, value in lent.items())
+            if written or not _is_same(place, now, before):
                 if _put_back(place, now, before, original) or written:
                     changed.append((place, now))
             else:
@@ -152,16 +152,26 @@ class _Before:
                     place[key] = original[key]
         return changed
 
-    def _is_written(self, lent: Any, original: Any) -> bool:
-        if lent is original or isinstance(lent, counting.Unmoved):
-            return False
-        if isinstance(lent, tuple):
-            return any(map(self._is_written, lent, original))
-        if isinstance(lent, Tensor):
-            return lent._version != self.versions[id(lent)]
-        if isinstance(lent, np.ndarray):
-            return lent.tobytes() != original.tobytes()
-        return not counting.is_as(lent, original)
+
+def _is_same(place: Any, now: dict[Any, Any], before: dict[Any, Any]) -> bool:
+    """Whether a place has the same entries as before, in the same order."""
+    if isinstance(place, contents.Content):
+        return now == before
+    return [*now] == [*before] and [*map(id, now.values())] == [*map(id, before.values())]
+
+
+def _is_written(lent: Any, original: Any) -> bool:
+    """Whether a copy that a pass was lent holds something else than the original."""
+    if lent is original or isinstance(lent, counting.Unmoved):
+        return False
+    if isinstance(lent, tuple):
+        return any(map(_is_written, lent, original))
+    if isinstance(lent, Tensor):
+        own = [{key: id(each) for key, each in vars(x).items()} for x in (lent, original)]
+        return own[0] != own[1] or not _is_equal(lent, original)
+    if isinstance(lent, np.ndarray):
+        return lent.tobytes() != original.tobytes()
+    return not counting.is_as(lent, original)
 
 
 def _put_back(place: Any, now: dict[Any, Any], before: dict[Any, Any], original: dict[Any, Any]) -> bool:
@@ -172,6 +182,9 @@ def _put_back(place: Any, now: dict[Any, Any], before: dict[Any, Any], original:
         put(original.values())
         return True
     changed = False
+    if isinstance(place, contents.Content):
+        place["content"] = original["content"]
+        return True
     for key in {**original, **now}:
         if key in SET_UP or _is_computed(place, key):  # the other would be out of date
             continue
@@ -180,6 +193,10 @@ def _put_back(place: Any, now: dict[Any, Any], before: dict[Any, Any], original:
             place[key] = original[key]
         else:
             del place[key]
+    if isinstance(place, dict) and [*place] != [*original] and place.keys() == original.keys():
+        changed = True
+        for key in original:  # in their order
+            place[key] = place.pop(key)
     return changed
 
 
@@ -189,28 +206,77 @@ def _is_computed(place: Any, key: Any) -> bool:
     return bool(parameters) and (f"{key}_v" in parameters or f"{key}_orig" in parameters)
 
 
-def _copy(value: Any, copies: dict[int, Any], training: bool = False) -> Any:
-    """A copy of what a pass may write into or move; the same one wherever it stands."""
-    if isinstance(value, tuple):
-        parts = [_copy(each, copies, training) if may_move(each, training) else each for each in value]
-        make: Any = tuple if type(value) is tuple else getattr(value, "_make", None)
-        return value if make is None or all(map(operator.is_, parts, value)) else make(parts)
-    if not isinstance(value, Tensor | np.ndarray):
-        return copies.setdefault(id(value), counting.copied(value))
-    if isinstance(value, np.ndarray):
-        if type(value) is not np.ndarray or value.dtype.hasobject or value.nbytes > LARGEST_WHOLE:
+def _is_equal(lent: Tensor, original: Tensor) -> bool:
+    """Whether a copy of a tensor has the same numbers: NumPy and `.data` write without any other trace."""
+    kinds = [(x.shape, x.dtype, x.device, x.layout) for x in (lent, original)]
+    if kinds[0] != kinds[1] or lent.layout is not torch.strided or lent.is_meta:
+        return kinds[0] == kinds[1] and lent._version == 0
+    with torch.no_grad():
+        if torch.equal(lent, original):
+            return True
+        return bool((torch.eq(lent, original) | (lent.isnan() & original.isnan())).all())
+
+
+class _Copies:
+    """Copies of what passes may write into or move; the same one wherever it stands, in the same memory as its views.
+
+    Args:
+        training: The network's mode.
+    """
+
+    def __init__(self, training: bool):
+        self.training = training
+        self.known: dict[int, Any] = {}
+        self.memory: dict[tuple[str, int], Tensor] = {}
+
+    def of(self, value: Any) -> Any:
+        """Return the copy of a value; the value itself where it is not copied."""
+        if isinstance(value, tuple):
+            parts = [self.of(each) if may_move(each, self.training) else each for each in value]
+            make: Any = tuple if type(value) is tuple else getattr(value, "_make", None)
+            return value if make is None or all(map(operator.is_, parts, value)) else make(parts)
+        if id(value) not in self.known:
+            if isinstance(value, np.ndarray):
+                self.known[id(value)] = self._of_array(value) if contents.is_lent(value) else value
+            elif isinstance(value, Tensor):
+                self.known[id(value)] = self._of_tensor(value)
+            else:
+                self.known[id(value)] = counting.copied(value)
+        return self.known[id(value)]
+
+    def _of_array(self, value: np.ndarray) -> np.ndarray:
+        owner = value
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        start = owner.__array_interface__["data"][0]
+        if not (owner.flags.c_contiguous and contents.is_lent(owner) and owner.flags.writeable):
+            return value.copy()
+        memory = self.memory.setdefault(("cpu", start), torch.from_numpy(owner.reshape(-1).view(np.uint8).copy()))
+        place = value.__array_interface__["data"][0] - start
+        return np.ndarray(value.shape, value.dtype, memory.numpy(), place, value.strides)
+
+    def _of_tensor(self, value: Tensor) -> Tensor:
+        if isinstance(value, nn.Parameter) or value.requires_grad or not value.is_leaf:
             return value
-        return copies.setdefault(id(value), value.copy())
-    if isinstance(value, nn.Parameter) or value.requires_grad or not value.is_leaf:
-        return value
-    largest = LARGEST if value.is_floating_point() else LARGEST_WHOLE
-    if type(value) is not Tensor or value.is_inference() or value.numel() * value.element_size() > largest:
-        return value
-    if id(value) not in copies:
+        largest = LARGEST if value.is_floating_point() else LARGEST_WHOLE
+        if type(value) is not Tensor or value.is_inference() or value.numel() * value.element_size() > largest:
+            return value
         # Tensors of inference do not count what is written into them.
         with torch.inference_mode(False), torch.no_grad():
-            copies[id(value)] = value.clone()
-    return copies[id(value)]
+            copy = self._at_its_place(value) if value.layout is torch.strided else value.clone()
+        vars(copy).update(vars(value))
+        return copy
+
+    def _at_its_place(self, value: Tensor) -> Tensor:
+        """Return a copy of a tensor, whose views are views of the copy."""
+        storage = value.untyped_storage()
+        place = value.device.type, storage.data_ptr()
+        if place[1] == 0 or storage.nbytes() > LARGEST or value.is_conj() or value.is_neg():
+            return value.clone()
+        if place not in self.memory:
+            self.memory[place] = torch.empty(0, dtype=torch.uint8, device=value.device).set_(storage).clone()
+        copy = torch.empty(0, dtype=value.dtype, device=value.device)
+        return copy.set_(self.memory[place].untyped_storage(), value.storage_offset(), value.shape, value.stride())
 
 
 def _names(model: nn.Module, changed: list[Any]) -> list[str]:

@@ -1,20 +1,22 @@
 """Places in which a network may keep something: attributes, buffers, closures, globals, and what is in these."""
 
 import contextlib
+import contextvars
 import dis
 import functools
 import gc
 import sys
+import threading
 import types
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bayeslora import counting
+from bayeslora import contents, counting
 
 MOST = 1000
 """Entries of the largest list or mapping that is looked into: larger ones are vocabularies."""
@@ -22,7 +24,6 @@ MOST = 1000
 OF_TORCH = frozenset(vars(nn.Module()))
 """Attributes that every module has."""
 
-NOT_STATE = (Tensor, nn.Module, type, types.FunctionType, types.MethodType, types.ModuleType, functools.partial)
 OTHERS = ("bayeslora", "torch", "accelerate", "builtins", "logging", "threading")
 """Packages whose modules keep nothing but buffers, and whose objects are not looked into."""
 
@@ -32,8 +33,11 @@ LIBRARIES = (*OTHERS, "transformers", "peft", "timm", "torchvision", "torchaudio
 INDEPENDENT = (str, bytes, int, range, slice, type(None), type, types.FunctionType, types.ModuleType, torch.dtype)
 """Values that do not depend on the weights of a network, or are not thought to."""
 
-NOT_OWN = frozenset(LIBRARIES) | (sys.stdlib_module_names - {"types"})
-"""The same, and Python's own, whose objects belong to more than a network: files, queues, locks."""
+OTHERS_CODE = frozenset(LIBRARIES) | sys.stdlib_module_names
+"""The same, and Python's own."""
+
+NOT_OWN = OTHERS_CODE - {"types", "collections", "weakref"}
+"""Packages whose objects belong to more than a network, such as files, queues and locks; containers do not."""
 
 
 class Attributes:
@@ -126,17 +130,12 @@ def places_of(model: nn.Module, besides: Collection[nn.Module]) -> list[Any]:
     """
     places = _Places()
     for module in model.modules():
-        if module in besides:
-            continue
-        if module._buffers:
-            places.add(module._buffers, module._buffers)
-        if _package(type(module)) not in OTHERS:
-            own = vars(module)
-            places.add(own, own)
-            for name in own.keys() - OF_TORCH:
-                places.look_into(own[name])
+        if module not in besides:
+            places.add_module(module)
     for kind in {kind: None for module in model.modules() if module not in besides for kind in type(module).__mro__}:
         places.look_into_class(kind)
+    for value in contextvars.copy_context().values():
+        places.look_into(value, only_plain=True)
     return list(places.found.values())
 
 
@@ -149,11 +148,22 @@ class _Places:
 
     def add(self, key: Any, place: Any) -> bool:
         """Add a place, if it is new and not too large, and return whether that was done."""
-        if id(key) in self.found or len(place.names if isinstance(place, Attributes) else place) > MOST:
+        if id(key) in self.found or len(getattr(place, "names", place)) > MOST:
             return False
         self.found[id(key)] = place
         self.keys.append(key)
         return True
+
+    def add_module(self, module: nn.Module) -> None:
+        """Add what a module keeps in buffers, in attributes, of its own and of its tensors, and what is in these."""
+        if module._buffers:
+            self.add(module._buffers, module._buffers)
+        own = vars(module)
+        if self.add(own, own) and _package(type(module)) not in OTHERS:
+            for name in own.keys() - OF_TORCH:
+                self.look_into(own[name])
+        for part in ("_parameters", "_buffers"):
+            self._look_into_parts(own.get(part, {}).values(), only_plain=True)
 
     def look_into(self, value: Any, only_plain: bool = False) -> None:
         """Add a value, if it can keep something, and what is in it.
@@ -162,32 +172,68 @@ class _Places:
             value: The value.
             only_plain: Whether objects are left out, unless their class is the user's.
         """
+        if isinstance(value, INDEPENDENT) and not isinstance(value, type | types.FunctionType):
+            return
         if isinstance(value, functools._lru_cache_wrapper):
             self.look_into_memo(value)
-        if isinstance(value, (*NOT_STATE, functools._lru_cache_wrapper)):
-            return
-        if isinstance(value, tuple):
-            for each in value[:MOST]:
+        elif isinstance(value, types.FunctionType):
+            self.look_into_function(value)
+        elif isinstance(value, type):
+            self.look_into_class(value)
+        elif isinstance(value, Tensor):
+            if (own := getattr(value, "__dict__", None)) is not None:
+                self.add(own, own)
+        elif isinstance(value, tuple | frozenset):
+            for each in tuple(value)[:MOST]:
                 self.look_into(each, only_plain)
-            return
-        if isinstance(value, dict | list | deque | set):
-            place: Any = value
-        elif _package(type(value)) in (NOT_OWN if only_plain else OTHERS):
-            return
-        elif type(getattr(value, "__dict__", None)) is dict:
-            place = vars(value)
-        elif slots := [name for kind in type(value).__mro__ for name in _slots(kind)]:
-            place = Attributes(value, slots)
+        elif isinstance(value, functools.partial):
+            self.look_into((value.func, value.args, value.keywords), only_plain)
+        elif isinstance(value, types.MethodType):
+            self.look_into((value.__func__, value.__self__), only_plain)
+        elif isinstance(value, nn.Module):
+            if id(vars(value)) not in self.found:
+                for module in value.modules():
+                    self.add_module(module)
+                    self.look_into_class(type(module))
+        elif contents.has_content(value):
+            self.add(value, contents.Content(value))
+        elif isinstance(value, threading.local):
+            if self.add(value, contents.OfThread(value)):
+                self._look_into_parts(vars(value).values(), only_plain)
         else:
+            self._look_into_object(value, only_plain)
+        if isinstance(value, np.ndarray) and value.dtype.hasobject and value.size <= MOST:
+            self._look_into_parts(value.ravel().tolist(), only_plain)
+
+    def _look_into_parts(self, parts: Iterable[Any], only_plain: bool) -> None:
+        for part in list(parts):
+            self.look_into(part, only_plain)
+
+    def _look_into_object(self, value: Any, only_plain: bool) -> None:
+        """Add a container, or an object with attributes."""
+        kind = type(value)
+        if isinstance(value, dict | list | deque | set):
+            if self.add(value, value):
+                self._look_into_parts([*value, *value.values()] if isinstance(value, dict) else value, only_plain)
+        elif isinstance(value, types.MappingProxyType):
+            self._look_into_parts(value.values() if len(value) <= MOST else (), only_plain)
             return
-        if self.add(value if isinstance(place, Attributes) else place, place):
-            for each in list(content_of(place).values()):
-                self.look_into(each, only_plain)
+        if _package(kind) in (NOT_OWN if only_plain else OTHERS):
+            return
+        if type(own := getattr(value, "__dict__", None)) is dict and self.add(own, own):
+            self._look_into_parts(own.values(), only_plain)
+        if slots := [name for each in kind.__mro__ for name in _slots(each)]:
+            place = Attributes(value, slots)
+            if self.add(value, place):
+                self._look_into_parts(content_of(place).values(), only_plain)
+        self.look_into_class(kind)
 
     def look_into_class(self, kind: type) -> None:
         """Add what a class of the user's keeps in attributes, and what its functions hold or know by name."""
-        if _package(kind) in LIBRARIES or id(kind) in self.found:
+        if _package(kind) in OTHERS_CODE or id(kind) in self.found:
             return
+        if type(kind) is not type:
+            self.look_into_class(type(kind))
         plain = {name: value for name, value in vars(kind).items() if not name.startswith("__")}
         kept = [name for name, value in plain.items() if not (callable(value) or hasattr(value, "__get__"))]
         self.add(kind, Attributes(kind, kept))
@@ -203,17 +249,16 @@ class _Places:
     def look_into_function(self, function: types.FunctionType) -> None:
         """Add what a function of the user's holds in its closure and attributes, and what it knows by a global name."""
         module = sys.modules.get(function.__module__ or "")
-        if (function.__module__ or "").partition(".")[0] in LIBRARIES or not self.add(function, vars(function)):
+        if (function.__module__ or "").partition(".")[0] in OTHERS_CODE or not self.add(function, vars(function)):
             return
         for cell in function.__closure__ or ():
             content = content_of(Attributes(cell, ("cell_contents",))).get("cell_contents")
             self.add(cell, Attributes(cell, ("cell_contents",)))
-            self._look_into_known(content)
-        for value in function.__defaults__ or ():
-            self._look_into_known(value)
+            self.look_into(content, only_plain=True)
+        self.look_into(function.__defaults__ or (), only_plain=True)
         if function.__defaults__:
             self.add(function.__defaults__, _Defaults(function))
-        self._look_into_known(function.__kwdefaults__ or {})
+        self.look_into(function.__kwdefaults__ or {}, only_plain=True)
         codes, known = list(_codes(function.__code__)), function.__globals__
         steps = [step for code in codes for step in dis.get_instructions(code)]
         self._look_into_module(module if module and vars(module) is known else None, known, "STORE_GLOBAL", steps)
@@ -234,23 +279,17 @@ class _Places:
         used = [step for step in steps if isinstance(step.argval, str) and step.argval in known]
         names = sorted({step.argval for step in used if step.opname.startswith(("LOAD_", "STORE_"))})
         for name in names:
-            self._look_into_known(known[name])
+            self.look_into(known[name], only_plain=True)
         if module is not None:
             kept = {step.argval for step in used if step.opname == stores}
             kept |= {n for n in names if may_move(known[n], False) or counting.hides(known[n])}
             self.add(used, Attributes(module, sorted(kept)))
 
-    def _look_into_known(self, value: Any) -> None:
-        if isinstance(value, types.FunctionType):
-            self.look_into_function(value)
-        else:
-            self.look_into(value, only_plain=True)
-
 
 def content_of(place: Any) -> dict[Any, Any]:
     if isinstance(place, set):
         return {id(each): each for each in place}
-    return dict(place) if isinstance(place, dict | Attributes) else dict(enumerate(place))
+    return dict(enumerate(place)) if isinstance(place, list | deque) else dict(place)
 
 
 def may_move(value: Any, training: bool) -> bool:

@@ -4,10 +4,11 @@ Calls of the library compute as if none of it was set; passes of a network see i
 """
 
 import contextlib
+import contextvars
 import functools
 import threading
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 
@@ -78,6 +79,17 @@ def outside() -> Iterator[None]:
             if not torch.is_autocast_enabled(kind):  # that of a training step is its own
                 after.enter_context(torch.autocast(kind, dtype, cache_enabled=False))
         yield
+
+
+def called(network: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
+    """Return what a network returns, which sees what the caller has set; context variables that it sets stay its own.
+
+    Args:
+        network: The network.
+        inputs: Its keyword arguments.
+    """
+    with outside():
+        return contextvars.copy_context().run(network, **inputs)
 
 
 def autocast_dtype(kind: str) -> torch.dtype | None:

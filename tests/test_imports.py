@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "bayeslora"
 
 ORDER = (
-    ("contracts", "counting", "hashing", "surroundings"),
+    ("contents", "contracts", "counting", "hashing", "surroundings"),
     ("places",),
     ("types", "isolation", "hushing", "saving", "paths", "passes", "devices", "stopping"),
     ("filing", "claiming"),

@@ -1,11 +1,18 @@
 """Networks that keep something from one pass to the next: predictions do not depend on those before."""
 
+import array
+import contextvars
 import copy
+import ctypes
 import dataclasses
 import functools
+import io
 import itertools
+import os
 import queue
 import random
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -271,9 +278,97 @@ class InAModule(Body):
         return elsewhere.calls * sum(elsewhere.means)
 
 
-@pytest.mark.parametrize(
-    "make", [InAClass, in_a_closure, Global, InSlots, Counted, Random, InATuple, InDefaults, InAModule]
-)
+class Contents(Body):
+    def start(self) -> None:
+        self.bytes, self.numbers, self.text = bytearray(1), array.array("d", [0.0]), io.StringIO()
+        self.view, self.of_c, self.masked = memoryview(self.bytes), ctypes.c_double(0.0), np.ma.array([0.0])
+        self.objects = np.array([0, None], dtype=object)
+
+    def keep(self, h: Tensor) -> Any:
+        self.view[0] += 1
+        self.numbers[0] += 1
+        self.text.write("x")
+        self.of_c.value += 1
+        self.masked[0] += 1
+        self.objects[0] += 1
+        kept = self.bytes[0], self.numbers[0], len(self.text.getvalue()), self.of_c.value, self.masked[0]
+        return sum(kept) + self.objects[0]
+
+
+class Views(Body):
+    """Two names of the same memory, one of them NumPy's."""
+
+    def start(self) -> None:
+        self.whole = torch.zeros(2, 6, dtype=torch.float64)
+        self.part, self.array = self.whole[0], self.whole.numpy()
+
+    def keep(self, h: Tensor) -> Any:
+        self.part += 1
+        self.array[0] += 1
+        return self.whole[0].clone()
+
+
+class Steps:
+    total = 0
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __call__(self) -> int:
+        self.number += 1
+        Steps.total += 1
+        return self.number + Steps.total
+
+
+class Stepping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = Steps()
+
+    def forward(self) -> int:
+        return self.step()
+
+
+class Callables(Body):
+    """Objects and modules that are called, and stand where no attribute of a module names them."""
+
+    def start(self) -> None:
+        self.bound, self.bent = Steps().__call__, functools.partial(Steps().__call__)
+        self.hidden, self.keyed = [Stepping()], {Steps(): 1}
+
+    def keep(self, h: Tensor) -> Any:
+        (key,) = self.keyed
+        return self.bound() + self.bent() + self.hidden[0]() + key()
+
+
+class OfTensors(Body):
+    """Attributes of tensors and of layers, and the order of a mapping."""
+
+    def start(self) -> None:
+        self.register_buffer("zero", torch.zeros(6))
+        self.order = OrderedDict(a=1, b=2, c=4)
+
+    def keep(self, h: Tensor) -> Any:
+        for each in (self.zero, self.first.weight, self.first):
+            each.calls = getattr(each, "calls", 0) + 1
+        self.order.move_to_end(next(iter(self.order)))
+        return self.zero.calls + self.first.weight.calls + self.first.calls + next(iter(self.order.values()))
+
+
+LOCAL = threading.local()
+
+
+class InAThread(Body):
+    def keep(self, h: Tensor) -> Any:
+        LOCAL.calls = getattr(LOCAL, "calls", 0) + 1
+        return LOCAL.calls
+
+
+KEPT = [InAClass, in_a_closure, Global, InSlots, Counted, Random, InATuple, InDefaults, InAModule]
+KEPT += [Contents, Views, Callables, OfTensors, InAThread]
+
+
+@pytest.mark.parametrize("make", KEPT)
 def test_what_is_kept_outside_of_modules_is_found(make: Callable[[], nn.Module]) -> None:
     model = make().double().eval()
     passes, found = Passes(), []
@@ -285,6 +380,50 @@ def test_what_is_kept_outside_of_modules_is_found(make: Callable[[], nn.Module])
         alone, second = model(X), model(X)
     assert not torch.equal(second, alone), "it keeps nothing"
     assert all(torch.equal(each, alone) for each in found)
+
+
+VARIABLE: contextvars.ContextVar[int] = contextvars.ContextVar("VARIABLE")
+
+
+class InAContext(Body):
+    def keep(self, h: Tensor) -> Any:
+        VARIABLE.set(VARIABLE.get(0) + 1)
+        return VARIABLE.get()
+
+
+def test_variables_of_a_context_stay_a_passes_own(moved: Any) -> None:
+    posterior = moved(model := InAContext().double())
+    with pytest.raises(LookupError):
+        VARIABLE.get()
+    first = posterior.predict(X, num_draws=3, seed=0).draws
+    np.testing.assert_array_equal(posterior.predict(X, num_draws=3, seed=0).draws, first)
+    assert model(X) is not None
+
+
+class InTheEnvironment(Body):
+    def keep(self, h: Tensor) -> Any:
+        os.environ["CALLS"] = str(int(os.environ.get("CALLS", "0")) + 1)
+        return int(os.environ["CALLS"])
+
+
+class OfTheSystem(Body):
+    def keep(self, h: Tensor) -> Any:
+        return random.SystemRandom().random()
+
+
+class Hidden(Body):
+    def start(self) -> None:
+        self.hidden = [nn.Parameter(torch.zeros(6, dtype=torch.float64), requires_grad=False)]
+
+    def keep(self, h: Tensor) -> Any:
+        return self.hidden[0].add_(1).clone()
+
+
+@pytest.mark.parametrize("make", [InTheEnvironment, OfTheSystem, Hidden])
+def test_passes_that_do_not_repeat_are_refused(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALLS", "0")
+    with pytest.raises(ValueError, match=f"Two passes of the same rows through the {make.__name__}.*plain attribute"):
+        bayeslora.fit(make().double(), (X, Y), "lora", rank=1, epochs=0, progress=False)
 
 
 def yielded() -> Iterator[int]:

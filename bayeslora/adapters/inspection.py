@@ -11,13 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bayeslora.adapters import repeats
 from bayeslora.adapters.folding import still
 from bayeslora.adapters.targets import head_names, linear_layers, output_embedding
 from bayeslora.adapters.weights import features, is_within, oriented
+from bayeslora.isolation import seeded
 from bayeslora.limits import naming_inputs
 from bayeslora.networks import is_readable, logits_of, memory_of
 from bayeslora.passes import unchanged
-from bayeslora.surroundings import outside
+from bayeslora.surroundings import called
 from bayeslora.types import Batch
 
 POSITIONS = 8
@@ -84,6 +86,7 @@ def inspect(model: nn.Module, batch: Batch) -> Inspection:
             output = look.run(inputs)
     writes.check(lambda again: _watched(model, layers, inputs, again))
     logits = logits_of(output)
+    repeats.check(model, lambda: _Look(model, {}).run(inputs), logits)
     uncalled = [name for name in layers if name not in look.called]
     unfit = look.odd | {name: READ if name in uncalled else BESIDE for name in read if name not in look.odd}
     return Inspection(
@@ -164,8 +167,8 @@ class _Look:
             elif name and next(module.parameters(recurse=False), None) is not None:
                 hooks.append(module.register_forward_hook(self._note(name)))
         try:
-            with torch.no_grad(), still(self.model), _layer_by_layer(self.model), unchanged(self.model), outside():
-                return self.model(**inputs)
+            with torch.no_grad(), seeded(0), still(self.model), _layer_by_layer(self.model), unchanged(self.model):
+                return called(self.model, inputs)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -12,7 +12,7 @@ from bayeslora.adapters.rows import copied, positions
 from bayeslora.isolation import seeded
 from bayeslora.networks import logits_of
 from bayeslora.places import LIBRARIES
-from bayeslora.surroundings import outside
+from bayeslora.surroundings import called
 from bayeslora.types import Batch
 
 POSITIONS = 64
@@ -41,8 +41,7 @@ def logits(network: Any, factors: Mapping[str, Any], inputs: Batch, together: in
 
     def one(its_factors: Mapping[str, Any]) -> Tensor:
         network.bind(its_factors)
-        with outside():
-            return logits_of(network.model(**copied(inputs)))
+        return logits_of(called(network.model, copied(inputs)))
 
     def mapped(its_factors: Mapping[str, Any]) -> Tensor:
         with network.alone():  # what a network keeps would go on into the next pass, or be a tensor of this map

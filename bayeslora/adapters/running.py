@@ -8,7 +8,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor
 
-from bayeslora.surroundings import outside
+from bayeslora.surroundings import called
 from bayeslora.types import Batch
 
 
@@ -24,12 +24,12 @@ def run(network: Any, inputs: Batch) -> Any:
     """
     if not torch.is_inference_mode_enabled():
         graph = torch.is_grad_enabled()
-        with network.alone(later=graph), not_reentrant() if graph else contextlib.nullcontext(), outside():
-            return network.model(**inputs)
+        with network.alone(later=graph), not_reentrant() if graph else contextlib.nullcontext():
+            return called(network.model, inputs)
     if not network.differentiates:
         try:
-            with network.alone(), outside():
-                return network.model(**inputs)
+            with network.alone():
+                return called(network.model, inputs)
         except RuntimeError as error:
             if not any(said in str(error) for said in ("grad", "Inference tensor")):
                 raise
@@ -47,8 +47,7 @@ def _outside_inference(network: Any, inputs: Batch) -> Any:
                 if (factors := layer.slot.factors) is not None:
                     layer.slot.factors = type(factors)(*(factor.clone() for factor in factors))
         own = {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
-        with outside():
-            return network.model(**own)
+        return called(network.model, own)
 
 
 class _NotReentrant:

@@ -16,7 +16,7 @@ from bayeslora.adapters.layer import AdaptedLayer
 from bayeslora.adapters.network import AdaptedNetwork
 from bayeslora.adapters.rows import copied, num_rows
 from bayeslora.passes import Left
-from bayeslora.surroundings import outside
+from bayeslora.surroundings import called
 from bayeslora.types import Batch, FactorsByStack
 
 logger = logging.getLogger(__name__)
@@ -163,8 +163,8 @@ class Shared:
         made = dict.fromkeys(watched, noting) | dict.fromkeys(self.layers, stopping)
         self.network.bind(folding.at(factors, 0))
         try:
-            with self.network.alone() as left, replaced(made), outside():
-                self.network.model(**copied(inputs))
+            with self.network.alone() as left, replaced(made):
+                called(self.network.model, copied(inputs))
         except ReachedError as reached:
             return calls, reached.positions, left
         except RuntimeError:  # the plain way says why, or does without

@@ -106,8 +106,9 @@ def copied(model: Copied, memo: dict[int, Any] | None = None) -> Copied:
         memo.setdefault(id(value), value.detach().clone())
     try:
         return copy.deepcopy(model, memo)
-    except TypeError as error:  # a lock, a file, what a function yields
-        raise TypeError(f"The network cannot be copied{_holder(model)}: {error}. Make it in `forward`.") from error
+    except Exception as error:  # a lock, a file, what a function yields, a tensor of a class of one's own
+        reason = str(error).rstrip(".")
+        raise TypeError(f"The network cannot be copied{_holder(model)}: {reason}. Make it in `forward`.") from error
 
 
 def _holder(model: nn.Module) -> str:
@@ -117,10 +118,8 @@ def _holder(model: nn.Module) -> str:
             if key not in OF_TORCH:
                 try:
                     copy.deepcopy(value)
-                except TypeError:
+                except Exception:
                     return f", for its {'.'.join(filter(None, (name, key)))!r}"
-                except Exception:  # whatever else is in the way, it is not this
-                    continue
     return ""
 
 

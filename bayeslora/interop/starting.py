@@ -16,7 +16,7 @@ from bayeslora.isolation import seeded
 from bayeslora.networks import logits_of
 from bayeslora.passes import unchanged
 from bayeslora.program import Program, evaluating
-from bayeslora.surroundings import outside
+from bayeslora.surroundings import called
 from bayeslora.types import Batch, FactorsByStack, FactorTuple
 
 logger = logging.getLogger(__name__)
@@ -127,8 +127,8 @@ def distance(network: AdaptedNetwork, factors: FactorsByStack, other: nn.Module,
         with torch.no_grad(), evaluating(network), evaluating(other), unchanged(other):
             with seeded(0):  # some networks draw numbers in evaluation too
                 own = network(factors, inputs)
-            with seeded(0), outside():
-                expected = logits_of(other(**inputs))
+            with seeded(0):
+                expected = logits_of(called(other, inputs))
     finally:
         network.unbind()
     dtypes = [value.dtype for value in (*network.model.parameters(), own, expected) if value.is_floating_point()]

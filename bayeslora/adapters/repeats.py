@@ -1,0 +1,41 @@
+"""Whether two passes of the same rows through a network give the same logits."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora.adapters.folding import distance, tolerance
+from bayeslora.networks import is_readable, logits_of
+
+ROUNDINGS = 64
+"""Roundings that two passes may be apart on a CPU, where they add in the same order."""
+
+
+class NotRepeatedError(ValueError):
+    """Passes through a network depend on those before, or on random numbers that no seed determines."""
+
+
+def check(model: nn.Module, run: Callable[[], Any], first: Tensor) -> None:
+    """Raise a `NotRepeatedError` if a pass gives other logits than the first one.
+
+    What a network keeps from one pass to the next is put back, where it is found: in files, in the environment, in
+    libraries or in very large tensors it is not.
+
+    Args:
+        model: The network.
+        run: Runs it once more.
+        first: The logits of the first pass.
+    """
+    first, second = first.detach(), logits_of(run()).detach()
+    if not (is_readable(first) and bool(first.isfinite().any())):
+        return
+    apart = distance(second, first)
+    if apart > (ROUNDINGS * torch.finfo(first.dtype).eps if first.device.type == "cpu" else tolerance(model)):
+        raise NotRepeatedError(
+            f"Two passes of the same rows through the {type(model).__name__} give logits that differ by {apart:.2g} of "
+            "their size: it keeps something that cannot be put back, or draws random numbers that torch.manual_seed "
+            "does not determine, so that predictions would depend on those before. Keep it in a buffer or a plain "
+            "attribute, or draw from torch's own random numbers, and fit it then."
+        )
