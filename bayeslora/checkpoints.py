@@ -4,6 +4,7 @@ A checkpoint is a posterior, with files of the Trainer's beside it. The last fil
 are there, and of which fit they are: a checkpoint without it is one whose process was killed.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from bayeslora import saving
 from bayeslora.data import Source
+from bayeslora.failing import NotSavedError
 from bayeslora.hashing import hashed
 from bayeslora.isolation import seeded
 
@@ -241,11 +243,19 @@ def set_aside(folder: Path, others: Sequence[Path] = ()) -> None:
     while (folder / f"earlier-{number}").exists():
         number += 1
     target = folder / f"earlier-{number}"
-    target.mkdir()
-    for checkpoint in found:
-        checkpoint.rename(target / checkpoint.name)
-    for path in (target, folder):
-        saving.sync(path)
+    try:
+        target.mkdir()
+        for checkpoint in found:
+            checkpoint.rename(target / checkpoint.name)
+        for path in (target, folder):
+            saving.sync(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            target.rmdir()
+        raise NotSavedError(
+            f"The checkpoints of an earlier fit in {folder} ({_names(found)}) cannot be moved to {target.name} in it: "
+            f"{error.strerror}. Give another output_dir, or move them away."
+        ) from error
     logger.info("The checkpoints of an earlier fit in %s (%s) are now in %s.", folder, _names(found), target)
 
 
@@ -260,8 +270,9 @@ def rotate(folder: Path, limit: int | None, best: str | None) -> None:
     kept += [checkpoint for checkpoint in whole if checkpoint not in kept][: max(0, limit - len(kept))]
     for checkpoint in ordered:
         if checkpoint not in kept:
-            reopen(checkpoint)  # what is partly removed is not whole
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            with contextlib.suppress(OSError):  # somebody else's, for instance: it stays
+                reopen(checkpoint)  # what is partly removed is not whole
+                shutil.rmtree(checkpoint)
 
 
 def _names(checkpoints: Sequence[Path]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bayeslora import saving
+from bayeslora import failing, saving
 
 LOCK = ".fit.lock"
 """The file that a fit holds a lock on while it runs. It is removed afterwards; one that a kill has left is free."""
@@ -40,7 +40,7 @@ def claimed(folder: str | os.PathLike[str] | None) -> Iterator[None]:
         yield
         return
     path = Path(folder) / LOCK
-    with saving.saying_what_failed(Path(folder)):
+    with failing.saying_what_failed(Path(folder)):
         saving.make_folder(Path(folder))
     handle, key = _locked(path, fcntl)
     try:

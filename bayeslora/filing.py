@@ -4,24 +4,42 @@ import contextlib
 import io
 import os
 import shutil
+import stat
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from bayeslora.saving import BESIDE, locked, make_folder, newest, saying_what_failed, sync, what_failed, write
+from bayeslora.failing import BESIDE, newest, saying_what_failed, what_failed
+from bayeslora.saving import locked, make_folder, sync, write
 
 
 def write_file(path: str | os.PathLike[str], content: bytes | str) -> Path:
     """Write a file, and the folder that it is in; what was there before is replaced at once.
 
+    Of a link, that is what it leads to. A device or a pipe, such as `/dev/stdout`, is written to as it is.
+
     Raises:
         NotSavedError: If it cannot be written.
     """
-    target = Path(path)
+    target, data = Path(path), content.encode() if isinstance(content, str) else content
     with saying_what_failed(target):
-        make_folder(target.parent)
-        write(target, content.encode() if isinstance(content, str) else content)
+        if _is_special(target):
+            with target.open("wb") as file:
+                file.write(data)
+            return target
+        final = Path(os.path.realpath(target)) if target.is_symlink() else target
+        make_folder(final.parent)
+        write(final, data)
     return target
+
+
+def _is_special(path: Path) -> bool:
+    """Whether neither a file nor a folder stands there, or at the end of a link; an OSError of links in a circle."""
+    try:
+        kind = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return not (stat.S_ISREG(kind) or stat.S_ISDIR(kind))
 
 
 def picture(figure: Any, **settings: Any) -> bytes:

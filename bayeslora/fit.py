@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bayeslora import arguments, bases, choice, claiming, interop, onward, saving, several, storage
+from bayeslora import arguments, bases, choice, claiming, failing, interop, onward, several, storage
 from bayeslora.adapters.weights import uncompiled
 from bayeslora.contracts import ArgumentError, Count, Scale
 from bayeslora.data import NOTHING, Columns, Reading, Source, Weight, apart, given, opened, plain, shots_in, split
@@ -198,7 +198,7 @@ def fit(
     earlier = onward.of(prior, init)
     chosen = earlier.method(method, hyperparameters) if earlier else make_method(method or DEFAULT, **hyperparameters)
     if (folder := output_dir if args is None else args.output_dir) is not None:
-        saving.check_folder(folder, "output_dir")
+        failing.check_folder(folder, "output_dir")
         folder = str(Path(folder).absolute())  # wherever a callback goes to
         output_dir, args = (folder, None) if args is None else (output_dir, arguments.in_folder(args, folder))
     data = given(opened(data))

@@ -16,6 +16,7 @@ from bayeslora import arguments, bases, choice, dialling, interop, packing, reci
 from bayeslora.adapters import AdaptedNetwork, FrozenWeights
 from bayeslora.data import Columns, Source, to_device
 from bayeslora.dials import wanted
+from bayeslora.failing import NotSavedError
 from bayeslora.isolation import give_way, seeded
 from bayeslora.methods import Method
 from bayeslora.networks import output_names
@@ -134,7 +135,7 @@ class Fitting:
         posterior = Posterior(program, history, 1.0, tokenizer, names, columns)
         posterior.data_collator = self.read.data_collator
         posterior.example = {name: value for name, value in example.items() if name != "labels"}
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             training = self.args or arguments.made(
                 output_dir or scratch,
                 held_out is not None,
@@ -165,7 +166,14 @@ class Fitting:
             dialling.settle(posterior, tuning_data, seed)
         program.network.frozen = FrozenWeights(program.network)  # several processes have written theirs to each other
         if (output_dir or self.args) and training.should_save:
-            posterior.save(training.output_dir)
+            try:
+                posterior.save(training.output_dir)
+            except NotSavedError as error:
+                error.posterior = posterior
+                error.add_note(
+                    "The fit had ended: this error has its `posterior`; resume=True goes on from the last checkpoint."
+                )
+                raise
         return posterior
 
     def _trains(self, program: Program) -> bool:

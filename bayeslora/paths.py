@@ -24,6 +24,21 @@ FILES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".safetensors", 
 """Endings of names that are files' and not the hub's."""
 
 
+def is_there(path: Path) -> bool:
+    """Return whether there is a file, a folder or a link of that name.
+
+    Raises:
+        ValueError: If that cannot be seen, as in a folder of somebody else's.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    return True
+
+
 def check_place(name: str | os.PathLike[str], what: str, among: str = "") -> None:
     """Raise a ValueError if a name is not one of the hub's, and there is no file or folder of that name either.
 

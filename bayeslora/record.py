@@ -29,6 +29,7 @@ from typing import (
 )
 
 from bayeslora.contracts import LARGEST_INTEGER, Count, Kind, Within, fits, in_words
+from bayeslora.paths import is_there
 
 MANIFEST = "bayeslora.json"
 FORMAT = 1
@@ -159,6 +160,8 @@ def reading(folder: str | os.PathLike[str], file: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if isinstance(error, OSError) and error.errno and not isinstance(error, FileNotFoundError):
+            raise ValueError(f"{folder} holds a posterior that cannot be read: {file}: {error.strerror}.") from error
         what = (
             str(error)
             if isinstance(error, ValueError) or type(error) is Exception
@@ -254,7 +257,7 @@ def read_record(folder: str | os.PathLike[str]) -> Record:
         ValueError: If it is damaged, or of a format that this version does not know.
     """
     path = Path(folder) / MANIFEST
-    if not os.path.lexists(path):
+    if not is_there(path):
         raise FileNotFoundError(f"{folder} holds no posterior: there is no {MANIFEST} in it.")
     with reading(folder, MANIFEST):
         record = read_json(path, MOST_BYTES)

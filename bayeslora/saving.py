@@ -9,10 +9,11 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+from bayeslora.failing import NotSavedError, saying_what_failed
 
 T = TypeVar("T")
 
@@ -29,17 +30,7 @@ ATTEMPTS = 100
 ABOUT = r"README\.md|reliability\.png"
 """Names of files about a posterior."""
 
-BESIDE = ".export-"
-"""How the names of folders begin that are being filled; those of killed exports are removed by the next."""
-
 _numbers = itertools.count()  # threads of one process write the same file under different names
-
-
-class NotSavedError(OSError):
-    """Something could not be written; what was saved there before is as it was."""
-
-    failed: tuple[Path, str] | None = None
-    """The file, and why it could not be written."""
 
 
 def save_together(
@@ -70,10 +61,15 @@ def save_together(
         NotSavedError: If a file cannot be written, because the disk is full, say.
     """
     folder = manifest.parent
-    kept = f"Nothing was saved; a posterior that was in {folder} before is as it was."
+    placed = False
+
+    def kept() -> str:
+        old = f"Nothing was saved; a posterior that was in {folder} before is as it was."
+        return "The posterior itself is saved." if placed else old
+
     with saying_what_failed(folder, kept):
         make_folder(folder)
-    with locked(folder), saying_what_failed(folder, kept), contextlib.ExitStack() as staged:
+    with saying_what_failed(folder, kept), locked(folder), contextlib.ExitStack() as staged:
         before = read(manifest) or {}
         try:
             files: dict[str, Any] = {"tensors": f"posterior-{hashlib.sha256(tensors).hexdigest()[:16]}.safetensors"}
@@ -87,11 +83,14 @@ def save_together(
             for name in beside:
                 (folder / name).unlink(missing_ok=True)
             written.replace(manifest)
+            placed = True
             for name, path in beside.items():
                 path.replace(folder / name)
             sync(folder)
         except BaseException:
-            _remove_leftovers(manifest, before, before)
+            now = read(manifest)  # it may have been replaced already
+            if now is not None or not os.path.lexists(manifest):
+                _remove_leftovers(manifest, now or {}, before)
             raise
         _remove_leftovers(manifest, files, before)
 
@@ -149,6 +148,7 @@ def _staged(path: Path, content: bytes) -> Iterator[Path]:
     try:
         _remove_killed(path)
         with temporary.open("wb") as file:
+            _take_mode(file.fileno(), path)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -159,6 +159,14 @@ def _staged(path: Path, content: bytes) -> Iterator[Path]:
         raise OSError(error.errno or 0, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _take_mode(handle: int, path: Path) -> None:
+    """Let a file be read by those alone who may read the one that it replaces."""
+    with contextlib.suppress(OSError, AttributeError):  # there is none, or it is somebody else's; Windows has no modes
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode):
+            os.fchmod(handle, stat.S_IMODE(status.st_mode))
 
 
 def _remove_killed(path: Path) -> None:
@@ -259,7 +267,11 @@ def _remove_leftovers(manifest: Path, kept: Mapping[str, Any], before: Mapping[s
     """
     names = [kept.get("tensors"), kept.get("tokenizer_folder"), *kept.get("folders", _folders(kept))]
     partial = rf"\.({OWN}|{TOKENIZER}|component|{re.escape(manifest.name)})(\.\d+){{0,2}}|\.({ABOUT})(\.\d+){{2}}"
-    for path in manifest.parent.iterdir():
+    try:
+        there = [*manifest.parent.iterdir()]
+    except OSError:
+        return
+    for path in there:
         own = re.fullmatch(OWN, path.name) and path.name not in names
         # Earlier versions wrote every tokenizer to one folder, which is only ours to remove where a record means it.
         own = own or (path.name == TOKENIZER and _means_plain_folder(before) and not _means_plain_folder(kept))
@@ -317,74 +329,3 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise FileExistsError(error.errno, "it is not a folder", str(folder)) from None
-
-
-def check_folder(folder: str | os.PathLike[str], what: str) -> None:
-    """Raise a NotSavedError unless files can be written to a folder, which need not be there; nothing is left in it.
-
-    Args:
-        folder: The folder.
-        what: What to call it in messages.
-    """
-    there = Path(folder)
-    while not os.path.lexists(there) and there != there.parent:
-        there = there.parent
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        reason = error.strerror if there.is_dir() else "it is not a folder"
-        raise NotSavedError(f"{what}={os.fspath(folder)!r} cannot be written at {there}: {reason}.") from error
-
-
-@contextlib.contextmanager
-def saying_what_failed(path: Path, kept: str = "") -> Iterator[None]:
-    """Say in one sentence which file could not be written, and why; what is nested in this says nothing of its own.
-
-    Args:
-        path: The file or folder that is written, where the error names none.
-        kept: A sentence about what was there before.
-
-    Raises:
-        NotSavedError: In place of errors of writing; libraries in Rust and C++ raise theirs as plain exceptions.
-    """
-    try:
-        yield
-    except Exception as error:
-        failed = what_failed(error, path)
-        if failed is None:
-            raise
-        raised = NotSavedError(f"{failed[0]} could not be written: {failed[1]}.{' ' * bool(kept)}{kept}")
-        raised.failed = failed
-        raise raised from error
-
-
-def what_failed(error: BaseException, path: Path) -> tuple[Path, str] | None:
-    """Return the file that an error of writing is about, by the name that it was to have, and the reason.
-
-    Args:
-        error: The error.
-        path: What is written, where the error names nothing in it.
-
-    Returns:
-        None if it is another error.
-    """
-    if isinstance(error, NotSavedError):
-        return error.failed
-    rust = re.search(r"(?:I/O error: )?([^:]*) \(os error \d+\)", str(error))
-    if isinstance(error, OSError):
-        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
-        reason = error.strerror or (rust[1] if rust else str(error))
-        return _final(named if path in (named, *named.parents) else path), reason
-    return (path, rust[1]) if rust else None
-
-
-def newest(folder: Path) -> Path:
-    """Return the file in a folder that was written last, or the folder: many errors of writing name none."""
-    return max(_files(folder), key=lambda path: path.stat().st_mtime_ns, default=folder)
-
-
-def _final(path: Path) -> Path:
-    """Return the name that a file is renamed to, which is written under another one."""
-    parts = [part for part in path.parts if not re.fullmatch(rf"{re.escape(BESIDE)}\d+", part)]
-    return Path(*(re.sub(r"^\.(.+?)(\.\d+){1,2}$", r"\1", part) for part in parts))

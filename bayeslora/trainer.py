@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from bayeslora import bases, checkpoints, guides, natural, saving, storage, watching
+from bayeslora import bases, checkpoints, failing, guides, natural, storage, watching
 from bayeslora.data import OwnOrders, Source, Stream, to_device
 from bayeslora.divergence import DivergedError as DivergedError
 from bayeslora.divergence import LastGood
@@ -234,11 +234,11 @@ class ProgramTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint, then the file that says that it is whole, and only then remove older ones."""
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.args.should_save:
-            checkpoints.reopen(folder)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             with _saying_what_failed(folder):
+                if self.args.should_save:
+                    checkpoints.reopen(folder)
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()  # each process writes its random state
                 if self.args.should_save:
@@ -377,10 +377,10 @@ def _saying_what_failed(folder: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         # torch writes its files from C++, and raises a RuntimeError where the disk is full.
-        last = saving.newest(folder)
-        path, reason = saving.what_failed(error, last) or (last, str(error).partition("\n")[0])
+        last = failing.newest(folder)
+        path, reason = failing.what_failed(error, last) or (last, str(error).partition("\n")[0])
         shutil.rmtree(folder, ignore_errors=True)
-        raise saving.NotSavedError(
-            f"{path} could not be written: {reason}. Earlier checkpoints are whole: make room, and go on with "
-            "resume=True."
+        what = failing.remedy(reason) if isinstance(error, OSError) else "make room"
+        raise failing.NotSavedError(
+            f"{path} could not be written: {reason}. Earlier checkpoints are whole: {what}, and go on with resume=True."
         ) from error

@@ -19,8 +19,8 @@ from typer.testing import CliRunner, Result
 import bayeslora
 from bayeslora.cli import app, as_json
 from bayeslora.divergence import DivergedError
+from bayeslora.failing import NotSavedError
 from bayeslora.methods import METHODS
-from bayeslora.saving import NotSavedError
 from bayeslora.shell import check_output, errors, fields_of, method_fields, with_columns, write_table
 from bayeslora.stopping import Terminated
 from tests.test_strangers_files import as_typer_calls_them

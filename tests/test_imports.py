@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "bayeslora"
 
 ORDER = (
     ("contents", "contracts", "counting", "hashing", "surroundings"),
-    ("places",),
+    ("places", "failing"),
     ("types", "isolation", "hushing", "saving", "paths", "passes", "devices", "stopping"),
     ("filing", "claiming"),
     ("networks",),

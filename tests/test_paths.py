@@ -1,5 +1,6 @@
 """Files and folders that are not there, or hold nothing, are named in one sentence."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,15 @@ def test_data_that_are_not_there(name: str, message: str, tmp_path: Path) -> Non
     for data in (str(tmp_path / name), tmp_path / name):
         with pytest.raises(ValueError, match=message):
             fit(tiny_bert(2), data)
+
+
+def test_a_folder_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(ValueError, match=r"data='.*' cannot be read: Permission denied \(.*\)\.$"):
+        fit(tiny_bert(2), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", " "])

@@ -304,8 +304,8 @@ def test_figures_say_the_same_at_every_call() -> None:
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    from bayeslora.failing import NotSavedError
     from bayeslora.filing import write_file
-    from bayeslora.saving import NotSavedError
 
     (tmp_path / "file").touch()
     with pytest.raises(NotSavedError, match=r"page\.html could not be written"):

@@ -153,6 +153,16 @@ def read(name: str) -> "DatasetDict":
             not fit.
         ImportError: If pandas lacks the package for a spreadsheet.
     """
+    try:
+        return _read(name)
+    except OSError as error:  # of a folder of somebody else's, for instance
+        if not error.errno:
+            raise
+        at = f" ({os.fsdecode(error.filename)})" if error.filename else ""
+        raise ValueError(f"data={name!r} cannot be read: {error.strerror}{at}.") from error
+
+
+def _read(name: str) -> "DatasetDict":
     import datasets
 
     name = os.path.expanduser(name) if os.path.exists(os.path.expanduser(name)) else name

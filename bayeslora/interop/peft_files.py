@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bayeslora.paths import is_there
 from bayeslora.record import read_json
 from bayeslora.storage import DTYPES, check_header, check_numbers
 
@@ -48,7 +49,7 @@ def read_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
     """
     config_path, weights_path = Path(folder) / CONFIG, Path(folder) / WEIGHTS
     for path in (config_path, weights_path):
-        if not os.path.lexists(path):
+        if not is_there(path):
             if os.path.lexists(Path(folder) / "adapter_model.bin"):
                 raise ValueError(
                     f"{folder} holds its adapter as adapter_model.bin, a pickle, which can run code when it is read: "
@@ -61,13 +62,17 @@ def read_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
         config = read_json(config_path, MOST_CONFIG)
         if not isinstance(config, dict):
             raise ValueError(f"it is {config!r:.50}")
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ValueError(f"{CONFIG} in {folder} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
         raise ValueError(f"{CONFIG} in {folder} is not a configuration of PEFT's: {error}.") from None
     try:
         check_header(weights_path, "PEFT's")
         state = load_file(weights_path)
         _check_tensors(state)
-    except (OSError, SafetensorError, ValueError) as error:
+    except OSError as error:
+        raise ValueError(f"{WEIGHTS} in {folder} cannot be read: {error.strerror or error}.") from error
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"{WEIGHTS} in {folder} is damaged: {error}.") from None
     return config, state
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bayeslora import checkpoints, saving
+from bayeslora import checkpoints, failing, saving
 from bayeslora.hashing import hashed
 
 STUDY = "study.json"
@@ -32,7 +32,7 @@ class Store:
         self.runs: dict[str, dict[str, Any]] = {}
         if self.folder is None:
             return
-        with saving.saying_what_failed(self.folder):
+        with failing.saying_what_failed(self.folder):
             saving.make_folder(self.folder)
         path = self.folder / STUDY
         if path.exists():
@@ -43,7 +43,7 @@ class Store:
                 "that of a study."
             )
         else:
-            with saving.saying_what_failed(path):
+            with failing.saying_what_failed(path):
                 saving.write(path, json.dumps(self.study, indent=1).encode())
 
     def _check(self, path: Path) -> None:
@@ -75,7 +75,7 @@ class Store:
         self.runs[key] = json.loads(json.dumps(run))
         if self.folder is not None:
             path = self.folder / f"run-{key}.json"
-            with saving.saying_what_failed(path, "Runs that had ended are kept: call it again with this store."):
+            with failing.saying_what_failed(path, "Runs that had ended are kept: call it again with this store."):
                 saving.write(path, json.dumps(self.runs[key] | {"digest": _digest(self.runs[key])}).encode())
                 saving.sync(self.folder)
 

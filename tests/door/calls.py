@@ -39,9 +39,9 @@ import bayeslora
 from bayeslora import LIKELIHOODS, METHODS
 from bayeslora.cli import app
 from bayeslora.divergence import DivergedError
+from bayeslora.failing import NotSavedError
 from bayeslora.harness import HarnessModel
 from bayeslora.methods.fields import declarations
-from bayeslora.saving import NotSavedError
 from bayeslora.sklearn import Classifier, Regressor
 from tests.door.signatures import public as with_contract
 from tests.door.things import NAMES, VALUES

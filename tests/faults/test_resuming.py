@@ -1,5 +1,6 @@
 """Fits that are killed, interrupted or diverge, and what goes on from there."""
 
+import errno
 import itertools
 import json
 import logging
@@ -24,7 +25,8 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers import TrainerCallback, TrainingArguments
 
 import bayeslora
-from bayeslora import checkpoints, claiming, saving, stopping, storage
+from bayeslora import checkpoints, claiming, stopping, storage
+from bayeslora.failing import NotSavedError
 from bayeslora.posterior import Posterior
 from bayeslora.trainer import DivergedError
 from tests.faults import processes
@@ -863,7 +865,7 @@ def test_a_checkpoint_that_does_not_fit_the_disk_is_one_sentence(tmp_path: Path)
                     if state.global_step == 5:
                         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
-            with pytest.raises(saving.NotSavedError) as error:
+            with pytest.raises(NotSavedError) as error:
                 fit(out, callbacks=[Fill()])
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             return str(error.value)
@@ -876,6 +878,48 @@ def test_a_checkpoint_that_does_not_fit_the_disk_is_one_sentence(tmp_path: Path)
         assert "\n" not in message
         assert " could not be written: " in message
         assert str(out / "checkpoint-6") in message
+
+
+def test_a_fit_that_cannot_be_saved_at_its_end_is_in_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = Posterior.save
+
+    def full(self: Posterior, folder: Any) -> None:
+        if Path(folder) == tmp_path:
+            raise NotSavedError("No space left on device")
+        save(self, folder)
+
+    monkeypatch.setattr(Posterior, "save", full)
+    with pytest.raises(NotSavedError, match="resume=True goes on from the last checkpoint") as error:
+        fit(tmp_path)
+    monkeypatch.undo()
+    assert_same(learned(error.value.posterior), learned(fit(None)))
+    assert_same(resumed(tmp_path), learned(fit(None)))
+
+
+def test_earlier_checkpoints_that_cannot_be_moved_or_removed_are_said_or_stay(
+    ended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(shutil.copytree(ended, tmp_path / "out"))
+
+    def refused(*args: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", refused)
+        with pytest.raises(NotSavedError, match=r"cannot be moved to earlier-1 in it: Operation not permitted\. Give"):
+            fit(out)
+    assert not (out / "earlier-1").exists()
+    monkeypatch.setattr(checkpoints, "reopen", refused)
+    checkpoints.rotate(out, 1, None)
+    assert [path.name for path in checkpoints.in_order(out)] == ["checkpoint-6", "checkpoint-3"]
+
+
+@pytest.mark.parametrize(("name", "make"), [("checkpoint-7", Path.touch), (storage.MANIFEST, Path.mkdir)])
+def test_what_stands_where_a_fit_writes_is_found_before_it(name: str, make: Any, tmp_path: Path) -> None:
+    make(tmp_path / name)
+    kind = "file" if make is Path.touch else "folder"
+    with pytest.raises(NotSavedError, match=rf"has a {kind} called '{name}', and a fit writes .* move it away"):
+        bayeslora.fit(network(), "nowhere.csv", output_dir=tmp_path)
 
 
 def test_the_marker_of_a_checkpoint_is_plain_json(ended: Path) -> None:

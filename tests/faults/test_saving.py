@@ -1,6 +1,7 @@
 """Saves that are killed, run out of disk, or have a reader beside them: the old posterior or the new one, whole."""
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -18,7 +19,8 @@ import torch
 from torch import nn
 
 import bayeslora
-from bayeslora import filing, saving, storage
+from bayeslora import filing, storage
+from bayeslora.failing import NotSavedError
 from bayeslora.posterior import Posterior
 from tests.faults import processes
 from tests.test_data import tiny_tokenizer
@@ -276,7 +278,7 @@ def test_a_disk_that_is_full_for_any_file_is_one_sentence(posteriors: dict[str, 
     for limit in range(0, size - 64, size // 12):
 
         def save(limit: int = limit) -> Any:
-            with no_file_larger_than(limit), pytest.raises(saving.NotSavedError) as error:
+            with no_file_larger_than(limit), pytest.raises(NotSavedError) as error:
                 posteriors[NEW].save(tmp_path)
             return str(error.value)
 
@@ -290,9 +292,56 @@ def test_a_disk_that_is_full_for_any_file_is_one_sentence(posteriors: dict[str, 
     assert {"posterior", "tokenizer"} <= {name.strip(".").partition(".")[0] for name in named}
 
 
+@pytest.mark.parametrize("after", range(5))
+@pytest.mark.parametrize("operation", ["fsync", "replace"])
+def test_a_save_that_fails_at_any_operation_leaves_one_posterior_and_says_which(
+    posteriors: dict[str, Posterior], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, after: int
+) -> None:
+    posteriors[OLD]._save(tmp_path, {"README.md": b"old"})
+    done, real = [], getattr(os, operation)
+
+    def failing(*args: Any) -> Any:
+        done.append(args)
+        if len(done) > after:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, operation, failing)
+        try:
+            posteriors[NEW]._save(tmp_path, {"README.md": b"new"})
+            message = "saved"
+        except NotSavedError as error:
+            message = str(error)
+    found = loaded(tmp_path)
+    assert found == (OLD if "Nothing was saved" in message else NEW), message
+    assert not (tmp_path / "README.md").exists() or (tmp_path / "README.md").read_text() == found
+
+
+def test_a_record_that_cannot_be_read_is_not_taken_for_none(
+    posteriors: dict[str, Posterior], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posteriors[OLD].save(tmp_path)
+
+    def stale(path: Path) -> Any:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", stale)
+        patched.setattr(os, "fsync", stale)
+        with pytest.raises(NotSavedError, match="Stale file handle"):
+            posteriors[NEW].save(tmp_path)
+    assert loaded(tmp_path) == OLD
+    for attribute in ("lstat", "read_bytes"):
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, attribute, stale)
+            with pytest.raises(ValueError, match=r"cannot be read: .*Stale file handle\.$"):
+                bayeslora.load(tmp_path, network())
+
+
 def test_a_folder_that_cannot_be_made_is_one_sentence(posteriors: dict[str, Posterior], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(saving.NotSavedError, match=r"/file/out could not be written: Not a directory\. Nothing"):
+    with pytest.raises(NotSavedError, match=r"/file/out could not be written: Not a directory\. Nothing"):
         posteriors[OLD].save(tmp_path / "file" / "out")
 
 

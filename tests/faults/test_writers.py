@@ -1,7 +1,10 @@
 """All that writes more than one file, or in place of another: killed, or out of disk, it leaves the old or the new."""
 
 import json
+import os
+import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +15,8 @@ import pytest
 import torch
 
 import bayeslora
-from bayeslora import interop, saving, shell
+from bayeslora import filing, interop, saving, shell
+from bayeslora.failing import NotSavedError
 from bayeslora.study.store import Store
 from tests.faults import processes
 from tests.faults.test_saving import copies, exported, made, network, no_file_larger_than
@@ -199,7 +203,7 @@ def test_a_full_disk_is_one_sentence_with_the_files_name_and_changes_nothing(
     for limit in range(0, largest - 64, largest // steps):
 
         def fail(limit: int = limit) -> str:
-            with no_file_larger_than(limit), pytest.raises(saving.NotSavedError) as error:
+            with no_file_larger_than(limit), pytest.raises(NotSavedError) as error:
                 write(folder)
             return str(error.value)
 
@@ -220,11 +224,32 @@ def test_a_merged_model_is_not_saved_beside_an_adapter(tmp_path: Path) -> None:
 
 
 def test_threads_write_one_file_each_whole(tmp_path: Path) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     path = tmp_path / "file"
     contents = [bytes([65 + index]) * 100_000 for index in range(8)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda content: saving.write(path, content), contents * 4))
     assert path.read_bytes() in contents
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_link_stays_one_and_so_do_devices_pipes_and_who_may_read(tmp_path: Path) -> None:
+    path, link, pipe = tmp_path / "file", tmp_path / "link", tmp_path / "pipe"
+    path.touch(mode=0o600)
+    link.symlink_to(path)
+    (tmp_path / "new").symlink_to(tmp_path / "folder" / "file")
+    os.mkfifo(pipe)
+    for each in (link, tmp_path / "new"):
+        filing.write_file(each, "x")
+        assert each.is_symlink()
+        assert each.read_text() == "x"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with ThreadPoolExecutor(1) as pool:
+        content = pool.submit(pipe.read_text)
+        filing.write_file(pipe, "x")
+        assert content.result() == "x"
+    assert pipe.is_fifo()
+    filing.write_file(os.devnull, "x")
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(NotSavedError, match="Too many levels of symbolic links"):
+        filing.write_file(tmp_path / "circle", "x")
