@@ -219,7 +219,7 @@ class CompletionsClient:
             raise ValueError(f"adapters={[*adapters]} names a draw twice, which would count twice: name each once.")
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"url={url!r}: give the whole address, such as http://localhost:8000/v1.")
-        self.url = url.rstrip("/")
+        self.url = url.rstrip("/").removesuffix("/completions")
         self.adapters = list(adapters)
         self.temperature, self.timeout, self.key = temperature, timeout, key
 
@@ -253,7 +253,11 @@ class CompletionsClient:
         text = prompt + answer
         body = {"model": adapter, "prompt": text, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
         said = self._post(body)
+        if isinstance(said, dict) and "choices" not in said and (why := said.get("error") or said.get("message")):
+            raise ValueError(f"{self.url} refused a request for {adapter!r}: {' '.join(str(why).split()):.200}")
         try:
+            if not _echoes(said["choices"][0].get("text"), text):
+                raise ValueError("the prompt is not repeated")
             total = _of_answer(_in_lists(said["choices"][0]["logprobs"]), prompt, answer)
         except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError):
             total = []
@@ -308,6 +312,14 @@ class _Busy(Exception):
         super().__init__(said)
         self.said = said
         self.seconds = float(after) if after is not None and re.fullmatch(r"\d{1,9}", after.strip()) else None
+
+
+def _echoes(said: Any, text: str) -> bool:
+    """Whether a server repeats a text, if it says what it wrote; white space and signs may be written otherwise."""
+    if not isinstance(said, str):
+        return True
+    plain, repeated = (re.sub(r"[^a-z0-9]", "", each.casefold()) for each in (text, said))
+    return plain in repeated
 
 
 def _in_lists(found: Any) -> Mapping[str, Any]:

@@ -88,6 +88,7 @@ SAID = {
     "bytes": b"\xff\xfe",
     "endless": b'{"choices": [{"logprobs": {"text_offset": [0, Infinity], "token_logprobs": [null, -1]}}]}',
     "other tokens": b'{"choices": [{"logprobs": {"tokens": ["token_id:1", "!"], "token_logprobs": [null, -1]}}]}',
+    "not repeated": b'{"choices": [{"text": "b", "logprobs": {"tokens": ["b"], "token_logprobs": [-1]}}]}',
     "nan": b'{"choices": [{"logprobs": {"text_offset": [0, 1], "token_logprobs": [null, NaN]}}]}',
 }
 """What servers may say instead."""
@@ -202,6 +203,12 @@ def test_an_answer_without_log_probabilities_is_said(url: str, adapter: str) -> 
     )
     with pytest.raises(ValueError, match=words):
         CompletionsClient(url, [adapter]).predict(["a"], ["b"])
+
+
+def test_an_error_that_is_not_one_of_http_is_passed_on(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SAID, "out", b'{"object": "error", "message": "out of\\nmemory"}')
+    with pytest.raises(ValueError, match=r"/v1 refused a request for 'out': out of memory"):
+        CompletionsClient(url + "completions", ["out"]).predict(["a"], ["b"])
 
 
 def test_a_server_that_is_busy_is_asked_again(url: str) -> None:
