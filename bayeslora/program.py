@@ -72,6 +72,7 @@ class Program(nn.Module, FittedProgram):
         self.packs = False
         self.watch: Callable[[FactorsByStack], FactorsByStack] | None = None  # sees the factors on their way
         self._num_steps: int | None = None
+        self._dims: dict[str, tuple[int, int]] | None = None  # of each site of the prior: in an event, and in all
         self._terms: tuple[list[str], Tensor] = ([], torch.zeros(0))
 
     @property
@@ -163,7 +164,22 @@ class Program(nn.Module, FittedProgram):
         """Return the factors of every stack as the prior computes them from given sites."""
         # How factors follow from sites is the method's, whatever the prior of the sites.
         with pyro.validation_enabled(False):
-            return poutine.condition(self._own_factors, data=dict(sites))()
+            return poutine.condition(self._own_factors, data=self._in_plates(sites))()
+
+    def _in_plates(self, given: Sites) -> dict[str, Tensor]:
+        """Give draws of sites that are not in all plates a dimension of size 1 for each other one, as Pyro does."""
+        if self._dims is None:
+            with seeded(0), torch.no_grad():
+                plain = sites(poutine.trace(self._own_factors).get_trace())
+            self._dims = {name: (site["fn"].event_dim, site["value"].dim()) for name, site in plain}
+        depth = max((dim - event for event, dim in self._dims.values()), default=0)
+        found = dict(given)
+        for name, value in given.items():
+            event, dim = self._dims.get(name, (0, depth))
+            lacking = 1 + depth + event - value.dim()
+            if value.dim() > dim and lacking > 0:
+                found[name] = value.reshape(len(value), *(1,) * lacking, *value.shape[1:])
+        return found
 
     def linearised(self, sites: Sites | Callable[[], Iterable[FactorsByStack]]) -> Linearised:
         """Return the logits to first order in the factors, as a function of inputs, at draws `[draw, layer, …]`.
@@ -193,14 +209,17 @@ class Program(nn.Module, FittedProgram):
         Raises:
             ValueError: If there is no Gaussian site to mirror.
         """
-        names = list(self.centre(auxiliary))
-        pairs = Antithetic()
-        draws = self._drawn(num_draws, names, pairs if antithetic else contextlib.nullcontext())
+        centre, pairs = self.centre(auxiliary), Antithetic()
+        draws = self._drawn(num_draws, list(centre), pairs if antithetic else contextlib.nullcontext())
         if antithetic and not pairs.mirrored:
             raise ValueError(
                 f"antithetic=True mirrors Gaussian sites, and {self.method.name!r} draws from none: leave it out."
             )
-        return {name: draws[name] for name in names}
+        # In a program with nested plates, Pyro gives each site a dimension for every plate.
+        return {
+            name: draws[name].reshape(len(draws[name]), *draws[name].shape[draws[name].dim() - value.dim() :])
+            for name, value in centre.items()
+        }
 
     def has_mirrors(self) -> bool:
         """Whether there are Gaussian sites, at which draws have mirror images."""

@@ -18,6 +18,9 @@ from bayeslora.isolation import seeded
 from bayeslora.program import Program, evaluating
 from bayeslora.types import Sites, TraceSite
 
+DRAWS = "_draws"
+"""The plate over draws."""
+
 
 class NoDensityError(ValueError):
     """A posterior has no densities that could be compared; the message says which, and why."""
@@ -135,7 +138,14 @@ def prior_sites(program: Program, num_draws: int, seed: int | None) -> dict[str,
     with seeded(seed), torch.no_grad():
         found = {name: fn.sample((num_draws,)) for name, fn in own.items()} | points
         found |= {name: site["value"] for name, site in _run(program, program.factors, found, num_draws)}
-    return {name: found[name].to(value).expand(num_draws, *value.shape) for name, value in centre.items()}
+    return {
+        # Plates that a site is in none of have a dimension of size 1.
+        name: found[name]
+        .reshape(-1, *found[name].shape[found[name].dim() - value.dim() :])
+        .to(value)
+        .expand(num_draws, *value.shape)
+        for name, value in centre.items()
+    }
 
 
 def _varies(draws: Tensor) -> bool:
@@ -156,13 +166,16 @@ def _run(
     """
     with pyro.validation_enabled(False), evaluating(program.guide), torch.no_grad():
         plain = dict(sites_of(poutine.trace(run).get_trace()))
-        # The plate is left of that over layers, also where a site is in none.
+        depth = max([1, *(-frame.dim for site in plain.values() for frame in site["cond_indep_stack"] if frame.dim)])
+        # The plate is left of all others, also where a site is in none.
         given = {
-            name: value.reshape(len(value), *(1,) * (2 + plain[name]["fn"].event_dim - value.dim()), *value.shape[1:])
+            name: value.reshape(
+                len(value), *(1,) * (1 + depth + plain[name]["fn"].event_dim - value.dim()), *value.shape[1:]
+            )
             for name, value in values.items()
             if name in plain and (keep_points or not isinstance(plain[name]["fn"], Delta))
         }
-        with pyro.plate("_draws", num_draws, dim=-2):
+        with pyro.plate(DRAWS, num_draws, dim=-1 - depth):
             trace = poutine.trace(poutine.condition(run, data=given)).get_trace()
     return ((n, s) for n, s in sites_of(trace) if n in given or not s["is_observed"])
 
@@ -176,5 +189,6 @@ def _log_prob(site: TraceSite, num_draws: int) -> Tensor:
         log_prob = fn.log_prob(site["value"])
     else:
         raise NoDensityError(f"{site['name']!r} is drawn from {type(fn).__name__}, which has no density.")
-    log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, (num_draws, 1)))
+    (dim,) = (frame.dim for frame in site["cond_indep_stack"] if frame.name == DRAWS)
+    log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, (num_draws, *(1,) * (-1 - dim))))
     return log_prob.reshape(num_draws, -1).sum(1).detach().cpu().double()

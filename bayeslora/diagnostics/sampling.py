@@ -33,6 +33,10 @@ COVERAGE = 0.9
 """Probability of the intervals that are compared."""
 
 
+EFFECTIVE = 100
+"""Effective draws from which a chain is a reference; arviz asks for as many of each chain."""
+
+
 @dataclass(frozen=True, repr=False)
 class Gold(Shown):
     """Draws from a posterior by NUTS.
@@ -49,8 +53,28 @@ class Gold(Shown):
     effective: float
     divergences: int
 
+    @property
+    def good(self) -> bool:
+        """Whether others can be held against it: 100 effective draws at least, and none that diverged."""
+        return self.effective >= EFFECTIVE and not self.divergences
+
+    @property
+    def verdict(self) -> str:
+        """What to make of it, in words."""
+        if not self.effective:
+            return "Not a reference: no draw differs from another. The sampler is stuck, or logits do not depend on z."
+        if self.divergences:
+            return (
+                f"Not a reference: {self.divergences} of {len(self.logits)} transitions diverged, so that the sampler "
+                "misses parts of the posterior. Ask for a longer warmup."
+            )
+        if not self.good:
+            return f"Not a reference: its draws are worth {self.effective:.0f} independent ones. Ask for more."
+        return f"A reference, worth {self.effective:.0f} independent draws, none of which diverged."
+
     def _shown(self) -> tuple[str, dict[str, str], None]:
         facts = {
+            "verdict": self.verdict,
             "draws": f"{len(self.logits)}",
             "effective": f"{self.effective:.0f}",
             "divergences": f"{self.divergences}",
@@ -76,6 +100,9 @@ class Gold(Shown):
             seed: Seed of the draws.
             batch_size: Examples per batch.
 
+        Raises:
+            ValueError: If all draws of the reference have the same logits.
+
         Returns:
             `bias`, the root mean square distance of means in standard deviations of the reference; `sd`, the median
             ratio of standard deviations; `coverage`, the reference's probability of central 90 % intervals, averaged.
@@ -84,13 +111,17 @@ class Gold(Shown):
         drawn, _ = draw_with_latents(program, num_draws, seed)
         found, _ = labelled(program, posterior._source(data), drawn, seed, batch_size, None)
         logits = logits_of(found, posterior._prediction(found), program)
-        deviation = self.logits.std(0)
+        moves = np.ptp(self.logits, axis=0) > 0  # others do not depend on what is random
+        if not moves.any():
+            raise ValueError(f"No distance from this reference is known. {self.verdict}")
+        logits, own = logits[:, moves], self.logits[:, moves]
+        deviation = own.std(0)
         low, high = np.quantile(logits, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2], axis=0)
-        bias = (logits.mean(0) - self.logits.mean(0)) / deviation
+        bias = (logits.mean(0) - own.mean(0)) / deviation
         return {
             "bias": float(np.sqrt((bias**2).mean())),
             "sd": float(np.median(logits.std(0) / deviation)),
-            "coverage": float(((low <= self.logits) & (self.logits <= high)).mean()),
+            "coverage": float(((low <= own) & (own <= high)).mean()),
         }
 
 
@@ -188,4 +219,4 @@ def _effective(logits: FloatArray) -> float:
         import arviz as az
 
         columns = logits.reshape(len(logits), -1)
-        return float(min((az.ess(each[None]) for each in columns.T if np.ptp(each) > 0), default=len(logits)))
+        return float(min((az.ess(each[None]) for each in columns.T if np.ptp(each) > 0), default=0.0))

@@ -1,6 +1,7 @@
 """Simulation-based calibration: does a method recover what its own prior made?"""
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -32,6 +33,9 @@ FAILURE_RATE = 0.01
 
 SHIFTED = 0.4
 """Mean score of the ranks, in standard deviations, from which draws are said to be shifted, not narrow or wide."""
+
+COARSEST = 2.0
+"""The largest `resolution` with which it can be said that draws are calibrated."""
 
 SHOWN_QUANTITIES = 6
 """Quantities that a figure has room for, the worst first."""
@@ -65,16 +69,38 @@ class Calibration(Shown):
         """Test for a shift, for a spread, and for any other difference, and correct for there being three tests."""
         from scipy import stats
 
-        scores = stats.norm.ppf((np.arange(self.num_draws + 1) + 0.5) / (self.num_draws + 1))
-        second, fourth = (scores**2).mean(), (scores**4).mean()
+        scores, second, square = self._scores(len(ranks))
         z, size = scores[ranks], len(ranks)
         shift = 2 * stats.norm.sf(abs(z.mean()) * np.sqrt(size / second))
-        ratio = (fourth - second**2) / second  # a gamma distribution of the sum's mean and variance
-        square = stats.gamma(size * second / ratio, scale=ratio)
         spread = 2 * min(square.cdf((z**2).sum()), square.sf((z**2).sum()))
         jittered = (ranks + np.random.default_rng(0).random(size)) / (self.num_draws + 1)
         p = min(1.0, 3 * min(shift, spread, stats.kstest(jittered, "uniform").pvalue))
         return {"p": float(p), "spread": float(z.std() / np.sqrt(second)), "shift": float(z.mean())}
+
+    def _scores(self, size: int) -> tuple[np.ndarray, float, Any]:
+        """Return the score of each rank, their mean square, and the distribution of the sum of so many squares."""
+        from scipy import stats
+
+        scores = stats.norm.ppf((np.arange(self.num_draws + 1) + 0.5) / (self.num_draws + 1))
+        second, fourth = float((scores**2).mean()), float((scores**4).mean())
+        ratio = max(fourth / second - second, 1e-6)  # a gamma distribution of the sum's mean and variance
+        return scores, second, stats.gamma(size * second / ratio, scale=ratio)
+
+    @property
+    def resolution(self) -> float:
+        """How far out true values lie, on average over the simulations, from where on draws are called too narrow.
+
+        A `spread` nearer to 1 passes. It is infinite where no ranks at all would be called so.
+        """
+        size = len(next(iter(self.ranks.values())))
+        scores, second, square = self._scores(size)
+        least = float(np.sqrt(square.isf(FAILURE_RATE / len(self.ranks) / 3 / 2) / size))
+        return least / second**0.5 if least < scores.max() else math.inf
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there are simulations enough for a verdict: draws half as wide as they should be would be seen."""
+        return not self.passes() or self.resolution <= COARSEST
 
     def passes(self, failure_rate: float = FAILURE_RATE) -> bool:
         """Return whether no quantity has ranks as rare as that, over all quantities together, if calibrated."""
@@ -84,8 +110,16 @@ class Calibration(Shown):
     def verdict(self) -> str:
         """What to make of it, in words."""
         size = len(next(iter(self.ranks.values())))
+        if not self.is_known:
+            return (
+                f"Not known: {size} simulations of {self.num_draws} draws do not show whether draws are half as wide "
+                "as they should be. Ask for 100 of 99."
+            )
         if self.passes():
-            return f"Calibrated, as far as {size} simulations can tell: true values have uniform ranks among the draws."
+            return (
+                f"Calibrated, as far as {size} simulations can tell: true values have uniform ranks among the draws. "
+                f"Draws that are {self.resolution:.2f} times too narrow would show."
+            )
         table = self.table()
         worst = table.iloc[0]
         failed = table[table["p"] * len(table) <= FAILURE_RATE]

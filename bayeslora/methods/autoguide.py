@@ -11,7 +11,7 @@ import pyro.infer.autoguide
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous
-from pyro.infer.autoguide.initialization import init_to_mean, init_to_value
+from pyro.infer.autoguide.initialization import init_to_mean, init_to_median, init_to_value
 from torch import nn
 
 from bayeslora import guides
@@ -20,7 +20,7 @@ from bayeslora.dials import Dial
 from bayeslora.methods.fields import NonNegative, Positive, PositiveOrAuto
 from bayeslora.methods.spreads import LearnedSpreads
 from bayeslora.natural import Gaussian
-from bayeslora.types import FactorTuple
+from bayeslora.types import FactorTuple, TraceSite
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class AutoGuide(LearnedSpreads):
     def make(self, stack: Stack, values: dict[str, torch.Tensor]) -> Any:
         """Make an automatic guide of one stack that starts at the given sites."""
         make = getattr(pyro.infer.autoguide, self.autoguide) if isinstance(self.autoguide, str) else self.autoguide
-        settings: dict[str, Any] = {"init_loc_fn": init_to_value(values=values, fallback=init_to_mean)}
+        settings: dict[str, Any] = {"init_loc_fn": init_to_value(values=values, fallback=finite_mean)}
         if "init_scale" in inspect.signature(make).parameters:
             settings["init_scale"] = self.init_scale
         learned = [stack.site(name) for name in self.scales_of_prior(stack, *stack.shapes)]
@@ -109,6 +109,12 @@ class AutoGuide(LearnedSpreads):
         # The name of its parameters and joint sample; by the class alone, those of two stacks would coincide.
         guide._pyro_name = f"{type(guide).__name__}.{stack.name}"
         return guide
+
+
+def finite_mean(site: TraceSite) -> torch.Tensor:
+    """Return the mean of a site's prior, or, as of a half-Cauchy distribution, its median."""
+    mean: torch.Tensor = init_to_mean(site)
+    return mean if bool(mean.isfinite().all()) else init_to_median(site)
 
 
 PASS_AGAIN = "pass the function itself; for a saved posterior, bayeslora.load(folder, model, method=AutoGuide(…))."

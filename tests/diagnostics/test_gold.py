@@ -1,11 +1,14 @@
 """The sampler has the exact posterior where that is known, and the product's own priors everywhere."""
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd.functional import jacobian
 from torch.distributions import biject_to
 
 from bayeslora import ArgumentError, Posterior, diagnostics
+from bayeslora.diagnostics import Gold
+from bayeslora.diagnostics.sampling import _effective
 from bayeslora.distributions import WishartCholesky
 from bayeslora.methods import MonteCLoRA
 from tests.diagnostics.conjugate import Conjugate
@@ -62,4 +65,24 @@ def test_so_few_draws_that_nothing_is_known_are_refused(problem: Conjugate) -> N
     with pytest.raises(ArgumentError, match="num_samples=3: 4 draws at least"):
         diagnostics.gold(problem.full(), problem.rows, 3, 1)
     found = diagnostics.gold(problem.full(), problem.rows, 4, 1)
-    assert repr(found).startswith("Gold\n  draws        4\n")
+    assert repr(found).startswith("Gold\n  verdict      Not a reference")
+
+
+@pytest.mark.parametrize(
+    ("effective", "divergences", "words"),
+    [
+        (250.0, 0, "A reference, worth 250 independent draws"),
+        (250.0, 3, "Not a reference: 3 of 4 transitions diverged"),
+        (12.0, 0, "Not a reference: its draws are worth 12"),
+        (0.0, 0, "Not a reference: no draw differs"),
+    ],
+)
+def test_a_chain_says_whether_it_is_a_reference(effective: float, divergences: int, words: str) -> None:
+    found = Gold({}, np.zeros((4, 3)), effective, divergences)
+    assert found.verdict.startswith(words)
+    assert found.good == words.startswith("A ")
+    assert found.verdict in " ".join(repr(found).split())
+
+
+def test_a_chain_that_is_stuck_is_worth_nothing() -> None:
+    assert _effective(np.ones((20, 3))) == 0

@@ -7,14 +7,16 @@ import warnings
 from typing import Any
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
 
 import bayeslora
 from bayeslora import METHODS, Posterior, diagnostics, metrics
-from bayeslora.adapters import AdaptedNetwork
-from bayeslora.methods import make_method
+from bayeslora.adapters import AdaptedNetwork, Factors, LowRank, Stack
+from bayeslora.methods import AutoGuide, make_method
 from bayeslora.program import Program
 from bayeslora.tasks import Classification
 from tests.methods.conftest import randomise
@@ -186,6 +188,33 @@ def test_an_automatic_guides_density_is_that_of_its_latents(name: str) -> None:
             q = torch.distributions.MultivariateNormal(auto.loc, scale_tril=tril)
         log_q += q.log_prob(flat).detach().numpy()
     np.testing.assert_allclose(stats["log_q"][0], log_q, rtol=1e-9)
+
+
+def nested(stack: Stack) -> Factors:
+    """Rows of A in a plate of their own, left of the layers', with a scale that has no mean."""
+    with stack.layers:
+        tau = pyro.sample(stack.site("tau"), dist.HalfCauchy(torch.ones((), dtype=torch.float64)))
+        with pyro.plate(stack.site("rows"), stack.rank, dim=-2):
+            a = pyro.sample(stack.site("a"), dist.Normal(torch.zeros(stack.A_shape[1]).double(), 1.0).to_event(1))
+    A = (a * tau.unsqueeze(-1)).transpose(-3, -2)
+    return Factors(A, torch.ones(*A.shape[:-2], *stack.B_shape, dtype=A.dtype))
+
+
+def test_plates_of_a_users_program_may_be_nested() -> None:
+    network = AdaptedNetwork(Network(), LowRank(), rank=2, num_examples=EXAMPLES, targets=["first", "second"])
+    program = Program(network, AutoGuide(prior_program=nested, temperature=1.0), Classification(3).double()).eval()
+    posterior, rows = Posterior(program), (data()["input"], data()["labels"])
+    found, draws = posterior.to_arviz(rows, 7, seed=2), posterior.draw(7, seed=2)
+    expected = sum(
+        torch.distributions.HalfCauchy(1.0).log_prob(draws[f"{name}.tau"]).flatten(1).sum(1)
+        + torch.distributions.Normal(0, 1).log_prob(draws[f"{name}.a"]).flatten(1).sum(1)
+        for name in program.stacks
+    )
+    np.testing.assert_allclose(found.sample_stats["log_prior"][0], expected)
+    assert found.prior["delta_norm_6x5"].shape == (1, 7, 1)
+    assert len(diagnostics.sbc(posterior, rows, num_simulations=2, num_draws=3, steps=1).ranks) > 3
+    assert np.isfinite(posterior.khat(rows, 20).width)
+    assert len(diagnostics.gold(posterior, rows, 4, 1).logits) == 4
 
 
 @pytest.mark.parametrize("name", ["blob", "laplace"])

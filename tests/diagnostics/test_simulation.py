@@ -73,6 +73,28 @@ def test_uniform_ranks_fail_as_often_as_they_should_and_stay_within_the_bands() 
     assert 0.88 < inside <= 1
 
 
+@pytest.mark.parametrize(
+    ("simulations", "draws", "known"), [(1, 99, False), (5, 99, False), (40, 99, True), (40, 1, False)]
+)
+def test_few_simulations_are_not_called_calibrated(simulations: int, draws: int, known: bool) -> None:
+    ranks = np.random.default_rng(2).integers(0, draws + 1, (5, simulations))
+    found = Calibration({str(index): each for index, each in enumerate(ranks)}, draws)
+    assert found.passes(FAILURE_RATE)
+    assert found.is_known == known
+    assert found.verdict.startswith("Calibrated" if known else "Not known")
+    assert f"{found.resolution:.2f} times too narrow" in found.verdict or not known
+
+
+def test_the_resolution_is_the_least_spread_that_fails() -> None:
+    scores, second, _ = Calibration({"x": np.zeros(40, int)}, 999)._scores(40)
+    resolution = Calibration({"x": np.zeros(40, int)}, 999).resolution
+    for factor, passes in ((0.97, True), (1.03, False)):
+        wanted = np.quantile(np.random.default_rng(0).normal(size=100_000), (np.arange(40) + 0.5) / 40)
+        wanted *= factor * resolution * second**0.5 / np.sqrt((wanted**2).mean())
+        ranks = np.abs(scores[:, None] - wanted).argmin(0)
+        assert Calibration({"x": ranks}, 999).passes() == passes
+
+
 def test_points_are_held_and_the_loss_is_fitted_by_default(problem: Conjugate) -> None:
     program = problem.program(BLoB(prior_scale=PRIOR))
     sites = program.guide["3x2"].sites
