@@ -1,6 +1,8 @@
 """Files and folders that are not there, or hold nothing, are named in one sentence."""
 
 import errno
+import importlib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 
 import bayeslora
 from bayeslora.data import given, read
+from bayeslora.data.packed import unpacked
 from tests.helpers import tiny_bert
 from tests.test_data import tiny_tokenizer
 
@@ -67,6 +70,41 @@ def test_a_folder_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Path, "iterdir", refused)
     with pytest.raises(ValueError, match=r"data='.*' cannot be read: Permission denied \(.*\)\.$"):
         fit(tiny_bert(2), tmp_path)
+
+
+@pytest.mark.parametrize("module", ["gzip", "bz2", "lzma", "zipfile"])
+def test_a_file_that_holds_far_more_than_its_size_is_not_unpacked(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = b"text,label\n" + b"a,0\n" * 40_000
+    path = tmp_path / f"data.csv.{module}"
+    if module == "zipfile":
+        for name in (path, tmp_path / "data.zip"):
+            with zipfile.ZipFile(name, "w", zipfile.ZIP_DEFLATED) as packed:
+                packed.writestr("data.csv", text)
+    else:
+        path.write_bytes(importlib.import_module(module).compress(text))
+    assert unpacked(path) == text
+    monkeypatch.setattr("bayeslora.data.packed.FREE", len(text) - 1)
+    with pytest.raises(ValueError, match=r", of [\d,]+ bytes, holds (more than )?[\d,]+ bytes: unpack it yourself if"):
+        unpacked(path)
+    if module == "zipfile":
+        with pytest.raises(ValueError, match=r"data\.zip, of [\d,]+ bytes, holds 160,011 bytes"):
+            read(str(tmp_path / "data.zip"))
+        monkeypatch.setattr("bayeslora.data.packed.MOST_FILES", 0)
+        with pytest.raises(ValueError, match=r"holds 1 tables, more than 0"):
+            read(str(tmp_path / "data.zip"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[" * 20_000, "it is nested too deeply"), (f'[{{"label": {"9" * 5000}}}]', "a number has too many digits")],
+)
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
+def test_json_that_nobody_can_read(text: str, message: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"{name} cannot be read as jsonl?: {message}\.$"):
+        read(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("name", ["", " "])

@@ -1,13 +1,12 @@
 """The text of a file: unpacked by what it holds, whatever its name says, and in whichever of a few encodings."""
 
 import contextlib
-import importlib
-import io
 import logging
 import re
 from pathlib import Path
 
 from bayeslora.data.encodings import encoding_of, is_escaped, is_foreign
+from bayeslora.data.packed import unpacked
 
 logger = logging.getLogger(__name__)
 
@@ -24,12 +23,6 @@ MARKS = {
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst")
 """Endings of compressed files, after that of what they hold."""
-
-ZSTANDARD = b"\x28\xb5\x2f\xfd"
-"""How a file that Zstandard has compressed begins."""
-
-PACKED = {"gzip": rb"\x1f\x8b", "bz2": rb"BZh[1-9]1AY&SY", "lzma": rb"\xfd7zXZ\0", "zipfile": rb"PK\x03\x04"}
-"""How compressed files begin, by the modules that unpack them."""
 
 MOST_ODD = 0.7
 """Share of the lines with letters beyond ASCII up to which a text is in UTF-8 although these lines are not."""
@@ -72,7 +65,7 @@ def decoded(path: Path) -> str:
     Raises:
         ValueError: If it cannot be unpacked, or is not a text.
     """
-    content = _content(path)
+    content = unpacked(path)
     check_plain(content[:1000], path)
     text = _text(content, path).rstrip("\x1a\x00")  # which ends a file of DOS
     if empty := text.count("\0"):
@@ -92,41 +85,6 @@ def check_plain(content: bytes, path: Path, is_text: bool = True) -> None:
     for first, what in (NEVER | OTHERS if is_text else NEVER).items():
         if re.match(first, content, re.IGNORECASE):
             raise ValueError(f"{path} is {what}.")
-
-
-def _content(path: Path) -> bytes:
-    """Return what a file holds, unpacked if it is compressed."""
-    content = path.read_bytes()
-    name = next((name for name, first in PACKED.items() if re.match(first, content)), None)
-    if content.startswith(ZSTANDARD):
-        return _of_zstandard(content, path)
-    if name is None:
-        return content
-    module = importlib.import_module(name)
-    try:
-        if name != "zipfile":
-            return bytes(module.decompress(content))
-        with module.ZipFile(io.BytesIO(content)) as packed:
-            names = [name for name in packed.namelist() if not name.startswith("__MACOSX") and not name.endswith("/")]
-            unpacked = {name: packed.read(name) for name in names[:2]}
-    except Exception as error:  # each module has its own, and zlib's, too
-        raise ValueError(f"{path} cannot be unpacked: {error}.") from error
-    if "[Content_Types].xml" in names:
-        raise ValueError(f"{path} is a spreadsheet or a document: let its name end in .xlsx, or save it as .csv.")
-    if len(names) != 1:
-        raise ValueError(f"{path} holds {len(names)} files: give one that holds a single one, or unpack it.")
-    return bytes(unpacked[names[0]])
-
-
-def _of_zstandard(content: bytes, path: Path) -> bytes:
-    """Return what Zstandard has compressed, by Arrow, which has it where Python has not."""
-    import pyarrow as pa  # type: ignore[import-untyped]
-
-    try:
-        with pa.CompressedInputStream(pa.BufferReader(content), "zstd") as packed:
-            return bytes(packed.read())
-    except OSError as error:
-        raise ValueError(f"{path} cannot be unpacked: {error}.") from error
 
 
 def _text(content: bytes, path: Path) -> str:

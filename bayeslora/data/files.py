@@ -14,6 +14,7 @@ from bayeslora.contracts import ArgumentError
 from bayeslora.data import delimited, lines, sheets, tidying, written
 from bayeslora.data.decoding import COMPRESSED, check_plain, decoded
 from bayeslora.data.foreign import familiar
+from bayeslora.data.packed import check_archive
 from bayeslora.data.tabling import as_table
 from bayeslora.paths import ADDRESS, check_place
 from bayeslora.types import Data
@@ -199,6 +200,7 @@ def _of_archive(path: Path) -> "DatasetDict":
             with zipfile.ZipFile(path) as packed:
                 names = [name for name in packed.namelist() if _ending(Path(name)) in KINDS]
                 names = [name for name in names if not name.startswith("__MACOSX")]
+                check_archive(packed, names, path)
                 files = [Path(packed.extract(name, folder)) for name in names]
         except (zipfile.BadZipFile, OSError, RuntimeError) as error:
             raise ValueError(f"{path} cannot be unpacked: {error}.") from error

@@ -42,7 +42,7 @@ def is_json(text: str) -> bool:
     for part in (first.partition("\n")[0], first):
         try:
             found = json.loads(part)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # it is not, or nobody can read it
             continue
         return bool(found)
     return False
@@ -80,6 +80,10 @@ def _documents(text: str, path: Path) -> list[Any]:
             raise ValueError(
                 f"{path} cannot be read as {path.suffix[1:]}: line {error.lineno}: {error.msg}. {advice}."
             ) from None
+        except RecursionError:
+            raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: it is nested too deeply.") from None
+        except ValueError:  # how Python refuses thousands of digits
+            raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: a number has too many digits.") from None
         documents.append(document)
         between = BETWEEN.match(text, place)
         place = between.end() if between else place
