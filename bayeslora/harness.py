@@ -33,6 +33,8 @@ MOST_NEW = 256
 COUNTS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """What tasks call the most tokens that are written, the first that counts first."""
 
+STOPS = ("until", "stop")
+"""What tasks call the strings that end a text."""
 
 OF_THE_HARNESS = ("device", "max_batch_size", "trust_remote_code")
 """What the harness's command line adds, which the posterior has already."""
@@ -115,8 +117,8 @@ class HarnessModel(Base):
                 answers.append("")
                 continue
             few = {"center": True} if not self.num_draws else {"num_draws": self.num_draws, "average": True}
-            ids = ids[-(self.max_length - most) :]
-            written = self.posterior.generate([ids], seed=self.seed, max_new_tokens=most, **few, **settings)
+            ids, seed = ids[-(self.max_length - most) :], settings.pop("seed", self.seed)
+            written = self.posterior.generate([ids], seed=seed, max_new_tokens=most, **few, **settings)
             assert written.texts is not None
             answer = written.texts[0][0]
             for stop in until:
@@ -125,16 +127,16 @@ class HarnessModel(Base):
             answers.append(answer)
         return answers
 
-    def _asked(self, asked: Mapping[str, Any], given: int) -> tuple[list[str], int, dict[str, Any]]:
+    def _asked(self, asked: Mapping[str, Any], length: int) -> tuple[list[str], int, dict[str, Any]]:
         """Return what ends a text, how many tokens it has at most, and settings of `generate`, as a task says them."""
         settings = dict(asked)
-        until = settings.pop("until", None) or []
-        until = [until] if isinstance(until, str) else [stop for stop in until if stop]
+        given = [settings.pop(name, None) or [] for name in STOPS]
+        until = [stop for each in given for stop in ([each] if isinstance(each, str) else each) if stop]
         counts = [count for name in COUNTS if (count := settings.pop(name, None)) is not None]
         if (whole := settings.pop("max_length", None)) is not None:  # with what is asked
-            counts.append(max(whole - given, 0))
+            counts.append(max(whole - length, 0))
         # Unless the task says how many, what is asked stays whole as long as it can.
-        most = int(counts[0]) if counts else min(MOST_NEW, max(self.max_length - given, self.max_length // 2))
+        most = int(counts[0]) if counts else min(MOST_NEW, max(self.max_length - length, self.max_length // 2))
         if not 0 <= most < self.max_length:
             raise ValueError(
                 f"The task asks for {most} tokens, and the model reads {self.max_length} with what they answer: set "

@@ -57,15 +57,16 @@ MOST_CLASSES = 2**20
 def with_padding(model: nn.Module, tokenizer: Tokenizer | None) -> tuple[nn.Module, Tokenizer | None]:
     """Return a model and a tokenizer that can pad; without a padding token, the one that ends a text is used.
 
-    What was given is not changed. `transformers` models that classify by the last token of a text need to know the
-    padding token, too.
+    Without that either, an unknown word's is used, or the one that begins a text. What was given is not changed.
+    `transformers` models that classify by the last token of a text need to know the padding token, too.
     """
     if tokenizer is None:
         return model, tokenizer
-    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+    others = (getattr(tokenizer, name, None) for name in ("eos_token", "unk_token", "bos_token"))
+    if tokenizer.pad_token is None and (other := next(filter(None, others), None)) is not None:
         tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.pad_token = tokenizer.eos_token
-        logger.info("The tokenizer has no padding token: padding with %r.", tokenizer.eos_token)
+        tokenizer.pad_token = other
+        logger.info("The tokenizer has no padding token: padding with %r.", other)
     config: Any = getattr(model, "config", None)
     if tokenizer.pad_token is not None and getattr(config, "pad_token_id", 0) is None:
         model = copy.copy(model)  # another module around the same parts

@@ -100,6 +100,8 @@ def test_texts_end_where_the_task_says(fitted: Any) -> None:
         ),
         ({"max_gen_toks": 5, "temperature": 0.7}, {"max_new_tokens": 5, "do_sample": True, "temperature": 0.7}),
         ({"max_gen_toks": 5, "do_sample": True}, {"max_new_tokens": 5, "do_sample": True}),
+        ({"max_gen_toks": 5, "do_sample": True, "seed": 3}, {"max_new_tokens": 5, "do_sample": True, "seed": 3}),
+        ({"max_gen_toks": 5, "stop": "never"}, {"max_new_tokens": 5}),
         ({}, {"max_new_tokens": 37}),  # all that the model has beside what is asked
     ],
 )

@@ -284,6 +284,14 @@ def test_a_text_is_padded_with_what_ends_it_if_there_is_nothing_else(
     np.testing.assert_array_equal(loaded.predict(TEXTS).draws, posterior.predict(TEXTS).draws)
 
 
+def test_a_tokenizer_that_ends_no_text_pads_with_what_begins_it() -> None:
+    tokenizer = byte_tokenizer("<s>", None)
+    assert tokenizer.pad_token is None
+    posterior = fit(model("GPT2", "LMHeadModel", vocab_size=300)(), TEXTS, likelihood="causal_lm", tokenizer=tokenizer)
+    assert posterior.tokenizer is not None
+    assert posterior.tokenizer.pad_token == "<s>"
+
+
 def test_what_can_pad_is_left_as_it_is() -> None:
     tokenizer, network = tiny_tokenizer(), tiny_gpt2()
     assert with_padding(network, tokenizer) == (network, tokenizer)
