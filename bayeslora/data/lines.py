@@ -4,8 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-TAG = re.compile(r"O|[BIESLUM][-_]\S+")
-"""A tag that says whether a word begins, continues or ends something, or is outside of it."""
+from bayeslora.tasks.words import TAG
 
 NUMBERED = re.compile(r"\d+(-\d+|\.\d+)?")
 """The number of a word in CoNLL-U; of words that are written as one, or that are not written, too."""

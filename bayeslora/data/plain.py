@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from bayeslora.contracts import ArgumentError
-from bayeslora.data import computed, mistaken, written
+from bayeslora.data import annotated, computed, mistaken, written
 from bayeslora.data.beside import check_there, columns_of, side_by_side, taken
 from bayeslora.data.columns import (
     LABELS,
@@ -90,6 +90,8 @@ def plain(
         rows = computed.texts(data, asked.label)
         return Plain(data) if rows is None else _list(rows, asked, known, name, with_labels)
     if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], str):
+        if (words := annotated.of_pair(data)) is not None:
+            return _table(as_table(words, name), None, asked, known, name, with_labels)
         mistaken.check_pair(data, name)
         inputs = plain(data[0], asked, known, name, False) if not _is_frame(data[0]) else None
         labels = raw(data[1], asked.label or "labels", name)
@@ -223,6 +225,8 @@ def _list(values: list[Any], asked: Columns, known: Columns, name: str, with_lab
     """Return a list of texts, of pairs, of rows as mappings, or of inputs with their labels."""
     if all(value is None for value in values):
         raise ValueError(f"{name}: all {len(values)} rows are missing (None). {REPAIR}.")
+    if (columns := annotated.of_rows(values, known)) is not None:
+        return _table(as_table(columns, name), None, asked, known, name, with_labels)
     values = conversations.as_rows(values)
     first = _unwrapped(values[0])
     if (
@@ -368,6 +372,8 @@ def _table(
         given: What the table was made of, if its columns say more.
     """
     table = plain_table(table)
+    if labels is None and (new := annotated.rewritten(table, asked, known, name)) is not table:
+        table, given = new, None
     found = choose(table, asked, known, name, with_labels, None if labels is None else list(labels.plain))
     label, table = found.label, written_out(table, found.text)
     names = (*table.column_names, *(("text",) if found.text else ()))

@@ -85,8 +85,8 @@ def read(table: "Dataset", name: str = "data") -> tuple[list[str], list[list[str
     prompts = [" ".join(texts) for texts in zip(*(table[part] for part in parts), strict=True)]
     if len(among) == 1:
         given = list(table[among[0]])
-        keys = [list(each["label"]) if isinstance(each, Mapping) else None for each in given]
-        choices = [list(each["text"]) if isinstance(each, Mapping) else list(each or ()) for each in given]
+        both = [_listed(each, f"{name}, row {row}: {among[0]!r}") for row, each in enumerate(given)]
+        keys, choices = [key for key, _ in both], [texts for _, texts in both]
     else:
         choices = [list(texts) for texts in zip(*(table[column] for column in among), strict=True)]
         keys = [None] * len(choices)
@@ -100,6 +100,25 @@ def read(table: "Dataset", name: str = "data") -> tuple[list[str], list[list[str
     if key is None:
         return prompts, choices, None
     return prompts, choices, _numbers(list(table[key]), keys, choices, among, key == "labels", name)
+
+
+def _listed(given: Any, where: str) -> tuple[list[str] | None, list[Any]]:
+    """Return the names of choices, if they have some, and the choices; a ValueError if they are one text.
+
+    They are a list, `{"text": […], "label": […]}`, a mapping from names, or a text with bars, semicolons or line ends
+    between them.
+    """
+    if isinstance(given, Mapping) and {"text", "label"} <= {*given}:
+        return list(given["label"]), list(given["text"])
+    if isinstance(given, Mapping):
+        there = {key: text for key, text in given.items() if text is not None}  # a table gives each row all names
+        return list(there), list(there.values())
+    if not isinstance(given, str):
+        return None, list(given or ())
+    mark = next((mark for mark in "|;\n" if mark in given), None)
+    if mark is None:
+        raise ValueError(f"{where} is one text, {given!r:.60}: give a list of choices, or bars between them.")
+    return None, [part.strip() for part in given.split(mark)]
 
 
 def _written(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Texts that are cut into words, with a tag for each, in their published form, turned into a network's inputs."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ WORDS = ("tokens", "words")
 
 TAGS = ("ner_tags", "tags", "ner", "pos_tags", "upos", "chunk_tags")
 """Columns that hold a tag for each word; if there are several, the first of these."""
+
+TAG = re.compile(r"O|[BIESLUM][-_]\S+")
+"""A tag that says whether a word begins, continues or ends something, or is outside of it."""
 
 
 def are_in(columns: Sequence[str]) -> bool:
