@@ -39,3 +39,13 @@ def test_code_on_the_page_runs(page: Path, encoder: Path, tmp_path: Path, monkey
         for table, entries in zip(tables, known, strict=True):
             table.clear()
             table.update(entries)
+
+
+def test_tests_and_files_that_the_pages_name_are_there() -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        text = page.read_text()
+        named = re.findall(r"`(test_\w+_\w+)`", text)  # `test_dropout` is a field
+        assert [name for name in named if f"def {name}(" not in tests] == [], page
+        files = re.findall(r"\b((?:tests|benchmarks|examples)/[\w/]+\.py)\b", text)
+        assert [name for name in files if not (ROOT / name).is_file()] == [], page
