@@ -67,6 +67,10 @@ TRAINING = {
 """The Trainer's arguments that decide what a fit's steps are, and what `fit` calls them."""
 
 
+FURTHER = ("optim_args", "lr_scheduler_kwargs")
+"""Those that are recorded only where they say something: earlier versions did not record them."""
+
+
 class Unresumable(ValueError):
     """A checkpoint cannot be continued as the fit that was asked for."""
 
@@ -95,6 +99,7 @@ def fit_record(
         "alpha": _alike(network["alpha"]),
         "num_particles": posterior["num_particles"],
         **{ours: getattr(args, theirs, None) for theirs, ours in TRAINING.items()},
+        **{name: value for name in FURTHER if (value := getattr(args, name, None))},
         **({} if prior is None else {"prior": hashed(prior.state_dict())}),
         **data_record(train),
         **({} if tuning_data is None else data_record(tuning_data)),

@@ -245,7 +245,12 @@ class Program(nn.Module, FittedProgram):
         """Trade computation for memory in the network; called by the Trainer, arguments as in `transformers`."""
         # The re-entrant kind drops the gradient if no input of a block needs one, as in a frozen network.
         kwargs = {**(activation_checkpointing_kwargs or {}), "use_reentrant": False}
-        enable: Any = self.network.model.activation_checkpointing_enable
+        enable: Any = getattr(self.network.model, "activation_checkpointing_enable", None)
+        if enable is None:
+            raise ValueError(
+                f"gradient_checkpointing=True: {type(self.network.model).__name__} does not know how to compute parts "
+                "of itself again, as models of transformers do. Set it to False."
+            )
         enable(activation_checkpointing_kwargs=kwargs, **settings)
 
 

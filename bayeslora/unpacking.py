@@ -20,6 +20,12 @@ OF_FILES = ("_file", "_files", "_path", "_dir", "_option")
 READ_OTHER_FILES = ("AutoTokenizer", "MyT5Tokenizer")
 """Tokenizers whose files may name others, which they then open."""
 
+MOST_ADDED = 20_000
+"""Tokens that are added to a tokenizer's vocabulary, one by one: twice as many take four times as long."""
+
+MOST_BYTES_OF_ADDED = 2**21
+"""Of a file that lists such tokens."""
+
 
 @dataclass(frozen=True)
 class Unpacked:
@@ -139,6 +145,21 @@ def _check_tokenizer(path: Path) -> None:
         if not (isinstance(cls, type) and issubclass(cls, PreTrainedTokenizerBase)) or name in READ_OTHER_FILES:
             raise ValueError(f"tokenizer_class is {name!r:.100}, which cannot be loaded from a posterior")
         _refuse_paths(config)
+        _check_few(config)
+    for file in ("added_tokens.json", "special_tokens_map.json"):
+        if os.path.lexists(path / file) and plain_file(path / file) > MOST_BYTES_OF_ADDED:
+            raise ValueError(f"{file}: it is larger than {MOST_BYTES_OF_ADDED >> 20} MiB")
+    if os.path.lexists(path / "tokenizer.json"):
+        with _naming("tokenizer.json"):
+            if (count := (path / "tokenizer.json").read_bytes().count(b'"single_word"')) > MOST_ADDED:
+                raise ValueError(f"it adds {count:,} tokens to its vocabulary, more than {MOST_ADDED:,}")
+
+
+def _check_few(config: dict[str, Any]) -> None:
+    """Raise a ValueError if a tokenizer's settings name so many tokens that adding them takes long."""
+    for name, value in config.items():
+        if isinstance(value, list | dict) and len(value) > MOST_ADDED:
+            raise ValueError(f"{name!r:.100} has {len(value):,} entries, more than {MOST_ADDED:,}")
 
 
 @contextlib.contextmanager

@@ -440,6 +440,17 @@ def test_anyway_cannot_put_a_state_into_other_layers(ended: Path) -> None:
         fit(ended, rank=2, resume="anyway")
 
 
+@pytest.mark.parametrize(("field", "value"), [("lr_scheduler_kwargs", {"num_cycles": 2}), ("optim_args", "a=1")])
+def test_what_schedulers_and_optimisers_are_told_is_part_of_a_fit(field: str, value: Any) -> None:
+    posterior = Posterior(fit(None, epochs=0).program).record()
+    source = bayeslora.data.Source(rows(), network())
+    plain, told = (
+        checkpoints.fit_record(posterior, source, None, TrainingArguments(report_to=[], **given))
+        for given in ({}, {field: value})
+    )
+    assert checkpoints.differences(plain, told) == [f"{field} None, now {value!r}"]
+
+
 def test_another_base_is_refused(ended: Path) -> None:
     other = network()
     with torch.no_grad():

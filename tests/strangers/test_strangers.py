@@ -22,10 +22,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 import bayeslora
+from bayeslora import unpacking
 from bayeslora.dials import CURVE, OUT_OF_FOLD, TuningResult
 from tests.fixtures.make import CASES, FOLDER
 from tests.strangers import further
 from tests.strangers.mutants import MIXTURES, MUTATIONS, WHOLE, Mutation, in_component, sign, tensors_file
+from tests.test_data import tiny_tokenizer
 
 SECONDS = 60
 """Within which loading ends, on the slowest of machines; what hangs never does."""
@@ -268,6 +270,35 @@ def test_messages_name_the_file_the_entry_and_what_fits(change: dict[str, Any], 
     with pytest.raises(ValueError, match=rf"{re.escape(message)}.*Save it again") as error:
         bayeslora.load(folder, CASES["lora"].network())
     assert str(error.value).startswith(f"{folder} holds a damaged posterior: ")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        (
+            "tokenizer_config.json",
+            '"extra_special_tokens": {"a": "<a>", "b": "<b>"}, ',
+            "'extra_special_tokens' has 2 entr",
+        ),
+        (
+            "tokenizer.json",
+            '"single_word": true, "single_word": true, ',
+            r"tokenizer\.json: it adds [\d,]+ tokens to its",
+        ),
+        ("added_tokens.json", '"a": 1, ', r"added_tokens\.json: it is larger than 0 MiB"),
+    ],
+)
+def test_a_tokenizer_adds_no_more_tokens_than_can_be_added_soon(
+    file: str, text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path)
+    unpacking._check_tokenizer(tmp_path)
+    old = (tmp_path / file).read_text() if (tmp_path / file).exists() else "{}"
+    (tmp_path / file).write_text(old.replace("{", "{" + text, 1))
+    monkeypatch.setattr(unpacking, "MOST_ADDED", 1)
+    monkeypatch.setattr(unpacking, "MOST_BYTES_OF_ADDED", 1)
+    with pytest.raises(ValueError, match=message):
+        unpacking._check_tokenizer(tmp_path)
 
 
 def test_a_field_of_a_method_may_be_infinite(tmp_path: Path) -> None:
