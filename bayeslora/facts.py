@@ -75,6 +75,9 @@ def _fit(history: Mapping[str, Sequence[float]], num_examples: int) -> str:
     epoch, nll = (np.asarray(history.get(name, ()), dtype=np.float64) for name in ("epoch", "nll"))
     said = [f"n = {num_examples:,}", f"{len(nll):,} steps"]
     if len(nll) and len(nll) == len(epoch):
-        said += [f"{epoch[-1]:g} epochs", f"NLL {nll[epoch > epoch[-1] - 1].mean():.3f} nats in the last"]
+        said += [
+            f"{epoch[-1]:g} epoch{'' if epoch[-1] == 1 else 's'}",
+            f"NLL {nll[epoch > epoch[-1] - 1].mean():.3f} nats in the last",
+        ]
     validation = [value for value in history.get("validation_nll", ()) if not math.isnan(value)]
     return ", ".join(said + ([f"validation NLL {validation[-1]:.3f}"] if validation else []))

@@ -6,10 +6,12 @@ import re
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import bayeslora
 from bayeslora import (
@@ -310,3 +312,27 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotSavedError, match=r"page\.html could not be written"):
         write_file(tmp_path / "file" / "page.html", "")
+
+
+class Records(torch.utils.data.Dataset):
+    """Texts that are computed one by one."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {"text": f"文 {row}", "label": row}
+
+
+def test_texts_are_shown_as_they_were_given(tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_text("text,label\n文 0,0\n文 1,1\n")
+    posterior = SimpleNamespace(columns=SimpleNamespace(text=("text",)), tokenizer=None)
+    lines = [{"text": f"文 {row}", "label": row} for row in range(2)]
+    for data in ({"text": ["文 0", "文 1"], "label": [0, 1]}, lines, Records(), tmp_path / "test.csv"):
+        assert examples.texts_of(data, posterior, None)(1) == "文 1"
+
+
+def test_entropies_that_differ_by_rounding_tell_no_errors() -> None:
+    probs = np.full((3, 6, 2), 0.5) + 1e-7 * np.arange(6)[:, None] * [1, -1]
+    said = findings._ranking(Prediction(probs), np.array([0, 1, 0, 1, 0, 1]))
+    assert said.startswith("Uncertainty is next to the same for all examples")

@@ -1,10 +1,13 @@
 """The examples that say most, and why the model is sure of them or not."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch.utils.data import Dataset
 
+from bayeslora.data import given
 from bayeslora.decisions import Familiar
 from bayeslora.report.findings import vars_of, wrong_of
 from bayeslora.report.page import Section, Table, number
@@ -174,6 +177,8 @@ def _word(share: float) -> str:
 def texts_of(data: Any, posterior: Any, source: Any) -> Callable[[int], str]:
     """Return a function from the number of an example to what it shows of its inputs: texts, or numbers."""
     known = posterior.columns
+    if isinstance(data, str | os.PathLike):
+        data = given(data, "test", "validation", "train")
 
     def shown(example: int) -> str:
         try:
@@ -186,16 +191,21 @@ def texts_of(data: Any, posterior: Any, source: Any) -> Callable[[int], str]:
 
 def _text(data: Any, known: Any, tokenizer: Any, source: Any, example: int) -> str:
     inputs = data[0] if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], str) else data
-    names = [name for name in known.text if name in getattr(inputs, "column_names", getattr(inputs, "columns", ()))]
+    columns = inputs if isinstance(inputs, Mapping) else getattr(inputs, "column_names", getattr(inputs, "columns", ()))
+    names = [name for name in known.text if name in columns]
     if names:
         row = rows.take(inputs, [example])
         return " / ".join(str(next(iter(row[name]))) for name in names)
-    value = inputs[example] if isinstance(inputs, list) else None
+    value = inputs[example] if isinstance(inputs, list | Dataset) else None
+    if isinstance(value, Mapping) and known.text and all(isinstance(value.get(name), str) for name in known.text):
+        return " / ".join(value[name] for name in known.text)
     if isinstance(value, str) or (isinstance(value, tuple | list) and all(isinstance(each, str) for each in value)):
         return value if isinstance(value, str) else " / ".join(value)
     row = source.dataset[example]
     if tokenizer is not None and "input_ids" in row:
-        return str(tokenizer.decode(list(row["input_ids"]), skip_special_tokens=True))
+        ids = list(row["input_ids"])
+        text = str(tokenizer.decode(ids, skip_special_tokens=True))
+        return text if text.strip() else str(tokenizer.decode(ids))  # of unknown words alone
     numbers = {name: np.asarray(each) for name, each in row.items() if name not in ("labels", "attention_mask")}
     return "; ".join(f"{name}: {np.array2string(each.ravel()[:8], precision=3)}" for name, each in numbers.items())
 

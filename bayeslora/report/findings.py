@@ -143,6 +143,10 @@ def _coverage(share: float, count: int) -> str:
     return f"The intervals are too {word}: those of 90 % hold {share:.1%} of {count:,} labels."
 
 
+SAME = 1e-4
+"""Differences of entropies in nats that are too small to go by."""
+
+
 def _ranking(prediction: BasePrediction, labels: np.ndarray) -> str:
     wrong = wrong_of(prediction, labels)
     if wrong is None:
@@ -150,6 +154,8 @@ def _ranking(prediction: BasePrediction, labels: np.ndarray) -> str:
     area = metrics.auroc_errors(prediction.entropy, wrong)
     if math.isnan(area):
         return ""
+    if np.ptp(prediction.entropy) < SAME:
+        return "Uncertainty is next to the same for all examples: it does not tell errors from what is right."
     word = "well" if area >= 0.8 else "somewhat" if area >= 0.65 else "hardly"
     return (
         f"Uncertainty finds errors {word}: a wrong prediction has a higher entropy than a right one with probability "

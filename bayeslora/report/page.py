@@ -19,6 +19,9 @@ MIDDLING = 8
 """The most columns of a table that stays one on a middling screen."""
 
 
+WHOLE = 12
+"""Characters of a word, or of a number, that is not broken."""
+
 SMALLEST, LARGEST = 1e-4, 1e9
 """Numbers between these are written without an exponent."""
 
@@ -108,7 +111,7 @@ def render(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template, bounds = environment.from_string(TEMPLATE), {"most": NARROW, "more": MIDDLING}
+    template, bounds = environment.from_string(TEMPLATE), {"most": NARROW, "more": MIDDLING, "whole": WHOLE}
     return template.render(title=title, lead=lead, sections=sections, **bounds)
 
 
@@ -155,6 +158,7 @@ thead th { border-bottom: 2px solid #57606a; white-space: nowrap; }
 td, th { white-space: nowrap; overflow-wrap: break-word; }
 .text { text-align: left; white-space: normal; overflow-wrap: anywhere; unicode-bidi: plaintext; }
 td.text { min-width: 5.8rem; max-width: 24rem; }
+.whole { white-space: nowrap; }
 thead .text { overflow-wrap: normal; }
 th.text { max-width: 20rem; }
 tbody th.text { min-width: 7rem; }
@@ -253,7 +257,11 @@ pre { background: #f6f8fa; padding: 1rem; white-space: pre-wrap; overflow-wrap: 
 {% else %}
 <td{% if wide %} role="cell" data-label="{{ table.columns[loop.index0] }}"{% endif %}
 {{- (' class="text prose"' if loop.index0 in table.prose else ' class="text"') | safe if loop.index0 in table.texts }}>
+{%- if loop.index0 in table.texts and cell | length <= whole and " " not in cell %}
+<span class="whole">{{ cell }}</span></td>
+{% else %}
 {{- cell | replace(" ± ", " ±\u00a0") if table.columns | length > more else cell }}</td>
+{% endif %}
 {% endif %}
 {% endfor %}
 </tr>

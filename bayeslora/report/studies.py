@@ -15,7 +15,7 @@ def of_comparison(comparison: Any, path: str | os.PathLike[str]) -> Path:
     """Write the page of a comparison, and return its path."""
     title, facts, _ = comparison._shown()
     others = [name for name in comparison.methods if name != comparison.baseline]
-    lead = [f"{name}: {comparison.verdict(name)} nats." for name in others]
+    lead = [f"{name}: {comparison.verdict(name)}." for name in others]
     shown = comparison.shown()
     columns, rows = rows_of(shown)
     texts = (0, columns.index("verdict")) if "verdict" in columns else (0,)
@@ -23,9 +23,9 @@ def of_comparison(comparison: Any, path: str | os.PathLike[str]) -> Path:
     table = Section("Methods", about)
     table.tables.append(Table("Means over seeds, ± half of their 95 % intervals", columns, rows, texts, texts[1:]))
     table.says.append(
-        "Verdicts are about the NLL. Differences are paired by seed and test row, and seeds are clusters: an interval "
-        "has the variance between seeds and that between test examples. Level means a difference of 0 within its "
-        "interval; of twenty such methods, one looks better or worse by chance."
+        "Verdicts are about the NLL, in nats. Differences are paired by seed and test row, and seeds are clusters: an "
+        "interval has the variance between seeds and that between test examples. Level means a difference of 0 within "
+        "its interval; of twenty such methods, one looks better or worse by chance."
     )
     if any(comparison.results(name) for name in others):
         text = f"Differences in NLL from {comparison.baseline}, with intervals: " + "; ".join(lead)
