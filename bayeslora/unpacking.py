@@ -146,9 +146,9 @@ def _check_tokenizer(path: Path) -> None:
             raise ValueError(f"tokenizer_class is {name!r:.100}, which cannot be loaded from a posterior")
         _refuse_paths(config)
         _check_few(config)
-    for file in ("added_tokens.json", "special_tokens_map.json"):
-        if os.path.lexists(path / file) and plain_file(path / file) > MOST_BYTES_OF_ADDED:
-            raise ValueError(f"{file}: it is larger than {MOST_BYTES_OF_ADDED >> 20} MiB")
+    for name in ("added_tokens.json", "special_tokens_map.json"):
+        if os.path.lexists(path / name) and plain_file(path / name) > MOST_BYTES_OF_ADDED:
+            raise ValueError(f"{name}: it is larger than {MOST_BYTES_OF_ADDED >> 20} MiB")
     if os.path.lexists(path / "tokenizer.json"):
         with _naming("tokenizer.json"):
             if (count := (path / "tokenizer.json").read_bytes().count(b'"single_word"')) > MOST_ADDED:
