@@ -665,6 +665,7 @@ def test_a_forked_process_has_its_own_turns(own: bool) -> None:
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
+            torch.set_num_threads(1)  # OpenMP's other threads are not forked
             right = own or (states() == before and not _PYRO_STACK)
             os._exit(0 if right and same(fitted.predict(inputs, num_draws=3), expected) else 1)
         end = time.monotonic() + PATIENCE

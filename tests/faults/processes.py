@@ -36,6 +36,7 @@ def fork(work: Callable[[], Any]) -> tuple[int, int]:
         os.close(write)
         return pid, read
     os.close(read)
+    torch.set_num_threads(1)  # OpenMP's other threads are not forked; a process that waits for them waits forever
     try:
         result: Any = (True, work())
     except BaseException:

@@ -49,7 +49,7 @@ def test_its_steps_are_those_of_the_authors_package() -> None:
         loss = nll((ours.loc + ours.log_scale.exp() * noise)[0])
         (loss + torch.distributions.kl_divergence(q, prior).sum() / ess).backward()
         optimizer.step()
-        torch.testing.assert_close(ours.loc.detach()[0], theirs.detach(), rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(ours.loc.detach()[0], theirs.detach(), rtol=1e-6, atol=1e-7)  # of values of 1
         precision = ess * (package.param_groups[0]["hess"] + weight_decay)
         torch.testing.assert_close(ours.log_scale.detach()[0].exp(), precision.rsqrt(), rtol=1e-6, atol=0)
 
