@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import TrainingArguments
 
 import bayeslora
+from bayeslora.adapters import running
 from tests.helpers import tiny_bert, tokens
 
 DATA = tokens(8)
@@ -127,6 +128,23 @@ def test_networks_of_torch_func_autograd_and_checkpoints(kind: Any, inference: b
         with torch.no_grad():
             plain.body.weight += network.scaling("4x6") * factors.B[index, 0] @ factors.A[index, 0]
         np.testing.assert_allclose(given[index], plain(x.clone()).softmax(-1).detach(), rtol=1e-9)
+
+
+def test_where_inference_mode_forgets_functional_gradients_networks_run_outside_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(running, "functions_differentiate_in_inference_mode", lambda: False)
+
+    class Forgetful(Slope):
+        """As `torch.func.grad` is in PyTorch 2.11."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (not torch.is_inference_mode_enabled())
+
+    torch.manual_seed(0)
+    posterior = fitted(Forgetful(None).double(), (NUMBERS[0].double(), NUMBERS[1]), targets="body", head=())
+    found = posterior.predict(NUMBERS[0].double(), num_draws=3).draws
+    assert (found.std(-1) > 1e-3).all()
 
 
 def test_inputs_may_know_how_they_were_made() -> None:

@@ -94,7 +94,7 @@ class AdaptedNetwork(nn.Module):
         self.verdict: folding.Verdict | None = None
         self.confirmed = 2 * folding.EXAMPLES  # rows of all draws up to which it is trusted
         self.mapped: bool | None = None  # whether draws can be mapped, once it has been measured
-        self.differentiates = False  # whether a pass takes gradients on its way
+        self.differentiates = not running.functions_differentiate_in_inference_mode()  # or a pass took gradients itself
         self.prefixes: dict[Any, Any] = {}  # what `Shared` knows, by the layers that differ
         self.passes = Passes()
         self.frozen: FrozenWeights | None = None  # once it has been fitted

@@ -1,6 +1,7 @@
 """Passes of an adapted network: with gradients, without, and of networks that take gradients on their way."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,13 @@ from torch import Tensor
 
 from bayeslora.surroundings import called
 from bayeslora.types import Batch
+
+
+@functools.cache
+def functions_differentiate_in_inference_mode() -> bool:
+    """Return whether `torch.func.grad` is right in inference mode; it was 0 there, without a word, in PyTorch 2.11."""
+    with torch.inference_mode():
+        return bool(torch.func.grad(torch.exp)(torch.zeros((), device="cpu")) == 1)
 
 
 def run(network: Any, inputs: Batch) -> Any:
