@@ -165,7 +165,11 @@ def _spaced(table: Any, label: str | None, name: str) -> dict[str, list[Any]] | 
         (each for each in [*named, *texts] if each != own and (each in named or _are_tags(columns[each]))), None
     )
     if tags is None:
-        return {**_others(table, own), own: [each.split() for each in columns[own]]} if own and label else None
+        if own is None or not label:
+            return None
+        words = [(each or "").split() for each in columns[own]]
+        # Words that each stand alone may be those of one text.
+        return {**_others(table, own), own: words} if any(len(each) > 1 for each in words) else None
     if own is None and not _are_tags(columns[tags]):
         return None
     apart = [re.split(r"[\s,]+", (each or "").strip()) for each in columns[tags]]
