@@ -193,6 +193,10 @@ def test_what_is_of_one_fit_is_asked_of_a_component(pair: tuple[Posterior, Poste
 
 def test_arviz_takes_each_component_as_often_as_its_weight_says(pair: tuple[Posterior, Posterior]) -> None:
     idata = mixture(pair, [1, 3]).to_arviz(DATA, 80)
+    says = idata.log_likelihood.attrs
+    assert (says["components"], says["weights"], says["num_draws"]) == (2, "[0.25, 0.75]", 80)
+    assert says["method"] == ", ".join(dict.fromkeys(each.method.name for each in pair))
+    assert mixture(pair).to_arviz().attrs["inference_library_version"] == bayeslora.__version__
     component = idata.posterior["component"].values[0]
     assert len(component) == 80
     assert component.mean() == 0.75

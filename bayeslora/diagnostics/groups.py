@@ -23,6 +23,9 @@ from bayeslora.types import Data, Sites
 PROBES = 8
 """Examples whose logits are compared between chains."""
 
+COMMON = ("method", "claims", "approximation", "network")
+"""What is said of all components of a mixture in one line."""
+
 Values = dict[str, np.ndarray]
 Dims = dict[str, list[str]]
 
@@ -112,20 +115,34 @@ def statistics(found: Densities, log_likelihood: np.ndarray | None) -> Values:
 
 def describe(posterior: Any, num_draws: int, seed: int | None, approximation: str | None) -> dict[str, Any]:
     """Return what an arviz object says of where it comes from; files of arviz take numbers and texts alone."""
-    from bayeslora import __version__
-
     program = posterior.program
     return {
         "method": program.method.name,
         "method_fields": json.dumps(program.method.record(), default=str),
         "claims": program.method.claims,
-        "likelihood": program.likelihood.name,
-        "temperature": float(posterior.temperature),
         "approximation": approximation or program.method.approximation,
-        "num_draws": num_draws,
-        "seed": "none" if seed is None else seed,
         "num_examples": program.stacks.num_examples,
         "network": type(program.network.model).__name__,
+        **_made(posterior, num_draws, seed),
+    }
+
+
+def describe_mixture(mixture: Any, num_draws: int, seed: int | None, approximation: str | None) -> dict[str, Any]:
+    """Return the same of a mixture, with the weight of each component."""
+    each = [describe(component, num_draws, seed, approximation) for component in mixture.components]
+    alike = {name: ", ".join(dict.fromkeys(str(one[name]) for one in each)) for name in COMMON}
+    weights = json.dumps(mixture.weights.tolist())
+    return {"components": len(each), "weights": weights, **alike, **_made(mixture, num_draws, seed)}
+
+
+def _made(posterior: Any, num_draws: int, seed: int | None) -> dict[str, Any]:
+    from bayeslora import __version__
+
+    return {
+        "likelihood": posterior._likelihood.name,
+        "temperature": float(posterior.temperature),
+        "num_draws": num_draws,
+        "seed": "none" if seed is None else seed,
         "inference_library": "bayeslora",
         "inference_library_version": __version__,
     }

@@ -15,7 +15,7 @@ from torch import Tensor
 from bayeslora import bases, devices, storage, tables
 from bayeslora.contracts import ArgumentError
 from bayeslora.data import NOTHING, Columns, Source
-from bayeslora.diagnostics.groups import from_dict
+from bayeslora.diagnostics.groups import Groups, describe_mixture, from_groups
 from bayeslora.dials import TuningResult, standard_error
 from bayeslora.drawing import Drawn
 from bayeslora.facts import dial
@@ -293,10 +293,10 @@ class Mixture(Posterior):
         if raw or prior:
             name = "raw" if raw else "prior"
             raise ArgumentError(f"{name}=True: components have different sites: call it of one, mixture.components[0].")
-        values: dict[str, dict[str, np.ndarray]] = {}
+        says = describe_mixture(self, num_draws, seed, approximation)
         if data is None:
-            values["posterior"] = {"component": resampled(self.weights, num_draws)[None]}
-            return from_dict(values, {}, {})
+            drawn = {"posterior": {"component": resampled(self.weights, num_draws)[None]}}
+            return from_groups(Groups(drawn, {}, {}, says))
         source = self._source(data)
         found, labels = self._labelled(source, num_draws, seed, batch_size, approximation=approximation)
         prediction = self._prediction(found)
@@ -314,7 +314,7 @@ class Mixture(Posterior):
         }
         dims = {name: ["token" if name == "tokens" else "example"] for name in (label, term)}
         coords = {dims[label][0]: np.arange(len(labels)), dims[term][0]: np.arange(terms.shape[1])}
-        return from_dict(values, coords, dims)
+        return from_groups(Groups(values, coords, dims, says))
 
     @public()
     def save(self, folder: Folder) -> None:
