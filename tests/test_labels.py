@@ -744,3 +744,32 @@ def test_what_is_odd_about_labels_is_said(caplog: pytest.LogCaptureFixture) -> N
     floats = Classes(("0.0", "1.0"), False)
     assert floats.numbers(RawLabels([1, 0])).tolist() == [1, 0]
     assert numbers_of_one(RawLabels(["1.0", "0.0"]), None).tolist() == [1, 0]
+
+
+def test_readings_that_may_be_others_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    composite = ["joy", "anger", "joy;anger", "joy"]
+    assert of_one(RawLabels(composite), None, None) == Classes(("anger", "joy", "joy;anger"), False)
+    assert "such as 'joy;anger' are classes of their own, though 'joy' and 'anger'" in caplog.text
+    caplog.clear()
+    of_one(RawLabels(["good", "bad", "good, bad as it is"]), None, None)
+    of_one(RawLabels([0, 1, 2], names=("A", "B", "C")), None, None, ordered=True)
+    of_one(RawLabels([0, 1, 2], names=("low", "medium", "high")), None, None, ordered=True)
+    assert not caplog.text
+    of_one(RawLabels([0, 1, 2], names=("high", "low", "medium")), None, None, ordered=True)
+    assert "is that of the alphabet, high < low < medium" in caplog.text
+    with pytest.raises(ValueError, match="has no column text, which the fit read, and 2 of texts, review, title"):
+        plain({"review": ["a", "b"], "title": ["c", "d"]}, known=Columns(("text",)), with_labels=False)
+
+
+@pytest.mark.parametrize(
+    "written", [["{'a', 'b'}", "set()"], ["('a', 'b')", "()"], ["frozenset({'a', 'b'})", "frozenset()"]]
+)
+def test_written_sets_and_tuples_are_lists(written: list[str]) -> None:
+    assert RawLabels(written).plain == [["a", "b"], []]
+    assert RawLabels(["(5)", "{a}"]).plain == ["(5)", "{a}"]
+
+
+def test_rows_of_a_pandas_table() -> None:
+    frame = pd.DataFrame({"text": TEXTS, "label": WORDS})
+    found = plain(familiar([row for _, row in frame.iterrows()]))
+    assert (found.inputs["text"][:], found.columns.label) == (TEXTS, "label")

@@ -276,10 +276,10 @@ def choose(
         texts = [name for name in texts if is_prose(rows[name])] or texts
         texts = _present(rows, texts, data)
     if known.text and not asked.text and [*known.text] != texts and not is_input:
-        logger.warning(
-            "%s has no column %s, which the fit read: %s is read in its place. Name another, text=….",
-            *(data, ", ".join(known.text), ", ".join(texts) or "nothing"),
-        )
+        instead, said = ", ".join(texts), f"{data} has no column {', '.join(known.text)}, which the fit read"
+        if texts and len(texts) != len(known.text):
+            raise ValueError(f"{said}, and {len(texts)} of texts, {instead}: name as many as the fit had, text=….")
+        logger.warning("%s: %s is read in its place. Name another, text=….", said, instead or "nothing")
     used = {*texts, label, asked.id}
     return Found(tuple(texts), label, asked.id, ignored=tuple(name for name in names if name not in used))
 

@@ -133,6 +133,10 @@ def _rows(rows: list[Any]) -> list[Any]:
     first = rows[0] if rows else None
     if hasattr(first, "_asdict"):
         return [row._asdict() for row in rows]
+    if hasattr(first, "iloc") and all(
+        hasattr(row, "iloc") and all(isinstance(k, str) for k in row.index) for row in rows
+    ):
+        return [row.to_dict() for row in rows]  # rows of a table of pandas
     if dataclasses.is_dataclass(first) and not isinstance(first, type):
         return [{field.name: getattr(row, field.name) for field in dataclasses.fields(row)} for row in rows]
     return rows

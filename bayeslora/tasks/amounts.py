@@ -68,10 +68,15 @@ def in_order(texts: Sequence[str]) -> list[str] | None:
     return [text for _, text in sorted(zip(values, texts, strict=True))]
 
 
+def _may_be_thousands(numbers: Sequence[str]) -> bool:
+    """Whether each point has three digits behind it, and up to three before, where there are any points."""
+    unclear = all(re.fullmatch(r"[+-]?[1-9]\d{0,2}\.\d{3}|[+-]?\d+", each.strip()) for each in numbers)
+    return unclear and any("." in each for each in numbers)
+
+
 def _read(numbers: Sequence[str]) -> list[float] | None:
     if not any("," in each for each in numbers):
-        unclear = all(re.fullmatch(r"[+-]?[1-9]\d{0,2}\.\d{3}|[+-]?\d+", each) for each in numbers)
-        if any(each.count(".") > 1 for each in numbers) or (unclear and any("." in each for each in numbers)):
+        if any(each.count(".") > 1 for each in numbers) or _may_be_thousands(numbers):
             return None
         return [float(each) for each in numbers]
     if any(each.count(",") > 1 or "." in each for each in numbers):
@@ -97,6 +102,11 @@ def real(labels: RawLabels) -> Any:
             *(labels.data, labels.name, values[0], read[0]),
         )
         return np.asarray(read)
+    if all(isinstance(value, str) for value in values) and _may_be_thousands(values):
+        raise ValueError(
+            f"{labels.data}: the labels in {labels.name!r} are texts such as {values[0]!r}, whose points may part the "
+            f"thousands, or stand before decimals. {HOW_WRITTEN}"
+        )
     for row, value in enumerate(values):
         if not isinstance(value, str | int | float) or not is_number(str(value)):
             raise ValueError(

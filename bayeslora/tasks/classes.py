@@ -10,7 +10,17 @@ import numpy as np
 
 from bayeslora.tasks.amounts import in_order
 from bayeslora.tasks.labels import RawLabels
-from bayeslora.tasks.spelling import index_of, is_number, missing, name_of, shown, spelled_once, tidied, truth_in
+from bayeslora.tasks.spelling import (
+    check_order,
+    index_of,
+    is_number,
+    missing,
+    name_of,
+    shown,
+    spelled_once,
+    tidied,
+    truth_in,
+)
 from bayeslora.types import IGNORED
 
 logger = logging.getLogger(__name__)
@@ -235,6 +245,8 @@ def _own(labels: RawLabels, count: int | None, ordered: bool) -> tuple[tuple[str
         fewer = tuple(name for name in labels.names if name in used)
         if count is not None and len(labels.names) != count == len(fewer):
             return fewer, False
+        if ordered:
+            check_order(labels, labels.names)
         return labels.names, not isinstance(values, list)
     if len(labels) == 0:
         return None, True

@@ -206,8 +206,8 @@ def _plain(value: Any) -> Any:
     return None if type(value).__name__ in ("NAType", "NaTType") else value
 
 
-LIST = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
-"""How a list begins and ends that has been written as a text, as pandas writes lists to CSV."""
+LIST = re.compile(r"\s*(?:\[.*\]|\(.*,.*\)|\(\)|(?:frozenset\()?\{.*\}\)?|(?:frozen)?set\(\))\s*", re.DOTALL)
+"""How a list, a tuple or a set begins and ends that has been written as a text, as pandas writes them to CSV."""
 
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 """An entry in quotation marks."""
@@ -224,6 +224,15 @@ def _number(text: str) -> int | float:
     return float(text) if {*text} & {*".e"} else int(text)
 
 
+def _read(text: str) -> Any:
+    """Return the list that a text is, also if it is written as a tuple or a set; other values as Python reads them."""
+    text = text.removeprefix("frozenset(").removesuffix(")") if text.startswith("frozenset({") else text
+    if text in ("set()", "frozenset()", "{}"):
+        return []
+    found = ast.literal_eval(text)
+    return sorted(found, key=str) if isinstance(found, set) else list(found) if isinstance(found, tuple) else found
+
+
 def written_lists(values: Any) -> list[Any] | None:
     """Return lists that are written as texts, `"['joy', 'anger']"`, as lists; None if not all values are some.
 
@@ -238,7 +247,7 @@ def written_lists(values: Any) -> list[Any] | None:
             for value in values
         ]
     try:
-        lists = {value: ast.literal_eval(value.strip()) for value in dict.fromkeys(known)}
+        lists = {value: _read(value.strip()) for value in dict.fromkeys(known)}
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
     if any(not isinstance(each, list) or BARE.search(QUOTED.sub("''", text)) for text, each in lists.items()):

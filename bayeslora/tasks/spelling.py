@@ -96,6 +96,7 @@ def spelled_once(labels: RawLabels, names: Sequence[str]) -> list[str]:
             *(labels.data, labels.name),
             "; ".join(f"{name!r} ({', '.join(map(repr, each))})" for name, each in [*several.items()][:MOST_SHOWN]),
         )
+    _check_several(labels, counts)
     if odd := [name for name in counts if name.strip() in FOR_MISSING]:
         logger.warning(
             "%s: %d label(s) in %r are %r, which is read as a class of that name: if it says that the label is "
@@ -109,6 +110,31 @@ def spelled_once(labels: RawLabels, names: Sequence[str]) -> list[str]:
             *(labels.data, len(names), len(spellings), labels.name, names[0][:40]),
         )
     return sorted(each[0].strip() for each in spellings.values())
+
+
+def _check_several(labels: RawLabels, counts: Counter[str]) -> None:
+    """Warn of names such as `joy;anger` where `joy` and `anger` are names, too."""
+    for mark in "|;,":
+        parts = {name: [part.strip() for part in name.split(mark)] for name in counts if mark in name}
+        alone = {name.strip() for name in counts if mark not in name}
+        if parts and all({*each} - {""} <= alone for each in parts.values()):
+            logger.warning(
+                "%s: labels in %r such as %r are classes of their own, though %s are classes, too: if a row may have "
+                "several, say likelihood='multilabel'.",
+                *(labels.data, labels.name, next(iter(parts)), " and ".join(map(repr, next(iter(parts.values()))))),
+            )
+            return
+
+
+def check_order(labels: RawLabels, names: Sequence[str]) -> None:
+    """Warn of declared names whose order is only that of the alphabet, as tools declare them that know no other."""
+    are_words = all(len(tidied(name)) > 1 and not any(map(str.isdigit, name)) for name in names)
+    if len(names) > 2 and are_words and [*names] == sorted(names):
+        logger.warning(
+            "%s: the order of the classes in %r is that of the alphabet, %s. If theirs is another, declare it, "
+            "pandas.Categorical(labels, categories=[…], ordered=True).",
+            *(labels.data, labels.name, " < ".join(names[:MOST_SHOWN])),
+        )
 
 
 def number_in(text: str) -> int | float:

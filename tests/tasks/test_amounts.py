@@ -14,6 +14,7 @@ AMOUNTS: list[tuple[list[str], list[float] | None]] = [
     (["1,5", "-2,25", "3"], [1.5, -2.25, 3]),
     (["1,500", "2,250"], None),
     (["1.500 €", "900 €"], None),
+    (["1.500", "12.000"], None),
     (["0.125 kg", "1.250 kg"], [0.125, 1.25]),
     (["\u22125", "\u22123 "], [-5, -3]),
     (["-$5", "-$3"], None),
@@ -56,6 +57,8 @@ def test_labels_with_units_are_numbers_if_they_are_asked_for(caplog: pytest.LogC
     )
     with pytest.raises(ValueError, match=r"row 0: the label in 'weight' is '1 kg', which is not a number\. Write"):
         real(RawLabels(["1 kg", "500 g"], "weight"))
+    with pytest.raises(ValueError, match=r"texts such as '1\.500', whose points may part the thousands"):
+        real(RawLabels(["1.500", "12.000"], "price"))
 
 
 @pytest.mark.parametrize(
