@@ -133,6 +133,8 @@ class Fitting:
             logger.info("%s", read_as)
         names = classes.names if classes else output_names(self.model)
         posterior = Posterior(program, history, 1.0, tokenizer, names, columns)
+        frozen: FrozenWeights = program.network.frozen  # type: ignore[assignment]
+        frozen.begin_fit()
         posterior.data_collator = self.read.data_collator
         posterior.example = {name: value for name, value in example.items() if name != "labels"}
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
@@ -164,7 +166,7 @@ class Fitting:
         program.network.unbind()
         if settles and tuning_data is not None and wanted(self.method):
             dialling.settle(posterior, tuning_data, seed)
-        program.network.frozen = FrozenWeights(program.network)  # several processes have written theirs to each other
+        program.network.frozen = frozen.end_fit(program.network)
         if (output_dir or self.args) and training.should_save:
             try:
                 posterior.save(training.output_dir)

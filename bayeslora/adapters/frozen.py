@@ -3,9 +3,10 @@
 A write through `.data`, as PEFT's `merge_adapter` makes, leaves no trace but the numbers; all others count a version.
 """
 
+import contextlib
 import logging
 import weakref
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +27,10 @@ BUT = "The posterior shares its frozen weights with the model that it was made f
 PUT_BACK = (
     "put the weights back, in PEFT by model.unmerge_adapter(), or load the posterior onto an unchanged copy. To change "
     "a model after a fit, fit a copy, copy.deepcopy(model)."
+)
+IN_FIT = (
+    "they were written to during the fit, by something else than its passes, such as a callback, a hook or another "
+    "thread. Leave the model alone until the fit has ended, or fit a copy, copy.deepcopy(model)."
 )
 
 
@@ -52,15 +57,26 @@ class FrozenWeights:
         self.writes = _writes(present)
         self.turn: int | None = None
         self.is_noted = False
+        self.is_in_fit = False
         self.own: list[weakref.ref[nn.Parameter]] = []  # what passes write to
         self._leave_out({p.data_ptr() for each in list(_all) for own in each.own if (p := own()) is not None})
         _all.add(self)
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if not _is_distributed():
             self._tell(network.writes)  # of passes during a fit; processes write theirs to each other
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy is of other parameters, which hold the same numbers.
-        return _copy, ({**vars(self), "parameters": {}, "writes": {}, "own": [], "turn": None, "is_noted": False},)
+        return _copy, (
+            {
+                **vars(self),
+                "parameters": {},
+                "writes": {},
+                "own": [],
+                "turn": None,
+                "is_noted": False,
+                "is_in_fit": False,
+            },
+        )
 
     def check(self, network: Any) -> None:
         """Compare the weights with those of the fit, once in each call of the library.
@@ -92,13 +108,45 @@ class FrozenWeights:
             logger.warning(
                 "%s, and %d of %d parameters have been written to since, the first is %r. The few numbers that are "
                 "looked at are what they were; if others are not, predictions are wrong: %s",
-                *(BUT, len(written), len(writes), written[0], PUT_BACK),
+                *(BUT, len(written), len(writes), written[0], IN_FIT if self.is_in_fit else PUT_BACK),
             )
         self.numbers, self.writes, self.turn = numbers, writes, now
 
+    @contextlib.contextmanager
+    def passing(self) -> Iterator[None]:
+        """Leave out, during a fit, what a pass in this context writes to, here and where other networks share it."""
+        if not self.is_in_fit:
+            yield
+            return
+        parameters = list(self.parameters.values())
+        before = _counts(parameters)
+        try:
+            yield
+        finally:
+            if (now := _counts(parameters)) != before:
+                pairs = zip(parameters, before, now, strict=True)
+                self._spread({p.data_ptr() for each, was, is_ in pairs if was != is_ and (p := each()) is not None})
+
+    def begin_fit(self) -> None:
+        """Take what passes write to from `passing`."""
+        self.is_in_fit = not _is_distributed()
+
+    def end_fit(self, network: Any) -> "FrozenWeights":
+        """Compare the weights with those before training, and return what to compare with from now on.
+
+        Raises:
+            BaseChangedError: If numbers have changed by more than rounding.
+        """
+        if not self.is_in_fit:
+            return FrozenWeights(network)
+        self.turn = None
+        self.check(network)
+        self.is_in_fit = self.is_noted = False
+        return self
+
     def note(self) -> None:
         """Leave out, once, what passes of the network itself write to, here and where other networks share it."""
-        if self.is_noted or self.turn is None:
+        if self.is_in_fit or self.is_noted or self.turn is None:
             return
         self.is_noted = True
         self._tell(self.writes)
@@ -107,9 +155,12 @@ class FrozenWeights:
         """Leave out what has been written to since, where it still is, for every network that shares it."""
         now = _writes(self._present())
         pairs = [(before[name], write) for name, write in now.items() if name in before]
-        own = {place for (count, was), (again, place) in pairs if place == was and count != again}
-        for each in list(_all) if own else []:
-            each._leave_out(own)
+        self._spread({place for (count, was), (again, place) in pairs if place == was and count != again})
+
+    @staticmethod
+    def _spread(places: Collection[int]) -> None:
+        for each in list(_all) if places else []:
+            each._leave_out(places)
 
     def _leave_out(self, places: Collection[int]) -> None:
         """Look no longer at parameters in some places of memory."""
@@ -138,8 +189,25 @@ class FrozenWeights:
         if changed:
             raise BaseChangedError(
                 f"{BUT}, and {len(changed)} of {len(after)} parameters have changed since, the first is "
-                f"{changed[0]!r}. Predictions would be wrong: {PUT_BACK}"
+                f"{changed[0]!r}. Predictions would be wrong: {IN_FIT if self.is_in_fit else PUT_BACK}"
             )
+
+
+@contextlib.contextmanager
+def passing(network: Any) -> Iterator[None]:
+    """See `FrozenWeights.passing`."""
+    with contextlib.nullcontext() if network.frozen is None else network.frozen.passing():
+        yield
+
+
+def _counts(parameters: Iterable["weakref.ref[nn.Parameter]"]) -> list[int]:
+    """Return how often each parameter was written to, quickly."""
+    return [-1 if (p := reference()) is None else p._version for reference in parameters]
+
+
+def _is_distributed() -> bool:
+    """Whether several processes write their weights to each other."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def writes_of(network: Any) -> dict[str, tuple[int, int]]:

@@ -9,6 +9,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor
 
+from bayeslora.adapters.frozen import passing
 from bayeslora.surroundings import called
 from bayeslora.types import Batch
 
@@ -30,6 +31,11 @@ def run(network: Any, inputs: Batch) -> Any:
         network: An `AdaptedNetwork`.
         inputs: Keyword arguments of the model.
     """
+    with passing(network):
+        return _run(network, inputs)
+
+
+def _run(network: Any, inputs: Batch) -> Any:
     if not torch.is_inference_mode_enabled():
         graph = torch.is_grad_enabled()
         with network.alone(later=graph), not_reentrant() if graph else contextlib.nullcontext():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TrainerCallback
 
 import bayeslora
 from bayeslora.adapters.frozen import BaseChangedError, FrozenWeights
@@ -120,6 +121,30 @@ def test_a_posterior_may_be_moved_itself(caplog: pytest.LogCaptureFixture) -> No
         found = posterior.predict(data.to(dtype), num_draws=2).probs
         np.testing.assert_allclose(found, expected, atol=1e-5)
     assert "written to" not in caplog.text
+
+
+class Writing(TrainerCallback):
+    def __init__(self, write: Callable[[], object]):
+        self.write = write
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.write()
+
+
+def in_a_callback(write: Callable[[], object]) -> dict[str, Any]:
+    return {"callbacks": [Writing(write)]}
+
+
+def in_the_metrics(write: Callable[[], object]) -> dict[str, Any]:
+    return {"validation": (X, Y), "compute_metrics": lambda _: write() or {"score": 1.0}}
+
+
+@pytest.mark.parametrize("where", [in_a_callback, in_the_metrics])
+@pytest.mark.parametrize("change", [trained, through_data])
+def test_a_base_that_is_changed_during_a_fit_is_an_error(where: Any, change: Callable[[Any], object]) -> None:
+    model = network()
+    with pytest.raises(BaseChangedError, match=r"of 4 parameters have changed since.*during the fit.*a callback"):
+        bayeslora.fit(model, (X, Y), "lora", rank=1, epochs=1, progress=False, **where(lambda: change(model)))
 
 
 class Renormed(nn.Module):
