@@ -300,7 +300,8 @@ def may_move(value: Any, training: bool) -> bool:
 
 
 def _package(kind: type) -> str:
-    return kind.__module__.partition(".")[0]
+    module = kind.__module__
+    return module.partition(".")[0] if isinstance(module, str) else "builtins"  # the class that makes all classes
 
 
 def _slots(kind: type) -> Collection[str]:

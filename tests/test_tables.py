@@ -314,7 +314,7 @@ def test_a_pandas_table_is_read_as_a_dataset_or_as_numbers() -> None:
     apart = posterior.predict(["good", "bad film"]).draws
     np.testing.assert_allclose(posterior.predict(texts).draws, apart, atol=1e-6)
     pair = {"sentence1": ["good"], "sentence2": ["bad film"]}
-    assert posterior.predict(pair).probs.shape == (1, 2)
+    assert posterior.predict(pair, text=["sentence1", "sentence2"]).probs.shape == (1, 2)
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2))
     numbers = pd.DataFrame({"age": [1, 2, 3, 4], "height": [0.5, 1.5, 0.2, 0.1], "label": [0, 1, 0, 1]})

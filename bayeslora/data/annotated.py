@@ -70,7 +70,7 @@ def of_pair(data: tuple[Any, ...]) -> dict[str, list[Any]] | None:
 
     Texts by twos with two labels each are pairs of texts, unless the labels are tags as in `B-PER`.
     """
-    words, tags = ([*part] if hasattr(part, "tolist") or isinstance(part, list | tuple) else [] for part in data)
+    words, tags = ([*part] if isinstance(part, list | tuple) or getattr(part, "ndim", False) else [] for part in data)
     if not words or len(words) != len(tags) or not all(map(_are_texts, words)) or not all(map(_fit, words, tags)):
         return None
     found = {"tokens": [[*row] for row in words], "ner_tags": [[*row] for row in tags]}

@@ -31,10 +31,11 @@ def of_comparison(comparison: Any, path: str | os.PathLike[str]) -> Path:
         text = f"Differences in NLL from {comparison.baseline}, with intervals: " + "; ".join(lead)
         caption = f"NLL minus that of {comparison.baseline}: left of 0 is better."
         table.pictures.append(picture(plots.differences(comparison), text, caption))
-    scores = comparison.scores.round(4).astype(str)
+    scores = comparison.scores.round(4)
+    cells = [[str(cell) for cell in row] for row in scores.to_numpy().tolist()]  # one that is missing is written nan
     every = Section("Every run")
     titles = [name.replace("_", " ") for name in scores.columns]
-    every.tables.append(Table("Scores of single fits", titles, scores.to_numpy().tolist()))
+    every.tables.append(Table("Scores of single fits", titles, cells))
     again = Section("How to reproduce", versions())
     again.code = {"What all runs have in common": json.dumps(comparison.about, indent=1)}
     return write_file(path, render(f"{title} of {len(comparison.methods)} methods", lead, [table, every, again]))
