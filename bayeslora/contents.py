@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 LARGEST = 2**26
-"""Bytes of the largest content that is kept: 64 MiB."""
+"""Bytes of the largest content, or tensor of real numbers, that is kept: 64 MiB."""
 
 LARGEST_LENT = 2**20
 """Bytes of the largest plain array of which a pass works on a copy."""

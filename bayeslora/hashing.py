@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn, uint8
-from torch import from_numpy as tensor_of
+import torch
+from torch import Tensor, nn
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes, np.generic)
 """What is printed with all that there is of it."""
@@ -60,10 +60,10 @@ def _update(digest: Any, value: Any, met: dict[int, Any]) -> None:
         return
     if isinstance(value, np.ndarray):
         is_plain = value.dtype.kind in "biuf"
-        value = tensor_of(np.require(value, requirements=["C", "W"])) if is_plain else value.tolist()
+        value = torch.from_numpy(np.require(value, requirements=["C", "W"])) if is_plain else value.tolist()
     if isinstance(value, Tensor):
         digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(uint8).numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     elif id(value) in met:
         digest.update(f"number {met[id(value)][1]}".encode())
     else:

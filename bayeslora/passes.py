@@ -19,11 +19,8 @@ from torch import Tensor, nn
 from bayeslora import contents, counting
 from bayeslora.places import OF_TORCH, Memo, content_of, may_move, places_of
 
-LARGEST = 2**26
-"""Bytes of the largest real tensor that is kept: 64 MiB."""
-
 LARGEST_WHOLE = 2**20
-"""Bytes of the largest other tensor that is kept: larger ones are quantised weights, which do not move."""
+"""Bytes of the largest tensor of no real numbers that is kept: larger ones are quantised weights, which do not move."""
 
 SET_UP = frozenset({"_output_capturing_hooks_installed"})
 """Attributes that say what the first pass sets up: transformers' hooks, which stay, would be set up again."""
@@ -258,7 +255,7 @@ class _Copies:
     def _of_tensor(self, value: Tensor) -> Tensor:
         if isinstance(value, nn.Parameter) or value.requires_grad or not value.is_leaf:
             return value
-        largest = LARGEST if value.is_floating_point() else LARGEST_WHOLE
+        largest = contents.LARGEST if value.is_floating_point() else LARGEST_WHOLE
         if type(value) is not Tensor or value.is_inference() or value.numel() * value.element_size() > largest:
             return value
         # Tensors of inference do not count what is written into them.
@@ -271,7 +268,7 @@ class _Copies:
         """Return a copy of a tensor, whose views are views of the copy."""
         storage = value.untyped_storage()
         place = value.device.type, storage.data_ptr()
-        if place[1] == 0 or storage.nbytes() > LARGEST or value.is_conj() or value.is_neg():
+        if place[1] == 0 or storage.nbytes() > contents.LARGEST or value.is_conj() or value.is_neg():
             return value.clone()
         if place not in self.memory:
             self.memory[place] = torch.empty(0, dtype=torch.uint8, device=value.device).set_(storage).clone()

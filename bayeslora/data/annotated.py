@@ -223,7 +223,7 @@ def _spans(table: Any, label: str | None, name: str) -> dict[str, list[Any]] | N
 def _words_of(
     texts: Sequence[Any], spans: Sequence[Any], tags: str, name: str, label: str | None
 ) -> dict[str, list[Any]]:
-    """Return the words of texts, and the tags that their spans give them; None where there are no spans."""
+    """Return the words of each text and their tags, which are None where spans are missing."""
     both = [
         _tagged(text, each or [], f"{name}, row {row}")
         for row, (text, each) in enumerate(zip(texts, spans, strict=True))

@@ -5,7 +5,7 @@ import logging
 import re
 from pathlib import Path
 
-from bayeslora.data.encodings import encoding_of, is_escaped, is_foreign
+from bayeslora.data.encodings import LOOKED_AT, encoding_of, is_escaped, is_foreign
 from bayeslora.data.packed import unpacked
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,9 @@ CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 
 WITH_SIGN = re.compile(r"\S*[^\W\d_][¹³¿¼½¾¦¶±¨¸¡¢£¥§¬¯]+[^\W\d_]\S*")
 """A word with a sign between its letters, which is a letter in another encoding."""
+
+BEYOND = re.compile(r"\S*[^\x00-\x7f]\S*")
+"""A word with a character beyond ASCII."""
 
 STRANGE = 0.2
 """Share of letters beyond ASCII from which a text in no Unicode is likely to be in another encoding than taken."""
@@ -117,7 +120,7 @@ def _foreign(content: bytes, encoding: str, path: Path) -> str:
     text = content.decode(encoding, "replace")
     logger.warning(
         "%s is not in UTF-8, and is read in %s, by its letters, such as %r. If that is wrong, save it in UTF-8.",
-        *(path, encoding, re.findall(r"\S*[^\x00-\x7f]\S*", text)[0][:40]),
+        *(path, encoding, BEYOND.findall(text)[0][:40]),
     )
     return text
 
@@ -151,11 +154,11 @@ def _check(text: str, encoding: str, path: Path) -> None:
     if len(CONTROLS.findall(text[:10_000])) > len(text[:10_000]) / 100:
         raise ValueError(f"{path} is not a text, whatever its name ends in: give it the ending of what it is.")
     letters = "".join(text[:100_000].split())
-    beyond = WITH_SIGN.findall(text) or re.findall(r"\S*[^\x00-\x7f]\S*", text)
+    signs = WITH_SIGN.findall(text)
     is_strange = len(re.findall(r"[^\x00-\x7f]", letters)) > STRANGE * len(letters)
-    if is_strange or WITH_SIGN.search(text) or is_foreign(text.encode(encoding, "replace")):
+    if is_strange or signs or is_foreign(text[:LOOKED_AT].encode(encoding, "replace")):
         logger.warning(
             "%s is not in UTF-8, and is read in Windows' Western encoding (%s), such as %r. If that is wrong, save it "
             "in UTF-8.",
-            *(path, encoding, beyond[0][:40]),
+            *(path, encoding, (signs or BEYOND.findall(text))[0][:40]),
         )

@@ -77,8 +77,8 @@ def encoding_of(content: bytes) -> str | None:
     part = content[:LOOKED_AT]
     part = part[: part.rfind(b"\n") + 1] or part  # whole characters
     for encoding in JAPANESE:
-        kana = KANA.findall(_beyond(part, encoding))
-        if len(kana) >= 0.25 * max(len(_beyond(part, encoding)), 1) and kana:
+        beyond = _beyond(part, encoding)
+        if beyond and len(KANA.findall(beyond)) >= 0.25 * len(beyond):
             return encoding
     shares = {each: _share(_beyond(part, each), frequent) / SEVERAL for each, frequent in CHARACTERS.items()}
     best = max(shares, key=lambda encoding: shares[encoding])

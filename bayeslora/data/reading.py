@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from bayeslora.data.columns import LABELS, NOT_INPUTS, NOTHING, Columns, Found, also_read, check_no_lists, is_text
-from bayeslora.data.encoding import cutting, encoded, encoded_labels
 from bayeslora.data.forms import Arrays, Examples
 from bayeslora.data.plain import Plain, plain
 from bayeslora.data.stored import numbers
+from bayeslora.data.tokenizing import cutting, encoded, encoded_labels
 from bayeslora.limits import limits
 from bayeslora.networks import continues, decoder_inputs, forward_parameters, takes_any_name
 from bayeslora.tasks import LIKELIHOODS, Likelihood

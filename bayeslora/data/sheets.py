@@ -75,7 +75,7 @@ def _names(path: Path) -> list[str]:
 
 
 def _head(table: "pd.DataFrame") -> int | None:
-    """Return the row that names the columns, below a title that pandas took for these; None if there is no title."""
+    """Return the row with the names of the columns, where pandas took a title above it for them; None elsewhere."""
     if sum(not str(name).startswith(WITHOUT_NAME) for name in table.columns) > 1 or table.shape[1] < 2:
         return None
     for place in range(min(len(table), MOST_ABOVE)):

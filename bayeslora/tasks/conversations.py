@@ -267,9 +267,8 @@ def _message(given: Mapping[str, Any], where: str) -> dict[str, Any]:
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{where} has a part that is not a text: only texts can be read.")
         content = "".join(map(str, texts))
-    if (
-        isinstance(call := message.get("function_call"), Mapping) and "tool_calls" not in message
-    ):  # OpenAI's former name
+    call = message.get("function_call")  # OpenAI's former name
+    if isinstance(call, Mapping) and "tool_calls" not in message:
         del message["function_call"]
         message["tool_calls"] = [{"type": "function", "function": call}]
     if content is None and message.get("tool_calls"):

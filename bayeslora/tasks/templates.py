@@ -66,7 +66,7 @@ def rendered(talk: Conversation, tokenizer: Any, where: str, **how: Any) -> str:
 def as_read(messages: Sequence[Mapping[str, Any]], tokenizer: Any, tools: Any = None) -> list[dict[str, Any]]:
     """Return messages as the tokenizer's template reads them: some write texts only if they are lists of parts.
 
-    So do some write calls of tools only if there is no text, or if arguments are JSON, as OpenAI has them.
+    Likewise, some write tool calls only if the message has no text, or if the arguments are JSON, as OpenAI sends them.
     """
     template, special = template_of(tokenizer, tools), _special(tokenizer)
     in_parts, found = _reads_parts(template, special), []
