@@ -164,11 +164,16 @@ def interval(differences: np.ndarray) -> str:
     return f"{found.value:+.3f}" + ("" if math.isnan(found.half) else f" ± {found.half:.3f}")
 
 
+def complete(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs of the contenders and seeds that have every task: averages over others would be of easier ones, or not."""
+    tasks = runs.groupby(["contender", "seed"])["task"].transform("nunique")
+    return runs[tasks == runs["task"].nunique()]
+
+
 def beside_usual(runs: pd.DataFrame, name: str) -> str:
-    """The interval of a contender's NLL less the usual rival's, averaged over tasks, by seed."""
+    """The interval of a contender's NLL less the usual rival's, averaged over tasks, over the seeds that both have."""
     nll = runs.pivot_table(index=["seed", "task"], columns="contender", values="nll")
-    differences = nll[name] - nll[USUAL]
-    return "" if differences.isna().any() else interval(differences.groupby("seed").mean().to_numpy())
+    return interval((nll[name] - nll[USUAL]).groupby("seed").mean().dropna().to_numpy())
 
 
 def means(stage: str) -> str:
@@ -177,14 +182,15 @@ def means(stage: str) -> str:
     if found.empty:
         return ""
     parts = []
-    for size, runs in found.groupby("size"):
+    for size, every in found.groupby("size"):
+        runs = complete(every)
         table = runs.pivot_table(index="contender", columns="task", values="nll")
         table = table[[name for name in TITLES if name in table]].rename(columns=TITLES)
-        table.insert(0, "mean", table.mean(axis=1, skipna=False))
+        table.insert(0, "mean", table.mean(axis=1))
         table.insert(1, "mean − usual, 95 %", [beside_usual(runs, str(name)) for name in table.index])
-        seeds = runs["seed"].nunique()
+        table.insert(0, "seeds", [str(runs[runs["contender"] == name]["seed"].nunique()) for name in table.index])
         text = markdown(table.sort_values("mean").reset_index().rename(columns={"contender": ""}))
-        parts.append(f"n = {size:,}, {seeds} {'seed' if seeds == 1 else 'seeds'}, NLL:\n\n{text}")
+        parts.append(f"n = {size:,}, NLL:\n\n{text}")
     return "\n\n".join(parts)
 
 
@@ -196,8 +202,9 @@ def duel(chosen: str, size: int, stage: str) -> str:
         nll = runs.pivot_table(index="seed", columns="contender", values="nll")
         if chosen not in nll:
             continue
+        nll = nll.dropna(subset=[chosen])
         best = nll[[c for c in nll if is_rival(c)]].dropna(axis=1).mean().idxmin()
-        by = runs.pivot_table(index="contender", values=["accuracy", "ece", "nll"])
+        by = runs[runs["seed"].isin(nll.index)].pivot_table(index="contender", values=["accuracy", "ece", "nll"])
         rows.append(
             {
                 "task": TITLES[str(name)],
@@ -206,7 +213,7 @@ def duel(chosen: str, size: int, stage: str) -> str:
                 f"NLL: {chosen}": float(nll[chosen].mean()),
                 "best rival": best,
                 "its NLL": float(nll[best].mean()),
-                "difference, 95 %": interval((nll[chosen] - nll[best]).dropna().to_numpy()),
+                "difference, 95 %": interval((nll[chosen] - nll[best]).to_numpy()),
                 "accuracy": f"{by.loc[chosen, 'accuracy']:.3f} ({by.loc[best, 'accuracy']:.3f})",
                 "ECE": f"{by.loc[chosen, 'ece']:.3f} ({by.loc[best, 'ece']:.3f})",
             }
