@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import GenerationConfig
 
 from bayeslora.generation import Answers, Generation, by_embedding, by_entailment, same_words
 from bayeslora.generation.meaning import meanings
@@ -101,6 +102,21 @@ def fitted_log_probs(fitted: Any, prompt: list[int], draw: int) -> np.ndarray:
     from tests.test_generation import teacher_forced
 
     return teacher_forced(fitted, 3, prompt, np.asarray([0]))[draw, 0].numpy()
+
+
+def test_answers_are_samples_whatever_the_models_own_settings_are() -> None:
+    """Many models recommend a temperature, nuclei and penalties; estimates are of the network's own probabilities."""
+    fitted = posterior("GPT2", **LOUD)
+    plain = fitted.answers(PROMPTS, **SETTINGS)
+    own: Any = fitted.network.model
+    recommended = {"do_sample": True, "temperature": 0.1, "top_p": 0.5, "top_k": 2, "min_p": 0.5, "num_beams": 2}
+    own.generation_config.update(**recommended, repetition_penalty=3.0, no_repeat_ngram_size=1)
+    again = fitted.answers(PROMPTS, **SETTINGS)
+    np.testing.assert_array_equal(again.generation.tokens, plain.generation.tokens)
+    by_config = fitted.answers(PROMPTS, **SETTINGS, generation_config=GenerationConfig(pad_token_id=0))
+    np.testing.assert_array_equal(by_config.generation.tokens, plain.generation.tokens)
+    asked = fitted.answers(PROMPTS, **SETTINGS, generation_config=GenerationConfig(top_k=1))
+    assert all(len(set(map(tuple, rows))) == 1 for rows in asked.generation.tokens[:4].swapaxes(0, 1)), "greedy"
 
 
 def test_meanings_are_told_apart_as_asked() -> None:

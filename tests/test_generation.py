@@ -184,6 +184,41 @@ def test_a_text_ends_with_a_string(average: bool) -> None:
     np.testing.assert_allclose(ended.log_probs[:, 0, 0], total, rtol=1e-9)
 
 
+class OddSum:
+    """A stopping criterion of a user's own: the sum of all tokens, those of the prompt included, is odd."""
+
+    def __call__(self, ids: Tensor, scores: Any, **settings: Any) -> Tensor:
+        return ids.sum(-1) % 2 == 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("settings", [{"average": True}, {}, {"num_beams": 3}])
+def test_a_text_ends_where_a_criterion_of_the_users_ends_it(name: str, settings: dict[str, Any]) -> None:
+    fitted = posterior(name, **LOUD)
+    generation = fitted.generate(
+        PROMPTS, 2, max_new_tokens=12, suppress_tokens=[1], stopping_criteria=[OddSum()], pad_token_id=2, **settings
+    )
+    for text, prompt in np.ndindex(*generation.tokens.shape[:2]):
+        start = 0 if name == "T5" else sum(PROMPTS[prompt])
+        tokens = texts(generation, text)[prompt]
+        odd = (start + tokens.cumsum()) % 2 == 1
+        assert not odd[:-1].any()
+        assert odd[-1] or len(tokens) == 12
+    np.testing.assert_array_equal(np.isnan(generation.token_log_probs[0]), ~generation.written)
+    assert (generation.written.sum(-1) < 12).any(), "some texts should end early"
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_a_string_that_begins_in_the_prompt_ends_a_text(average: bool) -> None:
+    fitted = posterior("GPT2", tokenizer=byte_tokenizer(), **LOUD)
+    settings = {"average": average, "suppress_tokens": [1], "max_new_tokens": 6}
+    whole = fitted.generate(PROMPTS[:2], 1, **settings)
+    ids = [PROMPTS[0][-1], int(whole.tokens[0, 0, 0])]
+    ended = fitted.generate(PROMPTS[:2], 1, stop_strings=[byte_tokenizer().decode(ids)], **settings)
+    assert ended.written[0, 0].sum() == 1
+    assert ended.written[0, 1].sum() == 6
+
+
 @pytest.mark.parametrize("average", [False, True])
 def test_tokens_are_sampled_from_the_seed(average: bool) -> None:
     fitted = posterior("GPT2", "lora")

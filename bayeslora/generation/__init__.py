@@ -4,6 +4,7 @@ from bayeslora.generation.answering import Answers, grouped
 from bayeslora.generation.meaning import Equivalence, by_embedding, by_entailment, same_words
 from bayeslora.generation.prompts import encode, repeated
 from bayeslora.generation.settings import of_posterior as settings_of
+from bayeslora.generation.settings import sampling
 from bayeslora.generation.text import Generation
 from bayeslora.generation.writing import generate
 
@@ -18,5 +19,6 @@ __all__ = [
     "grouped",
     "repeated",
     "same_words",
+    "sampling",
     "settings_of",
 ]

@@ -39,6 +39,30 @@ DECLARED: dict[str, Any] = {
 }
 """What the usual settings may be; what the others may be, `transformers` says."""
 
+SAMPLING: dict[str, Any] = {
+    "do_sample": True,
+    "num_beams": 1,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+}
+"""What samples tokens from a network's own probabilities."""
+
+
+def sampling(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with which tokens are sampled from a network's own probabilities, unless they say otherwise.
+
+    The model's own configuration, which recommends a temperature or a penalty for many models, does not count.
+    """
+    given = settings.get("generation_config")
+    return {name: value for name, value in SAMPLING.items() if getattr(given, name, None) is None} | dict(settings)
+
 
 def of_posterior(arguments: Mapping[str, Any]) -> Fields:
     """Return the settings that the model of a posterior takes, given the arguments of `Posterior.generate`."""

@@ -75,3 +75,4 @@ class Text(NamedTuple):
     log_probs: FloatArray  # [draw, prompt, token]
     entropy: FloatArray  # [prompt, token]
     aleatoric: FloatArray  # [prompt, token]
+    stopped: np.ndarray  # whether stopping criteria ended the text with this token, [prompt, token]

@@ -60,7 +60,11 @@ def generate(
         config, others = _settings(network.model, dict(settings), average, getattr(prompts, "ends", ()))
     _check_room(network.model, prompts, config)
     if config.stop_strings and tokenizer is not None:
-        others.setdefault("tokenizer", tokenizer)
+        from transformers.generation import StopStringCriteria
+
+        own: Any = StopStringCriteria
+        others["stopping_criteria"] = [*(others.get("stopping_criteria") or ()), own(tokenizer, config.stop_strings)]
+        config.stop_strings = None
     prompts = to_device(prompts, program.device)
     num_draws = len(next(iter(sites.values())))
     try:
@@ -73,7 +77,7 @@ def generate(
                 for index in range(num_draws):
                     network.bind({n: type(value)(*(f[index] for f in value)) for n, value in factors.items()})
                     written.append(_continue(network.model, prompts, config, others))
-                parts = [_score(network, factors, num_draws, prompts, sequences) for sequences in written]
+                parts = [_score(network, factors, num_draws, prompts, *one) for one in written]
     finally:
         network.unbind()
     return _together(parts, config, tokenizer)
@@ -140,12 +144,38 @@ def _ends(config: "GenerationConfig") -> list[int]:
     return [0] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 
+class Ends:
+    """Stopping criteria, together, and the sequences that they have ended."""
+
+    def __init__(self, criteria: Sequence[Any]):
+        from transformers.generation import StoppingCriteriaList
+
+        self.criteria: Any = StoppingCriteriaList(criteria)
+        self.ended: set[tuple[int, ...]] = set()
+
+    def __call__(self, ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Return which sequences end, `[sequence]`."""
+        done = self.criteria(ids, scores, **kwargs)
+        self.ended.update(map(tuple, ids[done].tolist()))
+        return done
+
+    def where(self, sequences: Tensor, start: int) -> np.ndarray:
+        """Return whether each token behind the start is one that a sequence ended with, `[sequence, token]`."""
+        rows, longest = sequences.tolist(), sequences.shape[1]
+        ends = [[tuple(row[: index + 1]) in self.ended for index in range(start, longest)] for row in rows]
+        return np.asarray(ends, dtype=bool).reshape(len(rows), longest - start)
+
+
 def _continue(
     model: "PreTrainedModel", prompts: Mapping[str, Tensor], config: "GenerationConfig", others: Mapping[str, Any]
-) -> Tensor:
-    """Return the model's sequences, `[prompt, token]`, including what they start with."""
+) -> tuple[Tensor, np.ndarray]:
+    """Return the model's sequences, including what they start with, and which written tokens criteria ended them at."""
+    criteria = Ends(others.get("stopping_criteria") or ())
+    if criteria.criteria:
+        others = {**others, "stopping_criteria": [criteria]}
     with outside():
-        return model.generate(**prompts, generation_config=config, **others)
+        sequences = model.generate(**prompts, generation_config=config, **others)
+    return sequences, criteria.where(sequences, _start(model, prompts))
 
 
 def _start(model: nn.Module, prompts: Mapping[str, Tensor]) -> int:
@@ -154,7 +184,12 @@ def _start(model: nn.Module, prompts: Mapping[str, Tensor]) -> int:
 
 
 def _score(
-    network: AdaptedNetwork, factors: FactorsByStack, num_draws: int, prompts: Mapping[str, Tensor], written: Tensor
+    network: AdaptedNetwork,
+    factors: FactorsByStack,
+    num_draws: int,
+    prompts: Mapping[str, Tensor],
+    written: Tensor,
+    stopped: np.ndarray,
 ) -> Text:
     """Score given texts, `[prompt, token]`, under every draw, in one pass over all of their tokens."""
     model, start = network.model, _start(network.model, prompts)
@@ -186,7 +221,7 @@ def _score(
         return grid
 
     log_probs = scored.row_log_likelihood(scored.tokens)
-    return Text(tokens.cpu().numpy(), place(log_probs), place(scored.entropy), place(scored.aleatoric))
+    return Text(tokens.cpu().numpy(), place(log_probs), place(scored.entropy), place(scored.aleatoric), stopped)
 
 
 def _average(
@@ -205,14 +240,14 @@ def _average(
     network.bind(factors, num_draws * size if num_draws > 1 else None, apart=not folds)
     with Mixture(num_draws, size).of(model) as mixture:
         try:
-            written = _continue(model, prompts, config, others)
+            written, stopped = _continue(model, prompts, config, others)
         except NotFoldedError:
             raise ArgumentError(
                 f"{type(model).__name__} does not keep the batch first in every adapted layer, or runs without a "
                 "cache, so that draws cannot write together: leave use_cache on, or let every draw write, "
                 "average=False."
             ) from None
-    return mixture.text(written[:, _start(model, prompts) :])
+    return mixture.text(written[:, _start(model, prompts) :], stopped)
 
 
 class Mixture:
@@ -279,7 +314,7 @@ class Mixture:
         assert self.last is not None
         self.log_probs.append(self.last.gather(-1, tokens.expand(self.num_draws, -1)[..., None])[..., 0])
 
-    def text(self, tokens: Tensor) -> Text:
+    def text(self, tokens: Tensor, stopped: np.ndarray) -> Text:
         """Return the written tokens, `[prompt, token]`, with their probabilities."""
         self.choose(tokens[:, -1])
         # On some devices, `generate` stops one pass after all texts have ended.
@@ -287,7 +322,7 @@ class Mixture:
             torch.stack(steps[: tokens.shape[1]], dim=-1).cpu().double().numpy()
             for steps in (self.log_probs, self.entropy, self.aleatoric)
         )
-        return Text(tokens.cpu().numpy(), *numbers)
+        return Text(tokens.cpu().numpy(), *numbers, stopped)
 
 
 def _together(texts: Sequence[Text], config: "GenerationConfig", tokenizer: Tokenizer | None) -> Generation:
@@ -301,9 +336,7 @@ def _together(texts: Sequence[Text], config: "GenerationConfig", tokenizer: Toke
     ends = _ends(config) if config.eos_token_id is not None else []
     written = []
     for text in texts:
-        last = np.isin(text.tokens, ends)
-        if config.stop_strings and tokenizer is not None:
-            last |= _stopped(text.tokens, config.stop_strings, tokenizer)
+        last = np.isin(text.tokens, ends) | text.stopped
         written.append((last.cumsum(-1) - last) == 0)
     in_text = grid(written, fill=False)
     tokens = np.where(in_text, grid([text.tokens for text in texts], 0), config.pad_token_id)
@@ -318,12 +351,3 @@ def _together(texts: Sequence[Text], config: "GenerationConfig", tokenizer: Toke
             for rows, kepts in zip(tokens, in_text, strict=True)
         )
     return Generation(tokens, in_text, log_probs, entropy, aleatoric, decoded)
-
-
-def _stopped(tokens: np.ndarray, strings: str | list[str], tokenizer: Any) -> np.ndarray:
-    """Return where `transformers` takes a text for ended by one of some strings, `[prompt, token]`."""
-    from transformers.generation.stopping_criteria import StopStringCriteria
-
-    ends: Any = StopStringCriteria(tokenizer, strings)
-    ids = torch.as_tensor(tokens)
-    return torch.stack([ends(ids[:, : count + 1], None) for count in range(ids.shape[1])], dim=-1).cpu().numpy()

@@ -170,8 +170,9 @@ class Predicting(State):
     ) -> Answers:
         """Sample answers to prompts from every draw, with the uncertainty about each whole answer.
 
-        Tokens are sampled from the network's own probabilities unless settings say otherwise: estimates that take the
-        texts for samples of the mixture, as `Answers` does, need that.
+        Tokens are sampled from the network's own probabilities unless settings given here say otherwise, whatever the
+        model's `generation_config` has: estimates that take the texts for samples of the mixture, as `Answers` does,
+        need that.
 
         Args:
             inputs: As in `generate`.
@@ -185,7 +186,7 @@ class Predicting(State):
         Raises:
             ValueError: As `generate`.
         """
-        settings = {"do_sample": True, "top_k": 0, **generation_settings}
+        settings = generation.sampling(generation_settings)
         prompts = generation.repeated(generation.encode(inputs, self.network.model, self.tokenizer), samples)
         with seeded(seed):
             sites = self.draw(num_draws, seed=None)
