@@ -322,7 +322,7 @@ class Mixture:
             torch.stack(steps[: tokens.shape[1]], dim=-1).cpu().double().numpy()
             for steps in (self.log_probs, self.entropy, self.aleatoric)
         )
-        return Text(tokens.cpu().numpy(), *numbers, stopped)
+        return Text(tokens.cpu().numpy(), *numbers, stopped=stopped)
 
 
 def _together(texts: Sequence[Text], config: "GenerationConfig", tokenizer: Tokenizer | None) -> Generation:
