@@ -124,7 +124,19 @@ def load_model(
         ) from error
     settings["trust_remote_code"] = False
     # A checkpoint with a head for other classes gets a new one.
-    model, info = model_class.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, **settings)
+    try:
+        model, info = model_class.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+        )
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        own_class = next(iter(config.architectures or ()), "its own class")
+        raise ValueError(
+            f"model={str(name)!r} is none that {model_class.__name__} loads, which {kind.name!r} asks for: pass the "
+            f"model itself, {own_class}.from_pretrained({str(name)!r}), or another likelihood."
+        ) from error
     other = [key for key, *_ in info["mismatched_keys"]]
     if other:
         logger.warning(

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
@@ -390,6 +391,29 @@ def test_images_with_another_number_of_channels() -> None:
         ValueError, match=r"cannot read its inputs, pixel_values \(2, 1, 8, 8\) float32: .*Expected 3 but got 1"
     ):
         fit(small("ViT", "ForImageClassification")(), ({"pixel_values": images}, [0, 1, 2, 0]))
+
+
+@pytest.mark.parametrize("form", ["list", "mapping", "rows", "frame", "dataset"])
+def test_images_need_the_processor_of_the_model(form: str) -> None:
+    """NumPy would read them as bare numbers."""
+    images = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (0, 80, 160, 240)]
+    columns = {"image": images, "label": [0, 1, 2, 0]}
+    forms: dict[str, Callable[[], Any]] = {
+        "list": lambda: (images, columns["label"]),
+        "mapping": lambda: columns,
+        "rows": lambda: in_rows(columns),
+        "frame": lambda: pd.DataFrame(columns),
+        "dataset": lambda: datasets.Dataset.from_dict(columns),
+    }
+    with pytest.raises(ValueError, match=r"holds images: give the network's inputs instead.*with_transform"):
+        fit(small("ViT", "ForImageClassification")(), forms[form]())
+
+
+def test_a_name_of_a_model_for_something_else_says_how_to_pass_it(tmp_path: Path) -> None:
+    small("ViT", "ForImageClassification")().save_pretrained(tmp_path)
+    message = r"none that AutoModelForSequenceClassification loads.*pass the model itself, ViTForImageClassification\."
+    with pytest.raises(ValueError, match=message):
+        bayeslora.fit(tmp_path, (TEXTS, LABELS))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ TOKENS = ("input_ids", "decoder_input_ids")
 MASK = "attention_mask"
 BESIDE_TOKENS = (MASK, "token_type_ids", "position_ids")
 """Inputs with a number for each token of `input_ids`."""
+MEDIA = {"Image": "images", "Audio": "sounds", "Video": "films"}
+"""Columns of `datasets` that a processor has to read, by the names of their types."""
 
 
 def check_column(data: str, name: str, column: Column, limits: Limits, start: int = 0) -> None:
@@ -292,8 +294,32 @@ def _unseen(data: str, rows: np.ndarray) -> ValueError:
 
 def not_numbers(name: str, column: str, value: Any, where: str) -> ValueError:
     """Return the error about a value that is to be numbers, and is not."""
+    if is_image(value):
+        return unprocessed(name, column, "images")
     renamed = " Call the column 'messages'." if are_messages(value) else ""
     return ValueError(
         f"{name}: {column!r} is {value!r:.60} in {where}, of type {type(value).__name__}, where numbers are "
         f"needed.{renamed}"
+    )
+
+
+def check_processed(name: str, features: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a table without texts or numbers of the network has images, sounds or films."""
+    for column, feature in features.items():
+        if (kind := MEDIA.get(type(feature).__name__)) is not None:
+            raise unprocessed(name, column, kind)
+
+
+def is_image(value: Any) -> bool:
+    """Whether a value is an image of PIL, which NumPy would read as bare numbers, neither resized nor scaled."""
+    return any(kind.__module__.startswith("PIL.") for kind in type(value).__mro__)
+
+
+def unprocessed(name: str, column: str, kind: str) -> ValueError:
+    """Return the error about images, sounds or films that are not yet numbers."""
+    return ValueError(
+        f"{name}: {column!r} holds {kind}: give the network's inputs instead, which the model's processor makes of "
+        "them. With processor = AutoProcessor.from_pretrained(…), a dataset becomes "
+        f"dataset.with_transform(lambda rows: {{**processor(rows[{column!r}], return_tensors='pt'), 'label': "
+        "rows['label']})."
     )

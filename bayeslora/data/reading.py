@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
+from bayeslora.data import checks
 from bayeslora.data.columns import LABELS, NOT_INPUTS, NOTHING, Columns, Found, also_read, check_no_lists, is_text
 from bayeslora.data.forms import Arrays, Examples
 from bayeslora.data.plain import Plain, plain
@@ -153,6 +154,8 @@ class Reader:
             value: The column.
             is_named: Whether the data calls it so, too.
         """
+        if isinstance(value, list | tuple) and value and checks.is_image(value[0]):
+            raise checks.unprocessed(self.name, name, "images")
         tensor = self.tensor(value if isinstance(value, Tensor) else numbers(self.name, name, value))
         if not tensor.dim():
             raise ValueError(f"{self.name}: {name!r} is one number: give an array with an entry for each example.")
@@ -240,6 +243,7 @@ class Reader:
         """Return the table with its one or two text columns turned into tokens."""
         texts = list(self.columns.text)
         if not texts:
+            checks.check_processed(self.name, table.features)
             check_no_lists(table, self.name)
             raise self._unread(table.column_names)
         if len(texts) > 2:
