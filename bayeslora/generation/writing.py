@@ -318,11 +318,11 @@ class Mixture:
         """Return the written tokens, `[prompt, token]`, with their probabilities."""
         self.choose(tokens[:, -1])
         # On some devices, `generate` stops one pass after all texts have ended.
-        numbers = (
+        log_probs, entropy, aleatoric = (
             torch.stack(steps[: tokens.shape[1]], dim=-1).cpu().double().numpy()
             for steps in (self.log_probs, self.entropy, self.aleatoric)
         )
-        return Text(tokens.cpu().numpy(), *numbers, stopped=stopped)
+        return Text(tokens.cpu().numpy(), log_probs, entropy, aleatoric, stopped)
 
 
 def _together(texts: Sequence[Text], config: "GenerationConfig", tokenizer: Tokenizer | None) -> Generation:
