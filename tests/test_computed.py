@@ -1,6 +1,6 @@
 """Rows that are computed, or stream by: their texts are read, and their labels are known before training."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
+from transformers import default_data_collator
 
 import bayeslora
 from bayeslora.data import given, plain
@@ -121,6 +122,50 @@ def test_words_of_a_stream_are_numbered_for_a_network() -> None:
     assert streamed.class_names == ("bad", "fair", "good")
     expected = fit((TEXTS, WORDS), network).evaluate((TEXTS, WORDS), num_draws=1)["nll"]
     assert streamed.evaluate((TEXTS, WORDS), num_draws=1)["nll"] == pytest.approx(expected, rel=1e-6)
+
+
+def tokenised(rows: dict[str, list[Any]]) -> dict[str, Any]:
+    return dict(tiny_tokenizer()(rows["text"], padding="max_length", max_length=8), labels=rows["label"])
+
+
+AROUND: dict[str, Callable[[datasets.Dataset], Any]] = {
+    "a transform": lambda table: table.with_transform(same),
+    "a transform to tokens": lambda table: table.with_transform(tokenised),
+    "a part": lambda table: Subset(table, range(5)),
+    "a part of a transform": lambda table: Subset(table.with_transform(tokenised), range(5)),
+    "several": lambda table: ConcatDataset([table.select(range(2)), table.select(range(2, 5))]),
+    "a loader": lambda table: DataLoader(table.with_transform(tokenised), collate_fn=default_data_collator),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("form", AROUND)
+def test_classes_go_by_the_names_of_the_table_behind(form: str) -> None:
+    """Numbers of another table stand for other classes."""
+    torch.manual_seed(0)
+    orders = [("bad", "fair", "good"), ("good", "bad", "fair")]
+    tables = [TABLE.cast_column("label", datasets.ClassLabel(names=[*names])) for names in orders]
+    posterior = fit(AROUND[form](tables[0]), model("Bert", "ForSequenceClassification", num_labels=3)())
+    assert posterior.class_names == orders[0]
+    expected = posterior.evaluate((TEXTS, WORDS), num_draws=1)["nll"]
+    for table in tables:
+        found = posterior.evaluate(AROUND[form](table), num_draws=1)["nll"]
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_labels_that_a_transform_changes_have_no_declared_names() -> None:
+    table = TABLE.cast_column("label", datasets.ClassLabel(names=["bad", "fair", "good"]))
+    changed = plain(table.with_transform(lambda rows: {**rows, "label": [2 - label for label in rows["label"]]}))
+    assert changed.labels is not None
+    assert changed.labels.names is None
+
+
+def test_tables_that_number_their_classes_otherwise_are_not_put_together() -> None:
+    tables = [
+        TABLE.cast_column("label", datasets.ClassLabel(names=names))
+        for names in (["bad", "fair", "good"], ["good", "bad", "fair"])
+    ]
+    with pytest.raises(ValueError, match="tables that number their classes in other ways, bad, fair, good and good"):
+        plain(ConcatDataset(tables))  # type: ignore[arg-type]
 
 
 class ByName(Dataset[Any]):

@@ -2,12 +2,14 @@
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from bayeslora.contracts import ArgumentError
-from bayeslora.data.columns import INPUTS, LABELS, Columns
+from bayeslora.data.columns import INPUTS, LABELS, Columns, class_names, label_of
 from bayeslora.data.forms import Part, check_repeatable, row_at
 from bayeslora.isolation import seeded
 from bayeslora.tasks import conversations
@@ -24,6 +26,59 @@ def untransformed(data: Any) -> Any:
     """
     is_custom = getattr(data, "format", None) is not None and hasattr(data, "with_transform")
     return Part(data, range(len(data))) if is_custom and data.format.get("type") == "custom" else data
+
+
+def named(labels: RawLabels | None, data: Any, asked: Columns, known: Columns, name: str) -> RawLabels | None:
+    """Return labels with the names that the table behind computed rows declares for their classes, if it does.
+
+    They are those of labels which a transform leaves as they are: that is looked at in the first row.
+
+    Args:
+        labels: The labels; None if they are not known yet, and then none are returned with the names.
+        data: The rows.
+        asked: The columns that the user names.
+        known: The columns of the fit.
+        name: What to call the data in messages.
+
+    Raises:
+        ArgumentError: If there are several tables, which number their classes in other ways.
+    """
+    every = {_names_in(table, asked, known) for table in _tables(data)}
+    if len(every) > 1:
+        orders = " and ".join(sorted(", ".join(each[1]) if each else "without names" for each in every)[:2])
+        raise ArgumentError(
+            f"{name} is put together from tables that number their classes in other ways, {orders}: let all have the "
+            "same names, table.cast_column('label', datasets.ClassLabel(names=[…]))."
+        )
+    own = every.pop() if every else None
+    return labels if own is None else replace(labels or RawLabels([], own[0], None, name), names=own[1])
+
+
+def _tables(data: Any) -> list[Any]:
+    """Return the tables of `datasets` that parts, loaders and others around them read."""
+    if hasattr(data, "features"):
+        return [data]
+    inner = [data.dataset] if hasattr(data, "dataset") else getattr(data, "datasets", None)
+    return [table for each in inner for table in _tables(each)] if isinstance(inner, list | tuple) else []
+
+
+def _names_in(table: Any, asked: Columns, known: Columns) -> tuple[str, tuple[str, ...]] | None:
+    """Return the column of labels of a table, and the names of its classes; None if it has none."""
+    features = table.features or {}
+    label = label_of([*features], asked, known, ())
+    names = class_names(features.get(label))
+    if label is None or names is None:
+        return None
+    if (getattr(table, "format", None) or {}).get("type") == "custom":
+        with seeded(0):
+            try:
+                row, stored = table[0], table.with_format(None)[0][label]
+            except Exception:  # of the user's own code: it is raised again where rows are read
+                return None
+        found = next((row[each] for each in (label, *LABELS) if each in row), None)
+        if not np.array_equal(np.asarray(found), np.asarray(stored)):
+            return None
+    return label, names
 
 
 def texts(data: "Dataset[Any]", label: str | None) -> list[Any] | None:

@@ -88,7 +88,8 @@ def plain(
     if isinstance(data, Dataset):
         computed.check_length(data, name)
         rows = computed.texts(data, asked.label)
-        return Plain(data) if rows is None else _list(rows, asked, known, name, with_labels)
+        read = Plain(data) if rows is None else _list(rows, asked, known, name, with_labels)
+        return replace(read, labels=computed.named(read.labels, data, asked, known, name)) if with_labels else read
     if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], str):
         if (words := annotated.of_pair(data)) is not None:
             return _table(as_table(words, name), None, asked, known, name, with_labels)
@@ -391,10 +392,8 @@ def _table(
 
 def _row_by_row(data: Any, asked: Columns, known: Columns, name: str) -> Plain:
     """Return a loader or a stream, with the names of its classes, if it has any."""
-    features: Any = getattr(data, "features", None) or {}
     names = tuple(getattr(data, "column_names", None) or ())
     label = label_of(names, asked, known, ()) if names else None
-    own = class_names(features.get(label)) if label in features else None
-    labels = None if own is None else RawLabels([], str(label), own, name)
+    labels = computed.named(None, data, asked, known, name)
     texts = asked.text or known.text if {*(asked.text or known.text)} <= {*names} else ()
     return Plain(data, labels, Found(texts, asked.label or label, asked.id), names)

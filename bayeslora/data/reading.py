@@ -118,7 +118,7 @@ class Reader:
             " or DataLoader, or (inputs, labels) as arrays, a mapping of arrays, or a list of texts with a tokenizer."
         )
 
-    def _stored(self, data: "Dataset[Any]") -> Arrays | None:
+    def _stored(self, data: Any) -> Arrays | None:
         """Return the rows of a dataset that only puts two tensors side by side, or of a part of one; None of others."""
         if type(data) is Subset and (whole := self._stored(data.dataset)) is not None:
             if self.labels is not None:
