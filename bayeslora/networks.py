@@ -244,9 +244,10 @@ def with_output_names(model: nn.Module, names: Sequence[str] | None) -> nn.Modul
 def input_embedding(model: Any) -> nn.Module | None:
     """Return the table in which a model looks up its tokens; None if it has none, or does not say which."""
     try:
-        return model.get_input_embeddings()
+        found = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):  # of models for images, for instance
         return None
+    return found if isinstance(found, nn.Module) else None  # Perceiver's are a parameter
 
 
 def is_readable(value: Tensor) -> bool:
