@@ -649,6 +649,7 @@ def test_a_fit_that_is_told_to_end_is_saved_as_one_that_is_interrupted(number: i
     """The signal comes a second time while the posterior is saved."""
 
     def work() -> tuple[str, Any]:
+        signal.signal(number, signal.SIG_DFL)  # under nohup, SIGHUP is ignored
         save = Posterior.save
 
         def told_again(posterior: Posterior, folder: Path) -> None:
