@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 
 NO_PRIOR = {
     "points": "its fit ends at a point, or several, which have no density that could be a prior",
-    "noise": "its noise is as loud as a field, a search or the optimiser's path sets it, which is not what data taught",
+    "noise": "a field, a search, the optimiser's path or another posterior made its noise as loud as it is, and "
+    "not what data taught",
 }
 """Why draws that a method does not claim to be those of a posterior are not a prior, by what it claims."""
 

@@ -434,7 +434,7 @@ def test_a_gaussian_that_no_prior_led_to_is_refused() -> None:
     with torch.no_grad():
         for value in (*head.parameters(), *head.buffers()):
             value.add_(0.1)
-    with pytest.raises(ValueError, match=r"'distilled' cannot be a prior: 'head_8x3\.weight' has a flat prior"):
+    with pytest.raises(ValueError, match=r"'distilled' cannot be a prior: .* or another posterior made its noise"):
         bayeslora.fit(network(), rows(16), prior=student, **START)
 
 

@@ -46,7 +46,8 @@ FARTHEST = 100
 
 WHAT = {
     "points": "is one network or several, not draws of a distribution",
-    "noise": "is noise around a point, whose loudness a field, a search or the optimiser's path sets",
+    "noise": "is noise around a point, which a field, a search, the optimiser's path or another posterior made as loud "
+    "as it is",
 }
 
 

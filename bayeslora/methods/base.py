@@ -49,7 +49,7 @@ class Method(abc.ABC):
         post_hoc: Whether adapters and task head stay as they were passed to `fit(init=…)`.
         approximation: How a posterior predicts by default: `"draws"`, running the network on draws, or `"linear"`.
         claims: What its draws are: of a `"posterior"`, whose prior, temperature and likelihood the program states;
-            `"noise"`, whose loudness a field, a search or the optimiser's path sets; or `"points"`, one or several.
+            `"noise"`, whose loudness a field, a search, the optimiser's path or another posterior sets; or `"points"`.
     """
 
     name: ClassVar[str]

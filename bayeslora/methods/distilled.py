@@ -37,6 +37,7 @@ class Distilled(PerStackMethod):
     """
 
     name = "distilled"
+    claims = "noise"
     head_family: ClassVar[Family | None] = Affine()
     spread_rank: Few = 16
 
