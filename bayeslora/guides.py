@@ -176,6 +176,15 @@ class Snapshots(Site):
         return Enumerated(self.snapshots[: self.size])
 
 
+def check_snapshots(guide: nn.Module) -> None:
+    """Raise a ValueError unless the sites of a loaded guide keep equally many snapshots, and have room for them."""
+    sites = [site for site in guide.modules() if isinstance(site, Snapshots)]
+    for site in sites:
+        taken, room = float(site.taken), len(site.snapshots)
+        if taken != float(sites[0].taken) or taken not in range(room + 1):
+            raise ValueError(f"a site has taken {taken:g} snapshots: give 0 to {room}, and as many at every site")
+
+
 def last_steps(num_steps: int, count: int, last_part: float) -> set[int]:
     """Return steps of a run, spread evenly over its last part, including the last step.
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from bayeslora import bases, saving, tables
+from bayeslora import bases, guides, saving, tables
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.targets import linear_layers
 from bayeslora.adapters.weights import plain_weight
@@ -231,6 +231,7 @@ def load_state(program: Program, tensors: Mapping[str, Tensor]) -> None:
     check_shapes(tensors, "head/", program.network.head_state(), HEADS_DIFFER)
     check_shapes(tensors, "likelihood/", program.likelihood.state_dict())
     program.guide.load_state_dict(part(tensors, "guide/"))
+    guides.check_snapshots(program.guide)
     program.network.load_head(part(tensors, "head/"))
     program.likelihood.load_state_dict(part(tensors, "likelihood/"))
 

@@ -313,6 +313,19 @@ def test_numbers_that_are_not_finite_are_named(tmp_path: Path) -> None:
         bayeslora.load(folder, CASES["blob"].network())
 
 
+@pytest.mark.parametrize("taken", [-1.0, 0.5, 1e6, 1.0])
+def test_snapshots_are_as_many_as_there_is_room_for_at_every_site(taken: float, tmp_path: Path) -> None:
+    folder = tmp_path / "posterior"
+    shutil.copytree(FOLDER / "checkpoint_ensemble", folder)
+    state = load(tensors_file(folder).read_bytes())
+    name = next(name for name in state if name.endswith(".taken"))
+    assert state[name] == 2
+    state[name].fill_(taken)
+    sign(folder, save(state))
+    with pytest.raises(ValueError, match=r"snapshots: give 0 to 2, and as many at every site\."):
+        bayeslora.load(folder, CASES["checkpoint_ensemble"].network())
+
+
 @pytest.mark.parametrize("aim", ["blobs", "secret", "blobs that are a link"])
 def test_links_of_the_hubs_cache_lead_to_its_blobs_alone(aim: str, tmp_path: Path) -> None:
     folder, blobs = tmp_path / "models--a--b" / "snapshots" / "0123", tmp_path / "models--a--b" / "blobs"
