@@ -7,6 +7,7 @@ states afterwards, whoever set them. Long calls let others run in between, see `
 """
 
 import contextlib
+import functools
 import itertools
 import operator
 import os
@@ -86,20 +87,31 @@ class _Outside:
 
 
 class _Turn:
-    """The turn of a thread: the contexts that it is in, from the outermost in."""
+    """The turn of a thread: the public calls and the contexts that it is in, from the outermost in."""
 
     def __init__(self) -> None:
         self.thread = threading.get_ident()
         self.number = next(_numbers)
+        self.calls = 0
         self.handlers: list[_Outside] = []
         self.random: list[_Outside] = []
 
 
 _numbers = itertools.count()
 _turn: _Turn | None = None  # of the thread that has `_lock`
-_lock = threading.Lock()
+# Both locks are re-entrant: a signal handler or a `__del__` may call the library while this thread waits for them.
+_lock = threading.RLock()
 # A thread that waits for `_lock` holds this one, so that a thread that gives way cannot come back first.
-_next = threading.Lock()
+_next = threading.RLock()
+_waiting = 0  # calls that hold `_next`
+
+_at_work: list[
+    tuple[Any, int]
+] = []  # what is in the middle of something, and in which of a thread's calls, see `_depth`
+
+
+class AtWorkError(RuntimeError):
+    """A call needs a network that an outer call of the same thread is in the middle of using."""
 
 
 @contextlib.contextmanager
@@ -108,11 +120,13 @@ def isolated() -> Iterator[None]:
 
     It is also a decorator. Calls within calls, such as those of a callback during a fit, are part of the outer turn.
     """
-    with exclusive(), torch.inference_mode(False), plain():
+    with _own_turn() as turn, exclusive(), torch.inference_mode(False), plain():
         state = random.getstate()  # some libraries draw from it when they are imported, which may be now
+        turn.calls += 1
         try:
             yield
         finally:
+            turn.calls -= 1
             random.setstate(state)
 
 
@@ -176,6 +190,43 @@ def turn() -> int | None:
     return _turn.number if _turn is not None and _turn.thread == threading.get_ident() else None
 
 
+def _depth() -> int:
+    """Return how many public calls, each within the one before, this thread is in."""
+    return _turn.calls if _turn is not None and _turn.thread == threading.get_ident() else 0
+
+
+@contextlib.contextmanager
+def at_work(network: Any) -> Iterator[None]:
+    """Keep a network, whose factors are bound, from calls within this one: those of a hook or a signal handler, say."""
+    entry = network, _depth()
+    _at_work.append(entry)
+    try:
+        yield
+    finally:
+        _at_work.remove(entry)
+
+
+def working(method: F) -> F:
+    """Return a method of a network, or of what has one, during which the network is at work."""
+
+    @functools.wraps(method)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with at_work(getattr(self, "network", self)):
+            return method(self, *args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def check_free(network: Any) -> None:
+    """Raise an `AtWorkError` if an outer call is in the middle of using a network."""
+    if any(each is network and _depth() > outer for each, outer in _at_work):
+        raise AtWorkError(
+            "This posterior is in the middle of a pass through its network, and was called again by what runs "
+            "meanwhile: a hook, a signal handler, a `__del__`. The call would replace the factors of that pass. Let it "
+            "wait until the pass has ended, or call a copy, copy.deepcopy(posterior), that was made before."
+        )
+
+
 def give_way() -> None:
     """Let waiting calls of other threads run, and restore handlers and random states afterwards.
 
@@ -184,7 +235,7 @@ def give_way() -> None:
     """
     global _turn
     turn = _turn
-    if not _next.locked() or turn is None or turn.thread != threading.get_ident() or len(turn.handlers) != 1:
+    if not _waiting or turn is None or turn.thread != threading.get_ident() or len(turn.handlers) != 1:
         return
     handlers, states = _handlers(), random_states() if turn.random else None
     _set_handlers(turn.handlers[0].value)
@@ -227,8 +278,13 @@ def _own_turn() -> Iterator[_Turn]:
 
 
 def _acquire() -> None:
+    global _waiting
     with _next:
-        _lock.acquire()
+        _waiting += 1
+        try:
+            _lock.acquire()
+        finally:
+            _waiting -= 1
 
 
 def _handlers() -> _Handlers:
@@ -289,11 +345,12 @@ def _seed_torch(seed: int) -> None:
 
 def _after_fork() -> None:
     """End the turns of threads that a child process does not have."""
-    global _lock, _next, _turn
-    _next = threading.Lock()
+    global _lock, _next, _turn, _waiting
+    _next, _waiting = threading.RLock(), 0
     if _turn is not None and _turn.thread == threading.get_ident():
         return
-    absent, _turn, _lock = _turn, None, threading.Lock()
+    absent, _turn, _lock = _turn, None, threading.RLock()
+    _at_work.clear()
     if absent is not None and absent.handlers:
         _set_handlers(absent.handlers[0].value)
     if absent is not None and absent.random:

@@ -1,9 +1,8 @@
 """Draws of a fitted program, and the network run on them."""
 
 import contextlib
-import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -133,9 +132,17 @@ def run_parts(
         runs = [_Run.of(part, several) for part in parts]
         for where, batch in _told(batches):
             on_device, is_first = to_device(batch, parts[0].program.device), not collector.num_examples
-            logits = itertools.chain.from_iterable(run.logits(on_device, is_first) for run in runs)
-            collector.add(where, batch, _of_rows(logits, parts[0].program, batch, len(where)) if is_first else logits)
+            # Closed if it is not exhausted: suspended, it would leave what is shared in place for later passes.
+            with contextlib.closing(_logits(runs, on_device, is_first)) as logits:
+                checked = _of_rows(logits, parts[0].program, batch, len(where)) if is_first else logits
+                collector.add(where, batch, checked)
     return collector.result()
+
+
+def _logits(runs: Sequence["_Run"], batch: Batch, is_first: bool) -> Generator[Tensor, None, None]:
+    """Yield the logits of a batch, of one part after another."""
+    for run in runs:
+        yield from run.logits(batch, is_first)
 
 
 def _of_rows(logits: Iterator[Tensor], program: Program, batch: Batch, size: int) -> Iterator[Tensor]:

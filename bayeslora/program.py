@@ -17,7 +17,7 @@ from bayeslora.antithetic import Antithetic
 from bayeslora.carried import Carried
 from bayeslora.elbo import MeanFieldELBO, is_plate, sites
 from bayeslora.fitted import FittedProgram
-from bayeslora.isolation import exclusive, seeded
+from bayeslora.isolation import check_free, exclusive, seeded
 from bayeslora.methods import Method
 from bayeslora.tasks import Likelihood
 from bayeslora.types import WEIGHTS, Batch, FactorsByStack, Sites, TraceSite
@@ -256,7 +256,12 @@ class Program(nn.Module, FittedProgram):
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode; restore its mode afterwards."""
+    """Put a module in evaluation mode; restore its mode afterwards.
+
+    Raises:
+        AtWorkError: If it is a program or a network that an outer call is in the middle of using.
+    """
+    check_free(getattr(module, "network", module))
     was_training = module.training
     module.eval()
     try:

@@ -20,7 +20,7 @@ from bayeslora import bases, checkpoints, failing, guides, natural, storage, wat
 from bayeslora.data import OwnOrders, Source, Stream, to_device
 from bayeslora.divergence import DivergedError as DivergedError
 from bayeslora.divergence import LastGood
-from bayeslora.isolation import give_way, seeded
+from bayeslora.isolation import at_work, give_way, seeded
 from bayeslora.methods import Tuning
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program, evaluating
@@ -220,7 +220,8 @@ class ProgramTrainer(Trainer):
         call = {**inputs, "rows_by_draw": True} if self.rows_by_draw else inputs
         step = partial(super().training_step, model, call, num_items_in_batch)
         first_step, self.first_step = self.first_step, None
-        loss = step() if first_step is None else first_step(step)
+        with at_work(self.program.network):  # checkpoints of activations find the factors again in the backward pass
+            loss = step() if first_step is None else first_step(step)
         self.recorder.record(self.program)
         self.last_good.after_backward(self, loss, inputs)
         return loss

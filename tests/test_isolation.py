@@ -603,7 +603,7 @@ def test_a_fit_that_is_interrupted_while_it_gives_way_has_its_turn_to_clear_up(m
     acquire, refusals = isolation._acquire, iter([KeyboardInterrupt])
 
     def interrupted() -> None:
-        if threading.current_thread() is threading.main_thread() and isolation._next.locked():
+        if threading.current_thread() is threading.main_thread() and isolation._waiting:
             for error in refusals:
                 raise error
         acquire()
@@ -623,7 +623,7 @@ def test_a_fit_that_is_interrupted_while_it_gives_way_has_its_turn_to_clear_up(m
         assert same(predicting.result(PATIENCE), expected)
     assert states() == before
     assert isolation._turn is None
-    assert not isolation._lock.locked()
+    assert same(in_another_thread(lambda: fitted.predict(inputs, num_draws=3)), expected)
 
 
 def test_nothing_gives_way_within_another_call() -> None:
@@ -636,7 +636,7 @@ def test_nothing_gives_way_within_another_call() -> None:
     with ThreadPoolExecutor(1) as pool:
         with exclusive():
             waiting = pool.submit(enter)
-            until(isolation._next.locked)
+            until(lambda: isolation._waiting)
             with exclusive():
                 isolation.give_way()
                 assert not entered.is_set()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.adapters.weights import is_within
-from bayeslora.isolation import turn
+from bayeslora.isolation import check_free, turn
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +216,13 @@ def writes_of(network: Any) -> dict[str, tuple[int, int]]:
 
 
 def check_frozen(network: Any) -> None:
-    """Raise a `BaseChangedError` if the frozen weights of a fitted network have changed since the fit."""
+    """Raise an error if a network is at work, or if its frozen weights have changed since the fit.
+
+    Raises:
+        AtWorkError: If an outer call is in the middle of using it.
+        BaseChangedError: If the weights have changed.
+    """
+    check_free(network)
     if network.frozen is not None:
         network.frozen.check(network)
 

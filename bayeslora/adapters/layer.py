@@ -21,10 +21,11 @@ class Slot:
     """
 
     def __init__(self) -> None:
-        self.factors: Any = None
-        self.rows: int | None = None
-        self.sequences = 1
-        self.apart = False
+        self.hold()
+
+    def hold(self, factors: Any = None, rows: int | None = None, sequences: int = 1, apart: bool = False) -> None:
+        """Hold factors, or none."""
+        self.factors, self.rows, self.sequences, self.apart = factors, rows, sequences, apart
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Slot":
         return Slot()

@@ -9,6 +9,7 @@ from torch import Tensor
 from bayeslora.adapters.layer import NotFoldedError
 from bayeslora.adapters.network import AdaptedNetwork
 from bayeslora.adapters.rows import has_rows, num_rows, sequences_in
+from bayeslora.isolation import working
 from bayeslora.types import Batch, FactorsByStack
 
 # Numbers in the gradients held at once: examples × factors.
@@ -93,6 +94,7 @@ class Linearised:
             chunks.append(self._chunk(part, min(self.rows, size - start)))
         return torch.cat(chunks, dim=1)
 
+    @working
     def _chunk(self, inputs: Batch, size: int) -> Tensor:
         factors = {
             name: type(value)(*(factor.expand(size, *factor.shape) for factor in value))

@@ -16,6 +16,7 @@ from bayeslora.adapters.rows import blocks, copied, num_rows, sequences_in
 from bayeslora.adapters.stack import Stacks, grouped
 from bayeslora.adapters.targets import check_names, choose_targets, head_names, linear_layers
 from bayeslora.adapters.weights import hold, is_within, names_of, share_weights, swap
+from bayeslora.isolation import check_free, working
 from bayeslora.networks import leave_reentrant_checkpointing, logits_of
 from bayeslora.passes import Left, Passes
 from bayeslora.types import Batch, FactorsByStack, FactorTuple, Targets
@@ -131,8 +132,7 @@ class AdaptedNetwork(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The factors' dtype: single precision, or double on a double-precision network."""
-        dtypes = {parameter.dtype for parameter in self.model.parameters()}
-        return torch.float64 if torch.float64 in dtypes else torch.float32
+        return torch.float64 if any(p.dtype == torch.float64 for p in self.model.parameters()) else torch.float32
 
     @property
     def device(self) -> torch.device:
@@ -221,23 +221,22 @@ class AdaptedNetwork(nn.Module):
             apart: See `Slot`.
 
         Raises:
+            AtWorkError: If an outer call is in the middle of using the network.
             BaseChangedError: If frozen weights have changed since the fit.
         """
         check_frozen(self)
         for name, value in self.scaled(factors).items():
             for layer, its_factors in zip(self._layers[name], self.stacks[name].family.unstack(value), strict=True):
-                slot = layer.slot
-                slot.factors, slot.rows, slot.sequences, slot.apart = its_factors, rows, sequences, apart
+                layer.slot.hold(its_factors, rows, sequences, apart)
 
     def unbind(self) -> None:
         """Return to the base network (with its task head)."""
+        check_free(self)
         self.passes.settle()
         if self.frozen is not None:
             self.frozen.note()
-        for layers in self._layers.values():
-            for layer in layers:
-                layer.slot.factors = layer.slot.rows = None
-                layer.slot.sequences, layer.slot.apart = 1, False
+        for layer in [layer for layers in self._layers.values() for layer in layers]:
+            layer.slot.hold()
 
     def run(self, inputs: Batch) -> Any:
         """Return what the network returns with the factors that are bound."""
@@ -333,6 +332,7 @@ class AdaptedNetwork(nn.Module):
         factor = factors[name][0]
         return len(factor) if factor.dim() > stack.family.layer_dims[0] + 1 else None
 
+    @working
     def forward(self, factors: FactorsByStack, inputs: Batch, rows_by_draw: bool = False) -> Tensor:
         """Return the logits, `[*draw, batch, …]`.
 

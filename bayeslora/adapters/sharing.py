@@ -15,6 +15,7 @@ from bayeslora.adapters.calls import replaceable, replaced
 from bayeslora.adapters.layer import AdaptedLayer
 from bayeslora.adapters.network import AdaptedNetwork
 from bayeslora.adapters.rows import copied, num_rows
+from bayeslora.isolation import at_work
 from bayeslora.passes import Left
 from bayeslora.surroundings import called
 from bayeslora.types import Batch, FactorsByStack
@@ -97,6 +98,10 @@ class Shared:
         Yields:
             How many draws to run together; None if nothing is shared.
         """
+        with at_work(self.network):
+            yield from self._over(inputs, most)
+
+    def _over(self, inputs: Batch, most: int) -> Iterator[int | None]:
         size, replay = num_rows(inputs), None
         if self.layers and self.known.worth:
             device = self.network.device

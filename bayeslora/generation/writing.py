@@ -18,6 +18,7 @@ from bayeslora.data import to_device
 from bayeslora.generation.prompts import is_encoder_decoder
 from bayeslora.generation.settings import refusing
 from bayeslora.generation.text import Generation, Text
+from bayeslora.isolation import at_work
 from bayeslora.limits import limits
 from bayeslora.metrics import FloatArray
 from bayeslora.networks import forward_parameters
@@ -68,7 +69,7 @@ def generate(
     prompts = to_device(prompts, program.device)
     num_draws = len(next(iter(sites.values())))
     try:
-        with evaluating(program), torch.inference_mode(), refusing(settings):
+        with evaluating(program), torch.inference_mode(), at_work(network), refusing(settings):
             factors = program.factors_at(sites)
             if average:
                 parts = [_average(network, factors, num_draws, prompts, config, others)]
