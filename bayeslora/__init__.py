@@ -20,7 +20,7 @@ from bayeslora.tasks import LIKELIHOODS, Likelihood
 from bayeslora.tasks.classification import Prediction
 from bayeslora.tasks.language_model import LanguagePrediction
 from bayeslora.tasks.multilabel import MultiLabelPrediction
-from bayeslora.tasks.prediction import ObservationPrediction
+from bayeslora.tasks.observed import ObservationPrediction
 from bayeslora.tasks.question_answering import SpanPrediction
 from bayeslora.tasks.regression import RegressionPrediction
 from bayeslora.tasks.token_classification import TokenPrediction

@@ -17,6 +17,7 @@ from bayeslora import (
     SpanPrediction,
     TokenPrediction,
 )
+from bayeslora.contracts import ArgumentError
 from bayeslora.tasks import CausalLM, Regression, StudentT
 from bayeslora.tasks.collecting import Rows
 from bayeslora.tasks.language_model import Summaries
@@ -231,3 +232,61 @@ def test_a_language_models_summary_is_that_of_all_its_probabilities() -> None:
     np.testing.assert_array_equal(prediction.predicted, full.predicted)
     scores = prediction.scores(prediction.tokens)
     assert scores["perplexity"] == pytest.approx(math.exp(-np.log(prediction.probs).mean()))
+    with pytest.raises(ArgumentError, match=r"not the tokens that this prediction is of: give prediction.labels"):
+        prediction.scores(prediction.tokens + 1)
+
+
+# Labels that are not the rows'
+
+OF_THREE_ROWS = {
+    "classes": (Prediction(simplex(4, 3, 3)), np.array([0, 2, 1])),
+    "labels": (MultiLabelPrediction(simplex(4, 3, 3)), np.array([[0, 1, 0], [1, 1, 0], [0, 0, 0]])),
+    "numbers": (RegressionPrediction(LOC, SCALE), LABELS),
+    "spans": (SpanPrediction(np.moveaxis(simplex(3, 3, 2, 5), -2, -1)), np.array([[0, 1], [2, 2], [1, 4]])),
+    "tokens": (TokenPrediction(simplex(4, 3, 3), Rows(np.arange(3), np.zeros(3, int), 3)), np.array([0, 2, 1])),
+    "counts": (ObservationPrediction([dist.Poisson(torch.tensor([1.0, 20.0, 3.0]))] * 2), np.array([1, 18, 0])),
+    "vectors": (
+        ObservationPrediction([dist.Normal(torch.zeros(3, 2), torch.ones(3, 2)).to_event(1)] * 2),
+        np.array([[1.0, 0.5], [0.0, 2.0], [3.0, 1.0]]),
+    ),
+}
+METHODS_OF_LABELS = ("log_likelihood", "row_log_likelihood", "log_density", "scores", "wrong", "conformity", "crps")
+
+
+def others(labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Labels of fewer, more or other rows, or that are none."""
+    late = (np.arange(3) == 2).reshape(3, *[1] * (labels.ndim - 1))
+    shapes = {"few": labels[:2], "one": labels[:1], "column": labels[..., None], "row": labels[None]}
+    shapes |= {"many": np.concatenate([labels, labels[:1]]), "none": labels[:0], "scalar": np.array(1)}
+    return shapes | {"nan": np.where(late, np.nan, labels), "inf": np.where(late, np.inf, labels)}
+
+
+@pytest.mark.parametrize("kind", OF_THREE_ROWS)
+def test_labels_of_other_rows_are_refused_and_not_spread_over_all(kind: str) -> None:
+    prediction, labels = OF_THREE_ROWS[kind]
+    for method in [name for name in METHODS_OF_LABELS if hasattr(prediction, name)]:
+        call = getattr(prediction, method)
+        if call(labels) is None or len(call(labels)) == 0:  # which this kind does not have
+            continue
+        for other in others(labels).values():
+            with pytest.raises(ArgumentError, match=r"labels(\[2.*\] is (nan|inf)| has shape)"):
+                call(other)
+
+
+@pytest.mark.parametrize(("kind", "bad"), [("classes", -1), ("classes", 3), ("labels", 2), ("spans", 5), ("tokens", 3)])
+def test_labels_beyond_what_there_is_are_named(kind: str, bad: int) -> None:
+    prediction, labels = OF_THREE_ROWS[kind]
+    labels = labels.copy()
+    labels[1] = bad
+    for call in (prediction.log_likelihood, prediction.wrong if kind != "tokens" else prediction.scores):
+        with pytest.raises(ArgumentError, match=rf"labels\[1.*\] is {bad}: give whole numbers from 0 to"):
+            call(labels)
+    with pytest.raises(ArgumentError, match=r"labels has -1, which no Poisson gives"):
+        OF_THREE_ROWS["counts"][0].scores(np.array([1, -1, 0]))
+
+
+def test_truth_values_and_whole_real_numbers_are_classes() -> None:
+    prediction = Prediction(simplex(4, 3, 2))
+    for labels in (np.array([True, False, True]), np.array([1.0, 0.0, 1.0])):
+        assert prediction.scores(labels) == prediction.scores(np.array([1, 0, 1]))
+    assert OF_THREE_ROWS["numbers"][0].scores(np.array([True, False, True]))["nll"] > 0

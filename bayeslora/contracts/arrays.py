@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     Logits: TypeAlias = ArrayLike
     Probabilities: TypeAlias = ArrayLike
     Draws: TypeAlias = ArrayLike
+    LabelArray: TypeAlias = np.ndarray
 else:
     _some = _array()
     _numbers = Kind("an array of numbers", lambda value: _some(value) and np.shape(value)[-1] > 0)
@@ -46,6 +47,8 @@ else:
     Logits: TypeAlias = Annotated[Any, Kind("an array of finite numbers, [draw, example, class]", _array(3, 3, True))]
     Probabilities: TypeAlias = Annotated[Any, Kind("probabilities, [example, class]", _are_probabilities)]
     Draws: TypeAlias = Annotated[Any, Kind("an array of numbers, with two or more dimensions", _array(2))]
+    _labels = Kind("an array of labels, np.asarray(…)", lambda v: isinstance(v, np.ndarray) and v.dtype.kind in "biuf")
+    LabelArray: TypeAlias = Annotated[Any, _labels]
 
 
 def check_labels(arguments: Mapping[str, Any]) -> None:
@@ -54,10 +57,37 @@ def check_labels(arguments: Mapping[str, Any]) -> None:
     labels, shape = np.asarray(arguments["labels"]), np.shape(arguments[name])
     if labels.shape != shape[-2:-1]:
         raise ArgumentError(f"labels has shape {labels.shape}, and {name} {shape}: give a label for each example.")
-    if labels.dtype.kind == "f" or labels.min() < 0 or labels.max() >= shape[-1]:
+    if labels.dtype.kind == "f":
+        raise ArgumentError(f"labels are real numbers, {labels.dtype}: give whole ones, labels.astype(int).")
+    if labels.min() < 0 or labels.max() >= shape[-1]:
         raise ArgumentError(
             f"labels range from {labels.min()} to {labels.max()}: give whole numbers from 0 to {shape[-1] - 1}."
         )
+
+
+def fitting_labels(labels: np.ndarray, shape: tuple[int, ...], what: str, most: int | None = None) -> np.ndarray:
+    """Return the labels of a prediction as numbers of its kind.
+
+    Args:
+        labels: The labels.
+        shape: The shape that they have to have.
+        what: What each row has, for the message.
+        most: The largest of whole numbers from 0; None for any real numbers.
+
+    Raises:
+        ArgumentError: If they have another shape, or are not such numbers.
+    """
+    if labels.shape != shape:
+        raise ArgumentError(
+            f"labels has shape {labels.shape}, and this prediction takes {shape}: give {what} of each of its rows."
+        )
+    with np.errstate(invalid="ignore"):
+        fit = np.isfinite(labels) if most is None else (labels >= 0) & (labels <= most) & (labels % 1 == 0)
+    if not fit.all():
+        place = tuple(int(index) for index in np.argwhere(~fit)[0])
+        numbers = "finite numbers" if most is None else f"whole numbers from 0 to {most}"
+        raise ArgumentError(f"labels{[*place]} is {labels[place]}: give {numbers}.")
+    return labels.astype(np.int64) if most is not None or labels.dtype.kind == "b" else labels
 
 
 def check_broadcast(arguments: Mapping[str, Any]) -> None:

@@ -59,7 +59,7 @@ class Fields(NamedTuple):
 def checked(
     fields: Callable[[Mapping[str, Any]], Fields | None] | None = None,
     noun: str = "argument",
-    also: Callable[[Mapping[str, Any]], None] | None = None,
+    also: Callable[[dict[str, Any]], None] | None = None,
     like: Callable[..., Any] | None = None,
 ) -> Callable[[F], F]:
     """Return a decorator that checks a call's arguments against the annotations of the signature.
@@ -70,7 +70,7 @@ def checked(
     Args:
         fields: For a function with further keywords: returns what they may be, given the other arguments.
         noun: What messages call an argument.
-        also: Raises an `ArgumentError` where arguments do not fit each other.
+        also: Raises an `ArgumentError` where arguments do not fit each other, or changes them to what is meant.
         like: A function whose annotations count instead: that of an interface.
 
     Raises:

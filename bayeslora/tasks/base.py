@@ -25,7 +25,8 @@ from bayeslora.tasks.classes import Classes
 from bayeslora.tasks.collecting import Collector, Everything, Outputs
 from bayeslora.tasks.conversations import Answers
 from bayeslora.tasks.labels import RawLabels
-from bayeslora.tasks.prediction import BasePrediction, Names, ObservationPrediction
+from bayeslora.tasks.observed import ObservationPrediction
+from bayeslora.tasks.prediction import BasePrediction, Names
 from bayeslora.types import Batch, LabelColumn, LabelValues, Tokenizer
 
 if TYPE_CHECKING:

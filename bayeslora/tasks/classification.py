@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bayeslora import decisions, metrics
 from bayeslora.contracts import ClassCount, Probability, checked
 from bayeslora.contracts import Finite as Cost
-from bayeslora.contracts.arrays import Finite
+from bayeslora.contracts.arrays import Finite, fitting_labels
 from bayeslora.display import SHOWN_CLASSES
 from bayeslora.metrics import FloatArray
 from bayeslora.networks import is_a
@@ -106,6 +106,9 @@ class ClassProbabilities(BasePrediction):
         names = ", ".join([*(self.class_names or ())[:SHOWN_CLASSES]])
         number = self.probs.shape[-1]
         return {"classes": f"{number}" + (f": {names}" if names else "") + (", …" if number > SHOWN_CLASSES else "")}
+
+    def _fitting(self, labels: np.ndarray) -> np.ndarray:
+        return fitting_labels(labels, self.draws.shape[1:2], "the class", self.draws.shape[-1] - 1)
 
     def row_log_likelihood(self, labels: np.ndarray) -> FloatArray:
         if self.log_draws is None:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bayeslora.contracts import ArgumentError
 from bayeslora.metrics import FloatArray
 from bayeslora.networks import answers, continues, is_encoder_decoder
 from bayeslora.tasks import conversations, dialogues
@@ -80,6 +81,11 @@ class LanguagePrediction(BasePrediction):
         """Mutual information of token and weights in nats, `[token]`: entropy − aleatoric, 0 for one draw."""
         # Rounding can make the difference of two sums over a vocabulary negative.
         return np.maximum(self.entropy - self.aleatoric, 0)
+
+    def _fitting(self, labels: np.ndarray) -> np.ndarray:
+        if not np.array_equal(labels, self.tokens):
+            raise ArgumentError("labels are not the tokens that this prediction is of: give prediction.labels.")
+        return labels
 
     def row_log_likelihood(self, labels: np.ndarray) -> FloatArray:
         if self.log_draws is not None:

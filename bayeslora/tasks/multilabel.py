@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora import metrics
 from bayeslora.contracts import ClassCount, Probability, checked
+from bayeslora.contracts.arrays import fitting_labels
 from bayeslora.metrics import FloatArray
 from bayeslora.networks import solves
 from bayeslora.tasks import words
@@ -66,6 +67,9 @@ class MultiLabelPrediction(BasePrediction):
     def epistemic(self) -> FloatArray:
         """Mutual information of each label and the weights in nats, summed over labels, `[example]`."""
         return self.average(metrics.relative_entropy(_both(self.draws), _both(self.probs)).sum(-1))
+
+    def _fitting(self, labels: np.ndarray) -> np.ndarray:
+        return fitting_labels(labels, self.draws.shape[1:], "which labels apply, 0 or 1,", 1)
 
     def log_likelihood(self, labels: np.ndarray) -> FloatArray:
         applies = np.asarray(labels) > 0.5

@@ -6,19 +6,16 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
-import torch
 
 from bayeslora import decisions, metrics
-from bayeslora.contracts import Kind, Probability, checked
+from bayeslora.contracts import Probability, checked
+from bayeslora.contracts.arrays import LabelArray as LabelArray
 from bayeslora.decisions import HeldOut
 from bayeslora.display import Shown
-from bayeslora.isolation import seeded
 from bayeslora.metrics import FloatArray
 from bayeslora.tasks.summing import Names as Names
 from bayeslora.tasks.summing import names_of as names_of
@@ -29,17 +26,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-if TYPE_CHECKING:
-    LabelArray: TypeAlias = np.ndarray
-else:
-    _labels = Kind("an array of labels, np.asarray(…)", lambda v: isinstance(v, np.ndarray) and v.dtype.kind in "biuf")
-    LabelArray: TypeAlias = Annotated[Any, _labels]
-
-
 P = TypeVar("P", bound="BasePrediction")
 
 SHOWN_ROWS = 5
 """Rows that a prediction shows of itself."""
+
+
+def fit_labels(arguments: dict[str, Any]) -> None:
+    """Let the prediction that a method is called of judge the labels among its arguments."""
+    if "labels" in arguments:
+        arguments["labels"] = next(iter(arguments.values()))._fitting(arguments["labels"])
 
 
 class BasePrediction(Shown, abc.ABC):
@@ -78,7 +74,11 @@ class BasePrediction(Shown, abc.ABC):
             "settled",
         ):
             if name in vars(cls):
-                setattr(cls, name, checked(like=getattr(BasePrediction, name))(vars(cls)[name]))
+                setattr(cls, name, checked(like=getattr(BasePrediction, name), also=fit_labels)(vars(cls)[name]))
+
+    def _fitting(self, labels: np.ndarray) -> np.ndarray:
+        """Return labels as this kind of prediction takes them; an `ArgumentError` if they are not its rows'."""
+        return labels
 
     @property
     @abc.abstractmethod
@@ -308,73 +308,6 @@ class BasePrediction(Shown, abc.ABC):
     def _statistics(self, labels: np.ndarray, observed: np.ndarray) -> dict[str, FloatArray]:
         """Numbers that sum up labels, `[set]` of `[set, row, …]`, by name; `observed` are those of the data."""
         return summed(labels, observed, getattr(self, "class_names", None))
-
-
-@dataclass(frozen=True, repr=False)
-class ObservationPrediction(BasePrediction):
-    """Labels under any distribution, one for each draw. Entropies are Monte Carlo estimates.
-
-    Args:
-        distributions: The labels' distribution at each draw, batch shape `[example]`.
-        num_samples: Samples per draw for the entropies.
-    """
-
-    per_draw: ClassVar[tuple[str, ...]] = ("distributions",)
-    distributions: Sequence[Any]
-    num_samples: int = 64
-
-    @cached_property
-    def draws(self) -> FloatArray:
-        """Mean of the labels at each draw, `[draw, example, …]`."""
-        return np.stack([each.mean.numpy() for each in self.distributions])
-
-    @property
-    def predicted(self) -> FloatArray:
-        """Mean of the labels, `[example, …]`."""
-        return self.average(self.draws)
-
-    @cached_property
-    def _estimates(self) -> tuple[FloatArray, FloatArray]:
-        """Aleatoric and epistemic, from the same samples."""
-        aleatoric, epistemic = [], []
-        number = len(self.distributions)
-        shares = np.full(number, 1 / number) if self.weights is None else self.weights
-        log_shares = torch.as_tensor(np.log(np.maximum(shares, np.finfo(np.float64).tiny)))
-        with seeded(0):
-            for own in self.distributions:
-                values = own.sample((self.num_samples,))
-                log_probs = torch.stack([other.log_prob(values) for other in self.distributions])
-                mixture = (log_probs + log_shares.view(-1, *[1] * (log_probs.dim() - 1))).logsumexp(0)
-                aleatoric.append(-own.log_prob(values).mean(0).numpy())
-                epistemic.append((own.log_prob(values) - mixture).mean(0).numpy())
-        return self.average(np.stack(aleatoric)), np.maximum(self.average(np.stack(epistemic)), 0)
-
-    @property
-    def aleatoric(self) -> FloatArray:
-        return self._estimates[0]
-
-    @property
-    def epistemic(self) -> FloatArray:
-        return self._estimates[1]
-
-    def log_likelihood(self, labels: np.ndarray) -> FloatArray:
-        return np.stack([each.log_prob(torch.as_tensor(labels)).numpy() for each in self.distributions])
-
-    def sample(self, seed: int | None = 0) -> np.ndarray:
-        with seeded(seed):
-            return np.stack([each.sample().numpy() for each in self.distributions])
-
-    def scores(self, labels: np.ndarray) -> dict[str, float]:
-        """Return the NLL."""
-        return {"nll": self.mixture_nll(self.log_likelihood(labels))}
-
-    def to_pandas(self) -> "pd.DataFrame":
-        """Return a table with a row per example: the mean, in a column per label, and the three uncertainties."""
-        import pandas as pd
-
-        mean = self.predicted.reshape(len(self), -1)
-        names = ["predicted"] if mean.shape[1] == 1 else [f"predicted({i})" for i in range(mean.shape[1])]
-        return pd.DataFrame(dict(zip(names, mean.T, strict=True)) | uncertainty(self))
 
 
 def average(values: FloatArray, weights: FloatArray | None) -> FloatArray:

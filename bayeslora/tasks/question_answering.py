@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bayeslora import metrics
 from bayeslora.contracts import Within, checked
+from bayeslora.contracts.arrays import fitting_labels
 from bayeslora.metrics import FloatArray
 from bayeslora.networks import is_a
 from bayeslora.tasks import questions
@@ -105,6 +106,9 @@ class SpanPrediction(BasePrediction):
     def uncertainties(self) -> dict[str, FloatArray]:
         """Scores that order the answers, a number for each: `entropy`, `epistemic`, and 1 − `maximum_probability`."""
         return super().uncertainties | {"maximum_probability": 1 - self.confidence}
+
+    def _fitting(self, labels: np.ndarray) -> np.ndarray:
+        return fitting_labels(labels, (len(self), 2), "the first and last token", self.draws.shape[2] - 1)
 
     def wrong(self, labels: np.ndarray) -> np.ndarray | None:
         return np.asarray((self.predicted != labels).any(-1))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bayeslora import metrics
 from bayeslora.contracts import Freedom, Probability, Scale, checked
+from bayeslora.contracts.arrays import fitting_labels
 from bayeslora.metrics import FloatArray
 from bayeslora.networks import is_a, solves
 from bayeslora.tasks.amounts import real
@@ -22,7 +23,7 @@ from bayeslora.tasks.classes import Classes
 from bayeslora.tasks.collecting import Outputs
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.noise import Noise, mixture_crps, mixture_information, mixture_quantile
-from bayeslora.tasks.prediction import BasePrediction, LabelArray, Names, uncertainty
+from bayeslora.tasks.prediction import BasePrediction, LabelArray, Names, fit_labels, uncertainty
 from bayeslora.types import Batch, LabelColumn, LabelValues, RealLogits, Tokenizer
 
 if TYPE_CHECKING:
@@ -105,6 +106,9 @@ class RegressionPrediction(BasePrediction):
         """Return the lower and upper end of the central interval that holds a given share of the probability."""
         return np.stack([self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)], axis=-1)
 
+    def _fitting(self, labels: np.ndarray) -> np.ndarray:
+        return fitting_labels(labels, self.draws.shape[1:], "the number")
+
     def conformity(self, labels: np.ndarray) -> dict[str, FloatArray]:
         return {"scaled": np.abs(labels - self.mean) / np.sqrt(self.variance)}
 
@@ -125,7 +129,7 @@ class RegressionPrediction(BasePrediction):
         half = self._largest_score(coverage, "scaled") * np.sqrt(self.variance)
         return np.stack([self.mean - half, self.mean + half], axis=-1)
 
-    @checked()
+    @checked(also=fit_labels)
     def crps(self, labels: LabelArray) -> FloatArray:
         """Return the continuous ranked probability score in units of the labels, `[example]`."""
         return mixture_crps(self.draws, labels, self.scales, self.noise, self.weights)
