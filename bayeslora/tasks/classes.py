@@ -247,7 +247,7 @@ def _own(labels: RawLabels, count: int | None, ordered: bool) -> tuple[tuple[str
             return fewer, False
         if ordered:
             check_order(labels, labels.names)
-        return labels.names, not isinstance(values, list)
+        return labels.names, isinstance(values, np.ndarray) or not values  # those of a stream are not read yet
     if len(labels) == 0:
         return None, True
     if isinstance(values, list):
