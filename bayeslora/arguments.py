@@ -122,6 +122,11 @@ def check(
             "compute_metrics is given, and args.eval_strategy='no', by which it would never be called: set it to "
             "'epoch' or 'steps'."
         )
+    if compute_metrics is not None and args.prediction_loss_only:
+        raise ValueError(
+            "compute_metrics is given, and args.prediction_loss_only=True, by which it would never be called: set it "
+            "to False."
+        )
 
 
 def made(

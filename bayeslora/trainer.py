@@ -65,7 +65,11 @@ class ProgramTrainer(Trainer):
         self.program: Program = posterior.program
         self.train_source = train
         self.validation_source = validation
-        self.scores = None if validation is None else watching.CentreScores(posterior, validation)
+        # A user's metrics may go by the rows' places in the data; without any, the shortest come first.
+        by_length = others.get("compute_metrics") is None
+        self.scores = None if validation is None else watching.CentreScores(posterior, validation, by_length)
+        if validation is not None and by_length:
+            validation = validation.by_length()
         rows: Any = train.dataset
         self.rows_by_draw = False
         if self.program.method.own_batches and self.program.elbo.num_particles > 1:
@@ -77,7 +81,7 @@ class ProgramTrainer(Trainer):
         super().__init__(
             model=self.program,
             train_dataset=rows,
-            eval_dataset=validation.by_length().dataset if validation else None,
+            eval_dataset=validation.dataset if validation else None,
             data_collator=self._collate,
             **others,
         )
@@ -108,7 +112,7 @@ class ProgramTrainer(Trainer):
         return self._loader(self.validation_source) or super().get_eval_dataloader(eval_dataset)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        # Whatever the order of training: that of the held-out rows is known, and they are of similar length already.
+        # Whatever the order of training: that of the held-out rows is known.
         own = self.args.world_size <= 1 and eval_dataset is not None and not isinstance(eval_dataset, Stream)
         return SequentialSampler(eval_dataset) if own else super()._get_eval_sampler(eval_dataset)
 
@@ -135,14 +139,16 @@ class ProgramTrainer(Trainer):
             self.scores.add(inputs, logits)
         if prediction_loss_only:
             return loss, None, None
-        # As the networks of transformers return one number per example.
-        return loss, logits.unsqueeze(-1) if logits.dim() == 1 else logits, labels
+        return loss, *self.program.likelihood.for_metrics(logits, labels)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         try:
-            return bool(super()._determine_best_metric(metrics, trial))
+            is_best = bool(super()._determine_best_metric(metrics, trial))
         except KeyError:
             raise watching.no_metric(self.args, metrics) from None
+        if is_best and self.args.load_best_model_at_end:
+            self.control.should_save = True  # between the steps to save at, too: what is not saved cannot be restored
+        return is_best
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a line; a training loss is followed by its parts, the NLL and the KLs, as they enter it."""

@@ -1,5 +1,6 @@
 """What is seen of a fit while it trains: its history, scores of held-out data at the centre, and lines of the log."""
 
+import functools
 import logging
 import math
 import sys
@@ -103,13 +104,14 @@ class CentreScores:
 
     Args:
         posterior: The posterior that is trained.
-        source: The held-out data, whose examples come in the order of `shortest_first`.
+        source: The held-out data.
+        by_length: Whether its examples come in the order of `shortest_first`, and not in their own.
     """
 
-    def __init__(self, posterior: Posterior, source: Source):
+    def __init__(self, posterior: Posterior, source: Source, by_length: bool):
         self.posterior = posterior
         self.source = source
-        self.order = source.shortest_first()
+        self.order = source.shortest_first() if by_length else None
         self.start()
 
     def start(self) -> None:
@@ -158,6 +160,7 @@ def metrics_by(compute_metrics: Callable[..., Any] | None) -> Callable[..., Any]
     if compute_metrics is None:
         return None
 
+    @functools.wraps(compute_metrics)  # the Trainer looks for `compute_result` in the signature
     def checked(*given: Any, **settings: Any) -> Any:
         found = compute_metrics(*given, **settings)
         if not settings.get("compute_result", True):  # of a batch that is not the last

@@ -22,7 +22,7 @@ import bayeslora
 from bayeslora.contracts import ArgumentError
 from bayeslora.posterior import Posterior
 from tests.helpers import tiny_bert, tokens
-from tests.tasks.cases import model
+from tests.tasks.cases import CASES, model
 from tests.test_data import tiny_tokenizer as words
 
 TRAIN, HELD_OUT = tokens(24), tokens(20, seed=1)
@@ -89,11 +89,62 @@ def test_metrics_of_numbers_get_a_column_as_the_trainers_do(tmp_path: Path) -> N
     assert shapes[0] == ((20, 1), (20,))
 
 
+def test_metrics_get_rows_in_the_order_of_the_data(tmp_path: Path) -> None:
+    # A metric may hold a column of its own, such as each row's group.
+    rows = [{"input_ids": [5] * length, "labels": length % 3} for length in (7, 2, 9, 4, 3, 8, 5, 6)]
+    given: list[EvalPrediction] = []
+    seen = Seen()
+    settings: dict[str, Any] = {"compute_metrics": lambda all_rows: given.append(all_rows) or {}, "callbacks": [seen]}
+    args = arguments(tmp_path, include_for_metrics=["inputs"], per_device_eval_batch_size=3)
+    posterior = fit(data=rows, validation=rows, tokenizer=words(), args=args, **settings)
+    assert given[-1].label_ids.tolist() == [row["labels"] for row in rows]
+    assert [(ids > 0).sum() for ids in given[-1].inputs] == [len(row["input_ids"]) for row in rows]
+    logits = np.log(posterior.predict(rows, center=True).probs)
+    np.testing.assert_allclose(torch.as_tensor(given[-1].predictions).log_softmax(-1), logits, atol=1e-5)
+    assert seen.metrics[-1]["eval_nll"] == pytest.approx(posterior.evaluate(rows, 2)["center_nll"], abs=1e-6)
+
+
+def test_metrics_may_be_collected_batch_by_batch(tmp_path: Path) -> None:
+    right: list[bool] = []
+
+    def compute(prediction: EvalPrediction, compute_result: bool) -> dict[str, float]:
+        right.extend((prediction.predictions.argmax(-1) == prediction.label_ids).tolist())
+        return {"own": sum(right) / len(right), "rows": len(right)} if compute_result else {}
+
+    seen = Seen()
+    args = arguments(tmp_path, batch_eval_metrics=True, per_device_eval_batch_size=6, num_train_epochs=1)
+    fit(args=args, compute_metrics=compute, callbacks=[seen])
+    assert seen.metrics[-1]["eval_rows"] == 20
+    assert seen.metrics[-1]["eval_own"] == pytest.approx(seen.metrics[-1]["eval_accuracy"])
+
+
+@pytest.mark.parametrize("kind", ["ordinal", "question_answering"])
+def test_metrics_written_for_the_trainer_fit_kinds_with_logits_of_their_own(kind: str, tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.likelihood.name == kind)
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        if kind == "ordinal":
+            return {"own": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+        (starts, ends), (first, last) = prediction.predictions, prediction.label_ids
+        return {"own": float((starts.argmax(-1) == first).mean()), "last": float((ends.argmax(-1) == last).mean())}
+
+    seen = Seen()
+    settings: dict[str, Any] = {"args": arguments(tmp_path), "compute_metrics": compute, "callbacks": [seen]}
+    posterior = fit(case.make(), case.data, validation=case.data, likelihood=kind, **settings)
+    centre = posterior.predict(case.data[0], center=True)
+    right = [centre.probs.argmax(1) == np.asarray(case.data[1])]
+    expected = right[0].mean(0) if right[0].ndim == 2 else [right[0].mean()]
+    found = [seen.metrics[-1][name] for name in ("eval_own", "eval_last") if name in seen.metrics[-1]]
+    assert found == pytest.approx(expected)
+
+
 def test_metrics_without_held_out_data_or_an_evaluation_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="compute_metrics is for held-out data"):
         fit(validation=None, compute_metrics=dict)
     with pytest.raises(ValueError, match="eval_strategy='no'"):
         fit(args=arguments(tmp_path, eval_strategy="no"), compute_metrics=dict)
+    with pytest.raises(ValueError, match="prediction_loss_only=True, by which it would never be called"):
+        fit(args=arguments(tmp_path, prediction_loss_only=True), compute_metrics=dict)
     with pytest.raises(
         ValueError, match=r"args\.eval_strategy='epoch' evaluates held-out data, and there is none: pass"
     ):
@@ -144,6 +195,19 @@ def test_the_best_posterior_is_restored(metric: str, tmp_path: Path) -> None:
     assert len(values) == min(at + 3, 4)
     again = bayeslora.load(tmp_path, tiny_bert())
     assert same(again, seen.states[at])
+
+
+@pytest.mark.parametrize("best", [2, 6, 8])
+def test_the_best_posterior_is_restored_wherever_others_are_saved(best: int, tmp_path: Path) -> None:
+    seen = Seen()
+    steps = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 4}
+    wanted = {"load_best_model_at_end": True, "metric_for_best_model": "own", "num_train_epochs": 4}
+    args = arguments(tmp_path, save_total_limit=1, **steps, **wanted)
+    posterior = fit(
+        args=args, callbacks=[seen], compute_metrics=lambda _: {"own": float(len(seen.metrics) == best / 2 - 1)}
+    )
+    assert len(seen.states) == 6
+    assert [same(posterior, state) for state in seen.states] == [step == best for step in (2, 4, 6, 8, 10, 12)]
 
 
 def test_stopping_early_needs_no_arguments() -> None:

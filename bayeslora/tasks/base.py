@@ -260,6 +260,13 @@ class Likelihood(nn.Module, abc.ABC):
         """Return the labels minus the logits, if logits are predictions of labels in their unit; None otherwise."""
         return None
 
+    def for_metrics(self, logits: Tensor, labels: Tensor) -> tuple[Any, Any]:
+        """Return what `compute_metrics` gets of a batch: predictions and labels as the Trainer's users know them.
+
+        By default the logits, of which numbers form a column, and the labels.
+        """
+        return logits.unsqueeze(-1) if logits.dim() == 1 else logits, labels
+
     @torch.no_grad()
     def divergence(self, logits: Tensor, others: Tensor) -> float:
         """Estimate the KL divergence of one mixture over draws from another, in nats per example.

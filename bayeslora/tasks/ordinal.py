@@ -144,6 +144,10 @@ class Ordinal(Likelihood):
     def distribution(self, logits: RealLogits) -> dist.Distribution:
         return dist.Categorical(logits=self.log_probs(logits))
 
+    @torch.no_grad()
+    def for_metrics(self, logits: RealLogits, labels: Tensor) -> tuple[Any, Any]:
+        return self.log_probs(logits), labels  # whose largest is the class: f alone says nothing without cut points
+
     def check_labels(self, labels: LabelValues) -> None:
         check_classes(labels, self.num_classes, "ordinal regression")
 

@@ -284,6 +284,9 @@ class QuestionAnswering(Likelihood):
     def distribution(self, logits: TokenLogits) -> dist.Distribution:
         return Positions(precise(logits))
 
+    def for_metrics(self, logits: TokenLogits, labels: Tensor) -> tuple[Any, Any]:
+        return logits.unbind(-1), labels.unbind(-1)  # of starts and of ends
+
     def check_labels(self, labels: LabelValues) -> None:
         values = np.asarray(labels)
         if values.dtype.kind not in "iu" or values.ndim != 2 or values.shape[-1] != 2 or (values < 0).any():
