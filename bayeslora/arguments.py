@@ -1,6 +1,7 @@
 """The Trainer's arguments: those that a fit makes, and those that a user gives."""
 
 import copy
+import inspect
 import logging
 import math
 import os
@@ -84,6 +85,8 @@ def check(
     """
     if not has_held_out and compute_metrics is not None:
         raise ValueError("compute_metrics is for held-out data, and there is none: pass validation=….")
+    if compute_metrics is not None:
+        _check_takes_one(compute_metrics)
     if not has_held_out and _stops_early(callbacks):
         raise ValueError("EarlyStoppingCallback goes by held-out data, and there is none: pass validation=….")
     if args is None:
@@ -107,6 +110,11 @@ def check(
             f"neftune_noise_alpha={args.neftune_noise_alpha}: noise on the embeddings is not part of any method here. "
             "Set it to None."
         )
+    if args.torch_compile:
+        raise ValueError(
+            "torch_compile=True: a Pyro program cannot be compiled, and a fit would break off in its first step. Set "
+            "it to False."
+        )
     if args.eval_strategy != "no" and not has_held_out:
         raise ValueError(
             f"args.eval_strategy={args.eval_strategy.value!r} evaluates held-out data, and there is none: pass "
@@ -127,6 +135,21 @@ def check(
             "compute_metrics is given, and args.prediction_loss_only=True, by which it would never be called: set it "
             "to False."
         )
+
+
+def _check_takes_one(compute_metrics: Callable[..., Any]) -> None:
+    """Raise an `ArgumentError` if a metric cannot be called with one argument, before the first epoch is trained."""
+    try:
+        signature = inspect.signature(compute_metrics)
+    except (TypeError, ValueError):  # of some functions written in C
+        return
+    try:
+        signature.bind(None, **({"compute_result": True} if "compute_result" in signature.parameters else {}))
+    except TypeError as error:
+        raise ArgumentError(
+            "compute_metrics is called with one argument, an EvalPrediction, which unpacks into logits and labels, "
+            f"and yours is a function of {signature}: {error}."
+        ) from None
 
 
 def made(

@@ -30,8 +30,7 @@ class DivergedError(RuntimeError):
 
 def read(loss: Tensor, gradients: Sequence[Tensor]) -> list[float]:
     """Return a loss and the largest number of each gradient, in one look at the device."""
-    norms = torch._foreach_norm(list(gradients), float("inf")) if gradients else ()
-    return torch.stack([loss.detach(), *norms]).tolist()
+    return torch.stack([loss.detach(), *_largest(gradients)]).tolist()
 
 
 def is_good(found: Sequence[float], start: float) -> bool:
@@ -41,6 +40,11 @@ def is_good(found: Sequence[float], start: float) -> bool:
 
 def stays(values: Sequence[Tensor], before: Sequence[Tensor]) -> bool:
     """Return whether numbers are finite, and not so much larger than before that those are rounded off beside them."""
-    norms = (torch._foreach_norm([value.detach() for value in each], float("inf")) for each in (values, before))
-    largest, start = (float(torch.stack(each).max()) for each in norms)
+    largest, start = (float(torch.stack([*_largest(each)]).max()) for each in (values, before))
     return math.isfinite(largest) and largest <= RUNAWAY * max(1.0, start)
+
+
+def _largest(values: Sequence[Tensor]) -> Sequence[Tensor]:
+    # Some are empty, as are the distances between the cut points of two ordered classes.
+    filled = [value.detach() for value in values if value.numel()]
+    return torch._foreach_norm(filled, float("inf")) if filled else ()

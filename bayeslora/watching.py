@@ -160,9 +160,13 @@ def metrics_by(compute_metrics: Callable[..., Any] | None) -> Callable[..., Any]
     if compute_metrics is None:
         return None
 
-    @functools.wraps(compute_metrics)  # the Trainer looks for `compute_result` in the signature
+    @functools.wraps(compute_metrics, updated=())  # the Trainer looks for `compute_result` in the signature
     def checked(*given: Any, **settings: Any) -> Any:
-        found = compute_metrics(*given, **settings)
+        try:
+            found = compute_metrics(*given, **settings)
+        except Exception as error:
+            error.add_note("It was raised by compute_metrics.")
+            raise
         if not settings.get("compute_result", True):  # of a batch that is not the last
             return found
         if not isinstance(found, Mapping):

@@ -138,9 +138,23 @@ def test_metrics_written_for_the_trainer_fit_kinds_with_logits_of_their_own(kind
     assert found == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("compute", [lambda: {}, lambda logits, labels: {}])
+def test_a_metric_of_other_arguments_is_refused_before_training(compute: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"compute_metrics is called with one argument, .* function of \("):
+        fit(compute_metrics=compute)
+
+
+def test_an_error_of_a_metric_says_whose_it_is() -> None:
+    with pytest.raises(KeyError) as caught:
+        fit(compute_metrics=lambda _: {}["f1"], epochs=1, progress=False)
+    assert caught.value.__notes__ == ["It was raised by compute_metrics."]
+
+
 def test_metrics_without_held_out_data_or_an_evaluation_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="compute_metrics is for held-out data"):
         fit(validation=None, compute_metrics=dict)
+    with pytest.raises(ValueError, match=r"torch_compile=True: a Pyro program cannot be compiled"):
+        fit(args=arguments(tmp_path, torch_compile=True))
     with pytest.raises(ValueError, match="eval_strategy='no'"):
         fit(args=arguments(tmp_path, eval_strategy="no"), compute_metrics=dict)
     with pytest.raises(ValueError, match="prediction_loss_only=True, by which it would never be called"):

@@ -68,6 +68,17 @@ def test_stars_come_back_from_disk_with_their_names(tmp_path: Path) -> None:
     assert {"accuracy", "mae", "rps", "quadratic_kappa"} <= loaded.evaluate((x, labels), 4).keys()
 
 
+@pytest.mark.parametrize("method", ["monteclora", "laplace", "ivon"])
+def test_two_classes_are_in_order_too(method: str, tmp_path: Path) -> None:
+    # They have one cut point, and no distances between cut points.
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 1))
+    data = torch.randn(60, 3), torch.tensor([0, 1] * 30)
+    posterior = bayeslora.fit(network, data, method, likelihood="ordinal", rank=1, progress=False)
+    posterior.save(tmp_path)
+    assert bayeslora.load(tmp_path, network).evaluate(data, 4) == posterior.evaluate(data, 4)
+
+
 def test_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="give at least two ordered classes"):
         Ordinal(1)
