@@ -127,10 +127,17 @@ def _has_texts(row: Any, label: str | None) -> bool:
         if {*INPUTS} & {*row} or conversations.columns_in(row):
             return False
         values = [value for key, value in row.items() if key not in (*LABELS, label)]
-        return any(isinstance(value, str) for value in values) and all(isinstance(value, FEW) for value in values)
+        alone = all(isinstance(value, FEW) for value in values) and any(isinstance(value, str) for value in values)
+        return alone or any(map(_holds_texts, values))
     first = row[0] if isinstance(row, tuple | list) and len(row) == 2 else row
     pair = isinstance(first, tuple | list) and len(first) == 2 and all(isinstance(each, str) for each in first)
     return pair or isinstance(first, str)
+
+
+def _holds_texts(value: Any) -> bool:
+    """Whether a value is words, choices, answers: a list or mapping that has a text in it."""
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return any(isinstance(part, str) or _holds_texts(part) for part in parts)
 
 
 def seen(
