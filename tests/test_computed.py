@@ -169,6 +169,37 @@ def test_tables_that_number_their_classes_otherwise_are_not_put_together() -> No
         plain(ConcatDataset(tables))  # type: ignore[arg-type]
 
 
+PUBLISHED: dict[str, tuple[dict[str, list[Any]], str]] = {
+    "questions": (
+        {
+            "id": ["a", "b"],
+            "context": ["a b c", "b c d"],
+            "question": ["b c", "c d"],
+            "answers": [{"text": ["a"], "answer_start": [0]}, {"text": ["c"], "answer_start": [2]}],
+        },
+        "QuestionAnswering",
+    ),
+    "choices": ({"question": ["a", "b"], "choices": [["b", "c"], ["c", "d"]], "answer": [0, 1]}, "MultipleChoice"),
+    "words": ({"tokens": [["a", "b"], ["c"]], "ner_tags": [["B-X", "O"], ["B-X"]]}, "TokenClassification"),
+}
+
+
+@pytest.mark.parametrize("form", ["a transform", "a part", "several", "rows"])
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_published_tables_are_read_row_by_row_too(kind: str, form: str) -> None:
+    columns, head = PUBLISHED[kind]
+    table = datasets.Dataset.from_dict(columns)
+    forms: dict[str, Any] = {
+        "a transform": table.with_transform(same),
+        "a part": Subset(table, range(2)),  # type: ignore[arg-type]
+        "several": ConcatDataset([table.select([0]), table.select([1])]),  # type: ignore[list-item]
+        "rows": Rows([*table]),
+    }
+    network = model("Bert", f"For{head}")()
+    expected, found = (fit(data, network).evaluate(data, num_draws=1)["nll"] for data in (table, forms[form]))
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
 class ByName(Dataset[Any]):
     """Rows that a sampler asks for by their names."""
 

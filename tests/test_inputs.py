@@ -393,6 +393,33 @@ def test_images_with_another_number_of_channels() -> None:
         fit(small("ViT", "ForImageClassification")(), ({"pixel_values": images}, [0, 1, 2, 0]))
 
 
+@pytest.mark.parametrize(
+    ("family", "head", "kept"),
+    [
+        ("Bert", "ForTokenClassification", 0),
+        ("GPT2", "LMHeadModel", 0),
+        ("GPT2", "LMHeadModel", 1),
+        ("T5", "ForConditionalGeneration", 0),
+    ],
+)
+def test_labels_of_which_none_is_observed(family: str, head: str, kept: int) -> None:
+    """As after a template that a collator did not find. The logits of a decoder say nothing of a first token."""
+    ids = torch.arange(20).reshape(4, 5) % 3
+    labels = torch.where(torch.arange(5) < kept, ids, -100)
+    with pytest.raises(ValueError, match=r"^data: no label is observed, because all are -100.*\."):
+        fit(small(family, head)(), {"input_ids": ids, "labels": labels})
+
+
+def test_rows_of_which_no_label_is_observed_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    ids = torch.arange(20).reshape(4, 5) % 3
+    labels = ids.clone()
+    labels[2] = -100
+    with caplog.at_level(logging.WARNING, "bayeslora"):
+        data = {"input_ids": ids, "labels": labels}
+        Source(data, small("GPT2", "LMHeadModel")(), likelihood=bayeslora.tasks.CausalLM(60)).check_labels()
+    assert "data: 1 of 4 rows have no label that is observed, the first is row 2." in caplog.text
+
+
 @pytest.mark.parametrize("form", ["list", "mapping", "rows", "frame", "dataset"])
 def test_images_need_the_processor_of_the_model(form: str) -> None:
     """NumPy would read them as bare numbers."""

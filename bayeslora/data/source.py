@@ -344,6 +344,8 @@ class Source:
         if (rows := self.label_rows()) is not None:
             checks.check_tags(self.name, self.dataset, getattr(self.likelihood, "labels_tokens", False))
             self._check_labels(rows)
+            if (check := getattr(self.likelihood, "check_observed", None)) is not None:
+                check(self.name, rows)
             spans.check_stored(self.name, self.dataset, rows, getattr(self.likelihood, "labels_are_places", False))
         elif self.first_batch().get("labels") is None:
             name = "The data" if self.name == "data" else self.name

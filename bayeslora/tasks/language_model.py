@@ -17,7 +17,7 @@ from bayeslora.tasks import conversations, dialogues
 from bayeslora.tasks.base import Reader
 from bayeslora.tasks.collecting import Collector, Rows
 from bayeslora.tasks.prediction import BasePrediction, Names, uncertainty
-from bayeslora.tasks.token_classification import PerToken, is_per_token
+from bayeslora.tasks.token_classification import NOTHING_OBSERVED, PerToken, is_per_token
 from bayeslora.types import IGNORED, Batch
 
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ class LanguagePrediction(BasePrediction):
 
     def scores(self, labels: np.ndarray) -> dict[str, float]:
         """Return the NLL per example and per token, perplexity exp(NLL per token), and accuracy per token."""
+        if not len(self.tokens):
+            raise ValueError(f"{NOTHING_OBSERVED}.")
         per_token = self.mixture_nll(self.row_log_likelihood(labels))
         return {
             "accuracy": float((self.predicted == self.tokens).mean()),

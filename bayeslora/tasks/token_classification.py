@@ -1,5 +1,6 @@
 """A class per token."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+logger = logging.getLogger(__name__)
+
+NOTHING_OBSERVED = f"no label is observed, because all are {IGNORED}"
+"""What is wrong with labels from which there is nothing to learn, and of which nothing can be scored."""
+
+
 @dataclass(frozen=True, repr=False)
 class TokenPrediction(ClassProbabilities):
     """Class probabilities of tokens: those of all examples, one after another, without padding.
@@ -52,6 +59,8 @@ class TokenPrediction(ClassProbabilities):
 
     def scores(self, labels: np.ndarray) -> dict[str, float]:
         """Return the scores of a `Prediction`, token by token; `nll` is per example, `nll_per_token` per token."""
+        if not len(labels):
+            raise ValueError(f"{NOTHING_OBSERVED}.")
         scores = metrics.classification_scores(self.probs, labels) | metrics.class_scores(self.probs, labels)
         per_token = self.mixture_nll(self.row_log_likelihood(labels))
         return scores | {"nll": self.mixture_nll(self.log_likelihood(labels)), "nll_per_token": per_token}
@@ -135,6 +144,25 @@ class PerToken(Likelihood):
 
     def check_labels(self, labels: LabelValues) -> None:
         check_classes(labels, self.num_classes, f"{self.name} (besides {IGNORED}, not observed)", IGNORED)
+
+    def check_observed(self, data: str, rows: Any) -> None:
+        """Raise a ValueError if none of all labels is of a token that is predicted: there would be nothing to learn.
+
+        Args:
+            data: What to call the data.
+            rows: Labels of all rows, `[row, token]` or a list for each row.
+        """
+        counts = [int((np.asarray(row)[self.shift :] != IGNORED).sum()) for row in rows]
+        if not any(counts):
+            first = " or stand at the first token of a row, which nothing predicts" if self.shift else ""
+            raise ValueError(
+                f"{data}: {NOTHING_OBSERVED}{first}. Look at what makes them, such as a collator or template."
+            )
+        if not all(counts):
+            logger.warning(
+                "%s: %d of %d rows have no label that is observed, the first is row %d.",
+                *(data, counts.count(0), len(counts), counts.index(0)),
+            )
 
     def config(self) -> dict[str, Any]:
         return {"num_classes": self.num_classes}
