@@ -14,6 +14,9 @@ import numpy as np
 from bayeslora.contracts import ArgumentError, Probability, checked
 from bayeslora.contracts.arrays import Finite, Numbers, check_lengths
 
+ALIKE = 5e-6
+"""Relative difference up to which scores are equal: those of equal rows vary with the rows beside them in a batch."""
+
 NUM_STARTS = 3
 """Thresholds at which the search for the largest one starts; each has a third of the error probability."""
 
@@ -221,11 +224,22 @@ class HeldOut:
 
     def threshold(self, risk: float, confidence: float, by: str) -> float:
         """Return the uncertainty below which rows may be answered; see `selective_threshold`."""
-        return selective_threshold(self.column("uncertainty", by), self.columns["wrong"], risk, confidence)
+        uncertainty = _without_rounding(self.column("uncertainty", by))
+        return selective_threshold(uncertainty, self.columns["wrong"], risk, confidence) * (1 - ALIKE)
 
     def quantile(self, coverage: float, method: str) -> float:
         """Return the largest score of a label in a set; see `conformal_quantile`."""
-        return conformal_quantile(self.column("conformity", method), coverage)
+        return conformal_quantile(self.column("conformity", method), coverage) * (1 + ALIKE)
+
+
+def _without_rounding(scores: np.ndarray) -> np.ndarray:
+    """Return scores, `[row]`, of which those that differ by rounding have the least value among them."""
+    order = np.argsort(scores, kind="stable")
+    ordered = scores[order]
+    begins = np.append(True, ordered[1:] * (1 - ALIKE) > ordered[:-1])[: len(ordered)]
+    equal = np.empty_like(ordered)
+    equal[order] = ordered[begins][begins.cumsum() - 1]
+    return equal
 
 
 def held_out_like(held_out: HeldOut | None, made: Mapping[str, Any]) -> HeldOut:

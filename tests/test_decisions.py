@@ -235,6 +235,36 @@ def test_sets_hold_the_label_as_often_as_promised_over_200_splits(
 
 
 @pytest.mark.parametrize(("make", "settings"), KINDS)
+def test_equal_rows_whose_digits_differ_by_batch_are_equal(make: Any, settings: dict[str, Any]) -> None:
+    # Of few inputs, as of short texts: a new one is the same as a held-out one but for rounding, upwards or downwards.
+    prediction, labels = make(40, 0)
+    held, _ = halves(prediction, labels, np.arange(40) < 30)
+    repeated = dataclasses.replace(prediction, draws=prediction.draws[:, :30])
+    before = repeated.decided_by(held.held_out, {})
+    inside = covered(before, labels[:30], 0.8, **settings)
+    for digits in (1 - 2e-7, 1 + 2e-7):
+        changed = dataclasses.replace(repeated, draws=repeated.draws * digits).decided_by(held.held_out, {})
+        np.testing.assert_array_equal(covered(changed, labels[:30], 0.8, **settings), inside)
+
+
+@pytest.mark.parametrize("by", ["entropy", "epistemic", "maximum_probability"])
+def test_no_row_is_answered_by_rounding(by: str) -> None:
+    # One input is always right; the other, as often wrong, must not fall below its own uncertainty in another batch.
+    kinds = np.array([[[0.95, 0.05], [0.55, 0.45]], [[0.97, 0.03], [0.85, 0.15]]])
+    rng = np.random.default_rng(0)
+
+    def rows(number: int, digits: float) -> tuple[Prediction, np.ndarray]:
+        which = rng.integers(2, size=number)
+        first = kinds[:, which, 0] * (1 + digits * rng.uniform(-1, 1, number))
+        return Prediction(np.stack([first, 1 - first], -1)), which
+
+    held, which = rows(200, 1e-7)
+    held_out = held.as_held_out(which * rng.integers(2, size=200))
+    new, which = rows(200, 2e-7)
+    np.testing.assert_array_equal(new.decided_by(held_out, {}).abstain(0.1, by=by), which == 1)
+
+
+@pytest.mark.parametrize(("make", "settings"), KINDS)
 def test_coverage_of_one_split_is_that_of_the_beta_distribution(make: Any, settings: dict[str, Any]) -> None:
     prediction, labels = make(21_000, 0)
     new, label = halves(prediction, labels, np.arange(21_000) < 1000)
