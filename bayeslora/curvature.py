@@ -105,6 +105,11 @@ class Gram:
         _, values, basis = torch.linalg.svd(stacked, full_matrices=False)
         self.root = values[: self.rank, None] * basis[: self.rank]
 
+    def begin(self, like: Tensor) -> None:
+        """Take vectors like these, `[…, size]`, to be 0 until some are added: the logits may not depend on them."""
+        if self.exact is None and self.root is None:
+            self.add(torch.zeros_like(like[..., :1, :]))
+
     def eigh(self) -> tuple[Tensor, Tensor]:
         """Return eigenvectors, `[size, rank]`, and eigenvalues, `[rank]`."""
         if self.exact is not None:
@@ -225,8 +230,9 @@ def gauss_newton(
                 for matrix, total in totals.items():
                     sums[matrix].trace = (sums[matrix].trace or 0.0) + float(total.double().square().sum())
             for use, where in zip(uses, reached, strict=True):
-                for matrix, (z, _) in matrices(use, use.output.detach()).items():
+                for matrix, (z, like) in matrices(use, use.output.detach()).items():
                     sums[matrix].inputs.add(z[where])
+                    sums[matrix].gradients.begin(like)
                     sums[matrix].positions += int(where.sum())
     finally:
         for hook in hooks:

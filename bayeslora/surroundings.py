@@ -40,7 +40,7 @@ def plain() -> Iterator[None]:
     """Compute as if nothing was set, and restore what was.
 
     Raises:
-        ValueError: If the default device has no numbers, or there is none.
+        ValueError: If tensors have no numbers, on the default device or in a FakeTensorMode, or there is no device.
     """
     before, now = _of_thread.outside, _present()
     if now.is_plain:  # within another call, what was set outside of that one holds
@@ -101,6 +101,10 @@ def autocast_dtype(kind: str) -> torch.dtype | None:
 
 
 def _present() -> _Surroundings:
+    if torch._guards.active_fake_mode() is not None:
+        raise ValueError(
+            "A FakeTensorMode is active, in which tensors have no numbers: call bayeslora before or after its context."
+        )
     try:
         device = torch.get_default_device()
     except (AssertionError, RuntimeError) as error:

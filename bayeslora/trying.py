@@ -139,7 +139,9 @@ class FirstStep:
         own.register_hook(partial(self._note, stack, dims))
         return own
 
-    def _note(self, stack: str, dims: int, gradient: Tensor) -> None:
+    def _note(self, stack: str, dims: int, gradient: Tensor | None) -> None:
+        if gradient is None:  # an operator on the way has no backward pass
+            return
         sizes = gradient.abs().movedim(-1 - dims, 0).flatten(1).amax(1)
         names = self.program.network.stacks[stack].layer_names
         self.found |= {name for name, size in zip(names, sizes.tolist(), strict=True) if size != 0}  # or NaN

@@ -469,6 +469,15 @@ def test_a_default_device_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPa
         isolated()(print)()
 
 
+def test_a_mode_without_numbers_is_refused() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    posterior, (inputs, _) = untrained(), tokens(4)
+    for mode in (FakeTensorMode(), FakeTensorMode(allow_non_fake_inputs=True)):
+        with mode, pytest.raises(ValueError, match="A FakeTensorMode is active"):
+            posterior.predict(inputs)
+
+
 def test_enumeration_within_a_call_leaves_the_callers_dimensions() -> None:
     with poutine.enum(first_available_dim=-3):
         before = dict(vars(_ENUM_ALLOCATOR))

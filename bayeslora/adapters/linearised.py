@@ -133,7 +133,8 @@ class Linearised:
 
     def _change(self, output: Tensor, wanted: list[Tensor]) -> Tensor:
         """Return J δ of one output, `[draw, batch]`."""
-        gradients = torch.autograd.grad(output, wanted, retain_graph=True)
+        found = torch.autograd.grad(output, wanted, retain_graph=True, allow_unused=True)
+        gradients = tuple(torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found, strict=True))
         with torch.no_grad():
             return torch.cat([*map(partial(self._along, gradients), self.draws())])
 

@@ -173,9 +173,9 @@ class AdaLoRAGuide(guides.Sites):
         method = self.method
         for name in self.sites:
             point = self.point(name)
-            assert point.grad is not None
+            gradient = torch.zeros_like(point) if point.grad is None else point.grad  # of a layer that none reaches
             # Gradients overflow now and then in half-precision training, which then skips the step.
-            sensitivity = (point * point.grad).abs().nan_to_num(0, 0, 0)
+            sensitivity = (point * gradient).abs().nan_to_num(0, 0, 0)
             mean, spread = self.get_buffer(f"sensitivity_{name}"), self.get_buffer(f"uncertainty_{name}")
             mean.lerp_(sensitivity, 1 - method.beta1)
             spread.lerp_((sensitivity - mean).abs(), 1 - method.beta2)

@@ -2,11 +2,13 @@
 
 import logging
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -469,7 +471,7 @@ class Detached(Block):
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             x = torch.tanh(self.first(x))
-        return self.head(torch.tanh(self.middle(x)))
+        return self.head(torch.tanh(self.middle(x)[..., :16]))
 
 
 class NoGraph(Block):
@@ -569,6 +571,36 @@ def test_layers_without_a_gradient_are_named(caplog: pytest.LogCaptureFixture, e
         bayeslora.fit(Detached(nn.Linear(16, 16)), data_of(), "lora", epochs=epochs, progress=False)
         bayeslora.fit(Unused(), data_of(), "lora", epochs=epochs, progress=False)
     assert re.findall(r"no gradient +from the first examples, at (.*)", caplog.text) == ["'first'", "'qkv'"]
+
+
+class OneWay(torch.autograd.Function):
+    """An operator without a gradient, as those of quantised layers."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> None:
+        return None
+
+
+def test_an_operator_may_return_no_gradient(caplog: pytest.LogCaptureFixture) -> None:
+    class Stopping(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.tanh(self.middle(OneWay.apply(torch.tanh(self.first(x))))))
+
+    with caplog.at_level(logging.INFO, "bayeslora"):
+        bayeslora.fit(Stopping(nn.Linear(16, 16)), data_of(), "lora", epochs=1, progress=False)
+    assert re.findall(r"no gradient +from the first examples, at (.*)", caplog.text) == ["'first'"]
+
+
+@pytest.mark.parametrize("method", sorted(set(bayeslora.METHODS) - {"distilled", "houlsby", "pfeiffer"}))
+def test_every_method_fits_where_no_gradient_reaches_a_layer(method: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of methods that want more data
+        posterior = bayeslora.fit(Detached(nn.Linear(16, 24)), data_of(), method, epochs=2, progress=False)
+    assert np.isfinite(posterior.predict(data_of(), num_draws=2).probs).all()
 
 
 def test_reversible_layers_are_trained() -> None:
