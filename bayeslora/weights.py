@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 
-from bayeslora.contracts import ArgumentError, NonNegative
+from bayeslora.contracts import ArgumentError, Weight
 from bayeslora.data import Source
 from bayeslora.isolation import seeded
 from bayeslora.tasks import Likelihood
@@ -16,7 +16,7 @@ from bayeslora.types import IGNORED
 
 logger = logging.getLogger(__name__)
 
-ClassWeights: TypeAlias = Literal["balanced"] | Mapping[str | int, NonNegative] | Sequence[NonNegative]
+ClassWeights: TypeAlias = Literal["balanced"] | Mapping[str | int, Weight] | Sequence[Weight]
 """How much classes count: by name, in their order, or inversely to how frequent they are."""
 
 

@@ -223,6 +223,7 @@ def test_every_way_of_training_takes_weights(method: str) -> None:
         ({"weight": [0] * 12}, "more than 0 for some"),
         ({"class_weights": [1, 2]}, "class_weights has 2 numbers, and there are 3 classes, 0, 1, 2"),
         ({"class_weights": {"x": 2}}, "class_weights: there is no class 'x', only '0', '1', '2'"),
+        ({"class_weights": {"1": float("inf")}}, "class_weights=.*: give 'balanced', a mapping"),
         ({"class_weights": [0, 0, 0]}, "every row has the weight 0"),
     ],
 )

@@ -93,6 +93,7 @@ Probability = Annotated[float, Within(above=0, below=1, noun="probability")]
 PartOfRun = Annotated[float, Within(above=0, at_most=1, noun="fraction of the run")]
 Finite = Annotated[float, Within(above=-math.inf, below=math.inf)]
 Scale = Annotated[float, Within(above=0, below=math.inf)]
+Weight = Annotated[float, Within(at_least=0, below=math.inf)]
 Natural = Annotated[int, Within(at_least=0)]
 Few = Annotated[int, Within(at_least=1, at_most=10_000)]
 """Of what takes memory for each: members, components, snapshots."""
