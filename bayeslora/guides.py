@@ -89,6 +89,13 @@ class Site(nn.Module, abc.ABC):
         """Yield the parameters that describe its spread: by default, those whose names begin with one of `SPREADS`."""
         return (parameter for name, parameter in self.named_parameters() if name.startswith(SPREADS))
 
+    def snapshots_taken(self) -> tuple[float, int] | None:
+        """Return how many snapshots of the run it says it has taken, and the most it may have; None if it takes none."""
+        return None
+
+    def check_loaded(self) -> None:
+        """Raise a ValueError if its state, which was loaded, is one that no fit leaves; by default, any may be."""
+
 
 class Point(Site):
     """A learned point.
@@ -165,6 +172,9 @@ class Snapshots(Site):
         """Number of snapshots."""
         return int(self.taken)
 
+    def snapshots_taken(self) -> tuple[float, int]:
+        return float(self.taken), len(self.snapshots)
+
     def take(self) -> None:
         """Keep the present value of the point."""
         self.snapshots[self.size].copy_(self.loc.detach())
@@ -176,13 +186,15 @@ class Snapshots(Site):
         return Enumerated(self.snapshots[: self.size])
 
 
-def check_snapshots(guide: nn.Module) -> None:
-    """Raise a ValueError unless the sites of a loaded guide keep equally many snapshots, and have room for them."""
-    sites = [site for site in guide.modules() if isinstance(site, Snapshots)]
-    for site in sites:
-        taken, room = float(site.taken), len(site.snapshots)
-        if taken != float(sites[0].taken) or taken not in range(room + 1):
+def check_loaded(guide: nn.Module) -> None:
+    """Raise a ValueError if the state that was loaded into a guide is one that no fit leaves."""
+    sites = [site for site in guide.modules() if isinstance(site, Site)]
+    counts = [counted for site in sites if (counted := site.snapshots_taken()) is not None]
+    for taken, room in counts:
+        if taken != counts[0][0] or taken not in range(room + 1):
             raise ValueError(f"a site has taken {taken:g} snapshots: give 0 to {room}, and as many at every site")
+    for site in sites:
+        site.check_loaded()
 
 
 def last_steps(num_steps: int, count: int, last_part: float) -> set[int]:

@@ -231,7 +231,7 @@ def load_state(program: Program, tensors: Mapping[str, Tensor]) -> None:
     check_shapes(tensors, "head/", program.network.head_state(), HEADS_DIFFER)
     check_shapes(tensors, "likelihood/", program.likelihood.state_dict())
     program.guide.load_state_dict(part(tensors, "guide/"))
-    guides.check_snapshots(program.guide)
+    guides.check_loaded(program.guide)
     program.network.load_head(part(tensors, "head/"))
     program.likelihood.load_state_dict(part(tensors, "likelihood/"))
 

@@ -154,8 +154,10 @@ def test_another_base_and_other_labels_are_refused(pair: tuple[Posterior, Poster
         other.bert.encoder.layer[0].output.dense.weight.add_(0.1)  # type: ignore[union-attr, operator, index]
     with pytest.raises(ValueError, match="Posteriors 0 and 1 belong to different base models: 1 of"):
         mixture([pair[0], fit(model=other)])
-    with pytest.raises(ValueError, match="other labels, classification and regression"):
+    with pytest.raises(ValueError, match="other labels, classification of num_classes=3 and regression"):
         mixture([pair[0], fit(model=tiny_bert(1).double(), data=(DATA[0], DATA[1].double()))])
+    with pytest.raises(ValueError, match=r"classification of num_classes=3 and classification of num_classes=2:"):
+        mixture([pair[0], fit(model=tiny_bert(num_labels=2).double(), data=tokens(24, num_labels=2))])
 
 
 def test_fits_of_any_method_over_one_base_go_together() -> None:

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 from bayeslora import curvature, guides
 from bayeslora.distributions import KroneckerNormal
 
+LARGEST_ENTRY = 1.01
+"""Of an eigenvector of length 1, with rounding."""
+
 
 class Matrix(guides.Site):
     """A point, which becomes a Normal around it once its curvature and τ are known.
@@ -36,6 +39,14 @@ class Matrix(guides.Site):
         self.register_buffer("row_values", torch.zeros(layers, row_rank))
         self.register_buffer("column_basis", torch.zeros(layers, columns, column_rank))
         self.register_buffer("column_values", torch.zeros(layers, column_rank))
+
+    def check_loaded(self) -> None:
+        for name in ("precision", "row_values", "column_values"):
+            if float(getattr(self, name).min()) < 0:
+                raise ValueError(f"a curvature's {name} is negative: give 0 or more")
+        for name in ("row_basis", "column_basis"):
+            if float(getattr(self, name).abs().max()) > LARGEST_ENTRY:
+                raise ValueError(f"a curvature's {name} has entries above 1: give eigenvectors of length 1")
 
     def forward(self) -> dist.Distribution:
         if not self.precision > 0:

@@ -15,6 +15,9 @@ from bayeslora.methods.base import PerStackMethod
 from bayeslora.methods.fields import Few, PartOfRun
 from bayeslora.types import FactorTuple
 
+MOST = 10_000
+"""Snapshots of a run."""
+
 
 @dataclass(frozen=True)
 class SWAG(PerStackMethod):
@@ -95,6 +98,9 @@ class Moments(guides.Site):
         # A float, because a guide has a single dtype.
         self.register_buffer("collected", torch.zeros(()))
         self.noise: SharedNoise | None = None
+
+    def snapshots_taken(self) -> tuple[float, int]:
+        return float(self.collected), MOST
 
     def collect(self) -> None:
         """Add the present value of the point to the moments."""

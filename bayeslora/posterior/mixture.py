@@ -384,7 +384,10 @@ def check(components: Sequence[Posterior]) -> None:
 
 
 def _labels(posterior: Posterior) -> str:
-    return posterior._likelihood.name + (f" of {', '.join(posterior.class_names)}" if posterior.class_names else "")
+    likelihood = posterior._likelihood
+    settings = ", ".join(f"{name}={value!r:.40}" for name, value in likelihood.config().items())
+    names = f" of {', '.join(posterior.class_names)}" if posterior.class_names else ""
+    return likelihood.name + (names or (f" of {settings}" if settings else ""))
 
 
 def _rounded_off(terms: FloatArray, weights: FloatArray, chosen: np.ndarray) -> FloatArray:

@@ -326,6 +326,28 @@ def test_snapshots_are_as_many_as_there_is_room_for_at_every_site(taken: float, 
         bayeslora.load(folder, CASES["checkpoint_ensemble"].network())
 
 
+@pytest.mark.parametrize(
+    ("case", "tensor", "value", "message"),
+    [
+        ("swag", ".collected", -1.0, "a site has taken -1 snapshots: give 0 to 10000, and as many at every site"),
+        ("swag", ".collected", 1.0, "a site has taken"),
+        ("laplace", ".precision", -1.0, "a curvature's precision is negative: give 0 or more"),
+        ("laplace", ".row_values", -1.0, "a curvature's row_values is negative: give 0 or more"),
+        ("laplace", ".column_basis", 1e20, "a curvature's column_basis has entries above 1: give eigenvectors"),
+    ],
+)
+def test_state_that_no_fit_leaves_is_refused(
+    case: str, tensor: str, value: float, message: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "posterior"
+    shutil.copytree(FOLDER / case, folder)
+    state = load(tensors_file(folder).read_bytes())
+    state[next(name for name in state if name.endswith(tensor))].fill_(value)
+    sign(folder, save(state))
+    with pytest.raises(ValueError, match=message):
+        bayeslora.load(folder, CASES[case].network())
+
+
 @pytest.mark.parametrize("aim", ["blobs", "secret", "blobs that are a link"])
 def test_links_of_the_hubs_cache_lead_to_its_blobs_alone(aim: str, tmp_path: Path) -> None:
     folder, blobs = tmp_path / "models--a--b" / "snapshots" / "0123", tmp_path / "models--a--b" / "blobs"
