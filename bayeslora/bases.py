@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.layer import AdaptedLayer
 from bayeslora.adapters.weights import is_within, names_of
+from bayeslora.hashing import hashed
 from bayeslora.record import MANIFEST, Record, damaged
 from bayeslora.tasks import Likelihood
 
@@ -37,6 +38,9 @@ REFUSED = ("auto_map", "quantization_config")
 
 MOST_OUTPUTS = 1000
 """A model is loaded by name with so many outputs, or as many as the saved head has."""
+
+MOST_BYTES = 2**26
+"""Of weights that are compared with those of a checkpoint's base whole: a tenth of a second."""
 
 HUB_NAME = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
 
@@ -61,6 +65,22 @@ def frozen(network: AdaptedNetwork) -> dict[str, Tensor]:
 def fingerprint(network: AdaptedNetwork) -> Tensor:
     """Return a few numbers of every frozen parameter, `[parameter, value]`, in the order of the names."""
     return _sampled(frozen(network))
+
+
+def identity(network: AdaptedNetwork) -> dict[str, Any]:
+    """Return what tells a base from others to the last bit, by names that a user knows, ready for JSON.
+
+    Of a large one, a few numbers of every parameter do. Weights that a checkpoint lacks start anew in each process.
+    """
+    own = {name: value.detach() for name, value in frozen(network).items() if name not in network.new}
+    small = sum(value.nbytes for value in own.values()) <= MOST_BYTES
+    parts = [[name, type(part).__name__, part.extra_repr()] for name, part in network.model.named_modules()]
+    return {
+        "modules of the base model": hashed(parts),
+        "configuration of the base model": settings(network.model),
+        "number type of the base model": sorted({str(value.dtype).removeprefix("torch.") for value in own.values()}),
+        "weights of the base model": hashed(own if small else _sampled(own)),
+    }
 
 
 def _sampled(parameters: Mapping[str, Tensor]) -> Tensor:

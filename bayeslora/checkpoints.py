@@ -37,7 +37,14 @@ MOST_BYTES = 2**26
 """Arrays up to this size are recorded whole: a tenth of a second."""
 
 ALL_LABELS, ALL_ROWS = "all labels", "all rows"
-"""Parts of that record which are only there for some forms of data, and say nothing where they are not."""
+"""Parts of that record which are only there for some forms of data."""
+
+IF_BOTH = (
+    ALL_LABELS,
+    ALL_ROWS,
+    *(f"{what} of the base model" for what in ("modules", "configuration", "number type", "weights")),
+)
+"""Parts of a fit's record which say nothing where one of two has them not, as that of an earlier version."""
 
 MOST_SHOWN = 100
 """Characters of a value in a message."""
@@ -76,7 +83,12 @@ class Unresumable(ValueError):
 
 
 def fit_record(
-    posterior: Mapping[str, Any], train: Source, tuning_data: Source | None, args: Any, prior: nn.Module | None = None
+    posterior: Mapping[str, Any],
+    train: Source,
+    tuning_data: Source | None,
+    args: Any,
+    prior: nn.Module | None = None,
+    start: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything that a fit's steps depend on, by names that a user knows, ready for JSON.
 
@@ -86,6 +98,7 @@ def fit_record(
         tuning_data: The held-out data, for methods that learn from it.
         args: The Trainer's arguments.
         prior: The guide of an earlier fit, if one is the prior.
+        start: What else tells the fit's start, ready for JSON.
     """
     method, network = posterior["method"], posterior["network"]
     record = {
@@ -101,6 +114,7 @@ def fit_record(
         **{ours: getattr(args, theirs, None) for theirs, ours in TRAINING.items()},
         **{name: value for name in FURTHER if (value := getattr(args, name, None))},
         **({} if prior is None else {"prior": hashed(prior.state_dict())}),
+        **(start or {}),
         **data_record(train),
         **({} if tuning_data is None else data_record(tuning_data)),
     }
@@ -231,7 +245,7 @@ def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     if saved.get("method") != own.get("method"):  # whose fields have little in common
         return [f"method {saved.get('method')!r}, now {own.get('method')!r}"]
     names = [*saved, *(name for name in own if name not in saved)]
-    names = [name for name in names if not name.startswith((ALL_LABELS, ALL_ROWS)) or name in {*saved} & {*own}]
+    names = [name for name in names if not name.startswith(IF_BOTH) or name in {*saved} & {*own}]
     return [
         f"{name} {_shown(saved.get(name), own.get(name))}, now {_shown(own.get(name), saved.get(name))}"
         for name in names

@@ -17,6 +17,7 @@ from bayeslora.adapters import AdaptedNetwork, FrozenWeights
 from bayeslora.data import Columns, Source, to_device
 from bayeslora.dials import wanted
 from bayeslora.failing import NotSavedError
+from bayeslora.hashing import hashed
 from bayeslora.isolation import give_way, seeded
 from bayeslora.methods import Method
 from bayeslora.networks import output_names
@@ -116,6 +117,8 @@ class Fitting:
             example = train.first_batch()
         if self.adapters:
             self.adapters.start(program)
+            if isinstance(self.adapters, interop.Adapters):
+                program.start = hashed([self.adapters.factors, self.adapters.head])
             self.adapters.check(program, to_device(example, program.device))
         if self.method.post_hoc:
             program.network.freeze_head()

@@ -90,7 +90,7 @@ class Site(nn.Module, abc.ABC):
         return (parameter for name, parameter in self.named_parameters() if name.startswith(SPREADS))
 
     def snapshots_taken(self) -> tuple[float, int] | None:
-        """Return how many snapshots of the run it says it has taken, and the most it may have; None if it takes none."""
+        """Return how many snapshots it says it has taken, and the most it may have; None if it takes none."""
         return None
 
     def check_loaded(self) -> None:

@@ -69,6 +69,7 @@ class Program(nn.Module, FittedProgram):
         self.elbo = MeanFieldELBO(num_particles)
         self.guide = method.guide(network.stacks).to(network.device, network.dtype)
         self.prior: Carried | None = None
+        self.start: str | None = None  # a short hash of the trained adapters that it starts from
         self.packs = False
         self.watch: Callable[[FactorsByStack], FactorsByStack] | None = None  # sees the factors on their way
         self._num_steps: int | None = None

@@ -258,8 +258,10 @@ class ProgramTrainer(Trainer):
     @cached_property
     def fit_record(self) -> dict[str, Any]:
         """What the fit's steps depend on, to compare checkpoints with."""
+        program = self.program
+        start = bases.identity(program.network) | ({} if program.start is None else {"init": program.start})
         return checkpoints.fit_record(
-            self.posterior.record(), self.train_source, self.tuning_data, self.args, self.program.prior
+            self.posterior.record(), self.train_source, self.tuning_data, self.args, program.prior, start
         )
 
     @property
@@ -279,6 +281,7 @@ class ProgramTrainer(Trainer):
             with storage.of_this_base():
                 bases.put_new(self.program.network, tensors)
                 storage.check_base(self.program.network, tensors.pop("fingerprint"))
+                bases.check(self.program.network, tensors.pop("base_fingerprint", None))
             storage.load_state(self.program, tensors)
         except (RuntimeError, ValueError) as error:
             what = " ".join(str(error).split())

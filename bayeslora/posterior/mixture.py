@@ -384,10 +384,8 @@ def check(components: Sequence[Posterior]) -> None:
 
 
 def _labels(posterior: Posterior) -> str:
-    likelihood = posterior._likelihood
-    settings = ", ".join(f"{name}={value!r:.40}" for name, value in likelihood.config().items())
-    names = f" of {', '.join(posterior.class_names)}" if posterior.class_names else ""
-    return likelihood.name + (names or (f" of {settings}" if settings else ""))
+    settings = [f"{name}={value!r:.40}" for name, value in posterior._likelihood.config().items()]
+    return " of ".join(filter(None, [posterior._likelihood.name, ", ".join(posterior.class_names or settings)]))
 
 
 def _rounded_off(terms: FloatArray, weights: FloatArray, chosen: np.ndarray) -> FloatArray:

@@ -451,24 +451,59 @@ def test_what_schedulers_and_optimisers_are_told_is_part_of_a_fit(field: str, va
     assert checkpoints.differences(plain, told) == [f"{field} None, now {value!r}"]
 
 
-def test_another_base_is_refused(ended: Path) -> None:
-    other = network()
+def changed(change: str) -> nn.Module:
+    """The same network but for one thing, which no few numbers of its weights show."""
+    made = network()
     with torch.no_grad():
-        other[0].weight += 1
-    with pytest.raises(ValueError, match=r"Cannot resume from .*belongs to another base model"):
-        bayeslora.fit(
-            other,
-            rows(),
-            "monteclora",
-            components=2,
-            rank=1,
-            epochs=2,
-            batch_size=4,
-            learning_rate=0.01,
-            progress=False,
-            output_dir=ended,
-            resume=True,
-        )
+        if change == "one weight":
+            made[2].weight[1, 2] += 0.5
+        elif change == "all weights":
+            made[0].weight += 1
+        elif change == "dropout":
+            made[1].p = 0.5
+        elif change == "double":
+            made = made.double()
+        else:
+            made[3].weight += 0.5  # the head, which the checkpoint brings
+    return made
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("all weights", "weights of the base model '[0-9a-f]{16}', now"),
+        ("one weight", "weights of the base model '[0-9a-f]{16}', now"),
+        ("dropout", "modules of the base model '[0-9a-f]{16}', now"),
+        ("double", r"number type of the base model 1 entries with 'float32', now 1 entries with 'float64'"),
+        ("head", None),
+    ],
+)
+def test_another_base_is_refused(ended: Path, change: str, message: str | None) -> None:
+    settings: dict[str, Any] = {"components": 2, "rank": 1, "epochs": 2, "batch_size": 4, "learning_rate": 0.01}
+    settings |= {"progress": False, "output_dir": ended, "resume": True}
+    data = tuple(column.double() if change == "double" and column.is_floating_point() else column for column in rows())
+    if message is None:
+        assert_same(learned(bayeslora.fit(changed(change), data, "monteclora", **settings)), learned(fit(None)))
+    else:
+        with pytest.raises(ValueError, match=r"it is a checkpoint of another fit \(.*" + message):
+            bayeslora.fit(changed(change), data, "monteclora", **settings)
+    if change == "all weights":
+        with pytest.raises(ValueError, match=r"Cannot resume from .*belongs to another base model"):
+            bayeslora.fit(changed(change), data, "monteclora", **settings | {"resume": "anyway"})
+
+
+def test_a_checkpoint_is_of_the_adapters_it_started_from(tmp_path: Path) -> None:
+    first, second = fit(None, "lora", epochs=1), fit(None, "lora", epochs=1, seed=1)
+    first.save(tmp_path / "first")
+    fit(tmp_path / "out", "lora", init=first)
+    assert_same(
+        resumed(tmp_path / "out", method="lora", init=tmp_path / "first"), learned(fit(None, "lora", init=first))
+    )
+    for init, now in ((second, "'[0-9a-f]{16}'"), (None, "None")):
+        with pytest.raises(
+            ValueError, match=rf"it is a checkpoint of another fit \(init '[0-9a-f]{{16}}', now {now}\)"
+        ):
+            fit(tmp_path / "out", "lora", init=init, resume=True)
 
 
 def test_resume_is_true_false_or_anyway(tmp_path: Path) -> None:
