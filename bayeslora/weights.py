@@ -16,7 +16,7 @@ from bayeslora.types import IGNORED
 
 logger = logging.getLogger(__name__)
 
-ClassWeights: TypeAlias = Literal["balanced"] | Mapping[str | int, Weight] | Sequence[Weight]
+ClassWeights: TypeAlias = Literal["balanced"] | Mapping[str | float | bool, Weight] | Sequence[Weight]
 """How much classes count: by name, in their order, or inversely to how frequent they are."""
 
 
@@ -63,7 +63,7 @@ def weigh(
                 f"class_weights: labels of {likelihood.name!r} are not of one class each: weigh the rows, weight=…."
             )
         labels = _labels(source)
-        flat = np.concatenate([np.ravel(each) for each in labels])
+        flat = np.concatenate([np.ravel(each) for each in labels]).astype(np.int64)  # truth values are places
         numbers = _numbers(classes, flat[flat != IGNORED], known, likelihood)
         if np.ndim(labels[0]):
             mean = numbers[flat[flat != IGNORED]].mean()

@@ -336,6 +336,19 @@ def test_the_cheapest_action_has_the_least_expected_cost() -> None:
         prediction.cheapest([[0.0, 1.0]])
 
 
+def test_costs_go_by_the_names_of_classes() -> None:
+    import pandas as pd
+
+    prediction = Prediction(np.array([[[0.9, 0.1], [0.6, 0.4], [0.1, 0.9]]]), ("ham", "spam"))
+    costs = pd.DataFrame([[0.0, 5.0], [1.0, 0.0]], ["spam", "ham"], ["spam", "ham"])
+    np.testing.assert_array_equal(prediction.cheapest(costs), [0, 1, 1])
+    actions = costs.set_axis(["delete", "deliver"], axis=1)  # which are not classes, and keep their places
+    np.testing.assert_array_equal(prediction.cheapest(actions), [1, 0, 0])
+    np.testing.assert_array_equal(prediction.cheapest(actions.reset_index(drop=True)), [0, 0, 1])
+    with pytest.raises(ArgumentError, match="costs has the rows 'spam', 'eggs', and the classes are ham, spam"):
+        prediction.cheapest(costs.rename({"ham": "eggs"}))
+
+
 @pytest.mark.parametrize("num_draws", [2, 4, 8])
 def test_the_epistemic_part_is_corrected_for_the_number_of_draws(num_draws: int) -> None:
     # Of Dirichlet(a) probabilities, E H = ψ(Σ a + 1) − Σ aᵢ ψ(aᵢ + 1) / Σ a.

@@ -190,6 +190,14 @@ def test_weights_of_classes_are_weights_of_their_rows() -> None:
     np.testing.assert_allclose(weighed(labels, [1, 2, 3], WEIGHT), WEIGHT**2 / (WEIGHT**2).mean(), rtol=1e-12)
 
 
+@pytest.mark.parametrize("classes", ["balanced", {True: 3, False: 1}, {"True": 3}, {1: 3.0, 0: 1}, {1.0: 3}, [1, 3]])
+def test_truth_values_are_weighed_as_classes(classes: Any) -> None:
+    x, labels = np.random.default_rng(0).normal(size=(12, 5)), np.arange(12) % 4 == 0
+    by_rows = fit((x, labels), network(2), weight=np.where(labels, 3.0, 1.0))
+    by_classes = fit((x, labels), network(2), class_weights=classes)
+    np.testing.assert_allclose(by_classes.history, by_rows.history, rtol=1e-9)
+
+
 def test_a_fit_uses_them() -> None:
     x, labels = rows()
     by_rows = fit(weight=WEIGHT)

@@ -1,6 +1,6 @@
 r"""One of several classes per example."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayeslora import decisions, metrics
-from bayeslora.contracts import ClassCount, Probability, checked
+from bayeslora.contracts import ArgumentError, ClassCount, Probability, checked
 from bayeslora.contracts import Finite as Cost
 from bayeslora.contracts.arrays import Finite, fitting_labels
 from bayeslora.display import SHOWN_CLASSES
@@ -95,10 +95,15 @@ class ClassProbabilities(BasePrediction):
         """Return the action with the least expected cost, `[row]`; −1 where abstaining costs less than any.
 
         Args:
-            costs: The cost of each action for each class that may be true, `[class, action]`, in any unit.
+            costs: The cost of each action for each class that may be true, `[class, action]`, in any unit. The rows of
+                a `DataFrame` may have the classes' names, in any order; if its columns have them, too, actions are
+                numbered as the classes are.
             abstain: The cost of not acting, in the same unit; None if that is not possible.
+
+        Raises:
+            ArgumentError: If the shape does not fit, or rows have names that are not those of the classes.
         """
-        expected = decisions.expected_costs(self.probs, costs)
+        expected = decisions.expected_costs(self.probs, _by_name(costs, self.class_names))
         best = expected.argmin(-1)
         return best if abstain is None else np.where(expected.min(-1) <= abstain, best, -1)
 
@@ -249,3 +254,27 @@ class Classification(Categorical):
     def latent(self, prediction: ClassProbabilities) -> tuple[FloatArray, FloatArray]:
         log_draws = np.log(np.maximum(prediction.draws, TINY)) if prediction.log_draws is None else prediction.log_draws
         return log_draws, np.log(np.maximum(prediction.probs, TINY))
+
+
+def _by_name(costs: Any, names: Names) -> Any:
+    """Return costs in the order of the classes, if they are a table of pandas whose rows have names."""
+    if names is None or not hasattr(costs, "loc") or getattr(costs, "ndim", 0) != 2:
+        return costs
+    table = np.asarray(costs)
+    rows, columns = (_order(axis, Classes(tuple(names))) for axis in (costs.index, costs.columns))
+    if rows is not None:
+        table = table[rows]
+    elif [*costs.index] != [*range(len(names))]:  # which names nothing
+        raise ArgumentError(
+            f"costs has the rows {', '.join(map(repr, costs.index))}, and the classes are {', '.join(names)}: name "
+            "each row after a class, or give an array whose rows are in this order."
+        )
+    return table if columns is None else table[:, columns]
+
+
+def _order(axis: Iterable[Any], known: Classes) -> np.ndarray | None:
+    """Return where each class stands, if names are those of the classes, each once."""
+    places = [known.place(str(name)) for name in axis]
+    numbers = range(len(known.names))
+    each_once = len(places) == len(numbers) and {*places} == {*numbers}
+    return np.array([places.index(number) for number in numbers]) if each_once else None
