@@ -159,3 +159,25 @@ def test_streams_that_do_not_fit() -> None:
         Source(Rows(list(table())), tiny_bert()).take([0])
     with pytest.raises(TypeError, match="is a DataLoader over a stream: give the stream itself"):
         Source(DataLoader(Rows(list(table()))), tiny_bert())
+
+
+@pytest.mark.parametrize("form", ["datasets", "torch"])
+def test_pairs_of_texts_go_by_the_names_of_a_streams_columns(form: str) -> None:
+    columns: dict[str, list[Any]] = {"premise": TEXTS, "hypothesis": TEXTS[::-1], "label": LABELS}
+    pairs = datasets.Dataset.from_dict(columns)
+    swapped = pairs.select_columns(["label", "hypothesis", "premise"])
+    stream = pairs.to_iterable_dataset() if form == "datasets" else Rows([*pairs])
+    posterior = fit(stream, num_examples=len(TEXTS), tokenizer=tiny_tokenizer())
+    assert posterior.columns.text == ("premise", "hypothesis")
+    expected, *others = (
+        posterior.evaluate(data, num_draws=1)["nll"]
+        for data in (
+            pairs,
+            swapped,
+            Rows([*swapped]),
+            Rows([row for pair in zip(pairs, swapped, strict=True) for row in pair]),
+        )
+    )
+    assert others == pytest.approx([expected] * 3, rel=1e-5)
+    read_backwards = ([*zip(TEXTS[::-1], TEXTS, strict=True)], LABELS)
+    assert posterior.evaluate(read_backwards, num_draws=1)["nll"] != pytest.approx(expected, rel=1e-5)

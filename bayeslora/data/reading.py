@@ -312,13 +312,14 @@ class Reader:
                     "the columns, or keep one or two text columns to be tokenised; there are "
                     f"{', '.join(texts) or 'none'}."
                 )
+            self.columns = replace(self.columns, text=tuple(texts))
             encoded = self.needed_tokenizer()(*([text] for text in texts.values()), truncation=True)
             row |= {name: values[0] for name, values in encoded.items()}
         return self.inputs(row)
 
     def _texts_of(self, row: Row) -> dict[str, str]:
         """Return the texts of a row of a stream by their columns, in the order in which the network reads them."""
-        named = self.asked.text or self.known.text
+        named = self.asked.text or self.known.text or self.columns.text
         if named and {*named} <= {*row}:
             return {name: row[name] for name in named}
         return {
