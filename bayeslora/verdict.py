@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from bayeslora.tasks import Likelihood
-from bayeslora.types import History, LabelValues
+from bayeslora.types import IGNORED, History, LabelValues
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def has_learned(history: History, likelihood: Likelihood, labels: LabelValues | 
     """Return whether the training NLL is below that of the labels' frequencies by more than its standard error.
 
     The training NLL is the mean over the steps of the last epoch, and over 8 at least, with the noise of training. If
-    it is not below, a warning says so, and what to change.
+    it is not below, a warning says so, and what to change; another one says if it is 0 at every step.
 
     Args:
         history: Columns by step: `epoch` and `nll`.
@@ -61,6 +61,13 @@ def has_learned(history: History, likelihood: Likelihood, labels: LabelValues | 
         the same.
     """
     nll, epoch = np.asarray(history.get("nll", ())), np.asarray(history.get("epoch", ()))
+    if len(nll) and not nll.any():  # of labels that a collator or stream makes, which are not looked at before
+        logger.warning(
+            "This fit has learned nothing: the NLL is 0 at every step, as where all labels are %d, and so not observed. "
+            "Look at what makes them, such as a collator or template.",
+            IGNORED,
+        )
+        return False
     each = [] if labels is None else list(np.asarray(labels, dtype=object))
     if labels is None or all(np.array_equal(other, each[0]) for other in each):  # there is nothing to tell apart
         return None

@@ -108,6 +108,11 @@ def test_verdict_compares_the_last_epoch_with_the_frequencies(
     assert (f"{level:.3f}" in caplog.text) is not learned
 
 
+def test_verdict_on_labels_that_are_not_observed(caplog: pytest.LogCaptureFixture) -> None:
+    assert verdict.has_learned({"epoch": [0.5, 1.0], "nll": [0.0, 0.0]}, Classification(2), None) is False
+    assert "0 at every step, as where all labels are -100" in caplog.text
+
+
 def test_verdict_is_open_without_a_baseline_or_enough_steps() -> None:
     history = {"epoch": [1.0] * 4, "nll": [0.7] * 4}
     assert verdict.has_learned(history, Classification(2), [0, 1]) is None
