@@ -997,6 +997,18 @@ def test_a_network_that_does_not_call_its_layers_in_peft_is_not_exported(tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_layers_that_peft_takes_for_fused_experts_are_said_to_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As PEFT reads DeepSeek-V3, whose first layers have no experts, but projections with the names of theirs.
+    read = nn.ModuleDict({"experts": nn.Identity()})
+    monkeypatch.setattr(peft_out, "read_by_peft", lambda *_: read)
+    monkeypatch.setattr(peft_out, "_is_a", lambda module, kind: module is read["experts"])
+    posterior = bayeslora.fit(tiny_bert(), tokens(4), "lora", targets=["query", "key"], epochs=0, progress=False)
+    with pytest.raises(ValueError, match=r"onto other layers.*fused expert.*fit with exclude=\['key', 'query'\]"):
+        posterior.export_peft(tmp_path / "out")
+
+
 def test_a_draw_of_masks_on_inputs_is_not_exported(tmp_path: Path) -> None:
     posterior = bayeslora.fit(tiny_bert(), tokens(), "mc_dropout", p=0.5, **SETTINGS)
     with pytest.raises(ValueError, match=r"A draw of InputDropout adapters is more than their factors"):

@@ -238,9 +238,16 @@ def check_export(
     layers = {name: module for name, module in read.named_modules() if _is_a(module, "BaseTunerLayer")}
     ours = {name for stack in network.stacks.values() if not stack.in_head for name in stack.layer_names}
     if differing := sorted(ours ^ set(layers)):
+        advice = "Leave them out of `targets`, or give modules names that do not end alike."
+        if any("experts" in name.split(".") for name in set(layers) - ours):
+            ends = sorted({name.rpartition(".")[2] for name in ours - set(layers)})
+            advice = (
+                f"PEFT takes whatever has the name of a fused expert's part for the experts: fit with exclude={ends}, "
+                "or use posterior.merge()."
+            )
         raise ValueError(
             f"PEFT reads the exported adapter onto other layers than it is for, so nothing was written: "
-            f"{', '.join(differing[:5])}. Leave them out of `targets`, or give modules names that do not end alike."
+            f"{', '.join(differing[:5])}. {advice}"
         )
     with torch.no_grad(), evaluating(network):
         network.bind(factors)
