@@ -63,8 +63,8 @@ def has_learned(history: History, likelihood: Likelihood, labels: LabelValues | 
     nll, epoch = np.asarray(history.get("nll", ())), np.asarray(history.get("epoch", ()))
     if len(nll) and not nll.any():  # of labels that a collator or stream makes, which are not looked at before
         logger.warning(
-            "This fit has learned nothing: the NLL is 0 at every step, as where all labels are %d, and so not observed. "
-            "Look at what makes them, such as a collator or template.",
+            "This fit has learned nothing: the NLL is 0 at every step, as where all labels are %d, and so not observed."
+            " Look at what makes them, such as a collator or template.",
             IGNORED,
         )
         return False
