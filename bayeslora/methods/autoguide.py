@@ -173,6 +173,9 @@ class StackAutoGuide(nn.Module):
                 auto.median()
             except NotImplementedError:  # Pyro's way to say that a guide has no median
                 raise ValueError(f"{type(auto).__name__} has no median, which the centre needs: use another.") from None
+        for parameter in auto.parameters():
+            # A mean that a plate has expanded is one row of memory for all layers: an optimiser would write beyond it.
+            parameter.data = parameter.data.contiguous()
         self.auto = auto.to(like.device, like.dtype)
         if self.sites and not hasattr(auto, "_loc_scale") and not hasattr(auto, "_get_loc_and_scale"):
             raise ValueError(f"prior_scale='learn': {type(auto).__name__} is not a Normal; give a number.")

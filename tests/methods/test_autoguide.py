@@ -58,6 +58,26 @@ def test_every_guide_starts_at_the_base_network_and_trains(autoguide: str, prior
     assert program.eval().logits(draws, words).shape == (3, 5, 3)
 
 
+def apart(stack: Stack) -> Factors:
+    """A prior program whose site has another name than a factor, so that it starts at the mean of its prior."""
+    with stack.layers:
+        noise = pyro.sample(stack.site("noise"), dist.Normal(torch.zeros(stack.A_shape), 1.0).to_event(2))
+    return Factors(noise / 10, torch.ones(*noise.shape[:-2], *stack.B_shape))
+
+
+@pytest.mark.parametrize("autoguide", ["AutoNormal", "AutoDelta"])
+def test_every_layer_has_numbers_of_its_own(autoguide: str) -> None:
+    """A mean that a plate expands is one row of memory: layers would share it, and an optimiser write beyond it."""
+    program = make_program(autoguide=autoguide, prior_program=apart)
+    for name, parameter in program.guide.named_parameters():
+        assert parameter.untyped_storage().nbytes() == parameter.numel() * parameter.element_size(), name
+    program.train()(**batch(5)).loss.backward()
+    optimizer = torch.optim.SGD(program.guide.parameters(), 0.1)
+    optimizer.step()
+    first, *others = program.centre()["32x32.noise"]
+    assert not any(torch.equal(first, other) for other in others)
+
+
 def test_joint_guides_tie_the_numbers_of_a_stack() -> None:
     torch.manual_seed(4)
     program = make_program(autoguide=partial(AutoLowRankMultivariateNormal, rank=1), init_scale=1e-3)
