@@ -108,7 +108,8 @@ def columns_beside(
     there = getattr(rows, "column_names", ())
     texts = text or known.text
     if not {*texts} & {*there}:
-        texts = [name for name in there if is_text(rows.features[name]) and not NAMES.fullmatch(name)]
+        features = rows.features
+        texts = [name for name in there if is_text(features[name]) and not NAMES.fullmatch(name)]
     row = id or (known.id if known.id in there else None)
     if row is None:
         row = next((name for name in there if NAMES.fullmatch(name) and _differ(rows[name])), None)

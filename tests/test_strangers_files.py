@@ -5,6 +5,7 @@ import gzip
 import inspect
 import json
 import lzma
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -389,6 +390,23 @@ def test_files_that_do_not_fit(name: str, content: bytes, message: str, tmp_path
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read(str(tmp_path / name))
+
+
+def test_a_spreadsheet_of_far_more_than_its_size_is_not_unpacked(tmp_path: Path) -> None:
+    data = tmp_path / "data.xlsx"
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
+        packed.writestr("xl/worksheets/sheet1.xml", b"<row/>".ljust(65 * 2**22))
+    with pytest.raises(ValueError, match=r"data\.xlsx, of .* bytes, holds 272,629,760 bytes: unpack it yourself"):
+        read(str(data))
+
+
+def test_far_too_many_columns_are_refused(tmp_path: Path) -> None:
+    wide = tmp_path / "wide.csv"
+    wide.write_text("\n".join(",".join([first, "label", *["1"] * 20_000]) for first in ("text", "a good film")))
+    with pytest.raises(ValueError, match=r"wide\.csv has 20,002 columns, more than 20,000: leave out"):
+        read(str(wide))
+    with pytest.raises(ValueError, match=r"data has 20,001 columns"):
+        plain([{f"x{number}": "a" for number in range(20_001)}] * 2)
 
 
 def test_a_spreadsheet_says_which_package_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,8 @@ def _by_name(table: Any, names: Sequence[str]) -> str | None:
 
 def _texts(table: Any) -> list[str]:
     """Return the columns of texts."""
-    return [name for name in table.column_names if is_text((table.features or {}).get(name))]
+    features = table.features or {}  # which copies them all at each look
+    return [name for name in table.column_names if is_text(features.get(name))]
 
 
 def _one_word_a_row(table: Any, label: str | None, name: str) -> dict[str, list[Any]] | None:

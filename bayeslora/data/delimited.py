@@ -4,12 +4,14 @@ import csv
 import io
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.data.layout import Layout, agreement, layout, names_columns, separator_of
+from bayeslora.data.tabling import check_width
 from bayeslora.tasks.spelling import INVISIBLE
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ def table(text: str, path: Path, usual: str) -> "pd.DataFrame":
     if not found_layout.text.strip():
         raise ValueError(f"{path} has no rows: give a file with a row for each example.")
     how, head, last = _check(found_layout, path)
+    check_width(str(path), len(head))
     separator, text = how.separator, how.text
     try:
         found = pd.read_csv(io.StringIO(text), **how.for_pandas())
@@ -69,7 +72,7 @@ def table(text: str, path: Path, usual: str) -> "pd.DataFrame":
         if (texts := _without_formulas(found[name])) is not None:
             found.isetitem(place, texts)
     found.columns = found.columns.map(lambda name: str(name).translate(INVISIBLE).strip())
-    if twice := [name for name in dict.fromkeys(head) if name and head.count(name) > 1]:
+    if twice := [name for name, count in Counter(head).items() if name and count > 1]:
         logger.warning(
             "%s has several columns %s: they are called %s, and so on. Name the ones to read.",
             *(path, ", ".join(map(repr, twice)), ", ".join(f"{twice[0]}{end}" for end in ("", ".1"))),

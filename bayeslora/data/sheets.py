@@ -1,12 +1,14 @@
 """Tables in spreadsheets, by pandas."""
 
 import logging
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.data.delimited import without_end
+from bayeslora.data.packed import check_archive
 from bayeslora.data.tidying import MOST_ABOVE, are_names
 
 if TYPE_CHECKING:
@@ -25,11 +27,14 @@ def first(path: Path, sheet: str | int = 0) -> "pd.DataFrame":
     """Return the table of a sheet, the first one by default, without lines above the names of its columns.
 
     Raises:
-        ValueError: If it cannot be read.
+        ValueError: If it cannot be read, or holds far more than its size lets expect.
         ImportError: If pandas lacks the package for it.
     """
     import pandas as pd
 
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as packed:
+            check_archive(packed, packed.namelist(), path)
     how: dict[str, Any] = {"sheet_name": sheet, "keep_default_na": False, "na_values": [""]}
     try:
         table = pd.read_excel(path, **how)

@@ -13,6 +13,18 @@ if TYPE_CHECKING:
 FORMATS = ("pandas", "polars", "arrow", "numpy")
 """Formats in which a table gives its texts as something else than texts, or lists of them."""
 
+MOST_COLUMNS = 20_000
+"""Of a table: so many take minutes."""
+
+
+def check_width(name: str, count: int) -> None:
+    """Raise an `ArgumentError` if a table has far too many columns."""
+    if count > MOST_COLUMNS:
+        raise ArgumentError(
+            f"{name} has {count:,} columns, more than {MOST_COLUMNS:,}: leave out those that are not needed, or give "
+            "numbers as arrays, (inputs, labels)."
+        )
+
 
 def as_table(columns: Mapping[str, Any], name: str = "data") -> "datasets.Dataset":
     """Make a table. What is of mixed types, or of one that a table cannot hold, becomes texts; written lists lists.
@@ -24,8 +36,9 @@ def as_table(columns: Mapping[str, Any], name: str = "data") -> "datasets.Datase
         name: What to call the data in messages.
 
     Raises:
-        ArgumentError: If a column has lists in some rows, and in others has not.
+        ArgumentError: If a column has lists in some rows, and in others has not, or there are far too many columns.
     """
+    check_width(name, len(columns))
     import datasets
     import pyarrow as pa  # type: ignore[import-untyped]
 
