@@ -258,7 +258,7 @@ def predict(
     with errors():
         columns = columns_named(text, label, id)
         contracts.check_arguments(Posterior.predict, None, data, num_draws=num_draws, seed=seed, **columns)
-        check_output(output, is_table=True)
+        check_output(output, is_table=True, read=(data, decide))
         contracts.check_arguments(BasePrediction.abstain, None, **({} if risk is None else {"risk": risk}))
         contracts.check_arguments(BasePrediction.sets, None, **({} if coverage is None else {"coverage": coverage}))
         loaded, given = load(posterior, model), piped(data)

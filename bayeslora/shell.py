@@ -148,7 +148,7 @@ def json_or_text(word: str) -> Any:
 
 
 def check_output(
-    output: Path | None, is_table: bool = False, flag: str = "--output", endings: Sequence[str] = ()
+    output: Path | None, is_table: bool = False, flag: str = "--output", endings: Sequence[str] = (), read: Any = ()
 ) -> None:
     """Raise a ValueError unless an output can be written: a file with a known ending, or a folder.
 
@@ -157,6 +157,7 @@ def check_output(
         is_table: Whether it is a table, with one of the endings of `TABLES`, or `-` for standard output.
         flag: The flag that names it.
         endings: Endings of a file that is no table; without any, it is a folder.
+        read: Files that are read, and must not be replaced.
     """
     endings = TABLES if is_table else endings
     if output is None or (is_table and str(output) == STANDARD):
@@ -166,6 +167,8 @@ def check_output(
         raise ValueError(f"{flag} {output} is a {'folder' if endings else 'file'}: give a {kind}.")
     if endings and output.suffix.lower() not in endings:
         raise ValueError(f"{flag} {output} ends in {output.suffix!r}: give a {kind}.")
+    if output.exists() and any(each and Path(each).exists() and output.samefile(each) for each in read):
+        raise ValueError(f"{flag} {output} is read, and its other columns would be lost: give another file.")
     there = output if output.is_dir() else output.parent
     while not there.exists() and there != there.parent:
         there = there.parent

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +168,14 @@ def test_the_version_is_printed() -> None:
     assert run("--version").stdout == f"bayeslora {bayeslora.__version__}\n"
 
 
+def test_the_package_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["bayeslora", "--version"])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_module("bayeslora", run_name="__main__")
+    assert exit.value.code == 0
+    assert capsys.readouterr().out == f"bayeslora {bayeslora.__version__}\n"
+
+
 @pytest.mark.parametrize("ending", ["csv", "tsv", "json", "jsonl", "parquet"])
 def test_tables_have_the_format_of_their_name(ending: str, tmp_path: Path) -> None:
     table = pd.DataFrame({"text": ["né", "b,\tc"], "p": [0.25, 0.5]})
@@ -205,6 +214,13 @@ def test_outputs_are_tried_before_anything_is_computed(encoder: Path, tmp_path: 
     (tmp_path / "out.csv").mkdir()
     with pytest.raises(ValueError, match="is a folder: give a file"):
         check_output(tmp_path / "out.csv", is_table=True)
+    data, link = tmp_path / "data.csv", tmp_path / "link.csv"
+    data.write_text("text,note\na film,mine\n")
+    link.symlink_to(data)
+    for command in (["out", str(data)], ["out", "other.csv", "--decide", str(data)]):
+        refused = run("predict", *command, "--output", str(link))
+        assert refused.exit_code == 2
+        assert "link.csv is read, and its other columns would be lost" in refused.stderr
     words = ["fit", "--model", str(encoder), "--data", "nowhere.csv", "--output", str(tmp_path / "file")]
     refused = run(*words)
     assert refused.exit_code == 2

@@ -46,6 +46,7 @@ ORDER = (
     ("demo", "sklearn", "shell"),
     ("commands",),
     ("cli",),
+    ("__main__",),
 )
 """A part imports from those before it, and from itself; parts of one row do not import each other."""
 
