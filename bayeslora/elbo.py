@@ -35,8 +35,19 @@ class MeanFieldELBO(TraceMeanField_ELBO):
 
         The terms sum to the negative ELBO. Observed sites have their negative log-likelihood, latent sites their KL,
         and factors of the guide their value.
+
+        Raises:
+            ValueError: If prior and guide differ in their sites, or several particles meet plates within one another.
         """
-        guide_trace = poutine.trace(self._vectorized_num_particles(guide)).get_trace(*args)
+        try:
+            guide_trace = poutine.trace(self._vectorized_num_particles(guide)).get_trace(*args)
+        except ValueError as error:
+            if "num_particles_vectorized" not in str(error):
+                raise
+            raise ValueError(
+                f"num_particles={self.num_particles}: the program has plates within that of the layers, where several "
+                "draws have no dimension of their own. Use num_particles=1, and more epochs."
+            ) from error
         replayed = poutine.replay(self._vectorized_num_particles(model), trace=guide_trace)
         model_trace = poutine.trace(replayed).get_trace(*args)
         terms = {}

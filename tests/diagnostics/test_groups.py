@@ -222,6 +222,13 @@ def test_plates_of_a_users_program_may_be_nested() -> None:
     assert len(diagnostics.gold(posterior, rows, 4, 1).logits) == 4
 
 
+def test_several_particles_of_nested_plates_are_refused() -> None:
+    network = AdaptedNetwork(Network(), LowRank(), rank=2, num_examples=EXAMPLES, targets=["first", "second"])
+    program = Program(network, AutoGuide(prior_program=nested), Classification(3).double(), 2)
+    with pytest.raises(ValueError, match="num_particles=2: the program has plates within that of the layers"):
+        program.train()(**data())
+
+
 @pytest.mark.parametrize("name", ["blob", "laplace"])
 def test_looking_at_densities_leaves_the_random_state(name: str) -> None:
     posterior, rows = fitted(name), (data()["input"], data()["labels"])
