@@ -321,6 +321,10 @@ def test_a_pandas_table_is_read_as_a_dataset_or_as_numbers() -> None:
     posterior = fit(network, numbers)
     assert posterior.predict(numbers.drop(columns="label")).probs.shape == (4, 2)
     assert posterior.evaluate(numbers).keys() >= {"accuracy"}
+    turned = numbers[["height", "label", "age"]]
+    expected = posterior.evaluate(numbers, num_draws=1)["nll"]
+    for form in (turned, turned.to_dict("records"), turned.to_dict("list"), datasets.Dataset.from_pandas(turned)):
+        assert posterior.evaluate(form, num_draws=1)["nll"] == pytest.approx(expected, rel=1e-6)
 
 
 CHOICES: dict[str, tuple[dict[str, Any], list[int]]] = {

@@ -7,6 +7,7 @@ import numpy as np
 from torch.utils.data import DataLoader, IterableDataset
 
 from bayeslora.contracts import ArgumentError
+from bayeslora.data.columns import Columns
 from bayeslora.tasks.checking import is_missing, rows_said
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.types import Data
@@ -28,6 +29,18 @@ def columns_of(data: Data) -> tuple[str, ...] | None:
     if isinstance(data, list) and data and all(isinstance(row, Mapping) for row in data):
         return tuple(dict.fromkeys(key for row in data for key in row))
     return None
+
+
+def framed(data: Data, known: Columns) -> Data:
+    """Return a table that has the columns of numbers of the fit as pandas has it; other data as they are."""
+    if not known.features or not {*known.features} <= {*(columns_of(data) or ())}:
+        return data
+    import pandas as pd
+
+    table: Any = data
+    if hasattr(table, "with_format"):
+        return table if table.format["type"] == "custom" else table.with_format(None).to_pandas()
+    return pd.DataFrame(table) if isinstance(table, Mapping | list) else table
 
 
 def taken(data: Data, columns: Sequence[str]) -> tuple[Data, dict[str, Any]]:

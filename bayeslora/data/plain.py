@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from bayeslora.contracts import ArgumentError
 from bayeslora.data import annotated, computed, mistaken, written
-from bayeslora.data.beside import check_there, columns_of, side_by_side, taken
+from bayeslora.data.beside import check_there, columns_of, framed, side_by_side, taken
 from bayeslora.data.columns import (
     LABELS,
     NOTHING,
@@ -81,7 +81,7 @@ def plain(
         computed.check_loader(data, asked.label, name)
     if isinstance(data, DataLoader | IterableDataset):
         return _row_by_row(data, asked, known, name)
-    data = written.records(computed.untransformed(data))
+    data = written.records(computed.untransformed(framed(data, known)))
     check_form(data, name)
     if hasattr(data, "column_names") and hasattr(data, "map"):
         return _table(data, None, asked, known, name, with_labels)
