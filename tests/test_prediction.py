@@ -4,6 +4,7 @@ import itertools
 import math
 
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -22,6 +23,7 @@ from bayeslora.tasks import CausalLM, Regression, StudentT
 from bayeslora.tasks.collecting import Rows
 from bayeslora.tasks.language_model import Summaries
 from bayeslora.tasks.noise import Noise
+from bayeslora.tasks.observation import Observation
 from tests.helpers import assert_mean_close, assert_uniform
 
 LOC = np.array([[0.0, 1.0, -4.0], [0.5, 1.0, 2.0], [2.0, 1.0, 9.0]])
@@ -290,3 +292,54 @@ def test_truth_values_and_whole_real_numbers_are_classes() -> None:
     for labels in (np.array([True, False, True]), np.array([1.0, 0.0, 1.0])):
         assert prediction.scores(labels) == prediction.scores(np.array([1, 0, 1]))
     assert OF_THREE_ROWS["numbers"][0].scores(np.array([True, False, True]))["nll"] > 0
+
+
+OBSERVED = {
+    "bernoulli": (dist.Bernoulli, (torch.tensor([0.2, 0.7]),), [0, 1], stats.bernoulli([0.2, 0.7])),
+    "uniform": (dist.Uniform, (torch.zeros(2), torch.tensor([2.0, 4.0])), [1.5, 3.0], stats.uniform(0, [2, 4])),
+    "poisson": (dist.Poisson, (torch.tensor([1.0, 4.0]),), [3, 2], stats.poisson([1, 4])),
+}
+
+
+@pytest.mark.parametrize("name", OBSERVED)
+@pytest.mark.parametrize("form", ["<i8", ">i8", "<u8", "<f4", ">f8", "longdouble", "bool", "reversed", "read only"])
+def test_labels_of_a_likelihood_of_ones_own_come_in_any_form(name: str, form: str) -> None:
+    make, parameters, values, law = OBSERVED[name]
+    labels = np.array(values, dtype=float)
+    if form == "reversed":
+        labels = labels[::-1].copy()[::-1]
+    elif form == "read only":
+        labels.flags.writeable = False
+    else:
+        labels = labels.astype(form)
+    prediction = ObservationPrediction([make(*(each.double() for each in parameters))])
+    given = labels.astype(float)
+    expected = law.logpdf(given) if hasattr(law.dist, "pdf") else law.logpmf(given)
+    np.testing.assert_allclose(prediction.log_likelihood(labels)[0], expected, rtol=1e-6)
+
+
+def test_what_only_some_draws_can_give_has_no_probability_under_the_others() -> None:
+    widths = torch.tensor([[1.0, 2.0], [4.0, 2.0]], dtype=torch.float64)
+    prediction = ObservationPrediction([dist.Uniform(torch.zeros_like(width), width) for width in widths])
+    labels = np.array([3.0, 1.0])
+    expected = np.array([[-math.inf, math.log(1 / 2)], [math.log(1 / 4), math.log(1 / 2)]])
+    np.testing.assert_array_equal(prediction.log_likelihood(labels), expected)
+    np.testing.assert_allclose(prediction.log_density(labels), [math.log(1 / 8), math.log(1 / 2)])
+    assert prediction.epistemic[1] == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ArgumentError, match=r"^labels has 5\.0, which no Uniform gives"):
+        prediction.scores(np.array([5.0, 1.0]))
+
+
+def test_masked_labels_are_no_labels(prediction: RegressionPrediction) -> None:
+    with pytest.raises(ArgumentError, match=r"^labels is a masked array"):
+        prediction.scores(np.ma.masked_array(LABELS, [False, True, False]))
+
+
+def test_a_callable_observes_labels_in_the_type_that_its_distribution_takes() -> None:
+    def observe(logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        values = None if labels is None else labels.to(logits.dtype)
+        return pyro.sample("labels", dist.Bernoulli(logits=logits[..., 0]), obs=values)
+
+    logits, labels = torch.tensor([[0.3], [-1.0]], dtype=torch.float64), torch.tensor([1, 0])
+    expected = -np.log1p(np.exp([-0.3, -1.0]))
+    np.testing.assert_allclose(Observation(observe).log_prob(logits, labels), expected)

@@ -77,6 +77,8 @@ def fitting_labels(labels: np.ndarray, shape: tuple[int, ...], what: str, most: 
     Raises:
         ArgumentError: If they have another shape, or are not such numbers.
     """
+    if np.ma.is_masked(labels):
+        raise ArgumentError("labels is a masked array: give labels of all rows, or predict only those that have one.")
     if labels.shape != shape:
         raise ArgumentError(
             f"labels has shape {labels.shape}, and this prediction takes {shape}: give {what} of each of its rows."
@@ -87,7 +89,15 @@ def fitting_labels(labels: np.ndarray, shape: tuple[int, ...], what: str, most: 
         place = tuple(int(index) for index in np.argwhere(~fit)[0])
         numbers = "finite numbers" if most is None else f"whole numbers from 0 to {most}"
         raise ArgumentError(f"labels{[*place]} is {labels[place]}: give {numbers}.")
-    return labels.astype(np.int64) if most is not None or labels.dtype.kind == "b" else labels
+    return _native(labels, whole=most is not None)
+
+
+def _native(labels: np.ndarray, whole: bool) -> np.ndarray:
+    """Return numbers as torch takes them: in this machine's order of bytes, one after another, of a type it has."""
+    kind, size = labels.dtype.kind, labels.dtype.itemsize
+    if whole or kind in "bi" or (kind == "u" and size < 8):
+        return np.ascontiguousarray(labels, np.int64)
+    return np.ascontiguousarray(labels, f"f{size}" if kind == "f" and size < 8 else np.float64)
 
 
 def check_broadcast(arguments: Mapping[str, Any]) -> None:

@@ -56,7 +56,8 @@ class Observation(Likelihood):
             self.make(precise(logits), labels)
 
     def log_prob(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return self.site(logits, labels)["fn"].log_prob(labels)
+        site = self.site(logits, labels)
+        return site["fn"].log_prob(site["value"])  # the labels as the callable observes them
 
     def check_labels(self, labels: LabelValues) -> None:
         """Accept any labels: nothing is known about them."""

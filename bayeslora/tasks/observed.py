@@ -19,6 +19,25 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+def _inside(distribution: Any, values: torch.Tensor) -> torch.Tensor:
+    """Return which values a distribution can give, of the batch's shape."""
+    with contextlib.suppress(NotImplementedError):  # some do not say what they are distributions of
+        return distribution.support.check(values.double())
+    return torch.ones(values.shape[: values.dim() - distribution.event_dim], dtype=torch.bool)
+
+
+def _log_prob(distribution: Any, values: torch.Tensor) -> torch.Tensor:
+    """Return ln p(values): −∞ for what only other draws can give, as beyond the bounds of a uniform distribution."""
+    drawn = distribution.sample()
+    if drawn.is_floating_point() and not values.is_floating_point():
+        values = values.to(drawn.dtype)  # torch's Bernoulli takes no whole numbers
+    inside = _inside(distribution, values)
+    if inside.all():
+        return distribution.log_prob(values)
+    fitting = torch.where(inside.reshape(*inside.shape, *[1] * distribution.event_dim), values, drawn.to(values.dtype))
+    return distribution.log_prob(fitting).masked_fill(~inside, -torch.inf)
+
+
 @dataclass(frozen=True, repr=False)
 class ObservationPrediction(BasePrediction):
     """Labels under any distribution, one for each draw. Entropies are Monte Carlo estimates.
@@ -52,7 +71,7 @@ class ObservationPrediction(BasePrediction):
         with seeded(0):
             for own in self.distributions:
                 values = own.sample((self.num_samples,))
-                log_probs = torch.stack([other.log_prob(values) for other in self.distributions])
+                log_probs = torch.stack([_log_prob(other, values) for other in self.distributions])
                 mixture = (log_probs + log_shares.view(-1, *[1] * (log_probs.dim() - 1))).logsumexp(0)
                 aleatoric.append(-own.log_prob(values).mean(0).numpy())
                 epistemic.append((own.log_prob(values) - mixture).mean(0).numpy())
@@ -69,15 +88,17 @@ class ObservationPrediction(BasePrediction):
     def _fitting(self, labels: np.ndarray) -> np.ndarray:
         own = self.distributions[0]
         labels = fitting_labels(labels, (*own.batch_shape, *own.event_shape), "what was observed")
-        with contextlib.suppress(NotImplementedError):  # some do not say what they are distributions of
-            inside = own.support.check(torch.as_tensor(labels).double()).numpy()
-            if not inside.all():
-                first = labels[tuple(np.argwhere(~inside)[0])]
-                raise ArgumentError(f"labels has {first}, which no {type(own).__name__} gives: give {own.support}.")
+        values = torch.tensor(labels)
+        inside = torch.stack([_inside(each, values) for each in self.distributions]).any(0).numpy()
+        if not inside.all():
+            first = labels[tuple(np.argwhere(~inside)[0])]
+            raise ArgumentError(f"labels has {first}, which no {type(own).__name__} gives: give {own.support}.")
         return labels
 
     def log_likelihood(self, labels: np.ndarray) -> FloatArray:
-        return np.stack([each.log_prob(torch.as_tensor(labels)).numpy() for each in self.distributions])
+        values = torch.tensor(labels)
+        with seeded(0):
+            return np.stack([_log_prob(each, values).numpy() for each in self.distributions])
 
     def sample(self, seed: int | None = 0) -> np.ndarray:
         with seeded(seed):
