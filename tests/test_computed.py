@@ -153,6 +153,27 @@ def test_classes_go_by_the_names_of_the_table_behind(form: str) -> None:
         assert posterior.evaluate(data, num_draws=1)["nll"] == pytest.approx(expected, rel=1e-5)
 
 
+class Renumbered(Dataset[Any]):
+    """Rows with labels of its own around those of a table, and numbers that are called features."""
+
+    features = torch.zeros(5, 2)
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"input": self.features[index], "label": int(self.dataset[index]["label"] == 2)}
+
+
+def test_labels_of_a_dataset_of_ones_own_have_no_declared_names() -> None:
+    table = TABLE.cast_column("label", datasets.ClassLabel(names=["bad", "fair", "good"]))
+    for data in (Renumbered(table), Subset(Renumbered(table), range(3)), DataLoader(Renumbered(table))):
+        assert plain(data).labels is None
+
+
 def test_labels_that_a_transform_changes_have_no_declared_names() -> None:
     table = TABLE.cast_column("label", datasets.ClassLabel(names=["bad", "fair", "good"]))
     changed = plain(table.with_transform(lambda rows: {**rows, "label": [2 - label for label in rows["label"]]}))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 
 from bayeslora.contracts import ArgumentError
 from bayeslora.data.columns import INPUTS, LABELS, Columns, class_names, label_of
@@ -55,16 +55,19 @@ def named(labels: RawLabels | None, data: Any, asked: Columns, known: Columns, n
 
 
 def _tables(data: Any) -> list[Any]:
-    """Return the tables of `datasets` that parts, loaders and others around them read."""
-    if hasattr(data, "features"):
+    """Return the tables of `datasets` behind parts, loaders and others that leave their labels as they are."""
+    if isinstance(getattr(data, "features", None), Mapping):
         return [data]
-    inner = [data.dataset] if hasattr(data, "dataset") else getattr(data, "datasets", None)
-    return [table for each in inner for table in _tables(each)] if isinstance(inner, list | tuple) else []
+    collate = getattr(data, "collate_fn", None)
+    made_by = str(getattr(collate, "__module__", "")).partition(".")[0]  # the function's, or its class's
+    if isinstance(data, Subset) or (isinstance(data, DataLoader) and made_by in ("torch", "transformers")):
+        return _tables(data.dataset)
+    return [table for each in data.datasets for table in _tables(each)] if isinstance(data, ConcatDataset) else []
 
 
 def _names_in(table: Any, asked: Columns, known: Columns) -> tuple[str, tuple[str, ...]] | None:
     """Return the column of labels of a table, and the names of its classes; None if it has none."""
-    features = table.features or {}
+    features = table.features
     label = label_of([*features], asked, known, ())
     names = class_names(features.get(label))
     if label is None or names is None:
