@@ -105,9 +105,8 @@ _lock = threading.RLock()
 _next = threading.RLock()
 _waiting = 0  # calls that hold `_next`
 
-_at_work: list[
-    tuple[Any, int]
-] = []  # what is in the middle of something, and in which of a thread's calls, see `_depth`
+# What is in the middle of something, and in which of a thread's calls, see `_depth`.
+_at_work: list[tuple[Any, int]] = []
 
 
 class AtWorkError(RuntimeError):

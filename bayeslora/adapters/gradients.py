@@ -55,9 +55,8 @@ def reached(
         gradients = [factor.grad.flatten(1).abs().amax(1) for factor in leaves[name] if factor.grad is not None]
         if gradients:
             sizes = torch.stack(gradients).amax(0)
-            found |= {
-                layer for layer, size in zip(stack.layer_names, sizes.tolist(), strict=True) if size != 0
-            }  # also NaN
+            # A gradient that is NaN has reached the layer, too.
+            found |= {layer for layer, size in zip(stack.layer_names, sizes.tolist(), strict=True) if size != 0}
     return found
 
 
