@@ -21,6 +21,9 @@ from torch import Tensor, nn
 LARGEST_INTEGER = 2**63 - 1
 """No whole number is larger, which PyTorch, NumPy and files could not hold."""
 
+LONGEST_RANGE = 10**6
+"""A range of more numbers is refused without looking at each: `range(10**12)` takes no memory, and hours."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Within:
@@ -151,6 +154,8 @@ def _fits(value: Any, declaration: Any) -> bool:
         return isinstance(value, Mapping) and all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items())
     if origin in LISTS:
         if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+            return False
+        if isinstance(value, range) and len(value) > LONGEST_RANGE:
             return False
         if origin is tuple and parts[-1] is not Ellipsis:
             return len(value) == len(parts) and all(map(_fits, value, parts))

@@ -5,6 +5,7 @@ import inspect
 import math
 import random
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -338,6 +339,11 @@ def test_values_that_raise_errors_when_they_are_looked_at_do_not_fit(name: str) 
                 contracts.check_value(argument, HOSTILE[name], declaration)
     with pytest.raises(ArgumentError, match=r"^epochs(=| is an? )"):
         contracts.check_value("epochs", HOSTILE[name], Scale)
+
+
+def test_endless_ranges_are_refused_unread() -> None:
+    assert contracts.fits(range(3), Sequence[int])
+    assert not contracts.fits(range(10**12), Sequence[int])
 
 
 def test_a_folder_that_cannot_be_written_is_found_before_anything_is_read(tmp_path: Path) -> None:
