@@ -410,6 +410,15 @@ def test_labels_of_which_none_is_observed(family: str, head: str, kept: int) -> 
         fit(small(family, head)(), {"input_ids": ids, "labels": labels})
 
 
+def test_labels_of_rows_where_those_of_tokens_are_needed() -> None:
+    data = {"input_ids": torch.zeros(4, 5, dtype=torch.long), "labels": torch.zeros(4, dtype=torch.long)}
+    source = Source(data, small("GPT2", "LMHeadModel")(), likelihood=bayeslora.tasks.CausalLM(60))
+    with pytest.raises(
+        ValueError, match="data: there is a label for each row, and 'causal_lm' needs one for each token"
+    ):
+        source.check_labels()
+
+
 def test_rows_of_which_no_label_is_observed_are_said(caplog: pytest.LogCaptureFixture) -> None:
     ids = torch.arange(20).reshape(4, 5) % 3
     labels = ids.clone()

@@ -325,6 +325,8 @@ def test_a_pandas_table_is_read_as_a_dataset_or_as_numbers() -> None:
     expected = posterior.evaluate(numbers, num_draws=1)["nll"]
     for form in (turned, turned.to_dict("records"), turned.to_dict("list"), datasets.Dataset.from_pandas(turned)):
         assert posterior.evaluate(form, num_draws=1)["nll"] == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ValueError, match="data: arrays differ in length"):
+        posterior.predict({"age": [1, 2], "height": [0.5]})
 
 
 CHOICES: dict[str, tuple[dict[str, Any], list[int]]] = {

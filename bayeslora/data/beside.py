@@ -1,5 +1,6 @@
 """Columns that are taken out of data in any form, and labels that stand in several of them, one for each class."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,9 @@ def framed(data: Data, known: Columns) -> Data:
     table: Any = data
     if hasattr(table, "with_format"):
         return table if table.format["type"] == "custom" else table.with_format(None).to_pandas()
-    return pd.DataFrame(table) if isinstance(table, Mapping | list) else table
+    with contextlib.suppress(ValueError):  # of columns of unequal length, or numbers alone, which are refused elsewhere
+        return pd.DataFrame(table) if isinstance(table, Mapping | list) else table
+    return data
 
 
 def taken(data: Data, columns: Sequence[str]) -> tuple[Data, dict[str, Any]]:

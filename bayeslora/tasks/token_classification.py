@@ -146,12 +146,14 @@ class PerToken(Likelihood):
         check_classes(labels, self.num_classes, f"{self.name} (besides {IGNORED}, not observed)", IGNORED)
 
     def check_observed(self, data: str, rows: Any) -> None:
-        """Raise a ValueError if none of all labels is of a token that is predicted: there would be nothing to learn.
+        """Raise a ValueError if labels are not of tokens, or none is of one that is predicted.
 
         Args:
             data: What to call the data.
             rows: Labels of all rows, `[row, token]` or a list for each row.
         """
+        if not all(map(np.ndim, rows)):
+            raise ValueError(f"{data}: there is a label for each row, and {self.name!r} needs one for each token.")
         counts = [int((np.asarray(row)[self.shift :] != IGNORED).sum()) for row in rows]
         if not any(counts):
             first = " or stand at the first token of a row, which nothing predicts" if self.shift else ""
