@@ -56,7 +56,7 @@ def named(labels: RawLabels | None, data: Any, asked: Columns, known: Columns, n
 
 def _tables(data: Any) -> list[Any]:
     """Return the tables of `datasets` behind parts, loaders and others that leave their labels as they are."""
-    if isinstance(getattr(data, "features", None), Mapping):
+    if hasattr(data, "column_names") and hasattr(data, "features"):
         return [data]
     collate = getattr(data, "collate_fn", None)
     made_by = str(getattr(collate, "__module__", "")).partition(".")[0]  # the function's, or its class's
@@ -67,7 +67,7 @@ def _tables(data: Any) -> list[Any]:
 
 def _names_in(table: Any, asked: Columns, known: Columns) -> tuple[str, tuple[str, ...]] | None:
     """Return the column of labels of a table, and the names of its classes; None if it has none."""
-    features = table.features
+    features = table.features or {}
     label = label_of([*features], asked, known, ())
     names = class_names(features.get(label))
     if label is None or names is None:
