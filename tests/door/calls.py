@@ -298,7 +298,8 @@ def fault(error: BaseException, blamed: Mapping[str, Any]) -> str | None:
     if not isinstance(error, OWN) or not last.filename.startswith(PACKAGE) or not line.strip().startswith("raise"):
         return f"{where}, somebody else's"
     words = {*blamed, *(word for name in blamed for word in ABOUT.get(name, ()))}
-    words |= {str(value) for value in blamed.values() if isinstance(value, str | Path)} - {""}
+    texts = (value for value in blamed.values() if isinstance(value, str | Path) or getattr(value, "ndim", 1) == 0)
+    words |= {*map(str, texts)} - {""}  # NumPy's texts among them
     if not any(re.search(rf"(?<!\w){re.escape(word)}", str(error), re.IGNORECASE) for word in words):
         return f"{where}, which names none of {', '.join(blamed)}"
     return None
