@@ -184,14 +184,20 @@ def seeded(seed: int | None) -> Iterator[None]:
                 turn.random.remove(outside)
 
 
+def _own() -> _Turn | None:
+    """Return the turn, if this thread has it."""
+    turn = _turn  # read once: another thread may end its turn between two looks
+    return turn if turn is not None and turn.thread == threading.get_ident() else None
+
+
 def turn() -> int | None:
     """Return the number of the call of the library that this thread is in; None outside of one."""
-    return _turn.number if _turn is not None and _turn.thread == threading.get_ident() else None
+    return None if (own := _own()) is None else own.number
 
 
 def _depth() -> int:
     """Return how many public calls, each within the one before, this thread is in."""
-    return _turn.calls if _turn is not None and _turn.thread == threading.get_ident() else 0
+    return 0 if (own := _own()) is None else own.calls
 
 
 @contextlib.contextmanager
@@ -233,8 +239,8 @@ def give_way() -> None:
     call, whose state is not known.
     """
     global _turn
-    turn = _turn
-    if not _waiting or turn is None or turn.thread != threading.get_ident() or len(turn.handlers) != 1:
+    turn = _own()
+    if not _waiting or turn is None or len(turn.handlers) != 1:
         return
     handlers, states = _handlers(), random_states() if turn.random else None
     _set_handlers(turn.handlers[0].value)
@@ -264,8 +270,8 @@ def give_way() -> None:
 def _own_turn() -> Iterator[_Turn]:
     """Enter the turn of this thread, waiting for it unless the thread has it already."""
     global _turn
-    if _turn is not None and _turn.thread == threading.get_ident():
-        yield _turn
+    if (own := _own()) is not None:
+        yield own
         return
     _acquire()
     try:
@@ -346,7 +352,7 @@ def _after_fork() -> None:
     """End the turns of threads that a child process does not have."""
     global _lock, _next, _turn, _waiting
     _next, _waiting = threading.RLock(), 0
-    if _turn is not None and _turn.thread == threading.get_ident():
+    if _own() is not None:
         return
     absent, _turn, _lock = _turn, None, threading.RLock()
     _at_work.clear()

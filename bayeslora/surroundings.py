@@ -40,7 +40,7 @@ def plain() -> Iterator[None]:
     """Compute as if nothing was set, and restore what was.
 
     Raises:
-        ValueError: If tensors have no numbers, on the default device or in a FakeTensorMode, or there is no device.
+        ValueError: If the default device is `meta` or cannot be had, or a FakeTensorMode is active.
     """
     before, now = _of_thread.outside, _present()
     if now.is_plain:  # within another call, what was set outside of that one holds
