@@ -425,8 +425,12 @@ def test_rows_of_which_no_label_is_observed_are_said(caplog: pytest.LogCaptureFi
     labels[2] = -100
     with caplog.at_level(logging.WARNING, "bayeslora"):
         data = {"input_ids": ids, "labels": labels}
-        Source(data, small("GPT2", "LMHeadModel")(), likelihood=bayeslora.tasks.CausalLM(60)).check_labels()
-    assert "data: 1 of 4 rows have no label that is observed, the first is row 2." in caplog.text
+        source = Source(data, small("GPT2", "LMHeadModel")(), likelihood=bayeslora.tasks.CausalLM(60))
+        source.check_labels()
+        source.check_labels()  # as `evaluate`, for the draws and for the centre
+    assert [record.getMessage() for record in caplog.records] == [
+        "data: 1 of 4 rows have no label that is observed, the first is row 2."
+    ]
 
 
 @pytest.mark.parametrize("form", ["list", "mapping", "rows", "frame", "dataset"])

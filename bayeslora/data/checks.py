@@ -149,7 +149,7 @@ def check_stored(data: str, rows: Any, limits: Limits, inputs: Collection[str] =
         return True
     if isinstance(listed := getattr(rows, "rows", None), list):
         _check_names(data, listed, inputs)
-    parts = _stored(data, rows, lambda name: name != "labels")
+    parts = stored_columns(data, rows, lambda name: name != "labels")
     if parts is None:
         return False
     for start, columns in parts:
@@ -159,7 +159,9 @@ def check_stored(data: str, rows: Any, limits: Limits, inputs: Collection[str] =
     return True
 
 
-def _stored(data: str, rows: Any, chosen: Callable[[str], bool]) -> Iterable[tuple[int, dict[str, Column]]] | None:
+def stored_columns(
+    data: str, rows: Any, chosen: Callable[[str], bool]
+) -> Iterable[tuple[int, dict[str, Column]]] | None:
     """Return the chosen columns of rows as they are stored, some rows at a time; None if they are not."""
     listed = getattr(rows, "rows", None)
     if isinstance(listed, list):
@@ -171,8 +173,9 @@ def _stored(data: str, rows: Any, chosen: Callable[[str], bool]) -> Iterable[tup
 
 def check_tags(data: str, rows: Any, per_token: bool) -> None:
     """Raise a ValueError if stored rows have another number of labels than of tokens, where each token has one."""
-    for start, columns in (_stored(data, rows, lambda name: name in (TOKENS[0], "labels")) or ()) if per_token else ():
-        check_lengths(data, columns, start)
+    if per_token:
+        for start, columns in stored_columns(data, rows, lambda name: name in (TOKENS[0], "labels")) or ():
+            check_lengths(data, columns, start)
 
 
 def _check_names(data: str, rows: Sequence[Row], inputs: Collection[str]) -> None:

@@ -335,11 +335,13 @@ class Source:
             checking.check_present(self.name, rows)
 
     def check_labels(self) -> None:
-        """Check all labels that are available without computing every row, and all others as they come.
+        """Check, once, all labels that are available without computing every row; and all others as they come.
 
         Raises:
             ValueError: If there are none, if some are missing, or if they do not fit the likelihood.
         """
+        if self.checks_labels:
+            return
         self.checks_labels = True
         if (rows := self.label_rows()) is not None:
             checks.check_tags(self.name, self.dataset, getattr(self.likelihood, "labels_tokens", False))

@@ -40,7 +40,7 @@ def _lengths(data: str, rows: Any) -> Iterator[tuple[int, np.ndarray]]:
         if (lengths := _of_columns(rows.columns)) is not None:
             yield 0, lengths
         return
-    for start, columns in checks._stored(data, rows, lambda name: name == checks.TOKENS[0]) or ():
+    for start, columns in checks.stored_columns(data, rows, lambda name: name == checks.TOKENS[0]) or ():
         if checks.TOKENS[0] in columns:
             yield start, columns[checks.TOKENS[0]].lengths
 
