@@ -187,7 +187,10 @@ class Snapshots(Site):
 
 
 def check_loaded(guide: nn.Module) -> None:
-    """Raise a ValueError if the state that was loaded into a guide is one that no fit leaves."""
+    """Raise a ValueError if the state that was loaded into a guide is one that no fit leaves.
+
+    A module names in `nonnegative` those of its buffers that are scales, or averages of squares.
+    """
     sites = [site for site in guide.modules() if isinstance(site, Site)]
     counts = [counted for site in sites if (counted := site.snapshots_taken()) is not None]
     for taken, room in counts:
@@ -195,6 +198,12 @@ def check_loaded(guide: nn.Module) -> None:
             raise ValueError(f"a site has taken {taken:g} snapshots: give 0 to {room}, and as many at every site")
     for site in sites:
         site.check_loaded()
+    for where, module in guide.named_modules():
+        for name in getattr(module, "nonnegative", ()):
+            value = getattr(module, name)
+            if value is not None and value.numel() and (least := float(value.min())) < 0:
+                what = "guide/" + ".".join(filter(None, (where, name)))
+                raise ValueError(f"the tensor '{what}' holds {least:.3g}: give 0 or more")
 
 
 def last_steps(num_steps: int, count: int, last_part: float) -> set[int]:

@@ -44,6 +44,12 @@ LARGEST_HEADER = 2**20
 LARGEST_LOG = 80.0
 """No parameter named `log_*` is larger: its exponential is infinite in single precision from 88 on."""
 
+LARGEST_WEIGHT = 1e18
+"""No number that is learned is larger: its square is infinite in single precision from 1.8e19 on."""
+
+OF_LABELS = ("likelihood", "held_out", "curve", "out_of_fold", "densities")
+"""Parts whose numbers may be as large as labels are, which a task may measure in any unit."""
+
 WHOLE = (torch.float32, torch.float64)
 DTYPES: dict[str, tuple[torch.dtype, ...]] = {
     "guide": WHOLE,
@@ -138,14 +144,15 @@ def check_header(path: Path, whose: str) -> None:
             raise ValueError(f"its header is larger than it, or than any of {whose}")
 
 
-def check_numbers(name: str, value: Tensor, most: float = LARGEST) -> None:
-    """Raise a ValueError, which names a tensor, if it holds NaN, or a number below −`LARGEST` or above the most."""
+def check_numbers(name: str, value: Tensor, largest: float = LARGEST_WEIGHT, most: float | None = None) -> None:
+    """Raise a ValueError, which names a tensor, unless its numbers are from −largest to the most, or largest."""
+    most = largest if most is None else most
     if value.dtype in WHOLE:
         flat = value.reshape(-1)
-        if float(torch.dot(flat, flat)) <= min(most, LARGEST) ** 2:  # the least work, and nearly always enough
+        if float(torch.dot(flat, flat)) <= min(most, largest) ** 2:  # the least work, and nearly always enough
             return
     low, high = (float(bound) for bound in value.aminmax())  # NaN if there is one
-    if not (low >= -LARGEST and high <= most):
+    if not (low >= -largest and high <= most):
         raise ValueError(f"{name} holds numbers that are not finite, or beyond belief: from {low} to {high}")
 
 
@@ -185,7 +192,8 @@ def check_tensors(tensors: Mapping[str, Tensor], record: Record) -> None:
         if part in ("history", "fingerprint", "base_fingerprint") or value.numel() == 0 or value.dtype == torch.bool:
             continue
         is_log = own.rpartition(".")[2].startswith("log_")
-        check_numbers(f"{name!r:.100}", value, LARGEST_LOG if is_log else LARGEST)
+        largest = LARGEST if part in OF_LABELS else LARGEST_WEIGHT
+        check_numbers(f"{name!r:.100}", value, largest, LARGEST_LOG if is_log else largest)
     needed = set() if "components" in record else {"fingerprint"}
     if missing := sorted(needed.union(*tables_of.values()) - tensors.keys()):
         raise ValueError(f"there is no tensor {missing[0]!r:.100}")

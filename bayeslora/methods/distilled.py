@@ -102,6 +102,7 @@ class Output(guides.Site):
 
     factor: Tensor
     deviation: Tensor
+    nonnegative = ("deviation",)
 
     def __init__(self, loc: Tensor, rank: int):
         super().__init__()

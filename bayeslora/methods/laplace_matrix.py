@@ -28,6 +28,7 @@ class Matrix(guides.Site):
     row_values: Tensor
     column_basis: Tensor
     column_values: Tensor
+    nonnegative = ("precision", "row_values", "column_values")
 
     def __init__(self, loc: Tensor, row_rank: int, column_rank: int):
         super().__init__()
@@ -41,9 +42,6 @@ class Matrix(guides.Site):
         self.register_buffer("column_values", torch.zeros(layers, column_rank))
 
     def check_loaded(self) -> None:
-        for name in ("precision", "row_values", "column_values"):
-            if float(getattr(self, name).min()) < 0:
-                raise ValueError(f"a curvature's {name} is negative: give 0 or more")
         for name in ("row_basis", "column_basis"):
             if float(getattr(self, name).abs().max()) > LARGEST_ENTRY:
                 raise ValueError(f"a curvature's {name} has entries above 1: give eigenvectors of length 1")

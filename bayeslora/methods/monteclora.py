@@ -97,10 +97,7 @@ class MonteCLoRA(NoisyColumns):
 
     @classmethod
     def paper(cls, **fields: Any) -> "MonteCLoRA":
-        """Make a method with the paper's settings.
-
-        They are K=4, ε=5e-3, α⁰=1, η=1e-5, the cooperative loss, ν=d_in, and regularisers at the draws.
-        """
+        """Make a method with the paper's K=4, ε=5e-3, α⁰=1, η=1e-5, cooperative loss, ν=d_in, regularisers at draws."""
         return cls(**{"sample_scale": 5e-3, "analytic": False, **fields})
 
     def summaries(self, stack: Stack, sites: Sites) -> Mapping[str, tuple[Tensor, tuple[str, ...]]]:
@@ -137,6 +134,7 @@ class MonteCLoRAGuide(nn.Module):
 
     loc: nn.Parameter
     noise_ratio: Tensor | None
+    nonnegative = ("noise_ratio",)
 
     def __init__(self, method: MonteCLoRA, stack: Stack):
         super().__init__()

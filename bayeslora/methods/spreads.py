@@ -87,6 +87,7 @@ class LearnedScale(guides.Site):
     """The standard deviation of a prior, a point that is set and has no gradient, `[layer]`."""
 
     value: Tensor
+    nonnegative = ("value",)
 
     def __init__(self, num_layers: int, scale: float):
         super().__init__()

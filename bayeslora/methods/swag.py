@@ -88,6 +88,7 @@ class Moments(guides.Site):
     square: Tensor
     deviations: Tensor
     collected: Tensor
+    nonnegative = ("square",)
 
     def __init__(self, value: Tensor, room: int):
         super().__init__()

@@ -112,6 +112,7 @@ class TFBGuide(nn.Module):
     """
 
     sigma: Tensor
+    nonnegative = ("sigma",)
 
     def __init__(self, stack: Stack, learned: bool):
         super().__init__()

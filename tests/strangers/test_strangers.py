@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 import bayeslora
-from bayeslora import unpacking
+from bayeslora import distilling, unpacking
 from bayeslora.dials import CURVE, OUT_OF_FOLD, TuningResult
 from tests.fixtures.make import CASES, FOLDER
 from tests.strangers import further
@@ -331,9 +331,12 @@ def test_snapshots_are_as_many_as_there_is_room_for_at_every_site(taken: float, 
     [
         ("swag", ".collected", -1.0, "a site has taken -1 snapshots: give 0 to 10000, and as many at every site"),
         ("swag", ".collected", 1.0, "a site has taken"),
-        ("laplace", ".precision", -1.0, "a curvature's precision is negative: give 0 or more"),
-        ("laplace", ".row_values", -1.0, "a curvature's row_values is negative: give 0 or more"),
-        ("laplace", ".column_basis", 1e20, "a curvature's column_basis has entries above 1: give eigenvectors"),
+        ("swag", ".square", -1.0, r"the tensor 'guide/\S+\.square' holds -1: give 0 or more"),
+        ("tfb", ".sigma", -1.0, r"the tensor 'guide/\d+x\d+\.sigma' holds -1: give 0 or more"),
+        ("laplace", ".precision", -1.0, r"the tensor 'guide/\S+\.precision' holds -1: give 0 or more"),
+        ("laplace", ".row_values", -1.0, r"the tensor 'guide/\S+\.row_values' holds -1: give 0 or more"),
+        ("laplace", "A.loc", 1e20, r"A\.loc' holds numbers that are not finite, or beyond belief: from 1e\+20"),
+        ("laplace", ".column_basis", 1e10, "a curvature's column_basis has entries above 1: give eigenvectors"),
     ],
 )
 def test_state_that_no_fit_leaves_is_refused(
@@ -346,6 +349,31 @@ def test_state_that_no_fit_leaves_is_refused(
     sign(folder, save(state))
     with pytest.raises(ValueError, match=message):
         bayeslora.load(folder, CASES[case].network())
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "tensor"),
+    [
+        ("monteclora", {"noise_ratio": "auto"}, ".noise_ratio"),
+        ("blob", {"prior_scale": "learn"}, ".prior_scale_A.value"),
+        ("lora", {}, ".weight.deviation"),
+    ],
+)
+def test_no_scale_is_negative(
+    method: str, fields: dict[str, Any], tensor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distilling, "SPREAD_STEPS", 10)
+    case = CASES["lora"]
+    posterior = further.made(case, method, **fields)
+    if method == "lora":
+        posterior = posterior.distil(case.train, 2, epochs=1)
+    posterior.save(tmp_path)
+    state = load(tensors_file(tmp_path).read_bytes())
+    name = next(name for name in state if name.endswith(tensor))
+    state[name].fill_(-1.0)
+    sign(tmp_path, save(state))
+    with pytest.raises(ValueError, match=rf"the tensor '{re.escape(name)}' holds -1: give 0 or more"):
+        bayeslora.load(tmp_path, case.network())
 
 
 @pytest.mark.parametrize("aim", ["blobs", "secret", "blobs that are a link"])
