@@ -19,7 +19,7 @@ PAIRED = (4, *ROUNDS)
 """The same of antithetic draws, whose pairs are nearer to the limit, and are judged by Student's t."""
 
 TOLERANCE = 0.02
-"""The largest standard error, by the draws, of a probability that counts as settled."""
+"""The largest standard error, by the draws, of a probability that counts as settled; of a number, P(y ≤ t)."""
 
 
 def predict(
@@ -88,7 +88,7 @@ def _settled(finished: Callable[[Any], BasePrediction], found: Any, pairs: bool 
     settled = finished(found).settled(TOLERANCE, pairs) if says else None
     if settled is None:
         raise ValueError(
-            "num_draws='auto' is for predictions of one row per example that say when they are settled, as "
-            "probabilities of classes do: give a number of draws."
+            "num_draws='auto' is for predictions of one row per example that say when they are settled, as those of "
+            "classes and of numbers do: give a number of draws."
         )
     return settled

@@ -1,23 +1,25 @@
 """As many draws as each example needs."""
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import bayeslora
 from bayeslora import guides
 from bayeslora.rounds import PAIRED, ROUNDS, TOLERANCE
 from bayeslora.tasks.classification import Prediction
 from bayeslora.tasks.multilabel import MultiLabelPrediction
+from bayeslora.tasks.regression import RegressionPrediction
 from tests.helpers import tiny_bert, tokens
+from tests.tasks.cases import model as small
 
 
-@pytest.fixture(scope="module")
-def posterior() -> bayeslora.Posterior:
-    """Draws that differ a little, so that some examples are settled soon."""
-    made = bayeslora.fit(tiny_bert(), tokens(12), "blob", progress=False, epochs=0, rank=2)
+def spread_out(made: bayeslora.Posterior) -> None:
+    """Give every factor a mean and a spread."""
     torch.manual_seed(1)
     with torch.no_grad():
         spreads = {id(parameter) for parameter in guides.spreads(made.guide)}
@@ -25,6 +27,14 @@ def posterior() -> bayeslora.Posterior:
             parameter.copy_(
                 torch.full_like(parameter, 0.2) if id(parameter) in spreads else 0.5 * torch.randn_like(parameter)
             )
+
+
+@pytest.fixture(scope="module")
+def posterior() -> bayeslora.Posterior:
+    """Draws that differ a little, so that some examples are settled soon."""
+    made = bayeslora.fit(tiny_bert(), tokens(12), "blob", progress=False, epochs=0, rank=2)
+    spread_out(made)
+    with torch.no_grad():
         weight: Any = made.network.model.classifier.weight
         for _ in range(8):  # until some need more draws than others
             weight.mul_(2)
@@ -106,8 +116,8 @@ def test_a_point_has_one_draw() -> None:
 
 def test_kinds_that_do_not_say_are_refused() -> None:
     inputs, _ = tokens(12)
-    data = inputs, torch.randn(12)
-    made = bayeslora.fit(tiny_bert(num_labels=1), data, "blob", progress=False, epochs=0, rank=2)
+    data = inputs, torch.zeros_like(inputs["input_ids"])
+    made = bayeslora.fit(small("Bert", "ForTokenClassification")(), data, "blob", progress=False, epochs=0, rank=2)
     seen: list[int] = []
     made.network.model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
@@ -115,6 +125,38 @@ def test_kinds_that_do_not_say_are_refused() -> None:
     with pytest.raises(ValueError, match="give a number of draws"):
         made.predict(inputs, "auto", batch_size=5)
     assert 5 not in seen  # one example, and what is measured on two, but not a batch
+
+
+def test_numbers_have_the_average_of_their_own_draws() -> None:
+    data = tokens(12)[0], torch.randn(12)
+    made = bayeslora.fit(tiny_bert(num_labels=1).double(), data, "blob", progress=False, epochs=0, rank=2)
+    spread_out(made)
+    inputs, _ = tokens(40, seed=2)
+    whole: Any = made.predict(inputs, 32, seed=3)
+    likelihood: Any = made.program.likelihood
+    for times in np.geomspace(1, 30, 12):  # until some need more draws than others
+        likelihood.log_scale.data.fill_(float(np.log(times * np.median(whole.draws.std(0)))))
+        found: Any = made.predict(inputs, "auto", antithetic=False, seed=3)
+        if len(set(found.used)) > 1:
+            break
+    else:
+        raise AssertionError("no scale of the noise leaves some examples settled and others not")
+    for count in ROUNDS:
+        np.testing.assert_allclose(found.mean[found.used == count], whole.draws[:count, found.used == count].mean(0))
+
+
+def test_a_number_is_settled_where_its_distribution_function_is() -> None:
+    """By hand: the means of two draws are ±δ, so that the median is 0, where the draws have Φ(±δ / σ)."""
+    shifts = np.array([0.02, 0.1])
+    draws = np.stack([-shifts, shifts])
+    for df, law in ((math.inf, stats.norm()), (4.0, stats.t(4))):
+        error = (law.cdf(shifts) - law.cdf(-shifts)) / 2  # (a − b) / √2 is the deviation of two, over √2
+        for tolerance in (*(error - 1e-9), *(error + 1e-9)):
+            found = RegressionPrediction(3 * draws, 3.0, df).settled(tolerance)
+            assert found is not None
+            assert found.tolist() == (error <= tolerance).tolist()
+    one = RegressionPrediction(draws[:1], 1.0)
+    assert one.settled(0.02) is None
 
 
 def test_a_mixture_is_refused(posterior: bayeslora.Posterior) -> None:

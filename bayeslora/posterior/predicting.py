@@ -43,7 +43,8 @@ class Predicting(State):
         Args:
             data: As in `fit`; columns are found by the names that they had there, and labels are not looked at.
             num_draws: Draws of the weights; or `"auto"`, for each example 4 (of antithetic draws), 8, 16 or 32: as
-                many as settle its class and its probabilities (`rounds.TOLERANCE`). `prediction.used` says how many.
+                many as settle its class and its probabilities (`rounds.TOLERANCE`), or a number's distribution
+                function at its median and at both ends of its 90 % interval. `prediction.used` says how many.
             center: Whether to predict once, with every site at its guide's mean, at LoRA's cost.
             approximation: `"draws"` runs the network on each draw. `"linear"` runs it once, and backwards once for each
                 class but one, and takes the draws through its first-order expansion in the factors: if those are
