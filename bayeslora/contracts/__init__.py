@@ -13,6 +13,7 @@ from bayeslora.contracts.door import (
 )
 from bayeslora.contracts.kinds import (
     LARGEST_INTEGER,
+    LONGEST_RANGE,
     ClassCount,
     Count,
     DropRate,
@@ -35,6 +36,7 @@ from bayeslora.contracts.kinds import (
     fits,
     in_words,
     instance_of,
+    is_endless,
     is_name,
     is_path,
     is_understood,
@@ -45,6 +47,7 @@ from bayeslora.contracts.names import suggestions
 
 __all__ = [
     "LARGEST_INTEGER",
+    "LONGEST_RANGE",
     "ArgumentError",
     "ClassCount",
     "Count",
@@ -74,6 +77,7 @@ __all__ = [
     "fits",
     "in_words",
     "instance_of",
+    "is_endless",
     "is_name",
     "is_path",
     "is_understood",

@@ -25,6 +25,11 @@ LONGEST_RANGE = 10**6
 """A range of more numbers is refused without looking at each: `range(10**12)` takes no memory, and hours."""
 
 
+def is_endless(value: Any) -> bool:
+    """Whether a value is a range of more numbers than can be looked at; it need not have a length."""
+    return isinstance(value, range) and bool(value[LONGEST_RANGE:])
+
+
 @dataclasses.dataclass(frozen=True)
 class Within:
     """The range of a number, as metadata of `Annotated`; no range contains NaN.
@@ -155,7 +160,7 @@ def _fits(value: Any, declaration: Any) -> bool:
     if origin in LISTS:
         if not isinstance(value, Sequence) or isinstance(value, str | bytes):
             return False
-        if isinstance(value, range) and len(value) > LONGEST_RANGE:
+        if is_endless(value):
             return False
         if origin is tuple and parts[-1] is not Ellipsis:
             return len(value) == len(parts) and all(map(_fits, value, parts))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, get_worker_info
 
+from bayeslora.contracts import LONGEST_RANGE, is_endless
 from bayeslora.types import Data
 
 logger = logging.getLogger(__name__)
@@ -229,7 +230,12 @@ def check_repeatable(rows: Any, name: str) -> None:
 
 
 def check_form(data: Data, name: str) -> None:
-    """Raise a TypeError if data, or a part of it, can be read only once, and a ValueError if a column has no name."""
+    """Raise an error if data, or a part of it, can be read only once, is a range without an end, or has no name.
+
+    Raises:
+        TypeError: Of what can be read only once.
+        ValueError: Of all else.
+    """
     parts = {"": data}
     if isinstance(data, tuple):
         parts |= {f", entry {index},": part for index, part in enumerate(data)}
@@ -240,6 +246,11 @@ def check_form(data: Data, name: str) -> None:
             )
         parts |= {f", column {column!r},": part for column, part in data.items()}
     for where, part in parts.items():
+        if is_endless(part):
+            raise ValueError(
+                f"{name}{where} is {part!r:.100}, of more than {LONGEST_RANGE:,} numbers: give one for each example, "
+                "as an array."
+            )
         if isinstance(part, Iterator):
             raise TypeError(
                 f"{name}{where} is a {type(part).__name__}, which can be read only once, and several passes are "

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeAlias
 import numpy as np
 from torch.utils.data import Dataset
 
-from bayeslora.contracts import ArgumentError, Kind
+from bayeslora.contracts import ArgumentError, Kind, is_endless
 from bayeslora.data.beside import taken
 from bayeslora.types import WEIGHTS, Data
 
@@ -76,7 +76,7 @@ def apart(data: Data, weight: Weight | None, name: str, needed: bool = True) -> 
 def checked(values: Any, what: str) -> np.ndarray:
     """Return weights as an array; an `ArgumentError` unless they are finite numbers of at least 0, and not all 0."""
     try:
-        weights = np.asarray(values, dtype=np.float64)
+        weights = np.asarray([] if is_endless(values) else values, dtype=np.float64)
     except (TypeError, ValueError):
         weights = np.full(1, np.nan)
     if weights.ndim != 1 or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():

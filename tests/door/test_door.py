@@ -343,7 +343,15 @@ def test_values_that_raise_errors_when_they_are_looked_at_do_not_fit(name: str) 
 
 def test_endless_ranges_are_refused_unread() -> None:
     assert contracts.fits(range(3), Sequence[int])
-    assert not contracts.fits(range(10**12), Sequence[int])
+    x, y = rows()
+    for number in (10**12, 10**30):  # whose length Python itself cannot say
+        endless = range(number)
+        assert not contracts.fits(endless, Sequence[int])
+        for data in ((x, endless), (endless, y), (x, y, endless), {"input": x, "labels": endless}):
+            with pytest.raises(ValueError, match=r"data, (entry|column) \S+, is range\(0, 10+\), of more than"):
+                bayeslora.fit(network(), data, "lora")
+            with pytest.raises(ValueError, match=r"weight(: give a finite number|=range)"):
+                bayeslora.fit(network(), (x, y), "lora", weight=endless)
 
 
 def test_a_folder_that_cannot_be_written_is_found_before_anything_is_read(tmp_path: Path) -> None:
