@@ -89,8 +89,13 @@ def _kl(site: TraceSite, guide_site: TraceSite) -> Tensor:
         kl = kl_divergence(guide_site["fn"], site["fn"])
     except NotImplementedError:  # torch's way to say that this pair has no closed form
         return _log_prob_sum(guide_site) - _log_prob_sum({**site, "scale": guide_site["scale"]})
-    if isinstance(guide_site["fn"], Delta):  # Pyro's divergence of a point ignores its density
-        kl = kl + guide_site["fn"].log_density
+    if isinstance(guide_site["fn"], Delta):
+        # Pyro's divergence of a point ignores its density; and what a program scales or masks itself is ln p alone.
+        density = guide_site["fn"].log_density
+        return (
+            scale_and_mask(kl, site["scale"], site["mask"]).sum()
+            + scale_and_mask(density, guide_site["scale"], guide_site["mask"]).sum()
+        )
     return scale_and_mask(kl, guide_site["scale"], guide_site["mask"]).sum()
 
 

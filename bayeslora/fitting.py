@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from bayeslora import arguments, bases, choice, dialling, interop, packing, recipe, trying, verdict
+from bayeslora import arguments, bases, choice, dialling, interop, packing, recipe, together, trying, verdict
 from bayeslora.adapters import AdaptedNetwork, FrozenWeights
 from bayeslora.data import Columns, Source, to_device
 from bayeslora.dials import wanted
@@ -122,6 +122,7 @@ class Fitting:
             self.adapters.check(program, to_device(example, program.device))
         if self.method.post_hoc:
             program.network.freeze_head()
+        together.check(program)
         first_step = trying.FirstStep(program, self.found, self.first) if self._waits(program) else None
         if first_step is None:
             trying.check(program, self.found, self.first)

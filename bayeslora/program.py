@@ -1,7 +1,8 @@
 """p(y, A, B given x), its guide, and their ELBO as one `nn.Module`."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pyro
@@ -20,7 +21,7 @@ from bayeslora.fitted import FittedProgram
 from bayeslora.isolation import check_free, exclusive, seeded
 from bayeslora.methods import Method
 from bayeslora.tasks import Likelihood
-from bayeslora.types import WEIGHTS, Batch, FactorsByStack, Sites, TraceSite
+from bayeslora.types import WEIGHTS, Batch, FactorsByStack, FactorTuple, Sites, TraceSite
 
 
 class Output(NamedTuple):
@@ -165,7 +166,8 @@ class Program(nn.Module, FittedProgram):
         """Return the factors of every stack as the prior computes them from given sites."""
         # How factors follow from sites is the method's, whatever the prior of the sites.
         with pyro.validation_enabled(False):
-            return poutine.condition(self._own_factors, data=self._in_plates(sites))()
+            factors = poutine.condition(self._own_factors, data=self._in_plates(sites))()
+        return {name: _out_of_plates(value, self.stacks[name].family.layer_dims) for name, value in factors.items()}
 
     def _in_plates(self, given: Sites) -> dict[str, Tensor]:
         """Give draws of sites that are not in all plates a dimension of size 1 for each other one, as Pyro does."""
@@ -253,6 +255,16 @@ class Program(nn.Module, FittedProgram):
                 "of itself again, as models of transformers do. Set it to False."
             )
         enable(activation_checkpointing_kwargs=kwargs, **settings)
+
+
+def _out_of_plates(factors: FactorTuple, layer_dims: Sequence[int]) -> FactorTuple:
+    """Take from factors at draws the dimensions, all of size 1, of plates that they are in none of."""
+    between = [value.shape[1 : -1 - dims] for value, dims in zip(factors, layer_dims, strict=True)]
+    if not any(between):
+        return factors
+    parts = zip(factors, between, strict=True)
+    reduced = (value.flatten(0, len(sizes)) if math.prod(sizes) == 1 else value for value, sizes in parts)
+    return type(factors)(*reduced)
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ ORDER = (
     ("tables", "stacking", "drawing"),
     ("prediction", "storage", "choice", "facts"),
     ("diagnostics", "generation", "interop", "sizing", "hub", "prices", "trying"),
-    ("distilling", "rounds"),
+    ("distilling", "rounds", "together"),
     ("posterior",),
     ("mixture", "unpacking"),
     ("loading", "testing", "checkpoints", "divergence", "onward"),

@@ -8,6 +8,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from bayeslora.adapters import split_site
@@ -94,22 +95,27 @@ def densities(program: Program, sites: Sites, latents: Sites) -> Densities:
         raise NoDensityError("Every site is at a point, or is noise about which nothing is learned.")
     log_guide = {name: _log_prob(site, num_draws) for name, site in random.items()}
     own = program.method.claimed_priors(program)
-    log_prior, scales = {}, set()
+    log_prior, weights, scales = {}, {}, set()
     for name, site in _run(program, program.factors, sites, num_draws):
-        if isinstance(q[name]["fn"], FixedNoise):
+        if name in q and isinstance(q[name]["fn"], FixedNoise):
             continue  # drawn as the prior draws it
         if name not in own and isinstance(site["fn"], Flat):
             if is_random(q[name]) or _varies(sites[name]):
                 raise NoDensityError(f"{name!r} has a flat prior, which is not a distribution.")
             continue
         log_prior[name] = _log_prob({**site, "fn": own.get(name, site["fn"])}, num_draws)
-        scales.add(1 / program.stacks.num_examples if name in own else float(site["scale"]))
+        # What a program scales or observes itself is part of what it states, beside the weight of the divergence.
+        weights[name] = 1 / program.stacks.num_examples if name in own else float(site["scale"])
+        if name in own or name in q:
+            scales.add(weights[name] if name in own else float(q[name]["scale"]))
     if len(scales) > 1:
         raise NoDensityError(
             f"Divergences of different sites have different weights, from {min(scales):.3g} to {max(scales):.3g}: the "
             "loss is not that of one tempered posterior."
         )
-    return Densities(log_prior, log_guide, scales.pop() * program.stacks.num_examples)
+    (scale,) = scales
+    log_prior = {name: value * (weights[name] / scale) for name, value in log_prior.items()}
+    return Densities(log_prior, log_guide, scale * program.stacks.num_examples)
 
 
 def is_random(site: TraceSite) -> bool:
@@ -125,14 +131,16 @@ def prior_sites(program: Program, num_draws: int, seed: int | None) -> dict[str,
     """Draw every site from the prior, `[draw, layer, …]`; points under flat priors stay where the posterior has them.
 
     Returns:
-        None if all sites are such points, or a site that the guide draws has a flat prior.
+        None if all sites are such points, if a site that the guide draws has a flat prior, or if the prior weighs its
+        draws by factors or observations of its own.
     """
     with pyro.validation_enabled(False), seeded(0):
         own, centre = program.method.claimed_priors(program), program.centre()
         prior = dict(sites_of(poutine.trace(program.factors).get_trace()))
         drawn = program.draw(2)
     improper = {name for name in centre if name not in own and isinstance(prior[name]["fn"], Flat)}
-    if improper == centre.keys() or any(_varies(drawn[name]) for name in improper):
+    observed = any(site["is_observed"] and not site["infer"].get("_deterministic") for site in prior.values())
+    if observed or improper == centre.keys() or any(_varies(drawn[name]) for name in improper):
         return None
     points = {name: centre[name].expand(num_draws, *centre[name].shape) for name in improper}
     with seeded(seed), torch.no_grad():
@@ -145,6 +153,19 @@ def prior_sites(program: Program, num_draws: int, seed: int | None) -> dict[str,
         .to(value)
         .expand(num_draws, *value.shape)
         for name, value in centre.items()
+    }
+
+
+def layer_axes(program: Program) -> dict[str, int]:
+    """Return, for the sites of the prior that are in a plate of layers, its axis counted from the right, below 0."""
+    plates = {stack.layers.name for stack in program.stacks.values()}
+    with pyro.validation_enabled(False), seeded(0):
+        prior = sites_of(poutine.trace(program.factors).get_trace())
+    return {
+        name: frame.dim - site["fn"].event_dim
+        for name, site in prior
+        for frame in site["cond_indep_stack"]
+        if frame.name in plates and frame.dim is not None
     }
 
 
@@ -177,11 +198,11 @@ def _run(
         }
         with pyro.plate(DRAWS, num_draws, dim=-1 - depth):
             trace = poutine.trace(poutine.condition(run, data=given)).get_trace()
-    return ((n, s) for n, s in sites_of(trace) if n in given or not s["is_observed"])
+    return sites_of(trace)
 
 
 def _log_prob(site: TraceSite, num_draws: int) -> Tensor:
-    """Return the log-density of each draw, summed over layers, without the weight with which it enters the loss."""
+    """Return the log-density of each draw, summed over layers, without the scale with which it enters the loss."""
     fn = site["fn"]
     if isinstance(fn, Delta):
         log_prob = torch.as_tensor(fn.log_density)
@@ -190,5 +211,6 @@ def _log_prob(site: TraceSite, num_draws: int) -> Tensor:
     else:
         raise NoDensityError(f"{site['name']!r} is drawn from {type(fn).__name__}, which has no density.")
     (dim,) = (frame.dim for frame in site["cond_indep_stack"] if frame.name == DRAWS)
+    log_prob = scale_and_mask(log_prob, 1.0, site["mask"])
     log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, (num_draws, *(1,) * (-1 - dim))))
     return log_prob.reshape(num_draws, -1).sum(1).detach().cpu().double()

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import inspect
+import itertools
 import json
 import re
 import warnings
@@ -14,7 +15,14 @@ import torch
 from torch import Tensor
 
 from bayeslora.adapters import Stack, split_site
-from bayeslora.diagnostics.densities import Densities, NoDensityError, densities, draw_with_latents, prior_sites
+from bayeslora.diagnostics.densities import (
+    Densities,
+    NoDensityError,
+    densities,
+    draw_with_latents,
+    layer_axes,
+    prior_sites,
+)
 from bayeslora.prediction import labelled, run
 from bayeslora.program import Program
 from bayeslora.tasks.prediction import BasePrediction
@@ -84,14 +92,17 @@ def summary_draws(program: Program, sites: Sites) -> tuple[Values, Dims]:
 
 
 def raw_draws(program: Program, sites: Sites) -> tuple[Values, Dims]:
-    """Return every site as it was drawn, and its dimensions: the stack's layers, then numbered dimensions."""
+    """Return every site as it was drawn, and its dimensions: its stack's layers, if it has them, and numbered ones."""
     values: Values = {}
     dims: Dims = {}
+    axes = layer_axes(program)
     for site, value in sites.items():
         stack = program.stacks[split_site(site)[0]]
         name = variable(stack, split_site(site)[1])
         values[name] = value.detach().cpu().numpy()
-        dims[name] = [variable(stack, "layer"), *(f"{name}_{axis}" for axis in range(value.ndim - 2))]
+        numbers = (f"{name}_{number}" for number in itertools.count())
+        layers = value.ndim + axes[site] if site in axes else None
+        dims[name] = [variable(stack, "layer") if axis == layers else next(numbers) for axis in range(1, value.ndim)]
     return values, dims
 
 

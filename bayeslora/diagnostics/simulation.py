@@ -215,7 +215,7 @@ def sbc(
         seed: Seed of everything random.
 
     Raises:
-        ValueError: If the method claims no posterior, or a random site has no proper prior.
+        ValueError: If the method claims no posterior, a random site has no proper prior, or the prior weighs draws.
 
     References:
         Talts et al. (2018), [Validating Bayesian inference algorithms](https://arxiv.org/abs/1804.06788);
@@ -225,7 +225,10 @@ def sbc(
     refuse(program.method)
     truth = prior_sites(program, num_simulations, seed)
     if truth is None:
-        raise ValueError(f"{program.method.name!r} has no proper prior at its random sites, from which to simulate.")
+        raise ValueError(
+            f"{program.method.name!r} has no prior to simulate from: one at a random site is not proper, or the "
+            "program weighs its draws by factors or observations of its own."
+        )
     source = posterior._source(data, with_labels=False)
     (_, batch), *_ = source.batches_by_length(len(source))
     inputs = {name: value for name, value in to_device(batch, program.device).items() if name != "labels"}

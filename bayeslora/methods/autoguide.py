@@ -17,6 +17,7 @@ from torch import nn
 from bayeslora import guides
 from bayeslora.adapters import Stack
 from bayeslora.dials import Dial
+from bayeslora.methods import written
 from bayeslora.methods.fields import NonNegative, Positive, PositiveOrAuto
 from bayeslora.methods.spreads import LearnedSpreads
 from bayeslora.natural import Gaussian
@@ -54,7 +55,8 @@ class AutoGuide(LearnedSpreads):
     mean of their prior. The centre is its median.
 
     Raises:
-        ValueError: If no autoguide has that name, if it has no median, or if a field is not positive.
+        ValueError: If no autoguide has that name, if it has no median, if a field is not positive, or if the prior
+            program has sites of other stacks, discrete ones, or parameters.
 
     References:
         Kucukelbir et al. (2017), [Automatic Differentiation Variational Inference](https://arxiv.org/abs/1603.00788);
@@ -128,6 +130,8 @@ class StackAutoGuide(nn.Module):
         self.method = method
         self.stack = stack
         self.sites = nn.ModuleDict({} if method.prior_program else method.scales_of_prior(stack, *stack.shapes))
+        if callable(method.prior_program):
+            written.check(stack, partial(method.prior_program, stack))
         self.start(stack.initial())
 
     def forward(self) -> None:
