@@ -162,7 +162,7 @@ class Fitting:
                 metrics = self.compute_metrics
                 train_in_place(posterior, history, *sources, training, *users, keep, lines, metrics, first_step)
                 if weighted is train and program.likelihood.token_weights is None:  # else its loss is weighted, too
-                    verdict.has_learned(history, program.likelihood, train.labels)
+                    verdict.has_learned(history, program.likelihood, train.label_rows())
                 verdict.still_falls(history)
         program.eval().packs = False
         batches = [Batches(part, self.batch_size, program.device) if part else () for part in (weighted, held_out)]

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def has_learned(history: History, likelihood: Likelihood, labels: LabelValues | 
     Args:
         history: Columns by step: `epoch` and `nll`.
         likelihood: The likelihood.
-        labels: Labels of the training data, if they are known.
+        labels: Labels of the training data, an entry for each row, if they are known.
 
     Returns:
         None if it cannot be said: there were too few steps, this kind of label has no such baseline, or all labels are
@@ -68,7 +69,7 @@ def has_learned(history: History, likelihood: Likelihood, labels: LabelValues | 
             IGNORED,
         )
         return False
-    each = [] if labels is None else list(np.asarray(labels, dtype=object))
+    each: list[Any] = [] if labels is None else list(labels)
     if labels is None or all(np.array_equal(other, each[0]) for other in each):  # there is nothing to tell apart
         return None
     baseline = likelihood.baseline(labels)

@@ -15,6 +15,8 @@ from bayeslora.tasks.ordinal import Ordinal
 from bayeslora.tasks.regression import Regression
 from bayeslora.tasks.token_classification import TokenClassification
 from tests.helpers import tiny_bert, tokens
+from tests.tasks.cases import model as case_model
+from tests.test_data import tiny_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -137,3 +139,14 @@ def test_a_fit_on_labels_without_a_pattern_says_so(caplog: pytest.LogCaptureFixt
     network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
     bayeslora.fit(network, (x, y), "lora", rank=1, epochs=4, progress=False)
     assert "has not learned" in caplog.text
+
+
+def test_a_fit_to_words_is_compared_with_frequencies_per_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {"tokens": [["good", "film"], ["bad"], ["very", "good", "film"]] * 4}
+    rows["ner_tags"] = [["B" if word == "good" else "O" for word in row] for row in rows["tokens"]]
+    seen = []
+    monkeypatch.setattr(verdict, "has_learned", lambda history, likelihood, labels: seen.append((likelihood, labels)))
+    network = case_model("Bert", "ForTokenClassification", num_labels=2)()
+    bayeslora.fit(network, rows, "lora", tokenizer=tiny_tokenizer(), rank=2, epochs=1, progress=False)
+    [(likelihood, labels)] = seen
+    assert likelihood.baseline(labels) == pytest.approx(2 * metrics.frequency_nll([1, 0, 0, 1, 0, 0]))  # 2 words a row
