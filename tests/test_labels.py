@@ -550,7 +550,8 @@ def test_columns_that_are_asked_for(expected: float, caplog: pytest.LogCaptureFi
 # Words with tags, and several labels
 
 
-def test_published_tables_of_words() -> None:
+def test_published_tables_of_words(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     words = [text.split() for text in TEXTS]
     tags = [[{"good": "B-A", "bad": "B-B"}.get(word, "O") for word in each] for each in words]
     names = ["O", "B-B", "B-A"]
@@ -558,6 +559,7 @@ def test_published_tables_of_words() -> None:
     network = case_model("Bert", "ForTokenClassification", num_labels=3)().double()
     rows = {"id": list("abcdefgh"), "tokens": words, "ner_tags": tags, "pos_tags": numbers}
     posterior = fit(datasets.Dataset.from_dict(rows), network)
+    assert "words: tokens; label: ner_tags (3 classes); ignored: id, pos_tags" in caplog.text
     assert posterior.program.likelihood.name == "token_classification"
     assert posterior.class_names == ("B-A", "B-B", "O")
     feature = datasets.Sequence(datasets.ClassLabel(names=names))

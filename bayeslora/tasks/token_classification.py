@@ -225,6 +225,10 @@ class TokenClassification(PerToken):
         return numbers_of_tokens(labels, classes)
 
     @classmethod
+    def columns_read(cls, columns: Sequence[str]) -> dict[str, list[str]]:
+        return {"words": [name for name in words.WORDS if name in columns][:1]}
+
+    @classmethod
     def reads(cls, columns: Sequence[str], model: nn.Module) -> bool:
         return words.are_in(columns) and cls.is_of(model)
 
