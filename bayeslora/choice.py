@@ -5,7 +5,7 @@ import math
 import re
 import reprlib
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -273,7 +273,7 @@ _narrators = 0
 
 
 @contextmanager
-def narrating(shows: bool, once: bool = False) -> Iterator[None]:
+def narrating(shows: bool, once: bool = False, wording: Callable[[str], str] = str) -> Iterator[None]:
     """Let the library's logger print what it says at INFO, unless logging is set up or nothing is to be shown.
 
     Where the root logger, or the library's, has a handler, who set it up decides what is seen.
@@ -281,6 +281,7 @@ def narrating(shows: bool, once: bool = False) -> Iterator[None]:
     Args:
         shows: Whether anything is to be shown.
         once: Whether what has been said is not said again: the fits of a study say much the same.
+        wording: What a message becomes before it is shown.
     """
     global _narrators
     root = logging.getLogger("bayeslora")
@@ -290,7 +291,7 @@ def narrating(shows: bool, once: bool = False) -> Iterator[None]:
             shows = False
         if first:
             handler = _Narrator()
-            handler.setFormatter(logging.Formatter("%(message)s"))
+            handler.wording = wording
             if once:
                 handler.addFilter(_Once())
             root.addHandler(handler)
@@ -326,3 +327,8 @@ class _Narrator(logging.StreamHandler):
     """Prints the library's messages where no logging is set up."""
 
     changed_level = False
+    wording: Callable[[str], str] = str
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message alone."""
+        return self.wording(super().format(record))

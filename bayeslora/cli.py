@@ -16,20 +16,19 @@ from bayeslora.shell import (
     check_output,
     columns_named,
     console,
-    errors,
     held_out_of,
     json_or_text,
     method_fields,
     number_or_auto,
     print_table,
     progress,
-    quiet,
     split_to_predict,
     with_columns,
     with_decisions,
     write_table,
 )
 from bayeslora.tasks import LIKELIHOODS
+from bayeslora.wording import errors, quiet
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Bayesian adapters for pre-trained networks.")
 app.add_typer(commands.app)
@@ -82,7 +81,7 @@ def demo(
     quiet()
     start = time.perf_counter()
     doing = "Fitting LoRA and MonteCLoRA to 300 words, predicting 1,000 (under 3 minutes on 2 cores)…"
-    with errors(), console.status(doing):
+    with errors(shows=False), console.status(doing):
         result = main_job.run(seed)
         main_job.write(result, output)
     table = result.table()
@@ -210,11 +209,9 @@ def fit(
         held_out = split(read_named(validation), "train") if validation else None
         posterior = bayeslora.fit(model, rows, method, validation=held_out, **settings)
     history = posterior.history
-    end = "".join(
-        f" Step {last['step']:.0f}: loss {last['loss']:.4f}, NLL {last['nll']:.4f} nats."
-        for last in history.tail(1).to_dict("records")
-    )
-    console.print(f"Saved in {output}.{end}")
+    last = history[history["epoch"] > history["epoch"].max() - 1]  # a single step is a few rows
+    nll = f" Training NLL of the last epoch: {last['nll'].mean():.4f} nats per row." if len(last) else ""
+    console.print(f"Saved in {output}.{nll}")
 
 
 @app.command()
@@ -249,7 +246,6 @@ def predict(
     id: Id = None,
 ) -> None:
     """Predict with a saved posterior: a row per example, with probabilities and uncertainty in nats."""
-    from bayeslora.choice import narrating
     from bayeslora.loading import load
     from bayeslora.posterior import Posterior
     from bayeslora.tasks.prediction import BasePrediction
@@ -265,9 +261,9 @@ def predict(
         rows = split_to_predict(given.splits)
         if decide is not None:
             held_out = held_out_of(read_named(decide))
-            with narrating(True), progress("Predicting held-out rows", held_out):
+            with progress("Predicting held-out rows", held_out):
                 loaded.decide(held_out, num_draws, seed=seed, **columns)
-        with narrating(True), progress("Predicting", rows):
+        with progress("Predicting", rows):
             predicted = loaded.predict(rows, num_draws, seed=seed, **columns)
         table = predicted.to_pandas() if predicted.used is None else predicted.to_pandas().assign(draws=predicted.used)
         table = with_decisions(table, predicted, risk, coverage, decide is not None)
@@ -294,7 +290,6 @@ def evaluate(
     id: Id = None,
 ) -> None:
     """Print the metrics of a saved posterior on labelled data, as JSON."""
-    from bayeslora.choice import narrating
     from bayeslora.loading import load
     from bayeslora.posterior import Posterior
 
@@ -303,7 +298,7 @@ def evaluate(
         columns = columns_named(text, label, id)
         contracts.check_arguments(Posterior.evaluate, None, data, num_draws=num_draws, seed=seed, **columns)
         loaded, rows = load(posterior, model), split_to_predict(read_named(data))
-        with narrating(True), progress("Predicting", rows, passes=2):  # draws, and the centre
+        with progress("Predicting", rows, passes=2):  # draws, and the centre
             scores = loaded.evaluate(rows, num_draws, seed=seed, **columns)
     typer.echo(as_json(scores))
 

@@ -8,7 +8,8 @@ import typer
 from bayeslora import filing
 from bayeslora.methods import METHODS
 from bayeslora.piping import read_named
-from bayeslora.shell import check_output, columns_named, errors, quiet, split_to_predict
+from bayeslora.shell import check_output, columns_named, split_to_predict
+from bayeslora.wording import errors, quiet
 
 app = typer.Typer()
 
@@ -80,10 +81,9 @@ def compare(
 ) -> None:
     """Compare methods with LoRA, with and without a temperature, on the same labels: a table in Markdown."""
     import bayeslora
-    from bayeslora.choice import narrating
 
     quiet()
-    with errors(), narrating(True, once=True):
+    with errors(once=True):
         check_output(page, flag="--page", endings=PAGES)
         given = settings_given(
             *(text, label, id, targets),
@@ -139,10 +139,9 @@ def sweep(
 ) -> None:
     """Fit methods at every learning rate, batch size and seed: a table of robustness against the first, in Markdown."""
     import bayeslora
-    from bayeslora.choice import narrating
 
     quiet()
-    with errors(), narrating(True, once=True):
+    with errors(once=True):
         check_output(figure, flag="--figure", endings=FIGURES)
         given = settings_given(text, label, id, targets, likelihood=likelihood, rank=rank, epochs=epochs)
         grid: dict[str, Any] = {"learning_rates": learning_rate, "batch_sizes": batch_size}

@@ -5,17 +5,13 @@ import inspect
 import io
 import json
 import math
-import os
 import re
-import signal
 import sys
 import tempfile
 import textwrap
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text as RichText
 from typer.core import TyperCommand
 
 from bayeslora import contracts, filing, prediction
@@ -31,14 +28,20 @@ from bayeslora.data import split_of
 from bayeslora.methods import METHODS, named, own_fields
 from bayeslora.methods.fields import describe
 from bayeslora.piping import STANDARD
-from bayeslora.stopping import Terminated
 from bayeslora.tasks.prediction import BasePrediction, names_of
 from bayeslora.types import Data
+from bayeslora.wording import flags_of_command, warnings_said
 
 if TYPE_CHECKING:
     import pandas as pd
 
-console = Console()
+console = Console(markup=False, emoji=False, highlight=False)  # what it shows is the user's: [b] and :smile: stay
+
+NARROWEST = 8
+"""Characters of a column with the probabilities of a class."""
+
+WIDE = 100
+"""Characters of a line that has room for all parts of an entropy."""
 
 RISK, COVERAGE = 0.05, 0.9
 """What is promised where nothing is asked for."""
@@ -133,9 +136,7 @@ def method_fields(method: str, flags: Sequence[str]) -> dict[str, Any]:
             fields[name] = json_or_text(words.pop(0))
         else:
             raise ValueError(f"Cannot read {' '.join(flags)!r}: give pairs, --field value.")
-    context = _current_context()
-    flags_of_fit = () if context is None else [each.name for each in context.command.params]
-    contracts.refuse_unknown(fields, own_fields(cls), flags_of_fit)
+    contracts.refuse_unknown(fields, own_fields(cls), flags_of_command())
     return fields
 
 
@@ -207,16 +208,25 @@ def write_table(table: "pd.DataFrame", output: Path) -> None:
 
 
 def print_table(frame: "pd.DataFrame", title: str, key: str) -> None:
-    """Show a table, with a column's words on the left."""
+    """Show a table, a line for each row: texts are cut to the width, and so is the number of classes."""
+    room = max(console.width // NARROWEST, 1)
+    classes = [column for column in frame.columns if column.startswith("p(")]
+    left_out = classes[max(len(classes) - max(len(frame.columns) - room, 0), 2) :]
+    spare = ["aleatoric"] if console.width < WIDE and "epistemic" in frame.columns else []  # it is the difference
+    frame = frame.drop(columns=[*left_out, *spare], errors="ignore")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in frame.columns:
-        table.add_column(column.replace("_", " "), justify="left" if column == key else "right", no_wrap=column == key)
+        is_text = column != key and any(isinstance(value, str) for value in frame[column])
+        name, widest = column.replace("_", " "), NARROWEST if column.startswith("p(") else None
+        justify: Any = "left" if is_text or column == key else "right"
+        table.add_column(name, justify=justify, no_wrap=not is_text, max_width=widest)
     for row in frame.to_dict("records"):
         digits = {name: 0 if name == "seconds" else 3 for name in row}
-        table.add_row(
-            *(f"{value:.{digits[name]}f}" if isinstance(value, float) else str(value) for name, value in row.items())
-        )
+        shown = (f"{value:.{digits[name]}f}" if isinstance(value, float) else str(value) for name, value in row.items())
+        table.add_row(*(RichText(" ".join(value.split()), no_wrap=True, overflow="ellipsis") for value in shown))
     console.print(table)
+    if left_out:
+        console.print(f"Left out, and in an --output: {len(left_out)} columns, {left_out[0]} to {left_out[-1]}.")
 
 
 def as_json(scores: Mapping[str, float]) -> str:
@@ -256,76 +266,6 @@ def progress(doing: str, rows: Any, passes: int = 1) -> Iterator[None]:
         task = bar.add_task(doing, total=total)
         with prediction.watched(lambda count: bar.advance(task, count)):
             yield
-
-
-def described(error: BaseException) -> str:
-    """Return an error as one line, with the notes that say where the last good state of a fit is."""
-    known = (ValueError, TypeError, OSError, ImportError, KeyboardInterrupt)
-    text = str(error) or ("Interrupted." if isinstance(error, KeyboardInterrupt) else type(error).__name__)
-    if not isinstance(error, known) and not type(error).__module__.startswith("bayeslora."):
-        text = f"{type(error).__name__}: {text}"
-    return " ".join(" ".join([text, *getattr(error, "__notes__", ())]).split())
-
-
-def with_flag(text: str) -> str:
-    """Return a message about an argument as one about the flag of the running command that it came from."""
-    context, named = _current_context(), re.match(r"(\w+)=", text)
-    if context is None or named is None:
-        return text
-    flag = f"--{named[1].replace('_', '-')}"
-    known = {option for each in context.command.params for option in each.opts}
-    known |= {word.partition("=")[0] for word in context.args}  # fields of the method
-    return f"{flag} {text[named.end() :]}" if flag in known else text
-
-
-def _current_context() -> Any:
-    """Return the context of the running command; None outside of one."""
-    try:  # recent versions of typer have a click of their own
-        from typer._click.globals import get_current_context
-    except ImportError:
-        from click import get_current_context  # type: ignore[no-redef,unused-ignore]
-    return get_current_context(silent=True)
-
-
-def wants_traceback() -> bool:
-    """Return whether the environment asks for the traceback of an error that nobody expected."""
-    return bool(os.environ.get("BAYESLORA_TRACEBACK"))
-
-
-class errors:
-    """A context that turns errors into one line and an exit status: 2 for the user's input, 1 for what else failed."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        from bayeslora.divergence import DivergedError
-
-        if isinstance(error, (ValueError, TypeError, FileNotFoundError, ImportError)):
-            status = 2
-        elif isinstance(error, (DivergedError, OSError)):
-            status = 1
-        elif isinstance(error, KeyboardInterrupt):
-            status = 128 + signal.SIGINT
-        elif isinstance(error, Terminated):
-            status = error.status
-        elif isinstance(error, Exception) and not isinstance(error, typer.Exit | typer.Abort) and not wants_traceback():
-            status = 1
-        else:
-            return
-        typer.secho(f"bayeslora: {with_flag(described(error))}", fg="red", err=True)
-        raise typer.Exit(status) from None
-
-
-def quiet() -> None:
-    """Turn off the reports of libraries: loading a model for fine-tuning always reports that its head is new."""
-    from datasets.utils.logging import disable_progress_bar
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    disable_progress_bar()
 
 
 def number_or_auto(value: str | int) -> int | str:
@@ -375,7 +315,7 @@ def with_decisions(
         raise ValueError(f"{given} goes by held-out rows, and there are none: name labelled data, --decide FILE.")
     if by_default and risk is None and coverage is None:
         risk, coverage = RISK if "wrong" in columns else None, COVERAGE if has_sets else None
-    with _said():
+    with warnings_said():
         abstained = {} if risk is None else {"abstain": predicted.abstain(risk)}
         sets = None if coverage is None else predicted.sets(coverage)
     table = table.assign(**abstained)
@@ -385,13 +325,3 @@ def with_decisions(
         return table.assign(lower=sets[:, 0], upper=sets[:, 1])
     names = np.asarray(names_of(getattr(predicted, "class_names", None), sets.shape[1]))
     return table.assign(set=[" | ".join(map(str, names[row])) for row in sets])
-
-
-@contextmanager
-def _said() -> Iterator[None]:
-    """Say warnings in a line each, without the place in the code where they arose."""
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        yield
-    for warning in found:
-        typer.secho(f"bayeslora: {warning.message}", fg="yellow", err=True)

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import typer
 from torch import nn
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 import bayeslora
@@ -22,8 +23,9 @@ from bayeslora.cli import app, as_json
 from bayeslora.divergence import DivergedError
 from bayeslora.failing import NotSavedError
 from bayeslora.methods import METHODS
-from bayeslora.shell import check_output, errors, fields_of, method_fields, with_columns, write_table
+from bayeslora.shell import check_output, fields_of, method_fields, with_columns, write_table
 from bayeslora.stopping import Terminated
+from bayeslora.wording import errors, with_flags
 from tests.test_strangers_files import as_typer_calls_them
 
 __all__ = ["as_typer_calls_them"]  # a fixture
@@ -162,6 +164,35 @@ def test_a_flag_that_is_not_one_may_be_another_of_fit(tmp_path: Path) -> None:
     flags = ["--model", "nowhere", "--data", "none.csv", "--output", str(tmp_path / "out")]
     done = run("fit", *flags, "--shots", str(tmp_path / "none.csv"))
     assert done.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("name it, label='stars', or text=['a', 'b'].", "name it, --label 'stars', or --text 'a' --text 'b'."),
+        (
+            "Train for more epochs (epochs=…) or (num_classes=2).",
+            "Train for more epochs (--epochs …) or (num_classes=2).",
+        ),
+        ("refit=False is for folds=…: give both.", "--no-refit is for --folds …: give both."),
+        ("with post_hoc=True: pass them, fit(…, init=…).", "with --post-hoc: pass them, --init …."),
+        ("head='x' is no module: or head=().", "--head 'x' is no module: or --head ''."),
+        ("class_weights={'spam': 5}; load(…, method=x)", "--class-weights {'spam': 5}; --method x"),
+        ("ClassLabel(names=['a'])), LoRA(rank=3), label=…, tokenizer=….", None),
+        ("pass likelihood=….", "pass --likelihood …."),
+    ],
+)
+def test_messages_name_the_flag_in_place_of_the_keyword(
+    message: str, shown: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = (
+        get_command(app)
+        .commands["fit"]
+        .make_context("fit", ["--model", "m", "--data", "d", "--output", "o", "--post-hoc"])
+    )
+    monkeypatch.setattr("bayeslora.wording._current_context", lambda: context)
+    expected = message.replace("label=…", "--label …") if shown is None else shown
+    assert with_flags(message) == expected
 
 
 def test_the_version_is_printed() -> None:

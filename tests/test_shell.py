@@ -8,9 +8,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import bayeslora
+from bayeslora import shell
 from bayeslora.cli import app
 from bayeslora.piping import ending
 from tests.test_strangers_files import as_typer_calls_them, base, run
@@ -168,3 +170,19 @@ def test_a_spreadsheet_that_cannot_be_written_is_said_before_anything_is_compute
     assert done.exit_code == 2
     assert f"--output {written}: pip install openpyxl, or give a .csv file." in " ".join(done.stderr.split())
     assert not written.exists()
+
+
+def test_a_table_that_is_shown_has_a_line_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    screen = Console(file=shown, width=80, markup=False, emoji=False)
+    monkeypatch.setattr(shell, "console", screen)
+    probabilities = {f"p(c{number})": [0.1, 0.2] for number in range(50)}
+    entropies = {"entropy": [0.1, 0.2], "aleatoric": [0.1, 0.2], "epistemic": [0.0, 0.0]}
+    texts = {"text": ["[/b] :+1: two\nlines " * 20, "b"], "label": ["c1", "c2"]}
+    table = pd.DataFrame({"id": ["r1", "r2"], "predicted": ["c1", "c2"], **probabilities, **entropies, **texts})
+    shell.print_table(table, "[/b]", "predicted")
+    lines = shown.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[:2] for line in lines if "0.200" in line] == [["r2", "c2"]]
+    assert sum("[/b] :+1:" in line for line in lines) == 1
+    assert lines[-1] == "Left out, and in an --output: 47 columns, p(c3) to p(c49)."
