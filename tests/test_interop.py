@@ -968,6 +968,11 @@ def test_without_peft_an_export_says_that_it_is_unchecked(
     torch.testing.assert_close(logits(from_peft_folder(tmp_path)), centre_logits(posterior), **EXACT)
 
 
+@pytest.mark.filterwarnings("error:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_an_export_is_silent_about_what_is_outdated_in_peft(tmp_path: Path) -> None:
+    bayeslora.fit(tiny_bert(), tokens(), "lora", **SETTINGS).export_peft(tmp_path)
+
+
 def test_a_temperature_that_is_not_exported_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     posterior = bayeslora.fit(tiny_bert(), tokens(), "lora", **SETTINGS).calibrate(tokens())
     posterior.temperature = 1.25

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -372,9 +373,11 @@ def read_by_peft(base: nn.Module, folder: str | os.PathLike[str]) -> nn.Module |
 
 @contextlib.contextmanager
 def _by_peft(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Say whose adapter it is that PEFT cannot read."""
+    """Say whose adapter it is that PEFT cannot read, and nothing of what transformers finds outdated in PEFT."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+            yield
     except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         reason = f"it lacks the weights {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise ValueError(f"PEFT cannot read the adapter in {folder}: {reason:.500}.") from error
