@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bayeslora.data import Columns, read
 from bayeslora.data.columns import is_text
 from bayeslora.data.written import LISTS
+from bayeslora.tasks.words import WORDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +90,9 @@ def ending(content: bytes) -> str:
     return ".json" if all(isinstance(value, dict) for value in first.values()) else ".jsonl"
 
 
-NAMES = re.compile(r"[a-z]?id|idx|index|key|uuid|guid|.+[_ ](id|idx|index)|(?-i:.*[a-z](Id|ID))", re.IGNORECASE)
+NAMES = re.compile(
+    r"[a-z]?id|idx|index|key|uuid|guid|nr|no\.?|number|row|.+[_ ](id|idx|index)|(?-i:.*[a-z](Id|ID))", re.IGNORECASE
+)
 """Columns that name the rows, if they have a value of its own for each."""
 
 
@@ -109,7 +112,8 @@ def columns_beside(
     texts = text or known.text
     if not {*texts} & {*there}:
         features = rows.features
-        texts = [name for name in there if is_text(features[name]) and not NAMES.fullmatch(name)]
+        words = [name for name in there if name in WORDS]
+        texts = words or [name for name in there if is_text(features[name]) and not NAMES.fullmatch(name)]
     row = id or (known.id if known.id in there else None)
     if row is None:
         row = next((name for name in there if NAMES.fullmatch(name) and _differ(rows[name])), None)

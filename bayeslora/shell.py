@@ -25,10 +25,12 @@ from typer.core import TyperCommand
 
 from bayeslora import contracts, filing, prediction
 from bayeslora.data import split_of
+from bayeslora.data.columns import class_names
 from bayeslora.methods import METHODS, named, own_fields
 from bayeslora.methods.fields import describe
 from bayeslora.piping import STANDARD
 from bayeslora.tasks.prediction import BasePrediction, names_of
+from bayeslora.tasks.words import are_in
 from bayeslora.types import Data
 from bayeslora.wording import flags_of_command, warnings_said
 
@@ -41,7 +43,7 @@ NARROWEST = 8
 """Characters of a column with the probabilities of a class."""
 
 WIDE = 100
-"""Characters of a line that has room for all parts of an entropy."""
+"""Characters of a line that has room for what can be had from the other columns."""
 
 RISK, COVERAGE = 0.05, 0.9
 """What is promised where nothing is asked for."""
@@ -212,14 +214,16 @@ def print_table(frame: "pd.DataFrame", title: str, key: str) -> None:
     room = max(console.width // NARROWEST, 1)
     classes = [column for column in frame.columns if column.startswith("p(")]
     left_out = classes[max(len(classes) - max(len(frame.columns) - room, 0), 2) :]
-    spare = ["aleatoric"] if console.width < WIDE and "epistemic" in frame.columns else []  # it is the difference
+    spare = ["aleatoric", "position"] if console.width < WIDE or "example" in frame.columns else []
     frame = frame.drop(columns=[*left_out, *spare], errors="ignore")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in frame.columns:
         is_text = column != key and any(isinstance(value, str) for value in frame[column])
         name, widest = column.replace("_", " "), NARROWEST if column.startswith("p(") else None
         justify: Any = "left" if is_text or column == key else "right"
-        table.add_column(name, justify=justify, no_wrap=not is_text, max_width=widest)
+        table.add_column(
+            RichText(name, no_wrap=True, overflow="ellipsis"), justify=justify, no_wrap=not is_text, max_width=widest
+        )
     for row in frame.to_dict("records"):
         digits = {name: 0 if name == "seconds" else 3 for name in row}
         shown = (f"{value:.{digits[name]}f}" if isinstance(value, float) else str(value) for name, value in row.items())
@@ -235,7 +239,10 @@ def as_json(scores: Mapping[str, float]) -> str:
 
 
 def with_columns(table: "pd.DataFrame", rows: Any, names: Sequence[str | None]) -> "pd.DataFrame":
-    """Return predictions with the data's own columns, if there is one for each of its rows: the id first, others last.
+    """Return predictions with the data's own columns: the id first, others last.
+
+    Predictions of words get the word's entry of a list, and what else there is about its row. A
+    column that has not one entry for each prediction is left out.
 
     Args:
         table: The predictions.
@@ -243,13 +250,19 @@ def with_columns(table: "pd.DataFrame", rows: Any, names: Sequence[str | None]) 
         names: The column that names the rows, and others; those that the data lacks are left out.
     """
     there = getattr(rows, "column_names", ())
-    if not there or len(table) != len(rows):
-        return table
     for name in dict.fromkeys(names):
         if name not in there or name in table.columns:
             continue
-        values = list(rows[name])
-        classes = getattr(rows.features[name], "names", None)
+        values, classes = list(rows[name]), class_names(rows.features[name])
+        if "example" in table.columns and are_in(there):  # there are never more predictions than words
+            counts = np.bincount(table["example"], minlength=len(values)).tolist()
+            values = [
+                entry
+                for count, value in zip(counts, values, strict=True)
+                for entry in (value if isinstance(value, list) else [value] * count)
+            ]
+        if len(values) != len(table):
+            continue
         if classes:
             values = [classes[value] if isinstance(value, int) and value >= 0 else value for value in values]
         table.insert(0 if name == names[0] else len(table.columns), name, values)

@@ -69,8 +69,8 @@ def has_learned(history: History, likelihood: Likelihood, labels: LabelValues | 
             IGNORED,
         )
         return False
-    each: list[Any] = [] if labels is None else list(labels)
-    if labels is None or all(np.array_equal(other, each[0]) for other in each):  # there is nothing to tell apart
+    rows: Any = labels
+    if labels is None or all(np.array_equal(row, rows[0]) for row in rows):  # there is nothing to tell apart
         return None
     baseline = likelihood.baseline(labels)
     if baseline is None or len(nll) < FEWEST_STEPS:

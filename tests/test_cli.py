@@ -20,9 +20,11 @@ from typer.testing import CliRunner, Result
 
 import bayeslora
 from bayeslora.cli import app, as_json
+from bayeslora.data import Columns
 from bayeslora.divergence import DivergedError
 from bayeslora.failing import NotSavedError
 from bayeslora.methods import METHODS
+from bayeslora.piping import columns_beside
 from bayeslora.shell import check_output, fields_of, method_fields, with_columns, write_table
 from bayeslora.stopping import Terminated
 from bayeslora.wording import errors, with_flags
@@ -230,6 +232,21 @@ def test_columns_of_the_data_stay_beside_their_predictions() -> None:
     assert list(table.columns) == ["key", "predicted", "y"]
     assert table["y"].tolist() == ["yes", -1]
     assert list(with_columns(pd.DataFrame({"token": [0, 1, 2]}), rows, ["key"]).columns) == ["token"]
+
+
+def test_words_stay_beside_their_predictions() -> None:
+    tags = datasets.Sequence(datasets.ClassLabel(names=["O", "B"]))
+    features = datasets.Features(
+        {"nr": datasets.Value("int64"), "tokens": datasets.Sequence(datasets.Value("string")), "ner": tags}
+    )
+    rows = datasets.Dataset.from_dict({"nr": [7, 9], "tokens": [["a", "film"], ["b"]], "ner": [[0, 1], [0]]}, features)
+    names = columns_beside(rows, Columns(label="ner"), None, None, None)
+    table = with_columns(pd.DataFrame({"example": [0, 0, 1], "predicted": ["O", "O", "B"]}), rows, names)
+    assert table["nr"].tolist() == [7, 7, 9]
+    assert table["tokens"].tolist() == ["a", "film", "b"]
+    assert table["ner"].tolist() == ["O", "B", "O"]
+    cut = with_columns(pd.DataFrame({"example": [0, 1]}), rows, names)  # of words that the network does not reach
+    assert list(cut.columns) == ["nr", "example"]
 
 
 def test_outputs_are_tried_before_anything_is_computed(encoder: Path, tmp_path: Path) -> None:
