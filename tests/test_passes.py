@@ -426,6 +426,21 @@ def test_passes_that_do_not_repeat_are_refused(make: Any, monkeypatch: pytest.Mo
         bayeslora.fit(make().double(), (X, Y), "lora", rank=1, epochs=0, progress=False)
 
 
+class WritesIntoItsInputs(Body):
+    """What a network does that brings pixels to [0, 1] in place."""
+
+    def keep(self, h: Tensor) -> Tensor:
+        return h
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.mul_(0.5))
+
+
+def test_a_network_that_writes_into_its_inputs_is_told_to_copy_them() -> None:
+    with pytest.raises(ValueError, match=r"it writes into its inputs, .*: input = input\.clone\(\)\."):
+        bayeslora.fit(WritesIntoItsInputs().double(), (X, Y), "lora", rank=1, epochs=0, progress=False)
+
+
 def yielded() -> Iterator[int]:
     yield from range(100)
 

@@ -86,7 +86,7 @@ def inspect(model: nn.Module, batch: Batch) -> Inspection:
             output = look.run(inputs)
     writes.check(lambda again: _watched(model, layers, inputs, again))
     logits = logits_of(output)
-    repeats.check(model, lambda: _Look(model, {}).run(inputs), logits)
+    repeats.check(model, lambda: _Look(model, {}).run(inputs), logits, inputs)
     uncalled = [name for name in layers if name not in look.called]
     unfit = look.odd | {name: READ if name in uncalled else BESIDE for name in read if name not in look.odd}
     return Inspection(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters.folding import distance, tolerance
 from bayeslora.networks import is_readable, logits_of
+from bayeslora.types import Batch
 
 ROUNDINGS = 64
 """Roundings that two passes may be apart on a CPU, where they add in the same order."""
@@ -17,7 +18,7 @@ class NotRepeatedError(ValueError):
     """Passes through a network depend on those before, or on random numbers that no seed determines."""
 
 
-def check(model: nn.Module, run: Callable[[], Any], first: Tensor) -> None:
+def check(model: nn.Module, run: Callable[[], Any], first: Tensor, inputs: Batch) -> None:
     """Raise a `NotRepeatedError` if a pass gives other logits than the first one.
 
     What a network keeps from one pass to the next is put back, where it is found: in files, in the environment, in
@@ -27,15 +28,28 @@ def check(model: nn.Module, run: Callable[[], Any], first: Tensor) -> None:
         model: The network.
         run: Runs it once more.
         first: The logits of the first pass.
+        inputs: What both passes are given.
     """
+    before = _versions(inputs)
     first, second = first.detach(), logits_of(run()).detach()
     if not (is_readable(first) and bool(first.isfinite().any())):
         return
     apart = distance(second, first)
+    written = [name for name, version in _versions(inputs).items() if version != before[name]]
     if apart > (ROUNDINGS * torch.finfo(first.dtype).eps if first.device.type == "cpu" else tolerance(model)):
+        what = f"Two passes of the same rows through the {type(model).__name__} give logits that differ by {apart:.2g} of"
+        if written:
+            raise NotRepeatedError(
+                f"{what} their size: it writes into its inputs, so that every draw would see other ones. Let its forward "
+                f"begin with a copy: {written[0]} = {written[0]}.clone()."
+            )
         raise NotRepeatedError(
-            f"Two passes of the same rows through the {type(model).__name__} give logits that differ by {apart:.2g} of "
-            "their size: it keeps something that cannot be put back, or draws random numbers that torch.manual_seed "
-            "does not determine, so that predictions would depend on those before. Keep it in a buffer or a plain "
-            "attribute, or draw from torch's own random numbers, and fit it then."
+            f"{what} their size: it keeps something that cannot be put back, or draws random numbers that "
+            "torch.manual_seed does not determine, so that predictions would depend on those before. Keep it in a "
+            "buffer or a plain attribute, or draw from torch's own random numbers, and fit it then."
         )
+
+
+def _versions(inputs: Batch) -> dict[str, int]:
+    """Return how often tensors have been written into, as far as PyTorch counts."""
+    return {n: t._version for n, t in inputs.items() if isinstance(t, Tensor) and not t.is_inference()}
