@@ -128,7 +128,9 @@ def _by_prefix(talk: Conversation, index: int, text: str, tokenizer: Any, specia
     trimmed = text[start:end].rstrip()
     tokens = [*special.finditer(trimmed)]
     end = start + len(trimmed) if tokens and tokens[-1].end() == len(trimmed) else end
-    return (start, end) if end > start else None
+    message = talk.messages[index]
+    is_nothing = not (message["content"] or message.get("tool_calls") or templates.end_of_turn(tokenizer, talk.tools))
+    return (start, end) if end > start or is_nothing else None
 
 
 def _with_end(text: str, end: int, tokenizer: Any, talk: Conversation) -> int:

@@ -352,6 +352,16 @@ def test_an_empty_answer_changes_no_other_s_marks() -> None:
     assert tokenizer.decode(called.ids[slice(*called.answers[0])]) == f"{[CALL]}</s>"
 
 
+def test_an_empty_answer_that_no_token_ends_is_no_token() -> None:
+    tokenizer = byte_tokenizer(None, None, ("[A]", "[Q]"))
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ '[A]' if message.role == 'assistant' else '[Q]' }}{{ message.content }}"
+        "{% endfor %}{% if add_generation_prompt %}[A]{% endif %}"
+    )
+    found = encoded(tokenizer, [TURNS[0], {"role": "assistant", "content": ""}, *TURNS[2:4]])
+    assert (found.ids, found.labels) == expected(tokenizer, ["[Q]one?[A][Q]two?[A]", "2, of course"])
+
+
 @pytest.mark.parametrize("make", [byte_tokenizer, word_tokenizer])
 @pytest.mark.parametrize("begin", [None, "<s>"])
 def test_without_a_template_there_is_a_default(make: Any, begin: str | None) -> None:
