@@ -60,8 +60,12 @@ class Carried(nn.Module):
         with poutine.block(hide_fn=lambda site: site["type"] == "sample" and not self._is_seen(site)):
             trace = poutine.trace(self.guide).get_trace()
         drawn = {name: site["value"] for name, site in sites(trace) if name in self.random}
-        # A trace has room for one plate of a name, and for one site.
-        with poutine.block(hide_fn=lambda site: site["type"] == "sample" and (site["name"] in drawn or is_plate(site))):
+
+        def is_hidden(site: TraceSite) -> bool:
+            # A trace has room for one plate of a name, and for one site; and what a program observes has counted once.
+            return site["type"] == "sample" and (site["name"] in drawn or is_plate(site) or site["is_observed"])
+
+        with poutine.block(hide_fn=is_hidden):
             return poutine.condition(prior, data=drawn)()
 
     def distribution(self, site: str) -> pyro.distributions.Distribution:

@@ -80,8 +80,9 @@ def _check_densities(program: Program, sites: Sites, latents: Sites) -> None:
         found = densities(program, sites, latents)
     weight = found.temperature / program.stacks.num_examples
     points = {name for name, site in _trace(program.guide, {}).items() if isinstance(site["fn"], Delta)}
-    own = {name: value for name, value in {**sites, **latents}.items() if name not in points}
-    parts = (("prior", program.factors, sites, found.log_prior), ("guide", program.guide, own, found.log_guide))
+    given = {**sites, **latents}
+    own = {name: value for name, value in given.items() if name not in points}
+    parts = (("prior", program.factors, given, found.log_prior), ("guide", program.guide, own, found.log_guide))
     for what, run, values, log_probs in parts:
         alone = [_trace(run, _draw_of(values, index)) for index in range(DRAWS)]
         for name in log_probs.keys() - program.method.claimed_priors(program).keys():

@@ -144,6 +144,19 @@ def test_a_factor_is_part_of_the_target() -> None:
     torch.testing.assert_close(*weights)
 
 
+@pytest.mark.parametrize("prior_program", [plain, penalised, observed, scaled])
+def test_what_a_program_weighs_counts_once_in_what_is_learned_on(prior_program: Any) -> None:
+    settings: dict[str, Any] = {"rank": 2, "epochs": 0, "progress": False}
+    first = bayeslora.fit(network().double(), ROWS, AutoGuide(prior_program=prior_program), **settings)
+    second = bayeslora.fit(network().double(), ROWS, prior=first, **settings)
+    program = second.program
+    terms, _ = MeanFieldELBO().terms(program.model, lambda _: program.guide(), batch())
+    divergence = sum(value.detach() for name, value in terms.items() if name != "labels")
+    assert float(divergence) == pytest.approx(0.0, abs=1e-12)
+    found = densities(program, *draw_with_latents(program, 5, 0))
+    torch.testing.assert_close(found.divergence, torch.zeros(5, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
 def test_a_prior_that_weighs_its_draws_is_not_drawn_from() -> None:
     posterior = bayeslora.fit(network().double(), ROWS, AutoGuide(prior_program=penalised), epochs=0, progress=False)
     assert "prior" not in posterior.to_arviz(ROWS, 5).groups()

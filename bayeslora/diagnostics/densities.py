@@ -96,7 +96,7 @@ def densities(program: Program, sites: Sites, latents: Sites) -> Densities:
     log_guide = {name: _log_prob(site, num_draws) for name, site in random.items()}
     own = program.method.claimed_priors(program)
     log_prior, weights, scales = {}, {}, set()
-    for name, site in _run(program, program.factors, sites, num_draws):
+    for name, site in _run(program, program.factors, {**sites, **latents}, num_draws):
         if name in q and isinstance(q[name]["fn"], FixedNoise):
             continue  # drawn as the prior draws it
         if name not in own and isinstance(site["fn"], Flat):
