@@ -169,6 +169,34 @@ def test_numbers_in_every_form(form: str, expected: float) -> None:
         assert nll(posterior, some) == pytest.approx(nll(plain, (some[0], [NUMBERS[i] for i in part])), abs=1e-12)
 
 
+@pytest.mark.parametrize("likelihood", ["regression", None])
+@pytest.mark.parametrize("form", ["array", "lists", "tensor"])
+def test_columns_of_real_numbers_are_numbers(form: str, likelihood: str | None) -> None:
+    values = np.linspace(0.25, 2, 8)
+    column: Any = {
+        "array": values[:, None],
+        "lists": [[each] for each in values],
+        "tensor": torch.tensor(values)[:, None],
+    }
+    posterior = fit((TEXTS, column[form]), bag(1), likelihood=likelihood)
+    assert posterior.program.likelihood.name == "regression"
+    assert posterior.evaluate((TEXTS, column[form]), 2) == posterior.evaluate((TEXTS, values), 2)
+
+
+@pytest.mark.parametrize("form", ["list", "array", "table"])
+def test_labels_of_a_network_in_double_precision_keep_theirs(form: str, caplog: pytest.LogCaptureFixture) -> None:
+    values = 1e9 + np.linspace(0.25, 2, 8)
+    labels = values if form == "array" else values.tolist()
+    data: Any = {"text": TEXTS, "label": labels} if form == "table" else (TEXTS, labels)
+    posterior = fit(data, bag(1), likelihood="regression")
+    predicted = posterior.predict(TEXTS, 2).predicted
+    expected = np.sqrt(np.mean((predicted - values) ** 2))
+    assert posterior.evaluate(data, 2)["rmse"] == pytest.approx(expected, abs=1e-6)
+    assert "apart" not in caplog.text
+    fit(data, Bag(1), likelihood="regression")
+    assert "their spread is 0.573, but the network's numbers there are 1.2e+02 apart" in caplog.text
+
+
 def test_truth_values() -> None:
     truths = [number > 0 for number in NUMBERS]
     plain = fit((TEXTS, [int(truth) for truth in truths]), bag(2))
@@ -599,6 +627,20 @@ def test_lists_of_several_labels() -> None:
         posterior.evaluate((TEXTS[:2], [["joy"], ["envy"]]))
     by_number = fit((TEXTS, [[names.index(name) for name in each] for each in several]))
     assert nll(by_number, (TEXTS, rows)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_pair_whose_index_has_two_orders_is_refused() -> None:
+    table = pd.DataFrame({"text": TEXTS, "label": WORDS}, index=list("abcdefgh"))
+    mixed = table.iloc[[1, 0, *range(2, 8)]]
+    posterior = fit(table)
+    with pytest.raises(ValueError, match=r"two orders, 'a' and 'b' in row 0: give labels.loc"):
+        posterior.evaluate((table["text"], mixed["label"]))
+    with pytest.raises(ValueError, match="two orders"):
+        fit((table[["text"]], mixed["label"]))
+    expected = nll(posterior, table)
+    assert nll(posterior, (mixed["text"], mixed["label"])) == pytest.approx(expected, abs=1e-12)
+    other = table["label"].set_axis(range(8))  # an index of its own says nothing about the rows
+    assert nll(posterior, (table["text"], other)) == expected
 
 
 def test_outputs_of_scikit_learns_split(expected: float) -> None:

@@ -9,12 +9,24 @@ from bayeslora.data.columns import LABELS
 
 
 def check_pair(data: tuple[Any, Any], name: str) -> None:
-    """Raise an `ArgumentError` if two tables are given as inputs and labels, and may be training and test data."""
+    """Raise an `ArgumentError` if a pair is of two tables, as of training and test data, or of rows in two orders."""
     first, second = ([*map(str, columns_of(each) or ())] for each in data)
     if len(first) > 1 and first == second:
         raise ArgumentError(
             f"{name} is two tables with the same columns, {', '.join(first)}, and a pair is (inputs, labels): give the "
             "first alone, and the other to validation=… or evaluate(…)."
+        )
+    # As of `sample` or `sort_values` on one of two columns: pandas would put them together by their index.
+    index: Any = getattr(data[0], "index", None)
+    other: Any = getattr(data[1], "index", None)
+    if not hasattr(index, "equals") or not hasattr(other, "equals") or index.equals(other) or len(index) != len(other):
+        return
+    if index.is_unique and other.is_unique and index.isin(other).all():
+        row = int((index != other).argmax())
+        raise ArgumentError(
+            f"{name}: inputs and labels have the same index in two orders, {index[row]!r} and {other[row]!r} in row "
+            f"{row}: give labels.loc[inputs.index] if the index says which belong together, or labels.to_numpy() if "
+            "their places do."
         )
 
 

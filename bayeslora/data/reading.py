@@ -341,7 +341,9 @@ class Reader:
 
     def tensor(self, value: Any) -> Tensor:
         """Return a tensor, in double precision only if the network is: numbers of NumPy and Python would always be."""
-        value = as_tensor(value).detach().cpu()  # of another network, with its graph and device; loaders pin the CPU's
+        listed = isinstance(value, float | list | tuple)
+        value = as_tensor(np.asarray(value) if listed and self.dtype == torch.float64 else value)  # Python's are double
+        value = value.detach().cpu()  # of another network, with its graph and device; loaders pin the CPU's
         return value.to(self.dtype) if value.dtype in (torch.float32, torch.float64) else value
 
     def tokenize(self, texts: list[Any]) -> list[dict[str, Any]]:

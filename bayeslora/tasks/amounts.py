@@ -87,12 +87,14 @@ def _read(numbers: Sequence[str]) -> list[float] | None:
 
 
 def real(labels: RawLabels) -> Any:
-    """Return labels that are real numbers, also where they are written as texts, with the same unit beside each.
+    """Return labels that are real numbers, also in rows of one, or as texts with the same unit beside each.
 
     Raises:
         ValueError: If one is not a number; it names the label and its row.
     """
     values = labels.plain
+    if isinstance(values, np.ndarray) and values.ndim == 2 and values.shape[1] == 1:
+        return values[:, 0]
     if isinstance(values, np.ndarray) or labels.are_lists:
         return labels.values
     are_texts = all(isinstance(value, str) for value in values) and not all(map(is_number, values))

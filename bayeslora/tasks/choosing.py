@@ -71,6 +71,7 @@ def expected(
         raise not_told(labels)
     known = () if labels is None else (labels[row] for row in range(len(labels)))
     label = next((each for each in known if not is_missing(each)), None)
+    label = label[0] if label is not None and labels is not None and labels.are_real_column else label
     kind = suggested(columns, [label] if label is not None else None)
     if kind.one_of is not None and labels is not None and (labels.are_one_hot or (model is None and labels.are_column)):
         return kind.one_of

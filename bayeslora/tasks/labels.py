@@ -150,6 +150,13 @@ class RawLabels:
             isinstance(values, np.ndarray) and values.ndim == 2 and values.shape[1] == 1 and values.dtype.kind in "biu"
         )
 
+    @property
+    def are_real_column(self) -> bool:
+        """Whether there is one real number for each example, in a row of its own; 0 and 1 alone are something else."""
+        values = self.plain
+        is_matrix = isinstance(values, np.ndarray) and values.ndim == 2 and values.dtype.kind == "f"
+        return is_matrix and values.shape[1] == 1 and not self.are_rows
+
     def several(self) -> "RawLabels":
         """Return texts that each name several labels as lists, and other labels as they are."""
         lists = split_lists(self.values) if isinstance(self.plain, list) else None

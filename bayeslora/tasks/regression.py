@@ -1,5 +1,6 @@
 r"""A real number per example."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,11 @@ from bayeslora.types import Batch, LabelColumn, LabelValues, RealLogits, Tokeniz
 
 if TYPE_CHECKING:
     import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+COARSE = 100
+"""How often the distance of two numbers has to fit into the spread of labels."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -188,7 +194,14 @@ class RealValued(Likelihood):
 
     @classmethod
     def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "RealValued":
-        spread = float(np.std(np.asarray(labels, dtype=np.float64)))
+        values = np.asarray(labels, dtype=np.float64)
+        spread, apart = float(values.std()), torch.finfo(precise(logits).dtype).eps * float(np.abs(values).max())
+        if 0 < spread < COARSE * apart:
+            logger.warning(
+                "Labels reach %.4g and their spread is %.3g, but the network's numbers there are %.2g apart: subtract "
+                "the labels' mean, and add it to predictions.",
+                *(float(np.abs(values).max()), spread, apart),
+            )
         return cls(spread if 0 < spread < math.inf else 1.0)
 
     @classmethod
