@@ -233,9 +233,9 @@ class Sites(nn.Module):
         self.scale = scale
         self.sites = nn.ModuleDict(sites)
 
-    def forward(self) -> dict[str, Tensor]:
+    def forward(self) -> None:
         with self.stack.layers:
-            return self.sample()
+            self.sample()
 
     def sample(self) -> dict[str, Tensor]:
         """Sample the sites, within the plate over the layers."""
@@ -268,8 +268,9 @@ class PerStack(nn.ModuleDict):
     def __init__(self, guides: Mapping[str, nn.Module]):
         super().__init__(dict(guides))
 
-    def forward(self) -> dict[str, Any]:
-        return {name: guide() for name, guide in self.items()}
+    def forward(self) -> None:
+        for guide in self.values():
+            guide()
 
     def start(self, factors: FactorsByStack) -> None:
         """Start from trained factors, by stack."""

@@ -196,8 +196,9 @@ class Program(nn.Module, FittedProgram):
 
     def centre(self, auxiliary: bool = False) -> dict[str, Tensor]:
         """Return every site at its guide's mean, `[layer, …]`, with the guide in evaluation mode."""
-        with pyro.validation_enabled(False), evaluating(self.guide), AtMean():
-            return _latent(poutine.trace(self.guide).get_trace(), auxiliary)
+        with pyro.validation_enabled(False), evaluating(self.guide), AtMean(), torch.enable_grad():
+            found = _latent(poutine.trace(self.guide).get_trace(), auxiliary)
+        return _as_wanted(found)
 
     def draw(self, num_draws: int, auxiliary: bool = False, antithetic: bool = False) -> dict[str, Tensor]:
         """Draw every site from the guide, `[draw, layer, …]`, with torch's current random state.
@@ -235,8 +236,9 @@ class Program(nn.Module, FittedProgram):
         self, num_draws: int, names: list[str], handler: contextlib.AbstractContextManager[Any]
     ) -> dict[str, Tensor]:
         """Draw named sites from the guide, in evaluation mode, under a handler."""
-        with pyro.validation_enabled(False), evaluating(self.guide), handler:
-            return Predictive(self.guide, num_samples=num_draws, return_sites=names, parallel=True)()
+        with pyro.validation_enabled(False), evaluating(self.guide), handler, torch.enable_grad():
+            found = Predictive(self.guide, num_samples=num_draws, return_sites=names, parallel=True)()
+        return _as_wanted(found)
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Iterate over the names and parameters that are learned: of the guide, the task head and the likelihood."""
@@ -290,6 +292,15 @@ class AtMean(Messenger):
         if not (msg["is_observed"] or is_plate(msg)):
             msg["value"] = msg["fn"].mean
             msg["done"] = True
+
+
+def _as_wanted(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return sites, which were computed with gradients on, without a graph where the caller has them off.
+
+    With gradients off, views of a parameter say that they need one, and have no graph for it: hooks on all modules,
+    such as those of `FlopCounterMode`, fail at modules that take or return them.
+    """
+    return found if torch.is_grad_enabled() else {name: value.detach() for name, value in found.items()}
 
 
 def _latent(trace: poutine.Trace, auxiliary: bool = False) -> dict[str, Tensor]:

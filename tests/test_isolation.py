@@ -28,6 +28,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _ENUM_ALLOCATOR, _PYRO_STACK
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback, TrainingArguments
 
 import bayeslora
@@ -467,6 +468,19 @@ def test_a_default_device_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch, "get_default_device", absent)
     with pytest.raises(ValueError, match=r"default device is not there: Torch not compiled.*Leave it, torch\.set_def"):
         isolated()(print)()
+
+
+def test_operations_may_be_counted() -> None:
+    posterior, text, data = untrained("lora"), writer(), tokens(4)
+    calls: list[Callable[[], Any]] = [
+        *(lambda: posterior.predict(data[0]), lambda: posterior.evaluate(data), lambda: fit("tfb", epochs=1)),
+        lambda: text.generate([[5, 9, 21]], center=True, max_new_tokens=2),
+    ]
+    for call in calls:
+        expected = call()
+        with FlopCounterMode(display=False) as counter:
+            assert same(call(), expected)
+        assert counter.get_total_flops() > 0
 
 
 def test_a_mode_without_numbers_is_refused() -> None:

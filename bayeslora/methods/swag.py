@@ -127,11 +127,11 @@ class SWAGGuide(guides.PerStack):
         super().__init__(stacks)
         self.room = room
 
-    def forward(self) -> dict[str, Any]:
+    def forward(self) -> None:
         noise = SharedNoise(self.room)
         for site in moments(self):
             site.noise = noise
-        return super().forward()
+        super().forward()
 
 
 def moments(guide: nn.Module) -> list[Moments]:
