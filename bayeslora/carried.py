@@ -73,6 +73,10 @@ class Carried(nn.Module):
         with pyro.validation_enabled(False), torch.no_grad():
             return dict(sites(poutine.trace(self.guide).get_trace()))[site]["fn"]
 
+    def computes(self, site: str) -> bool:
+        """Whether the guide computes a site from what it draws, as Pyro's automatic guides do."""
+        return isinstance(self.distribution(site), Delta)
+
     def _is_seen(self, site: TraceSite) -> bool:
         return site["name"] in self.random or is_plate(site)
 

@@ -157,6 +157,14 @@ def test_what_a_program_weighs_counts_once_in_what_is_learned_on(prior_program: 
     torch.testing.assert_close(found.divergence, torch.zeros(5, dtype=torch.float64), rtol=0, atol=1e-9)
 
 
+def test_the_sampler_refuses_the_prior_that_an_automatic_guide_left() -> None:
+    settings: dict[str, Any] = {"rank": 2, "epochs": 0, "progress": False}
+    first = bayeslora.fit(network().double(), ROWS, AutoGuide(prior_program=plain), **settings)
+    second = bayeslora.fit(network().double(), ROWS, prior=first, **settings)
+    with pytest.raises(ValueError, match="'.*' is computed from other numbers in the automatic guide that is the prior"):
+        diagnostics.gold(second, ROWS, 4, 1)
+
+
 def test_a_prior_that_weighs_its_draws_is_not_drawn_from() -> None:
     posterior = bayeslora.fit(network().double(), ROWS, AutoGuide(prior_program=penalised), epochs=0, progress=False)
     assert "prior" not in posterior.to_arviz(ROWS, 5).groups()

@@ -163,8 +163,8 @@ def gold(
         seed: Seed of the sampler.
 
     Raises:
-        ValueError: If the method claims no posterior, or random sites have no densities; or if there are fewer than 4
-            samples.
+        ValueError: If the method claims no posterior, random sites have no densities, or the prior is an automatic
+            guide of an earlier fit; or if there are fewer than 4 samples.
 
     References:
         Hoffman and Gelman (2014), [The No-U-Turn Sampler](https://arxiv.org/abs/1111.4246).
@@ -184,6 +184,11 @@ def gold(
     centre = program.centre()
     random = [name for name in centre if name in two.log_prior and _is_drawn(program, name)]
     points = {name: value for name, value in centre.items() if name not in random}
+    if program.prior is not None and (computed := [name for name in random if program.prior.computes(name)]):
+        raise ValueError(
+            f"{computed[0]!r} is computed from other numbers in the automatic guide that is the prior here, and the "
+            "sampler draws sites themselves. Compare a fit to all the data, without prior=…, with its gold reference."
+        )
 
     own = program.method.claimed_priors(program)
 
