@@ -50,10 +50,17 @@ def dial(tuning: TuningResult) -> str:
 
 
 def method(method: Method) -> str:
-    """Return a method's name, and those of its fields that are not as by default."""
+    """Return a method's name, and those of its fields that are not as by default; functions by their names."""
     values = {field.name: (getattr(method, field.name), field.default) for field in dataclasses.fields(method)}  # type: ignore[arg-type]
-    changed = [f"{name}={value!r:.40}" for name, (value, default) in values.items() if repr(value) != repr(default)]
+    changed = [
+        f"{name}={_shown(value):.40}" for name, (value, default) in values.items() if repr(value) != repr(default)
+    ]
     return method.name + (f", {', '.join(changed)}" if changed else "")
+
+
+def _shown(value: Any) -> str:
+    """Return a value as one writes it; a function says itself where in memory it lies, which no two processes share."""
+    return str(getattr(value, "__name__", type(value).__name__)) if callable(value) else repr(value)
 
 
 def _network(network: AdaptedNetwork) -> str:

@@ -103,6 +103,7 @@ class AutoGuide(LearnedSpreads):
     def make(self, stack: Stack, values: dict[str, torch.Tensor]) -> Any:
         """Make an automatic guide of one stack that starts at the given sites."""
         make = getattr(pyro.infer.autoguide, self.autoguide) if isinstance(self.autoguide, str) else self.autoguide
+        written.check_guide(make)
         settings: dict[str, Any] = {"init_loc_fn": init_to_value(values=values, fallback=finite_mean)}
         if "init_scale" in inspect.signature(make).parameters:
             settings["init_scale"] = self.init_scale

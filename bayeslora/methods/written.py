@@ -1,5 +1,6 @@
 """Prior programs that users write: what an automatic guide, and the factors of a stack, ask of one."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,16 @@ def check(stack: Stack, run: Callable[[], Any]) -> None:
         if not (site["is_observed"] or type(site["fn"]).__name__ == "_Subsample"):
             _check_distribution(name, site["fn"])
     _check_factors(stack, trace.nodes["_RETURN"]["value"])
+
+
+def check_guide(make: Callable[..., Any]) -> None:
+    """Raise a ValueError if an automatic guide cannot be told where to start."""
+    taken = inspect.signature(make).parameters.values()
+    if not any(each.name == "init_loc_fn" or each.kind is each.VAR_KEYWORD for each in taken):
+        raise ValueError(
+            f"autoguide: {getattr(make, '__name__', make)} takes no init_loc_fn, which says where it starts, so that "
+            "the network would not start as its base does. Choose one such as 'AutoNormal'."
+        )
 
 
 def _check_distribution(site: str, fn: Any) -> None:

@@ -179,5 +179,7 @@ def test_guides_that_do_not_fit_say_what_does() -> None:
 
     with pytest.raises(ValueError, match="Flow has no median"):
         make_program(autoguide=Flow)
+    with pytest.raises(ValueError, match="autoguide: AutoGuideList takes no init_loc_fn, which says where it starts"):
+        make_program(autoguide="AutoGuideList")
     with pytest.raises(ValueError, match=r"temperature=0.0: give a positive number"):
         AutoGuide(temperature=0.0)
