@@ -42,6 +42,12 @@ def likelihood_for(
     train.check_labels_given()
     batch = train.about(choosing.asked(given) or choosing.labelled_by_inputs(model)).first_batch()
     if "labels" not in batch:
+        texts = train.reader.columns.text
+        if len(texts) > 1:  # as of a text and its summary
+            raise ValueError(
+                f"The data has no label: {', '.join(texts)} are read as texts. If one of them is the label, name it, "
+                f"such as label={texts[-1]!r}."
+            )
         raise ValueError(
             f"The data has no labels, only {', '.join(batch)}: give a 'labels' or 'label' column, or (inputs, labels), "
             "or name the column, label=…."

@@ -523,3 +523,31 @@ def test_numbers_that_are_not_named_as_texts_are_refused_in_words(data: Any) -> 
         ValueError, match=r"; the network takes input_ids, .* numbers are texts if the column is named so"
     ):
         bayeslora.fit(network, data, "lora", tokenizer=tiny_tokenizer(), progress=False)
+
+
+def test_folders_that_say_a_column_are_read(base: Path, tmp_path: Path) -> None:
+    names = [f"{word} ä/b" for word in WORDS]
+    table = pd.DataFrame({"text": TEXTS, "label": names, "year": [1, 2] * 4})
+    table.to_parquet(tmp_path / "rows", partition_cols=["year", "label"])
+    (tmp_path / "rows" / "_SUCCESS").write_text("")
+    found = read(str(tmp_path / "rows"))["train"].to_pandas().astype({"year": int, "label": str})
+    expected = table.sort_values("text", ignore_index=True)
+    pd.testing.assert_frame_equal(
+        found.sort_values("text", ignore_index=True)[list(table)], expected, check_dtype=False
+    )
+
+
+@pytest.mark.parametrize("form", [pd.DataFrame, dict, datasets.Dataset.from_dict])
+def test_splits_are_tables_of_any_kind(form: Any) -> None:
+    train, other = form({"text": TEXTS, "label": WORDS}), form({"text": TEXTS[:3], "label": WORDS[:3]})
+    assert len(split_of({"test": other, "train": train}, "train")["text"]) == 8
+    assert len(given({"train": train, "dev": other}, "validation", "test")["text"]) == 3
+    with pytest.raises(ValueError, match="no 'test' split, only a, b: give the one to read"):
+        given({"a": train, "b": other}, "test")
+
+
+def test_texts_of_which_one_is_the_label_are_named() -> None:
+    network = model("T5", "ForConditionalGeneration")()
+    rows = {"document": TEXTS, "summary": [f"{text} {text}" for text in TEXTS]}
+    with pytest.raises(ValueError, match=r"document, summary are read as texts. .* such as label='summary'"):
+        bayeslora.fit(network, rows, "lora", tokenizer=tiny_tokenizer(), rank=2, epochs=0, progress=False)

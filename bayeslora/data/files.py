@@ -103,7 +103,14 @@ def _matching(pattern: str) -> list[Path]:
 
 
 def _has_splits(data: Any) -> bool:
-    return isinstance(data, Mapping) and bool(data) and all(hasattr(value, "column_names") for value in data.values())
+    """Whether data is a mapping from splits to tables: of `datasets`, of pandas, or from columns to lists."""
+    return isinstance(data, Mapping) and bool(data) and all(map(_is_table, data.values()))
+
+
+def _is_table(data: Any) -> bool:
+    if isinstance(data, Mapping):
+        return all(hasattr(values, "__len__") and not isinstance(values, str | Mapping) for values in data.values())
+    return hasattr(data, "column_names") or (hasattr(data, "columns") and hasattr(data, "iloc"))
 
 
 def split_of(data: Mapping[str, Data], *names: str) -> Data:
@@ -147,7 +154,8 @@ def read(name: str) -> "DatasetDict":
     A file is CSV, with commas, semicolons, tabs or bars between its columns, in UTF-8, UTF-16, an encoding that its
     letters tell, or Windows' Western one; JSON, or JSON lines; words with tags (CoNLL); Parquet, Feather or Arrow; or
     Excel, by pandas. Texts may be compressed. Files of a folder are put together by the splits in their names, and so
-    are those that a pattern such as `part-*.csv` matches.
+    are those that a pattern such as `part-*.csv` matches. Of Parquet in folders such as `label=good`, as Hive and Spark
+    write it, the folders' names are a column.
 
     Raises:
         ValueError: If it is not there, is empty, has another ending, or cannot be read; the message says which row does
@@ -184,6 +192,8 @@ def _read(name: str) -> "DatasetDict":
     is_saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
     if path.is_dir() and not is_saved and (files := _tables_in(path)):
         return _together(files)
+    if path.is_dir() and not is_saved and _is_partitioned(path):
+        return datasets.DatasetDict({"train": _of_partitions(path)})
     try:
         if is_saved:
             saved = datasets.load_from_disk(name)
@@ -280,6 +290,27 @@ def _tables_in(folder: Path) -> list[Path]:
     card = folder / "README.md"
     has_card = card.is_file() and card.read_text(encoding="utf-8", errors="replace").startswith("---")
     return entries if are_tables and not has_card else []
+
+
+def _is_partitioned(folder: Path) -> bool:
+    """Whether Parquet files lie in folders that say a column and its value, `label=good/part-0.parquet`."""
+    files = [path.relative_to(folder).parts[:-1] for path in folder.rglob("*.parquet")]
+    return bool(files) and all(parts and all(part.find("=") > 0 for part in parts) for parts in files)
+
+
+def _of_partitions(folder: Path) -> "Dataset":
+    """Read Parquet files with the columns that their folders say, which are numbers if all values are whole."""
+    import pyarrow as pa
+    from datasets import Dataset
+    from pyarrow import dataset
+
+    try:
+        rows = dataset.dataset(folder, format="parquet", partitioning="hive").to_table()
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+        raise ValueError(_failed(str(folder), folder, error)) from error
+    if not len(rows):
+        raise ValueError(f"{folder} has no rows: give files with a row for each example.")
+    return Dataset(rows)
 
 
 def _together(files: Sequence[Path]) -> "DatasetDict":
