@@ -273,6 +273,16 @@ def _adapters(
             )
         if parts["A"].dim() != 2 or parts["B"].dim() != 2:
             refuse_layer(name)
+        if parts["A"].shape[0] != parts["B"].shape[1]:
+            raise ValueError(
+                f"Layer {name!r} of the PEFT adapter has an A of rank {parts['A'].shape[0]} and a B of rank "
+                f"{parts['B'].shape[1]}: it is damaged."
+            )
+        if "m" in parts and parts["m"].shape != parts["B"].shape[:1]:
+            raise ValueError(
+                f"Layer {name!r} of the PEFT adapter has magnitudes of shape {tuple(parts['m'].shape)} for "
+                f"{len(parts['B'])} features: it is damaged."
+            )
         # Factors are never in half precision, whatever the base.
         precise = {
             key: value.detach().to(torch.promote_types(value.dtype, torch.float32)) for key, value in parts.items()
@@ -309,8 +319,8 @@ def _built_by_peft(
     except ImportError:
         logger.warning(NOT_COMPARED, folder)
         return None
-    settings = _settings(config, adapters, base)
     with _by_peft(folder), seeded(0):  # PEFT draws a start, which it then replaces
+        settings = _settings(config, adapters, base)
         model: Any = get_peft_model(share_weights(base, head_names(base)), settings)
         set_peft_model_state_dict(model, dict(state))
         return model.base_model.model
@@ -342,7 +352,8 @@ def put_by_peft(base: nn.Module, folders: Sequence[Path]) -> Any:
         config, state = read_folder(folder)
         adapters = _from_peft(config, state)
         _check_layers(adapters, base)
-        read.append((folder, state, _settings(config, adapters, base)))
+        with _by_peft(folder):
+            read.append((folder, state, _settings(config, adapters, base)))
     model: Any = None
     for folder, state, settings in read:
         with _by_peft(folder), seeded(0):

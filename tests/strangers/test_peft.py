@@ -169,6 +169,32 @@ def test_tensors_that_are_none_of_an_adapter(folder: Path, kind: str) -> None:
         read(folder)
 
 
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_both_factors_have_one_rank(folder: Path, ranks: int) -> None:
+    state = load_file(folder / WEIGHTS)
+    name = next(name for name in state if "lora_B" in name)
+    save_file(state | {name: torch.zeros(len(state[name]), ranks)}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=rf"has an A of rank 2 and a B of rank {ranks}: it is damaged"):
+        from_peft_folder(folder, tiny_bert())
+
+
+def test_magnitudes_are_one_for_each_feature(tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS", use_dora=True)
+    peft.get_peft_model(tiny_bert(), config).save_pretrained(tmp_path)
+    state = load_file(tmp_path / WEIGHTS)
+    name = next(name for name in state if "magnitude" in name)
+    save_file(state | {name: torch.ones(64)}, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=r"has magnitudes of shape \(64,\) for 32 features: it is damaged"):
+        from_peft_folder(tmp_path, tiny_bert())
+
+
+@pytest.mark.parametrize("settings", [{"layers_pattern": ["layer"]}, {"task_type": "OTHER"}])
+def test_what_peft_does_not_take_is_said_of_the_folder(folder: Path, settings: dict[str, Any]) -> None:
+    (folder / CONFIG).write_text(json.dumps(config_of(folder) | settings))
+    with pytest.raises(ValueError, match=rf"^PEFT cannot read the adapter in {re.escape(str(folder))}: "):
+        read(folder)
+
+
 @pytest.mark.parametrize("prefix", ["", "base_model.model."])
 def test_names_that_mean_the_same_are_refused(folder: Path, prefix: str) -> None:
     state = load_file(folder / WEIGHTS)
