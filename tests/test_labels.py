@@ -605,6 +605,11 @@ def test_published_tables_of_words(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ValueError, match="row 0: there are 2 words and 1 tags"):
         posterior.evaluate(datasets.Dataset.from_dict({"tokens": words, "ner_tags": [["O"], *tags[1:]]}))
     np.testing.assert_array_equal(posterior.predict({"tokens": words}, 2).draws, posterior.predict(rows, 2).draws)
+    stream = classed.to_iterable_dataset()
+    with pytest.raises(ValueError, match=r"words and tags as a table, Dataset.from_list\(list\(stream\), stream.feat"):
+        posterior.evaluate(stream, 2)
+    stored = datasets.Dataset.from_list(list(stream), stream.features)
+    assert nll(posterior, stored) == pytest.approx(nll(posterior, rows), abs=1e-12)
 
 
 def test_lists_of_several_labels() -> None:

@@ -23,6 +23,7 @@ from bayeslora.tasks.checking import REPAIR, as_tensor, check_texts, is_missing
 from bayeslora.tasks.choices import plain_name
 from bayeslora.tasks.conversations import Answers, check_read, columns_in
 from bayeslora.tasks.labels import RawLabels
+from bayeslora.tasks.words import WORDS
 from bayeslora.types import Batch, Data, LabelValues, Row, Tokenizer
 
 if TYPE_CHECKING:
@@ -307,10 +308,15 @@ class Reader:
                     raise ValueError(f"{self.name}: {name!r} is missing. {REPAIR}.")
             texts = self._texts_of(row)
             if not 1 <= len(texts) <= 2:
+                advice = f"keep one or two text columns to be tokenised; there are {', '.join(texts) or 'none'}"
+                advice = (
+                    "give words and tags as a table, Dataset.from_list(list(stream), stream.features)"
+                    if {*WORDS} & {*row}
+                    else advice
+                )
                 raise ValueError(
                     f"{self.name}: a row has {', '.join(row)}; the network takes {', '.join(self.parameters)}. Rename "
-                    "the columns, or keep one or two text columns to be tokenised; there are "
-                    f"{', '.join(texts) or 'none'}."
+                    f"the columns, or {advice}."
                 )
             self.columns = replace(self.columns, text=tuple(texts))
             encoded = self.needed_tokenizer()(*([text] for text in texts.values()), truncation=True)

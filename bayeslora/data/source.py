@@ -86,7 +86,8 @@ class Source:
         elif hasattr(self.dataset, "column_names") and "labels" in self.dataset.column_names:
             self.dataset = self.dataset.remove_columns("labels")
         self._check()
-        logger.log(logging.DEBUG if how.known is NOTHING else logging.INFO, "%s: %s", name, said(self.reader.columns))
+        if read := said(self.reader.columns):
+            logger.log(logging.DEBUG if how.known is NOTHING else logging.INFO, "%s: %s", name, read)
 
     @property
     def with_labels(self) -> bool:
