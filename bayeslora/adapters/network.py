@@ -17,7 +17,7 @@ from bayeslora.adapters.stack import Stacks, grouped
 from bayeslora.adapters.targets import check_names, choose_targets, head_names, linear_layers
 from bayeslora.adapters.weights import hold, is_within, names_of, share_weights, swap
 from bayeslora.isolation import check_free, working
-from bayeslora.networks import leave_reentrant_checkpointing, logits_of
+from bayeslora.networks import leave_fused_encoders, leave_reentrant_checkpointing, logits_of
 from bayeslora.passes import Left, Passes
 from bayeslora.types import Batch, FactorsByStack, FactorTuple, Targets
 
@@ -109,10 +109,7 @@ class AdaptedNetwork(nn.Module):
             for stack in self.stacks.values()
         }
         swap(self.model, {layer.base: layer for layers in self._layers.values() for layer in layers})
-        for module in self.model.modules():
-            if isinstance(module, nn.TransformerEncoderLayer):
-                # Its fused kernel for inference reads the layers' weights and never calls them.
-                module.activation_relu_or_gelu = 0
+        leave_fused_encoders(self.model)
         dtype = self.dtype
         self.writes = writes_of(self)
         for stack in self.stacks.values():

@@ -289,7 +289,7 @@ def test_before_training_it_is_the_base_network(make: Any) -> None:
 @pytest.mark.parametrize("length", [6, 12])  # 12: as many tokens as rows over all draws
 def test_draws_in_one_pass_equal_a_loop(make: Any, length: int) -> None:
     network = AdaptedNetwork(make(), rank=4).eval()
-    factors = random_factors(network, num_draws=3)
+    factors = random_factors(network, num_draws=2)
     x = inputs(length=length)
     x["attention_mask"][1, 4:] = 0
     with torch.no_grad():
@@ -441,6 +441,41 @@ def test_adapters_work_where_torch_would_use_its_fused_encoder_layer() -> None:
     torch.testing.assert_close(at_inference, network.train()(factors, x), atol=1e-5, rtol=1e-5)
     network.unbind()
     assert not torch.allclose(at_inference, network.model(**x), atol=1e-3)
+
+
+class Padded(nn.Module):
+    """Token 0 is padding, which torch's encoder leaves out in evaluation mode, and the mean over tokens sees."""
+
+    def __init__(self, norm: nn.Module | None):
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 2, norm), nn.Linear(8, 3)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(self.embedding(ids), src_key_padding_mask=ids == 0).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("norm", [None, nn.LayerNorm(8)])
+@pytest.mark.parametrize("left_aligned", [True, False])
+def test_draws_and_gradients_where_torch_would_leave_out_padding(norm: nn.Module | None, left_aligned: bool) -> None:
+    torch.manual_seed(0)
+    model = Padded(norm).double().eval()
+    if norm is not None:
+        nn.init.normal_(model.encoder.norm.bias)
+    ids = torch.randint(1, 20, (4, 6))
+    ids[1, 3:] = ids[2, 5:] = 0
+    ids[3, 0] *= left_aligned
+    network = AdaptedNetwork(model, rank=2).eval()
+    factors = random_factors(network, num_draws=2)
+    with torch.inference_mode():
+        torch.testing.assert_close(network.logits({"ids": ids}), model(ids), atol=1e-12, rtol=0)
+        found = network(factors, {"ids": ids})
+    assert network.folds(factors, {"ids": ids})
+    leaves = {name: Factors(*(x.clone().requires_grad_() for x in f)) for name, f in factors.items()}
+    torch.testing.assert_close(network(leaves, {"ids": ids}).detach(), found, atol=1e-12, rtol=0)
+    assert_gradients_of_a_loop(network, factors, {"ids": ids})
 
 
 @pytest.mark.parametrize("make", [tiny_bert, tiny_llama, tiny_gpt2])
