@@ -309,15 +309,10 @@ class Reader:
             texts = self._texts_of(row)
             if not 1 <= len(texts) <= 2:
                 advice = f"keep one or two text columns to be tokenised; there are {', '.join(texts) or 'none'}"
-                advice = (
-                    "give words and tags as a table, Dataset.from_list(list(stream), stream.features)"
-                    if {*WORDS} & {*row}
-                    else advice
-                )
-                raise ValueError(
-                    f"{self.name}: a row has {', '.join(row)}; the network takes {', '.join(self.parameters)}. Rename "
-                    f"the columns, or {advice}."
-                )
+                if {*WORDS} & {*row}:
+                    advice = "give words and tags as a table, Dataset.from_list(list(stream), stream.features)"
+                takes = f"a row has {', '.join(row)}; the network takes {', '.join(self.parameters)}"
+                raise ValueError(f"{self.name}: {takes}. Rename the columns, or {advice}.")
             self.columns = replace(self.columns, text=tuple(texts))
             encoded = self.needed_tokenizer()(*([text] for text in texts.values()), truncation=True)
             row |= {name: values[0] for name, values in encoded.items()}
@@ -347,9 +342,9 @@ class Reader:
 
     def tensor(self, value: Any) -> Tensor:
         """Return a tensor, in double precision only if the network is: numbers of NumPy and Python would always be."""
-        listed = isinstance(value, float | list | tuple)
-        value = as_tensor(np.asarray(value) if listed and self.dtype == torch.float64 else value)  # Python's are double
-        value = value.detach().cpu()  # of another network, with its graph and device; loaders pin the CPU's
+        if self.dtype == torch.float64 and isinstance(value, float | list | tuple):  # which PyTorch would round
+            value = np.asarray(value)
+        value = as_tensor(value).detach().cpu()  # of another network, with its graph and device; loaders pin the CPU's
         return value.to(self.dtype) if value.dtype in (torch.float32, torch.float64) else value
 
     def tokenize(self, texts: list[Any]) -> list[dict[str, Any]]:
