@@ -8,9 +8,10 @@ import contextlib
 import hashlib
 import json
 import logging
+import pickle
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,25 @@ FURTHER = ("optim_args", "lr_scheduler_kwargs")
 
 class Unresumable(ValueError):
     """A checkpoint cannot be continued as the fit that was asked for."""
+
+
+@contextlib.contextmanager
+def continuing(checkpoint: str | None) -> Iterator[None]:
+    """Say of which checkpoint it is that a state cannot be loaded, which somebody else has written.
+
+    Raises:
+        Unresumable: If it cannot.
+    """
+    try:
+        yield
+    except (AttributeError, EOFError, KeyError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        if isinstance(error, pickle.UnpicklingError):
+            what = "a state in it holds more than numbers, which could run code"
+        else:
+            what = f"a state in it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise Unresumable(
+            f"Cannot resume from {checkpoint}: {what[:300].rstrip('.')}. Set resume=False, or another output_dir."
+        ) from error
 
 
 def fit_record(
@@ -230,6 +250,12 @@ def check(checkpoint: Path, fit: Mapping[str, Any], states: Sequence[str], anywa
         faults.append(f"it is a checkpoint of another fit ({'; '.join(differing)})")
     if gone:
         faults.append(f"it has no {', '.join(gone)}, without which the fit will not be what it would have been")
+    state = saving.read(checkpoint / "trainer_state.json")
+    if state is not None and state.get("global_step") != step(checkpoint):
+        raise Unresumable(
+            f"Cannot resume from {checkpoint}: its trainer_state.json is of step {state.get('global_step')!r:.50}. "
+            "Remove this checkpoint: an earlier one is taken then."
+        )
     if not faults:
         return
     if not anyway:

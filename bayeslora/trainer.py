@@ -277,18 +277,21 @@ class ProgramTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         tensors, record = storage.load_files(resume_from_checkpoint)
-        try:
+        with checkpoints.continuing(resume_from_checkpoint):
             with storage.of_this_base():
                 bases.put_new(self.program.network, tensors)
                 storage.check_base(self.program.network, tensors.pop("fingerprint"))
                 bases.check(self.program.network, tensors.pop("base_fingerprint", None))
             storage.load_state(self.program, tensors)
-        except (RuntimeError, ValueError) as error:
-            what = " ".join(str(error).split())
-            raise checkpoints.Unresumable(
-                f"Cannot resume from {resume_from_checkpoint}: {what:.300} Set resume=False, or another output_dir."
-            ) from error
         self.recorder.restore(storage.history(tensors, record))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with checkpoints.continuing(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with checkpoints.continuing(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
         storage.load_state(self.program, storage.load_files(self.state.best_model_checkpoint)[0])

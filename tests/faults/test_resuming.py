@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import random
+import re
 import shutil
 import signal
 import time
@@ -349,6 +350,33 @@ def test_a_state_that_is_missing_is_refused_or_warned_of(
     posterior = fit(finished, validation=rows(seed=1), resume="anyway")
     assert posterior.history["step"].tolist() == [1, 2, 3, 4, 5, 6]
     assert f"anyway: it has no {name}, without which the fit will not be what it would have been." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("optimizer.pt", {"state": {}}, "a state in it lacks 'param_groups'"),
+        ("optimizer.pt", [1], "list indices must be integers"),
+        ("optimizer.pt", {"state": Stop}, "a state in it holds more than numbers, which could run code"),
+        ("scheduler.pt", {}, "a state in it lacks 'lr_lambdas'"),
+        ("rng_state.pth", {}, "a state in it lacks 'python'"),
+        ("trainer_state.json", {"epoch": 1.0}, "its trainer_state.json is of step None"),
+    ],
+)
+def test_states_that_somebody_else_wrote_are_refused_of_the_checkpoint(
+    tmp_path: Path, file: str, content: Any, message: str
+) -> None:
+    with pytest.raises(Stop):
+        fit(tmp_path, callbacks=[Raise(5, Stop())])
+    path = tmp_path / "checkpoint-3" / file
+    path.unlink()
+    if file.endswith(".json"):
+        path.write_text(json.dumps(content))
+    else:
+        torch.save(content, path)
+    checkpoints.complete(path.parent, json.loads((path.parent / checkpoints.COMPLETE).read_text())["fit"])
+    with pytest.raises(checkpoints.Unresumable, match=rf"^Cannot resume from {path.parent}: {re.escape(message)}"):
+        fit(tmp_path, resume=True)
 
 
 def test_checkpoints_without_states_are_refused(tmp_path: Path) -> None:
