@@ -15,6 +15,7 @@ from pyro.distributions import Delta
 from torch import Tensor
 
 from bayeslora.diagnostics.densities import NoDensityError, densities, draw_with_latents
+from bayeslora.distributions import FixedNoise
 from bayeslora.elbo import sites as sites_of
 from bayeslora.isolation import seeded
 from bayeslora.methods import Method
@@ -38,7 +39,8 @@ def check(program: Program) -> None:
     """Compare what a user's program gives several draws at once with what it gives each by itself.
 
     Raises:
-        ValueError: If they differ, if several at once fail, or if factors do not follow from the sites.
+        ValueError: If they differ, if several at once fail, if factors do not follow from the sites, or if a divergence
+            has another weight in the prior than in the guide.
     """
     method = program.method
     if not _is_users(method) or method.num_draws(program.guide) is not None:
@@ -64,8 +66,37 @@ def check(program: Program) -> None:
                     raise _refusal(method, "prior", f"at {DRAWS} draws, {factor} of stack {name!r} has shape {shapes}")
                 if not _alike(value, each):
                     raise _refusal(method, "prior", f"{factor} of stack {name!r} is not that of each draw alone")
+        _check_weights(program)
         with contextlib.suppress(NoDensityError):
             _check_densities(program, sites, latents)
+
+
+def _check_weights(program: Program) -> None:
+    """Refuse sites whose divergence, which is computed in one piece, has two weights."""
+    with seeded(0):
+        prior, guide = _trace(program.factors, {}), _trace(program.guide, {})
+    for name, site in guide.items():
+        if name not in prior or isinstance(site["fn"], Delta | FixedNoise):
+            continue
+        for what in ("scale", "mask"):
+            both = (prior[name][what], site[what])
+            if not _same(*both):
+                raise ValueError(
+                    f"{program.method.name!r} has site {name!r} at {what} {_short(both[0])} in its prior, and at "
+                    f"{_short(both[1])} in its guide: set the same poutine.{what} around it in both."
+                )
+
+
+def _same(first: Any, second: Any) -> bool:
+    if first is None or second is None:
+        return first is second
+    return torch.allclose(torch.as_tensor(first, dtype=torch.double), torch.as_tensor(second, dtype=torch.double))
+
+
+def _short(value: Any) -> str:
+    return (
+        f"{value:.3g}" if isinstance(value, float | int) else "one of its own" if isinstance(value, Tensor) else "none"
+    )
 
 
 def _is_users(method: Method) -> bool:

@@ -357,3 +357,34 @@ class ApartGuide(nn.Module):
 def test_a_method_of_one_s_own_is_held_to_it_too() -> None:
     with pytest.raises(ValueError, match="The guide of 'apart' is not written for several draws at once: "):
         bayeslora.fit(network(), (X.float(), ROWS[1]), Apart(), rank=2, progress=False)
+
+
+@dataclass(frozen=True)
+class Unequal(bayeslora.PerStackMethod):
+    """A method that weighs its divergence in the prior, and not in the guide, which is the one that counts."""
+
+    name = "unequal"
+    guides_scale: float = 1.0
+
+    def stack_prior(self, stack: Stack) -> Factors:
+        with stack.layers, poutine.scale(scale=1 / stack.num_examples):
+            A = pyro.sample(stack.site("A"), priors.normal(stack.A_shape, 0.2))
+            B = pyro.sample(stack.site("B"), priors.flat(stack.B_shape))
+        return Factors(A, B)
+
+    def stack_guide(self, stack: Stack) -> nn.Module:
+        return guides.Sites(
+            stack,
+            scale=self.guides_scale,
+            A=guides.Normal(guides.kaiming(len(stack), *stack.A_shape), 0.02),
+            B=guides.Point(torch.zeros(len(stack), *stack.B_shape)),
+        )
+
+
+def test_a_divergence_of_two_weights_is_refused() -> None:
+    rows, settings = (X.float(), ROWS[1]), {"rank": 2, "epochs": 0, "progress": False}
+    with pytest.raises(
+        ValueError, match=r"has site '6x8\.A' at scale 0\.05 in its prior, and at 1 in its guide: set the"
+    ):
+        bayeslora.fit(network(), rows, Unequal(), **settings)
+    bayeslora.fit(network(), rows, Unequal(1 / N), **settings)
