@@ -14,6 +14,9 @@ from torch import Tensor
 from bayeslora.distributions import FixedNoise, Flat, kl_divergence
 from bayeslora.types import TraceSite
 
+OWN_WEIGHT = "own_weight"
+"""In `infer` of a guide's site at a point: the prior's scale and mask count for ln p, and not those of the guide."""
+
 
 class MeanFieldELBO(TraceMeanField_ELBO):
     """Pyro's mean-field ELBO without the densities that an analytic KL makes useless.
@@ -90,12 +93,11 @@ def _kl(site: TraceSite, guide_site: TraceSite) -> Tensor:
     except NotImplementedError:  # torch's way to say that this pair has no closed form
         return _log_prob_sum(guide_site) - _log_prob_sum({**site, "scale": guide_site["scale"]})
     if isinstance(guide_site["fn"], Delta):
-        # Pyro's divergence of a point ignores its density; and what a program scales or masks itself is ln p alone.
-        density = guide_site["fn"].log_density
-        return (
-            scale_and_mask(kl, site["scale"], site["mask"]).sum()
-            + scale_and_mask(density, guide_site["scale"], guide_site["mask"]).sum()
-        )
+        density = guide_site["fn"].log_density  # which Pyro's divergence of a point ignores
+        if guide_site["infer"].get(OWN_WEIGHT):  # what a program scales or masks itself is ln p alone
+            own = scale_and_mask(kl, site["scale"], site["mask"]).sum()
+            return own + scale_and_mask(density, guide_site["scale"], guide_site["mask"]).sum()
+        kl = kl + density
     return scale_and_mask(kl, guide_site["scale"], guide_site["mask"]).sum()
 
 

@@ -5,6 +5,7 @@ may take for another dimension. It would fail after training, or give every draw
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,12 +17,15 @@ from torch import Tensor
 
 from bayeslora.diagnostics.densities import NoDensityError, densities, draw_with_latents
 from bayeslora.distributions import FixedNoise
+from bayeslora.elbo import OWN_WEIGHT
 from bayeslora.elbo import sites as sites_of
 from bayeslora.isolation import seeded
 from bayeslora.methods import Method
 from bayeslora.methods.base import own_fields
 from bayeslora.program import Program, evaluating
 from bayeslora.types import Sites, TraceSite
+
+logger = logging.getLogger(__name__)
 
 DRAWS = 3
 """Draws that are compared: enough to be mistaken for no dimension of size 1 or 2."""
@@ -39,8 +43,7 @@ def check(program: Program) -> None:
     """Compare what a user's program gives several draws at once with what it gives each by itself.
 
     Raises:
-        ValueError: If they differ, if several at once fail, if factors do not follow from the sites, or if a divergence
-            has another weight in the prior than in the guide.
+        ValueError: If they differ, if several at once fail, or if factors do not follow from the sites.
     """
     method = program.method
     if not _is_users(method) or method.num_draws(program.guide) is not None:
@@ -72,7 +75,7 @@ def check(program: Program) -> None:
 
 
 def _check_weights(program: Program) -> None:
-    """Refuse sites whose divergence, which is computed in one piece, has two weights."""
+    """Say of which sites the divergence, which is computed in one piece, has two weights."""
     with seeded(0):
         prior, guide = _trace(program.factors, {}), _trace(program.guide, {})
     for name, site in guide.items():
@@ -81,9 +84,10 @@ def _check_weights(program: Program) -> None:
         for what in ("scale", "mask"):
             both = (prior[name][what], site[what])
             if not _same(*both):
-                raise ValueError(
-                    f"{program.method.name!r} has site {name!r} at {what} {_short(both[0])} in its prior, and at "
-                    f"{_short(both[1])} in its guide: set the same poutine.{what} around it in both."
+                logger.warning(
+                    "%r has site %r at %s %s in its prior, and at %s in its guide, whose counts: set the same "
+                    "poutine.%s around it in both.",
+                    *(program.method.name, name, what, _short(both[0]), _short(both[1]), what),
                 )
 
 
@@ -110,14 +114,18 @@ def _check_densities(program: Program, sites: Sites, latents: Sites) -> None:
     with _explained(program.method, "prior or the guide"):
         found = densities(program, sites, latents)
     weight = found.temperature / program.stacks.num_examples
-    points = {name for name, site in _trace(program.guide, {}).items() if isinstance(site["fn"], Delta)}
+    guide = _trace(program.guide, {})
+    points = {name for name, site in guide.items() if isinstance(site["fn"], Delta)}
+    weighted = {name for name in found.log_prior if name not in guide or guide[name]["infer"].get(OWN_WEIGHT)}
     given = {**sites, **latents}
     own = {name: value for name, value in given.items() if name not in points}
     parts = (("prior", program.factors, given, found.log_prior), ("guide", program.guide, own, found.log_guide))
     for what, run, values, log_probs in parts:
         alone = [_trace(run, _draw_of(values, index)) for index in range(DRAWS)]
         for name in log_probs.keys() - program.method.claimed_priors(program).keys():
-            each = [float(trace[name]["log_prob_sum"]) / weight for trace in alone]
+            # Densities are in units of the divergence's weight, or without any.
+            unit = weight if what == "prior" and name in weighted else float(alone[0][name]["scale"])
+            each = [float(trace[name]["log_prob_sum"]) / unit for trace in alone]
             if not _alike(log_probs[name], torch.tensor(each, dtype=torch.double)):
                 raise _refusal(program.method, what, f"the density of {name!r} is not that of each draw alone")
 

@@ -381,10 +381,21 @@ class Unequal(bayeslora.PerStackMethod):
         )
 
 
-def test_a_divergence_of_two_weights_is_refused() -> None:
-    rows, settings = (X.float(), ROWS[1]), {"rank": 2, "epochs": 0, "progress": False}
-    with pytest.raises(
-        ValueError, match=r"has site '6x8\.A' at scale 0\.05 in its prior, and at 1 in its guide: set the"
-    ):
-        bayeslora.fit(network(), rows, Unequal(), **settings)
-    bayeslora.fit(network(), rows, Unequal(1 / N), **settings)
+def test_a_divergence_of_two_weights_has_the_guide_s_and_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    settings: dict[str, Any] = {"rank": 2, "epochs": 0, "progress": False}
+    posterior = bayeslora.fit(network(), (X.float(), ROWS[1]), Unequal(), **settings)
+    said = [record.getMessage() for record in caplog.records if "poutine" in record.getMessage()]
+    assert said[0] == (
+        "'unequal' has site '6x8.A' at scale 0.05 in its prior, and at 1 in its guide, whose counts: set the same "
+        "poutine.scale around it in both."
+    )
+    program, sites = posterior.program, posterior.draw(3, seed=0)
+    found = densities(program, sites, {})
+    expected = sum(
+        dist.Normal(0.0, 0.2).log_prob(value).flatten(1).sum(1) for name, value in sites.items() if name[-1] == "A"
+    )
+    assert found.temperature == N
+    torch.testing.assert_close(sum(found.log_prior.values()), expected.double(), rtol=1e-5, atol=0)
+    caplog.clear()
+    bayeslora.fit(network(), (X.float(), ROWS[1]), Unequal(1 / N), **settings)
+    assert not any("poutine" in record.getMessage() for record in caplog.records)

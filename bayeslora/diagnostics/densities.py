@@ -14,6 +14,7 @@ from torch import Tensor
 from bayeslora.adapters import split_site
 from bayeslora.distributions import Enumerated, FixedNoise, Flat
 from bayeslora.drawing import Drawn
+from bayeslora.elbo import OWN_WEIGHT
 from bayeslora.elbo import sites as sites_of
 from bayeslora.isolation import seeded
 from bayeslora.program import Program, evaluating
@@ -103,18 +104,20 @@ def densities(program: Program, sites: Sites, latents: Sites) -> Densities:
             if is_random(q[name]) or _varies(sites[name]):
                 raise NoDensityError(f"{name!r} has a flat prior, which is not a distribution.")
             continue
-        log_prior[name] = _log_prob({**site, "fn": own.get(name, site["fn"])}, num_draws)
-        # What a program scales or observes itself is part of what it states, beside the weight of the divergence.
-        weights[name] = 1 / program.stacks.num_examples if name in own else float(site["scale"])
+        # What a program of the user's scales, masks and observes itself counts beside the weight of the divergence.
+        is_common = name in own or (name in q and not q[name]["infer"].get(OWN_WEIGHT))
         if name in own or name in q:
-            scales.add(weights[name] if name in own else float(q[name]["scale"]))
+            scales.add(1 / program.stacks.num_examples if name in own else float(q[name]["scale"]))
+        weights[name] = None if is_common else float(site["scale"])
+        mask = q[name]["mask"] if is_common else site["mask"]
+        log_prior[name] = _log_prob({**site, "mask": mask, "fn": own.get(name, site["fn"])}, num_draws)
     if len(scales) > 1:
         raise NoDensityError(
             f"Divergences of different sites have different weights, from {min(scales):.3g} to {max(scales):.3g}: the "
             "loss is not that of one tempered posterior."
         )
     (scale,) = scales
-    log_prior = {name: value * (weights[name] / scale) for name, value in log_prior.items()}
+    log_prior = {name: value * ((weights[name] or scale) / scale) for name, value in log_prior.items()}
     return Densities(log_prior, log_guide, scale * program.stacks.num_examples)
 
 

@@ -144,7 +144,8 @@ class StackAutoGuide(nn.Module):
                 with poutine.block(hide=[self.stack.site("layers")]), self.stack.layers:
                     for name, site in self.sites.items():
                         pyro.sample(self.stack.site(name), site())
-            self.auto()
+            with written.OwnWeights():
+                self.auto()
 
     def gaussians(self) -> Iterator[Gaussian]:
         """Yield the scales of Pyro's guide."""

@@ -11,8 +11,16 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from bayeslora.adapters import Stack, split_site
+from bayeslora.elbo import OWN_WEIGHT
 from bayeslora.isolation import seeded
 from bayeslora.types import TraceSite
+
+
+class OwnWeights(Messenger):
+    """A handler of a guide that lets scales and masks of the prior count for ln p: a user's program has set them."""
+
+    def _pyro_sample(self, msg: TraceSite) -> None:
+        msg["infer"] = {**msg["infer"], OWN_WEIGHT: True}
 
 
 class Apart(Messenger):
