@@ -35,12 +35,15 @@ def with_flags(text: str) -> str:
     known |= {word.partition("=")[0] for word in context.args}  # fields of the method
 
     def flagged(found: re.Match[str]) -> str:
-        name, value = f"{found[1].replace('_', '-')}", found[2]
+        name, value = found[1].replace("_", "-"), found[2]
         if f"--{name}" not in known:
             return found[0]
         if value in ("True", "False"):
             return f"--{'no-' * (value == 'False')}{name}"
-        values = ast.literal_eval(value) if value.startswith("[") else []
+        try:
+            values = ast.literal_eval(value) if value.startswith("[") else []
+        except (ValueError, SyntaxError):  # a text of the user's that only looks like an argument
+            return found[0]
         return " ".join(f"--{name} {each!r}" for each in values) or f"--{name} {value.replace('()', repr(''))}"
 
     return ARGUMENT.sub(flagged, CALL.sub(flagged, text))

@@ -182,6 +182,7 @@ def test_a_flag_that_is_not_one_may_be_another_of_fit(tmp_path: Path) -> None:
         ("class_weights={'spam': 5}; load(…, method=x)", "--class-weights {'spam': 5}; --method x"),
         ("ClassLabel(names=['a'])), LoRA(rank=3), label=…, tokenizer=….", None),
         ("pass likelihood=….", "pass --likelihood …."),
+        ("Row 3 is 'text=[sic]'; text=[sic, 1].", "Row 3 is 'text=[sic]'; text=[sic, 1]."),  # a user's own words
     ],
 )
 def test_messages_name_the_flag_in_place_of_the_keyword(
