@@ -15,8 +15,8 @@ def reached(
 ) -> set[str]:
     """Return the names of the adapted layers whose factors get a gradient from the logits.
 
-    It is the gradient of a random combination of all logits. Gradients of other parameters, buffers and random states
-    stay as they were.
+    It is the gradient of a random combination of all logits. A trained head that is zero lets none through until its
+    first step: here, it is not. Other parameters, their gradients, buffers and random states stay as they were.
 
     Args:
         network: An `AdaptedNetwork`; its factors are unbound afterwards.
@@ -32,12 +32,16 @@ def reached(
     for parameter, _ in kept:
         parameter.grad = None
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()] if training else []
+    zeros = [parameter for parameter, _ in kept if not parameter.any()]
     devices = [] if network.device.type == "cpu" else [network.device]
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices), torch.enable_grad(), still(network):
             warnings.simplefilter("ignore")  # for instance, that nothing has a gradient
             torch.manual_seed(0)
             network.train(training)
+            with torch.no_grad():
+                for parameter in zeros:
+                    parameter.normal_()
             output = logits(leaves)
             if output.requires_grad:
                 output = output.masked_fill(~output.isfinite(), 0)
@@ -49,6 +53,8 @@ def reached(
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
+            for parameter in zeros:
+                parameter.zero_()
         network.unbind()
     found = set()
     for name, stack in network.stacks.items():

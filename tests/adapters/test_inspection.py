@@ -565,6 +565,21 @@ def test_adapters_without_any_gradient_are_refused(method: str, epochs: int, hea
         bayeslora.fit(NoGraph(nn.Linear(16, 16)), data_of(), method, **settings)
 
 
+@pytest.mark.parametrize("method", ["lora", "monteclora"])
+def test_a_head_that_starts_at_zero_is_no_reason_to_refuse_a_fit(method: str) -> None:
+    """No gradient passes it before its own first step."""
+    for epochs in (0, 3):
+        model = tiny_bert()
+        torch.nn.init.zeros_(model.classifier.weight)
+        torch.nn.init.zeros_(model.classifier.bias)
+        posterior = bayeslora.fit(model, tokens(), method, rank=2, epochs=epochs, progress=False)
+        assert bool(posterior.network.head_state()["classifier.weight"].any()) is (epochs > 0)
+        moved = [value for name, value in posterior.draw(1, seed=0).items() if name.endswith("B")]
+        assert all(bool(value.any()) is (epochs > 0) for value in moved)
+    with pytest.raises(ValueError, match="None of the 6 adapters gets a gradient"):  # and the head takes no step
+        bayeslora.fit(model, tokens(), method, head=(), targets="attention", rank=2, epochs=1, progress=False)
+
+
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_layers_without_a_gradient_are_named(caplog: pytest.LogCaptureFixture, epochs: int) -> None:
     with caplog.at_level(logging.INFO, "bayeslora"):
