@@ -195,6 +195,8 @@ def plain_file(path: Path) -> int:
                 status = content.lstat()
     except FileNotFoundError:
         raise ValueError("there is no such file") from None
+    except RuntimeError:  # Python 3.11 and 3.12 raise it for links in a circle
+        raise ValueError("it is a link that leads to itself") from None
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"it is {kinds.get(stat.S_IFMT(status.st_mode), 'a device')}, and not a file of its own")
     return status.st_size

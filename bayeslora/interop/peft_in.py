@@ -246,7 +246,7 @@ def _from_peft(
     )
     for name, parts in factors.items():
         rank, given = ranks(name), parts["A"].shape[0] if "A" in parts and parts["A"].dim() else 0
-        if rank != given:
+        if "A" in parts and rank != given:
             raise ValueError(
                 f"The PEFT adapter has r={rank} for {name!r} in its configuration, and its weights there have rank "
                 f"{given}: it is damaged."
@@ -391,4 +391,4 @@ def _by_peft(folder: str | os.PathLike[str]) -> Iterator[None]:
             yield
     except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         reason = f"it lacks the weights {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise ValueError(f"PEFT cannot read the adapter in {folder}: {reason:.500}.") from error
+        raise ValueError(f"PEFT cannot read the adapter in {folder}: {reason[:500].rstrip('.')}.") from error
