@@ -46,21 +46,22 @@ class Attributes:
     def __init__(self, owner: Any, names: Collection[Any]):
         self.owner = owner
         self.names = names
+        # Objects may be frozen, and have what they had; and nothing of theirs is to run.
+        self.access: Any = type if isinstance(owner, type) else object
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         for name in self.names:
             with contextlib.suppress(AttributeError, ValueError):  # there is nothing yet
-                yield name, getattr(self.owner, name)
+                yield name, self[name]
 
     def __getitem__(self, name: str) -> Any:
-        return getattr(self.owner, name)
+        return self.access.__getattribute__(self.owner, name)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        # Objects may be frozen; they have what they had.
-        (type if isinstance(self.owner, type) else object).__setattr__(self.owner, name, value)
+        self.access.__setattr__(self.owner, name, value)
 
     def __delitem__(self, name: str) -> None:
-        (type if isinstance(self.owner, type) else object).__delattr__(self.owner, name)
+        self.access.__delattr__(self.owner, name)
 
 
 class _Defaults(Attributes):
@@ -133,18 +134,23 @@ def places_of(model: nn.Module, besides: Collection[nn.Module]) -> list[Any]:
         if module not in besides:
             places.add_module(module)
     for kind in {kind: None for module in model.modules() if module not in besides for kind in type(module).__mro__}:
-        places.look_into_class(kind)
+        places.look_into(kind, only_plain=True)
     for value in contextvars.copy_context().values():
         places.look_into(value, only_plain=True)
+    places.look()
     return list(places.found.values())
 
 
 class _Places:
-    """Places in which something may be kept, by the `id` of what they are in."""
+    """Places in which something may be kept, by the `id` of what they are in.
+
+    What is in a value is looked into later, and not by recursion: classes and functions may be linked in long chains.
+    """
 
     def __init__(self) -> None:
         self.found: dict[int, Any] = {}
         self.keys: list[Any] = []  # whose `id` must not be another's
+        self.left: dict[bool, deque[Any]] = {False: deque(), True: deque()}
 
     def add(self, key: Any, place: Any) -> bool:
         """Add a place, if it is new and not too large, and return whether that was done."""
@@ -166,20 +172,29 @@ class _Places:
             self._look_into_parts(own.get(part, {}).values(), only_plain=True)
 
     def look_into(self, value: Any, only_plain: bool = False) -> None:
-        """Add a value, if it can keep something, and what is in it.
+        """Let `look` add a value, if it can keep something, and what is in it.
 
         Args:
             value: The value.
             only_plain: Whether objects are left out, unless their class is the user's.
         """
+        self.left[only_plain].append(value)
+
+    def look(self) -> None:
+        """Look into all that is left; first into what is looked into whole, because nothing is looked into twice."""
+        while any(self.left.values()):
+            only_plain = not self.left[False]
+            self._look_into_value(self.left[only_plain].popleft(), only_plain)
+
+    def _look_into_value(self, value: Any, only_plain: bool) -> None:
         if isinstance(value, INDEPENDENT) and not isinstance(value, type | types.FunctionType):
             return
         if isinstance(value, functools._lru_cache_wrapper):
-            self.look_into_memo(value)
+            self._look_into_memo(value)
         elif isinstance(value, types.FunctionType):
-            self.look_into_function(value)
+            self._look_into_function(value)
         elif isinstance(value, type):
-            self.look_into_class(value)
+            self._look_into_class(value)
         elif isinstance(value, Tensor):
             if (own := getattr(value, "__dict__", None)) is not None:
                 self.add(own, own)
@@ -194,7 +209,7 @@ class _Places:
             if id(vars(value)) not in self.found:
                 for module in value.modules():
                     self.add_module(module)
-                    self.look_into_class(type(module))
+                    self.look_into(type(module), only_plain=True)
         elif contents.has_content(value):
             self.add(value, contents.Content(value))
         elif isinstance(value, threading.local):
@@ -226,27 +241,25 @@ class _Places:
             place = Attributes(value, slots)
             if self.add(value, place):
                 self._look_into_parts(content_of(place).values(), only_plain)
-        self.look_into_class(kind)
+        self.look_into(kind, only_plain=True)
 
-    def look_into_class(self, kind: type) -> None:
+    def _look_into_class(self, kind: type) -> None:
         """Add what a class of the user's keeps in attributes, and what its functions hold or know by name."""
         if _package(kind) in OTHERS_CODE or id(kind) in self.found:
             return
         if type(kind) is not type:
-            self.look_into_class(type(kind))
+            self.look_into(type(kind), only_plain=True)
         plain = {name: value for name, value in vars(kind).items() if not name.startswith("__")}
         kept = [name for name, value in plain.items() if not (callable(value) or hasattr(value, "__get__"))]
         self.add(kind, Attributes(kind, kept))
         for value in vars(kind).values():
             function = getattr(value, "__func__", getattr(value, "fget", value))
-            if isinstance(function, types.FunctionType):
-                self.look_into_function(function)
-            elif isinstance(function, functools._lru_cache_wrapper):
-                self.look_into_memo(function)
+            if isinstance(function, types.FunctionType | functools._lru_cache_wrapper):
+                self.look_into(function, only_plain=True)
             elif not hasattr(value, "__get__"):
                 self.look_into(value, only_plain=True)
 
-    def look_into_function(self, function: types.FunctionType) -> None:
+    def _look_into_function(self, function: types.FunctionType) -> None:
         """Add what a function of the user's holds in its closure and attributes, and what it knows by a global name."""
         module = sys.modules.get(function.__module__ or "")
         if (function.__module__ or "").partition(".")[0] in OTHERS_CODE or not self.add(function, vars(function)):
@@ -266,13 +279,13 @@ class _Places:
             if isinstance(other := known[name], types.ModuleType) and other.__name__.partition(".")[0] not in NOT_OWN:
                 self._look_into_module(other, vars(other), "STORE_ATTR", steps)
 
-    def look_into_memo(self, function: Any) -> None:
+    def _look_into_memo(self, function: Any) -> None:
         """Add what is remembered of the results of a function of the user's, and what that function holds."""
         wrapped = function.__wrapped__
         if (getattr(wrapped, "__module__", None) or "").partition(".")[0] not in NOT_OWN:
             self.add(function, Memo(function))
             if isinstance(wrapped, types.FunctionType):
-                self.look_into_function(wrapped)
+                self.look_into(wrapped, only_plain=True)
 
     def _look_into_module(self, module: Any, known: dict[str, Any], stores: str, steps: list[dis.Instruction]) -> None:
         """Add what a function reads by its name in a module, and the names that it stores there."""

@@ -207,6 +207,47 @@ def in_a_closure() -> nn.Module:
     return InAClosure()
 
 
+def in_a_long_chain() -> nn.Module:
+    """As functions that know of one another, such as those of a large program."""
+    seen: list[int] = []
+
+    def last() -> int:
+        seen.append(1)
+        return len(seen)
+
+    def before(function: Any) -> Any:
+        return lambda: function
+
+    chain: Any = last
+    for _ in range(2000):
+        chain = before(chain)
+
+    class InALongChain(Body):
+        def keep(self, h: Tensor) -> Any:
+            function = chain
+            for _ in range(2000):
+                function = function()
+            return function()
+
+    return InALongChain()
+
+
+class Deprecating(type):
+    def __getattribute__(cls, name: str) -> Any:
+        assert name != "old", "nothing of a user's runs while it is looked at"
+        return super().__getattribute__(name)
+
+
+class Names(metaclass=Deprecating):
+    old, calls = 1, 0
+
+
+class InAnOddClass(Body):
+    def keep(self, h: Tensor) -> Any:
+        Names.calls += 1
+        return Names.calls
+
+
 MEANS: dict[Any, Tensor] = {}
 SUM = torch.zeros(6, dtype=torch.float64)
 CALLS = 0
@@ -365,7 +406,7 @@ class InAThread(Body):
 
 
 KEPT = [InAClass, in_a_closure, Global, InSlots, Counted, Random, InATuple, InDefaults, InAModule]
-KEPT += [Contents, Views, Callables, OfTensors, InAThread]
+KEPT += [Contents, Views, Callables, OfTensors, InAThread, in_a_long_chain, InAnOddClass]
 
 
 @pytest.mark.parametrize("make", KEPT)
