@@ -147,7 +147,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: If it is, or has, a program of TorchScript, whose layers nothing can stand for.
-        ValueError: If it has no weights, or lazy layers, which have none before their first call.
+        ValueError: If it has no weights, or lazy layers, which have none before their first call; or if changing
+            between training and evaluation mode writes to its weights.
     """
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -176,7 +177,40 @@ def unwrapped(model: nn.Module) -> nn.Module:
             )
     while (inner := model.module if isinstance(model, parallel) else model._modules.get("_orig_mod")) is not None:
         model = inner
+    _check_modes(model)
     return model
+
+
+@torch.no_grad()
+def _check_modes(model: nn.Module) -> None:
+    """Refuse layers as loralib's, whose `train()` adds an adapter of their own to a weight, or takes it off again.
+
+    A posterior has modules of its own for the same weights: what its modules write there, the user's do not know of.
+    """
+    modes = [(part, part.training) for part in model.modules()]
+    for part, mode in modes:
+        if type(part).train is nn.Module.train:
+            continue
+        plain = {n: p for n, p in part.named_parameters() if type(p) is nn.Parameter and p.layout is torch.strided}
+        before = {name: _first(parameter) for name, parameter in plain.items()}
+        try:
+            part.train(not mode)
+            changed = [name for name, parameter in plain.items() if not torch.equal(before[name], _first(parameter))]
+        finally:
+            part.train(mode)  # which also takes back what was written
+            for each, its in modes:
+                each.training = its
+        if changed:
+            raise ValueError(
+                f"The {type(part).__name__}'s own train() writes to its weights, such as {changed[0]!r}, which a "
+                "posterior shares with the model that it is given. If it merges an adapter there, turn that off (in "
+                "loralib, merge_weights=False), or put the merged weights in a plain torch.nn.Linear, and fit it then."
+            )
+
+
+def _first(parameter: Tensor) -> Tensor:
+    """Return a copy of a parameter's first row of numbers, or so many."""
+    return (parameter.flatten()[:1] if parameter.dim() == 0 else parameter[:1]).clone()
 
 
 def leave_reentrant_checkpointing(model: nn.Module) -> None:

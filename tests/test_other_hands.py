@@ -220,6 +220,40 @@ def test_torchscript_is_refused(make: Callable[[nn.Module], nn.Module]) -> None:
         fitted(nn.Sequential(make(nn.Linear(4, 6)), nn.Linear(6, 3)), NUMBERS)
 
 
+class Merging(nn.Linear):
+    """As loralib's: in evaluation mode, an adapter of its own is a part of the weight."""
+
+    def __init__(self, merges: bool = True) -> None:
+        super().__init__(4, 6)
+        self.A, self.B = nn.Parameter(torch.randn(2, 4)), nn.Parameter(torch.randn(6, 2))
+        self.merges, self.merged = merges, False
+
+    def train(self, mode: bool = True) -> "Merging":
+        super().train(mode)
+        if self.merges and self.merged == mode:
+            self.weight.data += (-1 if mode else 1) * self.B @ self.A
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.merged else super().forward(x) + x @ self.A.T @ self.B.T
+
+
+@pytest.mark.parametrize("mode", [False, True])
+def test_modes_that_write_to_weights_are_refused_and_the_model_is_left_as_it_was(mode: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Merging(), nn.Tanh(), nn.Linear(6, 6), nn.Linear(6, 3)).double().train(mode)
+    x = torch.randn(8, 4, dtype=torch.float64)
+    before = model(x)
+    with pytest.raises(ValueError, match=r"The Merging's own train\(\) writes to its weights, such as 'weight'"):
+        fitted(model, (x, NUMBERS[1]))
+    assert all(module.training == mode for module in model.modules())
+    torch.testing.assert_close(model(x), before)
+    torch.testing.assert_close(model.train(not mode)(x), before)
+    frozen = nn.Sequential(Merging(merges=False), nn.Tanh(), nn.Linear(6, 6), nn.Linear(6, 3)).double()
+    assert fitted(frozen, (x, NUMBERS[1])).network.stacks
+
+
 # What is around a network.
 
 
