@@ -79,6 +79,13 @@ FURTHER = ("optim_args", "lr_scheduler_kwargs")
 """Those that are recorded only where they say something: earlier versions did not record them."""
 
 
+WRITTEN_BY_OTHERS = (
+    *(AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+    pickle.UnpicklingError,
+)
+"""What loading a state may raise that is cut short, or of another form than the Trainer's."""
+
+
 class Unresumable(ValueError):
     """A checkpoint cannot be continued as the fit that was asked for."""
 
@@ -92,11 +99,12 @@ def continuing(checkpoint: str | None) -> Iterator[None]:
     """
     try:
         yield
-    except (AttributeError, EOFError, KeyError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError) as error:
+    except WRITTEN_BY_OTHERS as error:
         if isinstance(error, pickle.UnpicklingError):
             what = "a state in it holds more than numbers, which could run code"
         else:
             what = f"a state in it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            what = what or "a state in it ends too early"
         raise Unresumable(
             f"Cannot resume from {checkpoint}: {what[:300].rstrip('.')}. Set resume=False, or another output_dir."
         ) from error
@@ -250,11 +258,13 @@ def check(checkpoint: Path, fit: Mapping[str, Any], states: Sequence[str], anywa
         faults.append(f"it is a checkpoint of another fit ({'; '.join(differing)})")
     if gone:
         faults.append(f"it has no {', '.join(gone)}, without which the fit will not be what it would have been")
-    state = saving.read(checkpoint / "trainer_state.json")
-    if state is not None and state.get("global_step") != step(checkpoint):
+    state = saving.read(checkpoint / "trainer_state.json") or {}
+    found, best = state.get("global_step"), state.get("best_model_checkpoint")
+    if found != step(checkpoint) or not isinstance(best, str | None):
+        what = f"is of step {found!r:.50}" if isinstance(best, str | None) else f"names {best!r:.50} as the best"
         raise Unresumable(
-            f"Cannot resume from {checkpoint}: its trainer_state.json is of step {state.get('global_step')!r:.50}. "
-            "Remove this checkpoint: an earlier one is taken then."
+            f"Cannot resume from {checkpoint}: its trainer_state.json {what if state else 'cannot be read'}. Remove "
+            "this checkpoint: an earlier one is taken then."
         )
     if not faults:
         return

@@ -360,7 +360,16 @@ def test_a_state_that_is_missing_is_refused_or_warned_of(
         ("optimizer.pt", {"state": Stop}, "a state in it holds more than numbers, which could run code"),
         ("scheduler.pt", {}, "a state in it lacks 'lr_lambdas'"),
         ("rng_state.pth", {}, "a state in it lacks 'python'"),
+        ("rng_state.pth", torch.zeros(3), "too many indices for tensor"),
+        ("optimizer.pt", b"", "a state in it ends too early"),
+        ("optimizer.pt", slice(0, -7), ""),
         ("trainer_state.json", {"epoch": 1.0}, "its trainer_state.json is of step None"),
+        ("trainer_state.json", b"{", "its trainer_state.json cannot be read"),
+        (
+            "trainer_state.json",
+            {"global_step": 3, "best_model_checkpoint": 2.5},
+            "its trainer_state.json names 2.5 as the best",
+        ),
     ],
 )
 def test_states_that_somebody_else_wrote_are_refused_of_the_checkpoint(
@@ -369,8 +378,11 @@ def test_states_that_somebody_else_wrote_are_refused_of_the_checkpoint(
     with pytest.raises(Stop):
         fit(tmp_path, callbacks=[Raise(5, Stop())])
     path = tmp_path / "checkpoint-3" / file
+    written = path.read_bytes()
     path.unlink()
-    if file.endswith(".json"):
+    if isinstance(content, bytes | slice):
+        path.write_bytes(content if isinstance(content, bytes) else written[content])
+    elif file.endswith(".json"):
         path.write_text(json.dumps(content))
     else:
         torch.save(content, path)
