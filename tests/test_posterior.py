@@ -7,6 +7,7 @@ import arviz_stats
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 import bayeslora
 from bayeslora import Posterior, Prediction, metrics
@@ -193,3 +194,20 @@ def test_without_a_seed_all_groups_come_from_the_same_draws(posterior: Posterior
         logits = posterior.program.logits(sites, TEST[0])
     chosen = torch.log_softmax(logits.double(), -1)[:, range(40), TEST[1]]
     np.testing.assert_allclose(idata.log_likelihood["labels"][0], chosen, atol=1e-4)
+
+
+def test_rows_of_which_the_network_makes_nan_are_said() -> None:
+    class Dividing(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * x[:, :1] / x[:, :1]
+
+    torch.manual_seed(0)
+    network = Dividing(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    x = torch.randn(6, 4, dtype=torch.float64)
+    posterior = bayeslora.fit(network, (x, [0, 1] * 3), "lora", rank=2, epochs=0, progress=False)
+    expected = posterior.predict(x).probs
+    x[2, 0] = 0
+    with pytest.warns(UserWarning, match=r"returns NaN or infinity for 1 row\(s\), the first is row 2: what is"):
+        found = posterior.predict(x, batch_size=2).probs
+    rest = [0, 1, 3, 4, 5]
+    np.testing.assert_allclose(found[rest], expected[rest], atol=1e-12)

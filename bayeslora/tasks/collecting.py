@@ -1,6 +1,7 @@
 """Collect the logits of one batch after another into the outputs that a prediction is made from."""
 
 import abc
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.metrics import FloatArray
+from bayeslora.tasks.checking import rows_said
 from bayeslora.types import Batch
 
 if TYPE_CHECKING:
@@ -156,4 +158,12 @@ class Everything(Collector):
     def result(self) -> Outputs:
         logits, order = np.concatenate(self.likelihood.alike(self.logits), axis=1), self.order
         labels = np.concatenate(self.labels)[order] if self.labels else None
+        odd = ~(logits < np.inf).all(axis=(0, *range(2, logits.ndim)))  # of choices that a row lacks, it is −∞
+        if odd.any():
+            warnings.warn(
+                f"The network returns NaN or infinity for {rows_said(np.unique(np.concatenate(self.examples)[odd]))}: "
+                "what is predicted of them means nothing. In float16, numbers overflow: load the model in float32 or "
+                "bfloat16.",
+                stacklevel=2,
+            )
         return Outputs(logits[:, order], labels, self.rows if self.are_tokens else None, self.context)
