@@ -21,6 +21,7 @@ from bayeslora.display import Shown
 from bayeslora.distributions import Flat
 from bayeslora.elbo import sites as sites_of
 from bayeslora.isolation import public, seeded
+from bayeslora.limits import naming_inputs
 from bayeslora.program import Program
 from bayeslora.types import Batch, Data, PosteriorLike, Seed, Sites
 
@@ -259,8 +260,7 @@ def rank(values: np.ndarray, generator: np.random.Generator) -> int:
 def simulated(program: Program, truth: Sites, inputs: Batch, seed: int) -> Tensor:
     """Draw labels at every draw of the sites, `[simulation, example, …]`."""
     with torch.no_grad(), seeded(seed), pyro.validation_enabled(False):
-        logits = program.eval().logits(truth, inputs)
-        program.network.unbind()
+        logits = _logits(program, truth, inputs)
         return cast(Tensor, program.likelihood.distribution(logits).sample())
 
 
@@ -268,8 +268,7 @@ def quantities(program: Program, sites: Sites, batch: Batch, probes: int) -> dic
     """Return functions of the sites that are identified, `[draw]` each, by name."""
     found: dict[str, np.ndarray] = {}
     with torch.no_grad(), pyro.validation_enabled(False):
-        logits = program.eval().logits(sites, batch)
-        program.network.unbind()
+        logits = _logits(program, sites, batch)
         found["log_likelihood"] = program.likelihood.log_prob(logits, batch["labels"]).flatten(1).sum(1).cpu().numpy()
         if program.likelihood.up_to_constant:
             logits = (logits - logits.mean(-1, keepdim=True))[..., :-1]  # the last is minus the sum of the others
@@ -280,6 +279,14 @@ def quantities(program: Program, sites: Sites, batch: Batch, probes: int) -> dic
         if name.startswith("delta_norm"):
             found |= {f"{name}[{layer}]": column for layer, column in enumerate(values.T)}
     return found
+
+
+def _logits(program: Program, sites: Sites, batch: Batch) -> Tensor:
+    with naming_inputs({name: value for name, value in batch.items() if name != "labels"}):
+        try:
+            return program.eval().logits(sites, batch)
+        finally:
+            program.network.unbind()
 
 
 def fitted(program: Program, batch: Batch, steps: int, learning_rate: float) -> Program:

@@ -110,3 +110,9 @@ def test_points_are_held_and_the_loss_is_fitted_by_default(problem: Conjugate) -
 def test_only_posteriors_can_be_simulated() -> None:
     with pytest.raises(ValueError, match="'tfb' is noise around a point"):
         diagnostics.sbc(fitted("tfb"), np.zeros((4, 6)))
+
+
+def test_inputs_of_another_shape_are_said(problem: Conjugate) -> None:
+    posterior = problem.full()
+    with pytest.raises(ValueError, match=r"^The network cannot read its inputs, .*\(5, 7\) .*: .*\. Give inputs"):
+        diagnostics.sbc(posterior, np.zeros((5, 7)), num_simulations=2, num_draws=9)
