@@ -277,7 +277,7 @@ def test_a_models_own_problem_type_says_what_its_labels_are() -> None:
     with pytest.raises(ValueError, match=r"No likelihood is known for outputs \(2, 3\) and labels \(2, 3\)"):
         fit(tiny_bert(3, problem_type="regression"), (inputs, torch.eye(4)[:, :3]), epochs=0)
     with pytest.raises(ValueError, match=r"give your own, likelihood=…"):
-        fit(tiny_bert(1), (inputs, torch.randn(4, 1)), epochs=0)
+        fit(tiny_bert(2), (inputs, torch.randn(4, 2)), epochs=0)
 
 
 def test_labels_that_are_no_numbers() -> None:

@@ -92,7 +92,7 @@ def densities(program: Program, sites: Sites, latents: Sites) -> Densities:
     num_draws = len(next(iter(sites.values())))
     q = dict(_run(program, program.guide, {**sites, **latents}, num_draws, keep_points=False))
     random = {name: site for name, site in q.items() if is_random(site)}
-    if not random:
+    if not random.keys() & (sites.keys() | latents.keys()):  # a guide's own factors are nothing that it draws
         raise NoDensityError("Every site is at a point, or is noise about which nothing is learned.")
     log_guide = {name: _log_prob(site, num_draws) for name, site in random.items()}
     own = program.method.claimed_priors(program)
