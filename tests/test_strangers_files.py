@@ -546,6 +546,11 @@ def test_splits_are_tables_of_any_kind(form: Any) -> None:
         given({"a": train, "b": other}, "test")
 
 
+def test_columns_by_row_are_no_splits() -> None:
+    rows = pd.DataFrame({"tokens": [["a", "b"], ["c"]], "ner_tags": [["O", "B-X"], ["O"]]}).to_dict()
+    assert given(rows, "test") == rows
+
+
 def test_texts_of_which_one_is_the_label_are_named() -> None:
     network = model("T5", "ForConditionalGeneration")()
     rows = {"document": TEXTS, "summary": [f"{text} {text}" for text in TEXTS]}

@@ -108,8 +108,11 @@ def _has_splits(data: Any) -> bool:
 
 
 def _is_table(data: Any) -> bool:
-    if isinstance(data, Mapping):
-        return all(hasattr(values, "__len__") and not isinstance(values, str | Mapping) for values in data.values())
+    if isinstance(data, Mapping):  # of columns by name: pandas' `to_dict` has rows by number in each column
+        return all(
+            isinstance(name, str) and hasattr(values, "__len__") and not isinstance(values, str | Mapping)
+            for name, values in data.items()
+        )
     return hasattr(data, "column_names") or (hasattr(data, "columns") and hasattr(data, "iloc"))
 
 
