@@ -191,7 +191,7 @@ def _check_modes(model: nn.Module) -> None:
     for part, mode in modes:
         if type(part).train is nn.Module.train:
             continue
-        plain = {n: p for n, p in part.named_parameters() if type(p) is nn.Parameter and p.layout is torch.strided}
+        plain = {n: p for n, p in part.named_parameters() if type(p) is nn.Parameter and _is_plain(p)}
         before = {name: _first(parameter) for name, parameter in plain.items()}
         try:
             part.train(not mode)
@@ -208,9 +208,13 @@ def _check_modes(model: nn.Module) -> None:
             )
 
 
+def _is_plain(parameter: Tensor) -> bool:
+    return parameter.layout is torch.strided and parameter.is_floating_point() and parameter.element_size() > 1
+
+
 def _first(parameter: Tensor) -> Tensor:
-    """Return a copy of a parameter's first row of numbers, or so many."""
-    return (parameter.flatten()[:1] if parameter.dim() == 0 else parameter[:1]).clone()
+    """Return a copy of a parameter's first row, which is itself alone if it has no rows; NaN is told elsewhere."""
+    return (parameter[None] if parameter.dim() == 0 else parameter[:1]).nan_to_num()
 
 
 def leave_reentrant_checkpointing(model: nn.Module) -> None:

@@ -252,6 +252,9 @@ def test_modes_that_write_to_weights_are_refused_and_the_model_is_left_as_it_was
     torch.testing.assert_close(model.train(not mode)(x), before)
     frozen = nn.Sequential(Merging(merges=False), nn.Tanh(), nn.Linear(6, 6), nn.Linear(6, 3)).double()
     assert fitted(frozen, (x, NUMBERS[1])).network.stacks
+    frozen[0].weight.data[0, 0] = torch.nan  # which is not equal to itself
+    with pytest.raises(ValueError, match=r"parameters are NaN in places"):
+        fitted(frozen, (x, NUMBERS[1]))
 
 
 # What is around a network.
