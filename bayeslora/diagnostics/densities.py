@@ -108,7 +108,8 @@ def densities(program: Program, sites: Sites, latents: Sites) -> Densities:
         is_common = name in own or (name in q and not q[name]["infer"].get(OWN_WEIGHT))
         if name in own or name in q:
             scales.add(1 / program.stacks.num_examples if name in own else float(q[name]["scale"]))
-        weights[name] = None if is_common else float(site["scale"])
+        if not is_common:
+            weights[name] = float(site["scale"])
         mask = q[name]["mask"] if is_common else site["mask"]
         log_prior[name] = _log_prob({**site, "mask": mask, "fn": own.get(name, site["fn"])}, num_draws)
     if len(scales) > 1:
@@ -117,7 +118,7 @@ def densities(program: Program, sites: Sites, latents: Sites) -> Densities:
             "loss is not that of one tempered posterior."
         )
     (scale,) = scales
-    log_prior = {name: value * ((weights[name] or scale) / scale) for name, value in log_prior.items()}
+    log_prior = {name: value * (weights.get(name, scale) / scale) for name, value in log_prior.items()}
     return Densities(log_prior, log_guide, scale * program.stacks.num_examples)
 
 
