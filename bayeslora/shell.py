@@ -43,7 +43,7 @@ NARROWEST = 8
 """Characters of a column with the probabilities of a class."""
 
 WIDE = 100
-"""Characters of a line that has room for what can be had from the other columns."""
+"""Characters of a line that also has room for columns that the others imply."""
 
 RISK, COVERAGE = 0.05, 0.9
 """What is promised where nothing is asked for."""
@@ -241,8 +241,8 @@ def as_json(scores: Mapping[str, float]) -> str:
 def with_columns(table: "pd.DataFrame", rows: Any, names: Sequence[str | None]) -> "pd.DataFrame":
     """Return predictions with the data's own columns: the id first, others last.
 
-    Predictions of words get the word's entry of a list, and what else there is about its row. A
-    column that has not one entry for each prediction is left out.
+    Predictions of words get the word's entry of a list, and what else there is about its row. A column that does not
+    have one entry for each prediction is left out.
 
     Args:
         table: The predictions.

@@ -178,7 +178,10 @@ def test_a_flag_that_is_not_one_may_be_another_of_fit(tmp_path: Path) -> None:
         ),
         ("refit=False is for folds=…: give both.", "--no-refit is for --folds …: give both."),
         ("with post_hoc=True: pass them, fit(…, init=…).", "with --post-hoc: pass them, --init …."),
-        ("head='x' is no module: or head=().", "--head 'x' is no module: or --head ''."),
+        (
+            "head='x' is no module: name one, or none, head=().",
+            "--head 'x' is no module: name one, or none, --head ''.",
+        ),
         ("class_weights={'spam': 5}; load(…, method=x)", "--class-weights {'spam': 5}; --method x"),
         ("ClassLabel(names=['a'])), LoRA(rank=3), label=…, tokenizer=….", None),
         ("pass likelihood=….", "pass --likelihood …."),

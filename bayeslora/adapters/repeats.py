@@ -37,14 +37,15 @@ def check(model: nn.Module, run: Callable[[], Any], first: Tensor, inputs: Batch
     apart = distance(second, first)
     written = [name for name, version in _versions(inputs).items() if version != before[name]]
     if apart > (ROUNDINGS * torch.finfo(first.dtype).eps if first.device.type == "cpu" else tolerance(model)):
-        what = f"Two passes of the same rows through the {type(model).__name__} give logits that differ by {apart:.2g}"
+        name = type(model).__name__
+        what = f"Two passes of the same rows through the {name} give logits that differ by {apart:.2g} of their size"
         if written:
             raise NotRepeatedError(
-                f"{what} of their size: it writes into its inputs, so that every draw would see other ones. Let its "
+                f"{what}: it writes into its inputs, so that every draw would see other ones. Let its "
                 f"forward begin with a copy: {written[0]} = {written[0]}.clone()."
             )
         raise NotRepeatedError(
-            f"{what} of their size: it keeps something that cannot be put back, or draws random numbers "
+            f"{what}: it keeps something that cannot be put back, or draws random numbers "
             "that torch.manual_seed does not determine, so that predictions would depend on those before. Keep it in a "
             "buffer or a plain attribute, or draw from torch's own random numbers, and fit it then."
         )

@@ -84,7 +84,7 @@ def _check_distribution(site: str, fn: Any) -> None:
         )
     try:
         biject_to(fn.support)
-    except NotImplementedError:
+    except NotImplementedError:  # torch's way to say that no map from the reals is registered for a support
         raise ValueError(
             f"{what}, whose support Pyro cannot map to the reals, as an automatic guide has to: choose another "
             "distribution."
