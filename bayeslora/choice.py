@@ -15,7 +15,7 @@ from torch import nn
 from bayeslora.adapters import AdaptedNetwork, Family, choose_targets, inspection
 from bayeslora.adapters.stack import DEFAULT_RANK
 from bayeslora.adapters.targets import nearest, output_embedding
-from bayeslora.adapters.weights import is_within
+from bayeslora.adapters.weights import around, is_within
 from bayeslora.networks import input_embedding
 from bayeslora.program import Program
 from bayeslora.types import Batch
@@ -89,7 +89,9 @@ def choose(
             "weight does: %s.",
             *(len(left_out), len(names), "; ".join(_reasons(left_out))),
         )
-    settings |= {"head": heads, "targets": [name for name in names if name not in left_out]}
+    kept = {name for name in names if name not in left_out}
+    # Linear layers within one, such as a LoRA of the user's own that starts at zero, are parts of what that computes.
+    settings |= {"head": heads, "targets": [n for n in names if n in kept and kept.isdisjoint(around(n))]}
     return Choice(settings, seen, left_out)
 
 

@@ -296,15 +296,18 @@ def oddity(
     x, weight, bias = args[0], getattr(module, "weight", None), getattr(module, "bias", None)
     if callable(weight) and not isinstance(weight, Tensor):
         return PACKED
-    if not isinstance(weight, Tensor) or _is_quantised(weight) or x.numel() == 0 or not is_readable(x):
+    if x.numel() == 0 or not is_readable(x):
         return None
     sizes = features(module)
     assert sizes is not None
+    if x.shape[-1] != sizes[0] or output.shape != (*x.shape[:-1], sizes[1]):
+        shapes = f"{list(output.shape)} for an input {list(x.shape)}"
+        return f"its output is {shapes}, and it says {sizes[0]} to {sizes[1]} features"
+    if not isinstance(weight, Tensor) or _is_quantised(weight):
+        return None
     weight = oriented(module, weight)
     if tuple(weight.shape) != sizes[::-1]:
         return f"its weight is {list(weight.shape)}, not [{sizes[1]}, {sizes[0]}]"
-    if output.shape != (*x.shape[:-1], sizes[1]):
-        return f"its output is {list(output.shape)} for an input {list(x.shape)}"
     rows, results = x.reshape(-1, x.shape[-1]), output.reshape(-1, sizes[1])
     chosen = slice(None, None, max(1, (len(rows) - 1) // (POSITIONS - 1)))
     bias = bias.to(weight.dtype) if isinstance(bias, Tensor) else None

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from bayeslora.adapters.families import Family, LowRank
-from bayeslora.adapters.weights import features, is_within, names_of
+from bayeslora.adapters.weights import around, features, has_own_weight, is_within, names_of
 from bayeslora.types import Targets
 
 # Query, key and value projections as the common architectures spell them, the fused ones included.
@@ -112,7 +112,8 @@ def check_names(model: nn.Module, values: object, what: str) -> None:
     """Raise a ValueError if a mapping from suffixes of layers' names, such as ranks, has one that no layer has."""
     if not isinstance(values, Mapping):
         return
-    layers = [name for name, module in model.named_modules(remove_duplicate=False) if features(module) is not None]
+    linear = set(linear_layers(model).values())
+    layers = [name for name, module in model.named_modules(remove_duplicate=False) if module in linear]
     for suffix in values:
         if not any(_ends_with(name, str(suffix)) for name in layers):
             raise ValueError(
@@ -158,14 +159,20 @@ def output_embedding(model: nn.Module) -> nn.Module | None:
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the linear layers that can have an adapter, by name, in the model's order."""
+    """Return the linear layers that can have an adapter, by name, in the model's order.
+
+    What only stands around linear layers, as a LoRA layer of one's own around the one it was made for, has no weight to
+    change: the layers within are adapted, and not the whole once more.
+    """
     # nn.MultiheadAttention reads its projection's weight and never calls it: an adapter there would do nothing.
     bypassed = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
-    return {
+    found = {
         name: module
         for name, module in model.named_modules()
         if name and not name.startswith(bypassed) and features(module) is not None
     }
+    outer = {other for name in found for other in around(name)}
+    return {name: module for name, module in found.items() if name not in outer or has_own_weight(module)}
 
 
 def blocks(model: nn.Module, layers: Sequence[str]) -> list[list[str]]:

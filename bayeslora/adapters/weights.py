@@ -40,6 +40,13 @@ def features(module: Any) -> tuple[int, int] | None:
     return (int(module.nx), int(module.nf)) if is_transposed(module) else None
 
 
+def has_own_weight(layer: nn.Module) -> bool:
+    """Return whether a layer's weight is a tensor of its own, or computed from its own by PyTorch's utilities."""
+    return any("weight" in own for own in (layer._parameters, layer._buffers, vars(layer))) or (
+        parametrize.is_parametrized(layer, "weight")
+    )
+
+
 def oriented(layer: object, weight: Tensor) -> Tensor:
     """Turn a weight from the layer's orientation to `[d_out, d_in]`, or back."""
     return weight.T if is_transposed(layer) else weight
@@ -219,3 +226,9 @@ def hold(model: nn.Module, heads: Sequence[str]) -> None:
 def is_within(name: str, modules: Sequence[str]) -> bool:
     """Return whether a module or parameter is one of some modules, or within one, by their full names."""
     return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def around(name: str) -> list[str]:
+    """Return the full names of the modules that a module or parameter is in, the model itself left out."""
+    words = name.split(".")
+    return [".".join(words[:end]) for end in range(1, len(words))]

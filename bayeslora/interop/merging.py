@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bayeslora import filing
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.adapters.weights import copied, oriented, plain_weight, plain_weights, swap
+from bayeslora.adapters.weights import copied, has_own_weight, oriented, plain_weight, plain_weights, swap
 from bayeslora.interop.peft_files import CONFIG
 from bayeslora.interop.starting import distance
 from bayeslora.types import Batch, FactorsByStack, Tokenizer
@@ -86,10 +86,11 @@ def save_merged(model: nn.Module, tokenizer: Tokenizer | None, folder: Path) -> 
 
 def _add_to_weight(layer: Any, change: Tensor, name: str) -> None:
     weight = plain_weight(layer)
-    if weight is None:
+    if weight is None or not has_own_weight(layer):
         raise ValueError(
-            f"Layer {name!r}, a {type(layer).__name__}, keeps its weights packed, and nothing can be added to them. "
-            "Load the base model unquantised, load the posterior onto it, and merge that."
+            f"Layer {name!r}, a {type(layer).__name__}, has no tensor 'weight' of its own to which a change could be "
+            "added: its weights are packed, or computed from others. If it is quantised, load the base model "
+            "unquantised, load the posterior onto it, and merge that; or predict with center=True."
         )
     if weight.is_complex():
         raise ValueError(f"Layer {name!r} has complex weights, and an adapter's are real: leave it out of `targets`.")
