@@ -204,6 +204,20 @@ TOLD: dict[str, tuple[str, dict[str, list[Any]]]] = {
     "mark.csv": ("\ufefftext,n\na,1\n".encode().decode("latin-1") + "é,2\n", {"text": ["a", "é"], "n": [1, 2]}),
     "line.jsonl": ('{"text": "a\u2028b"}\n{"text": "c\x85d"}\n', {"text": ["a\u2028b", "c\x85d"]}),
     "cut.jsonl": ('{"text": "a \\ud83d"}\n', {"text": ["a \ufffd"]}),
+    "codes.csv": (
+        "id,zip,text,n\n007,,a b,0\n012,02134,c,10\n",
+        {"id": ["007", "012"], "zip": [None, "02134"], "text": ["a b", "c"], "n": [0, 10]},
+    ),
+    "codes-2.csv": ("text;n\na;007\nb;\n", {"text": ["a", "b"], "n": ["007", None]}),
+    "numbers.csv": ("id,x,label\n01,07,1\n02,10,0\n", {"id": ["01", "02"], "x": [7, 10], "label": [1, 0]}),
+    "empty-place.csv": (
+        "id,text,n\n1234567890123456789,a,1\n,b,0.5\n1234567890123456787,c,\n",
+        {
+            "id": [1234567890123456789, None, 1234567890123456787],
+            "text": ["a", "b", "c"],
+            "n": [1.0, 0.5, None],
+        },
+    ),
     "large.csv": (f"text,n\na,{10**25}\nb,1\n", {"text": ["a", "b"], "n": [str(10**25), "1"]}),
     "r.csv": ("text,n\na,1.5\nNA,NA\n", {"text": ["a", "NA"], "n": [1.5, None]}),
     "thousands.csv": ('text,n\na,"1,000"\nb,12\n', {"text": ["a", "b"], "n": [1000, 12]}),

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bayeslora.data.columns import NOT_INPUTS
 from bayeslora.data.layout import Layout, agreement, layout, names_columns, separator_of
 from bayeslora.data.tabling import check_width
 from bayeslora.tasks.spelling import INVISIBLE
@@ -27,6 +28,12 @@ WITH_COMMA = re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d+)?|[+-]?\d+(,\d+)?")
 
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
 """A number in which commas part the thousands."""
+
+CODE = re.compile(r"0\d+")
+"""A code, as of a place or an item: a number would be written without the zeros before it."""
+
+WHOLE = re.compile(r"[+-]?\d+")
+"""A whole number."""
 
 FORMULA = re.compile(r'="([^"]|"")*"')
 """A text that is written as a formula."""
@@ -62,8 +69,11 @@ def table(text: str, path: Path, usual: str) -> "pd.DataFrame":
         if "EOF inside string" in str(error):
             said = f"{path}, line {last}: a quotation mark is opened, and not closed. Close it, or write it twice."
         raise ValueError(said) from None
+    written = _as_written(found, how)
+    for place, values in written.items():
+        found.isetitem(place, values)
     for place, name in enumerate(found.columns):
-        if not pd.api.types.is_numeric_dtype(found[name]):
+        if place not in written and not pd.api.types.is_numeric_dtype(found[name]):
             is_read = pd.api.types.is_numeric_dtype(other[name])
             numbers = other[name] if is_read else _numbers(found[name], separator != ",")
             if numbers is not None:
@@ -79,6 +89,40 @@ def table(text: str, path: Path, usual: str) -> "pd.DataFrame":
         )
     found = without_end(found)
     found.attrs["file"] = str(path)
+    return found
+
+
+def _as_written(table: "pd.DataFrame", how: Layout) -> dict[int, Any]:
+    """Return columns that pandas takes for other numbers than are written, by their places.
+
+    These are codes such as 007, but in a table of nothing but numbers, and whole numbers beside an empty place, which
+    it rounds as it makes them real ones.
+    """
+    import pandas as pd
+
+    kinds = [dtype.kind for dtype in table.dtypes]
+    are_all = all(kind in "iuf" for kind in kinds)
+    has_codes = re.search(r"(?<![\d.])0\d", how.text) is not None
+    asked = [
+        place
+        for place, (name, kind) in enumerate(zip(table.columns, kinds, strict=True))
+        if (kind == "f" and table[name].isna().any())
+        or (has_codes and kind in "iuf" and (not are_all or NOT_INPUTS.fullmatch(str(name))))
+    ]
+    if not asked:
+        return {}
+    written = pd.read_csv(io.StringIO(how.text), **how.for_pandas(), usecols=asked, dtype=str)
+    found: dict[int, Any] = {}
+    for place, name in zip(asked, written.columns, strict=True):
+        texts = written[name].str.strip()
+        known = texts.dropna()
+        if any(map(CODE.fullmatch, known)) and all(map(str.isdecimal, known)):
+            if not are_all or NOT_INPUTS.fullmatch(str(name)):
+                found[place] = texts
+        elif len(known) and kinds[place] == "f" and all(map(WHOLE.fullmatch, known)):
+            numbers = [int(text) if isinstance(text, str) else None for text in texts]
+            fit = all(-(2**63) <= number < 2**63 for number in numbers if number is not None)
+            found[place] = pd.Series(numbers, texts.index, "Int64") if fit else texts
     return found
 
 
