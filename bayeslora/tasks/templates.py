@@ -152,21 +152,32 @@ def end_of_turn(tokenizer: Any, tools: Any = None) -> str | None:
     return None if special is None else special[0]
 
 
+def asking(tokenizer: Any, tools: Any = None) -> str:
+    """Return the prompt that a template writes after a message for its answer."""
+    template, special = template_of(tokenizer, tools), _special(tokenizer)
+    return _asking(template, special, _reads_parts(template, special))
+
+
+@functools.lru_cache(maxsize=64)
+def _asking(template: str, special: tuple[tuple[str, str], ...], in_parts: bool) -> str:
+    with_prompt, without = (_turn(template, special, in_parts, "a", prompt=prompt) for prompt in (True, False))
+    return with_prompt[same_start(with_prompt, without) :]
+
+
 @functools.lru_cache(maxsize=64)
 def _after_answer(template: str, special: tuple[tuple[str, str], ...], in_parts: bool) -> str:
     """Return what a template writes between an answer and the prompt for another."""
+    _, _, after = _turn(template, special, in_parts, "a", MARK, prompt=True).rpartition(MARK)
+    return after.removesuffix(_asking(template, special, in_parts))
 
-    def written(*texts: str, prompt: bool) -> str:
-        messages = [
-            {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text}
-            for role, text in zip(("user", "assistant"), texts, strict=False)
-        ]
-        return _tried(template, messages, special, add_generation_prompt=prompt)
 
-    with_prompt = written("a", prompt=True)
-    prompt = with_prompt[same_start(with_prompt, written("a", prompt=False)) :]
-    _, _, after = written("a", MARK, prompt=True).rpartition(MARK)
-    return after.removesuffix(prompt)
+def _turn(template: str, special: tuple[tuple[str, str], ...], in_parts: bool, *texts: str, prompt: bool) -> str:
+    """Return the text of a question, and of its answer if there is one."""
+    messages = [
+        {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text}
+        for role, text in zip(("user", "assistant"), texts, strict=False)
+    ]
+    return _tried(template, messages, special, add_generation_prompt=prompt)
 
 
 def unwritten(talk: Conversation, text: str, tokenizer: Any) -> tuple[str, ...]:

@@ -158,7 +158,9 @@ def _by_mark(
         end = token.end() if through is None or token[1] in known else end
     # What the prompt for the answer does not have is written by the model: white space, and empty thoughts.
     before = _before(talk, index, tokenizer)
-    if before is not None:
+    if before is None:  # as before a conversation that the assistant begins: `transformers` writes none of no messages
+        before = templates.asking(tokenizer, talk.tools).lstrip()
+    if before:
         tail, asked = before[-CONTEXT[0] :], talk.messages[index - 1]["content"].strip() if index else ""
         at = text.rfind(tail, max(since - len(tail), 0), start)
         kept = text[:start].rstrip()

@@ -202,6 +202,19 @@ BY_HAND |= {
         "<|user|>\nthree?<|assistant|>",
         "\n<think></think>\n 3 ",
     ],
+    ("open", "first"): [
+        "<sop><|assistant|>",
+        "\n<think></think>\n1",
+        "<|user|>\ntwo?<|assistant|>",
+        "\n<think></think>\n2, of course",
+    ],
+    ("parts", "first"): [
+        "Assistant:",
+        " 1<end_of_utterance>",
+        "\nUser: two?<end_of_utterance>\nAssistant:",
+        " 2, of course<end_of_utterance>",
+        "\n",
+    ],
     ("open", "thoughts"): [
         "<sop><|user|>\none?<|assistant|>",
         "\n<think></think>\n1",
@@ -242,6 +255,7 @@ THOUGHTS = [
     {"role": "assistant", "content": "2", "reasoning": "huh"},
 ]
 GIVEN = {"turns": TURNS, "system": SYSTEM, "tools": TOOLS, "thoughts": THOUGHTS}
+GIVEN["first"] = TURNS[1:4]
 GIVEN["empty"] = [TURNS[0], TURNS[1] | {"content": ""}, *TURNS[2:4]]
 GIVEN["said"] = [TOOLS[0], TOOLS[1] | {"content": "Let me see."}, *TOOLS[2:4]]
 
@@ -260,7 +274,7 @@ def encoded(tokenizer: Any, messages: Any, answers: Any = "all", longest: int = 
     return chat.encode(conversations.read({"messages": messages}, "row", answers), tokenizer, longest, "row")
 
 
-@pytest.mark.parametrize(("name", "kind"), BY_HAND, ids="-".join)
+@pytest.mark.parametrize(("name", "kind"), BY_HAND)
 def test_answers_are_those_found_by_hand(name: str, kind: str) -> None:
     tokenizer = family(name)
     found = encoded(tokenizer, GIVEN[kind])
