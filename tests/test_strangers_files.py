@@ -551,13 +551,28 @@ def test_folders_that_say_a_column_are_read(base: Path, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("form", [pd.DataFrame, dict, datasets.Dataset.from_dict])
+@pytest.mark.parametrize("form", [pd.DataFrame, dict, datasets.Dataset.from_dict, pa.table])
 def test_splits_are_tables_of_any_kind(form: Any) -> None:
     train, other = form({"text": TEXTS, "label": WORDS}), form({"text": TEXTS[:3], "label": WORDS[:3]})
     assert len(split_of({"test": other, "train": train}, "train")["text"]) == 8
     assert len(given({"train": train, "dev": other}, "validation", "test")["text"]) == 3
     with pytest.raises(ValueError, match="no 'test' split, only a, b: give the one to read"):
         given({"a": train, "b": other}, "test")
+
+
+def test_columns_with_several_names_are_called_by_all_of_them() -> None:
+    frame = pd.DataFrame({("film", "text"): TEXTS, ("film", "label"): WORDS})
+    found = plain(given(frame), Columns.asked("film text", "film label", None))
+    assert (found.columns.text, found.columns.label) == (("film text",), "film label")
+    asked = Columns.asked(None, ("film", "label"), None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="data has no column 'film', 'label', only film text, film label"):
+        plain(given(frame), asked)
+
+
+def test_several_tables_are_not_rows() -> None:
+    frame = pd.DataFrame({"text": TEXTS, "label": WORDS})
+    with pytest.raises(ValueError, match="data is a list of 2 tables, and one is needed: put them together, pandas"):
+        plain(given([frame, frame]))
 
 
 def test_columns_by_row_are_no_splits() -> None:

@@ -78,7 +78,8 @@ def given(data: Data, *splits: str, name: str = "data") -> Data:
             f"{name}={str(data)!r:.100}: no such file or folder exists. Give the path of one; to pass a single text, "
             "put it in a list, [text]."
         )
-    return split_of(data, *splits) if splits and _has_splits(data) else familiar(data, name)
+    data = familiar(data, name)
+    return split_of(data, *splits) if splits and _has_splits(data) else data
 
 
 def _is_file(name: Any) -> bool:

@@ -59,7 +59,7 @@ def _familiar(value: Any) -> Any:
     if hasattr(value, "__torch_function__"):
         return value
     if hasattr(value, "iloc") and not hasattr(value, "dask"):
-        return _with_index(value)
+        return _with_index(_with_one_name(value))
     if hasattr(value, "column_names") and hasattr(value, "map"):  # of `datasets`
         return value
     if getattr(getattr(value, "dtype", None), "names", None):  # NumPy's tables
@@ -140,6 +140,13 @@ def _rows(rows: list[Any]) -> list[Any]:
     if dataclasses.is_dataclass(first) and not isinstance(first, type):
         return [{field.name: getattr(row, field.name) for field in dataclasses.fields(row)} for row in rows]
     return rows
+
+
+def _with_one_name(frame: Any) -> Any:
+    """Return a table of pandas whose columns have one name each, `a b` where they have several."""
+    if getattr(getattr(frame, "columns", None), "nlevels", 1) < 2:
+        return frame
+    return frame.set_axis([" ".join(map(str, column)).strip() for column in frame.columns], axis=1)
 
 
 def _with_index(frame: Any) -> Any:

@@ -41,8 +41,13 @@ def check_labels(table: Any, name: str) -> None:
 
 
 def check_rows(rows: Sequence[Any], name: str) -> None:
-    """Raise an `ArgumentError` if rows are lists of many texts, as columns are, or mappings in mappings."""
+    """Raise an `ArgumentError` if rows are tables, lists of many texts, as columns are, or mappings in mappings."""
     first = rows[0]
+    if hasattr(first, "columns") or hasattr(first, "column_names"):
+        raise ArgumentError(
+            f"{name} is a list of {len(rows)} tables, and one is needed: put them together, pandas.concat(…) or "
+            "datasets.concatenate_datasets(…), or give one."
+        )
     if isinstance(first, Mapping):
         others = [key for key in first if key not in LABELS]
         if others and all(isinstance(first[key], Mapping) for key in others):

@@ -306,9 +306,7 @@ def _holds_texts(values: Any) -> bool:
 
 def _frame(frame: Any, labels: RawLabels | None, asked: Columns, known: Columns, name: str, with_labels: bool) -> Plain:
     """Return a table of pandas: one of numbers as an array, any other as a `datasets.Dataset`."""
-    names = [
-        " ".join(map(str, column)).strip() if isinstance(column, tuple) else str(column) for column in frame.columns
-    ]
+    names = [*map(str, frame.columns)]
     twice = [column for column in dict.fromkeys(names) if names.count(column) > 1]
     if twice:
         raise ValueError(f"{name} has several columns {', '.join(map(repr, twice))}: give each a name of its own.")
