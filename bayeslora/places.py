@@ -273,11 +273,11 @@ class _Places:
             self.add(function.__defaults__, _Defaults(function))
         self.look_into(function.__kwdefaults__ or {}, only_plain=True)
         codes, known = list(_codes(function.__code__)), function.__globals__
-        steps = [step for code in codes for step in dis.get_instructions(code)]
-        self._look_into_module(module if module and vars(module) is known else None, known, "STORE_GLOBAL", steps)
+        module = module if module and vars(module) is known else None
+        self._look_into_module(module, known, codes, "STORE_GLOBAL")
         for name in sorted({name for code in codes for name in code.co_names if name in known}):
             if isinstance(other := known[name], types.ModuleType) and other.__name__.partition(".")[0] not in NOT_OWN:
-                self._look_into_module(other, vars(other), "STORE_ATTR", steps)
+                self._look_into_module(other, vars(other), codes, "STORE_ATTR")
 
     def _look_into_memo(self, function: Any) -> None:
         """Add what is remembered of the results of a function of the user's, and what that function holds."""
@@ -287,16 +287,15 @@ class _Places:
             if isinstance(wrapped, types.FunctionType):
                 self.look_into(wrapped, only_plain=True)
 
-    def _look_into_module(self, module: Any, known: dict[str, Any], stores: str, steps: list[dis.Instruction]) -> None:
+    def _look_into_module(self, module: Any, known: dict[str, Any], codes: list[types.CodeType], stores: str) -> None:
         """Add what a function reads by its name in a module, and the names that it stores there."""
-        used = [step for step in steps if isinstance(step.argval, str) and step.argval in known]
-        names = sorted({step.argval for step in used if step.opname.startswith(("LOAD_", "STORE_"))})
+        names = sorted({name for code in codes for name in code.co_names if name in known})
         for name in names:
             self.look_into(known[name], only_plain=True)
         if module is not None:
-            kept = {step.argval for step in used if step.opname == stores}
+            kept = {name for code in codes for name in _stored(code, stores) if name in known}
             kept |= {n for n in names if may_move(known[n], False) or counting.hides(known[n])}
-            self.add(used, Attributes(module, sorted(kept)))
+            self.add(names, Attributes(module, sorted(kept)))
 
 
 def content_of(place: Any) -> dict[Any, Any]:
@@ -327,3 +326,10 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
     for each in code.co_consts:
         if isinstance(each, types.CodeType):
             yield from _codes(each)
+
+
+def _stored(code: types.CodeType, instruction: str) -> Collection[str]:
+    """Names that an instruction of a function's own code stores."""
+    if dis.opmap[instruction] not in code.co_code[::2]:  # most functions store none, and to list what one does is slow
+        return ()
+    return {step.argval for step in dis.get_instructions(code) if step.opname == instruction}
