@@ -32,7 +32,7 @@ class Outcomes:
     """
 
     def __init__(self, y: Any, column: np.ndarray):
-        check_present("y", column)
+        check_present("y", y if isinstance(y, list | tuple) else column)  # among words, an array has NaN as a word
         self.classes = np.unique(column)
         if len(self.classes) < 2:
             raise ValueError(f"y has one class, {self.classes.tolist()[0]!r}: a classifier needs two or more.")

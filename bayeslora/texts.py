@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from bayeslora.contracts import ArgumentError
+from bayeslora.tasks.checking import is_missing
 
 MOST_TEXTS = 2
 """Columns of texts that a network reads."""
@@ -14,21 +15,25 @@ def text_table(X: Any) -> Any:
     """Return texts as a table with a column of them or two; None of what is not text.
 
     Raises:
-        ArgumentError: If some entries are not text, or there are more columns.
+        ArgumentError: If it is one text, or empty, if some entries are not text, or there are more columns.
     """
+    if isinstance(X, str):
+        raise ArgumentError(f"X is one text, {X!r:.60}: put it in a list, [text].")
+    if isinstance(X, list | tuple) and not X:
+        raise ArgumentError("X has no examples: give at least one.")
     if hasattr(X, "columns"):
         table: Any = X
         values = X.to_numpy()
     else:
         array = X if isinstance(X, np.ndarray) else None
         if array is None and not hasattr(X, "dtype") and not hasattr(X, "to_numpy"):
-            first = next(iter(X), None) if isinstance(X, list | tuple) else None
-            first = first[0] if isinstance(first, list | tuple) and len(first) else first
-            if not isinstance(first, str):
+            rows = X if isinstance(X, list | tuple) else ()
+            entries = (each for row in rows for each in (row if isinstance(row, list | tuple) else [row]))
+            if not isinstance(next((each for each in entries if not is_missing(each)), None), str):
                 return None
         values = np.asarray(X, dtype=object) if array is None else array
         table = values = values[:, None] if values.ndim == 1 else values
-    if values.dtype.kind not in "OUST" or values.ndim != 2 or not any(isinstance(v, str) for v in values[:1].flat):
+    if values.dtype.kind not in "OUST" or values.ndim != 2 or not any(isinstance(v, str) for v in values.flat):
         return None
     for row, entries in enumerate(values):
         for value in entries:

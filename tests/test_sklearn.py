@@ -174,6 +174,17 @@ def test_texts_work_in_cross_validation(encoder: Path) -> None:
     [
         (Classifier(), TEXTS, WORDS, "X is text, and there is no model for it: give model="),
         (Classifier(MODEL), [*TEXTS[:-1], None], WORDS, r"X has texts, and None in row 11: give one or two columns"),
+        (Classifier(MODEL), [None, *TEXTS[1:]], WORDS, "X has texts, and None in row 0: give one or two columns"),
+        (Classifier(MODEL), [(None, "a"), *zip(TEXTS, TEXTS, strict=True)], WORDS, "X has texts, and None in row 0"),
+        (Classifier(MODEL), np.array([None, *TEXTS[1:]]), WORDS, "X has texts, and None in row 0"),
+        (
+            Classifier(MODEL),
+            TEXTS,
+            [float("nan"), *WORDS[1:]],
+            r"y: the label is missing in 1 row\(s\), the first is row 0",
+        ),
+        (Classifier(MODEL), "a good film", ["a"], r"X is one text, 'a good film': put it in a list, \[text\]"),
+        (Classifier(MODEL), [], [], "X has no examples: give at least one"),
         (Classifier(MODEL), [(t, t, t) for t in TEXTS], WORDS, "X has 3 columns of texts: give one, or two for pairs"),
         (Classifier(), np.ones((4, 2)), ["a"] * 4, "y has one class, 'a': a classifier needs two or more"),
         (Classifier(3), np.ones((4, 2)), [0, 1, 0, 1], "model is a int: give the path or name"),
