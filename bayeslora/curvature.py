@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.adapters import split_site
+from bayeslora.adapters.gradients import writes_in_place
 from bayeslora.fitted import FittedProgram
 from bayeslora.tasks import Likelihood
 from bayeslora.types import WEIGHTS, Batch
@@ -105,10 +106,10 @@ class Gram:
         _, values, basis = torch.linalg.svd(stacked, full_matrices=False)
         self.root = values[: self.rank, None] * basis[: self.rank]
 
-    def begin(self, like: Tensor) -> None:
-        """Take vectors like these, `[…, size]`, to be 0 until some are added: the logits may not depend on them."""
+    def add_if_none(self, zero: Tensor) -> None:
+        """Add a vector that is 0, `[1, size]`, if there is none: a layer may not be called, or not reach the logits."""
         if self.exact is None and self.root is None:
-            self.add(torch.zeros_like(like[..., :1, :]))
+            self.add(zero)
 
     def eigh(self) -> tuple[Tensor, Tensor]:
         """Return eigenvectors, `[size, rank]`, and eigenvalues, `[rank]`."""
@@ -176,7 +177,8 @@ def gauss_newton(
         The factored matrix of each layer, for each wanted matrix.
 
     Raises:
-        ValueError: If labels are about more than a number, or a vector of logits, per example.
+        ValueError: If labels are about more than a number, or a vector of logits, per example; or if the network writes
+            into the input of a layer.
 
     References:
         Martens and Grosse (2015), [Optimizing Neural Networks with Kronecker-factored Approximate
@@ -192,6 +194,8 @@ def gauss_newton(
 
     def matrices(use: Use, g: Tensor) -> dict[tuple[str, int], tuple[Tensor, Tensor]]:
         name, index = use.layer
+        if use.input._version != use.version:
+            raise ValueError(writes_in_place(program.network.model))
         its_factors = type(factors[name])(*(factor[index] for factor in factors[name]))
         dtype = its_factors[0].dtype  # the network may be in half precision
         s, x = program.network.scaling(name)[index], use.input.to(dtype)
@@ -230,14 +234,18 @@ def gauss_newton(
                 for matrix, total in totals.items():
                     sums[matrix].trace = (sums[matrix].trace or 0.0) + float(total.double().square().sum())
             for use, where in zip(uses, reached, strict=True):
-                for matrix, (z, like) in matrices(use, use.output.detach()).items():
+                for matrix, (z, _) in matrices(use, use.output.detach()).items():
                     sums[matrix].inputs.add(z[where])
-                    sums[matrix].gradients.begin(like)
                     sums[matrix].positions += int(where.sum())
     finally:
         for hook in hooks:
             hook.remove()
         program.network.unbind()
+    for (site, _), both in sums.items():
+        stack, name = split_site(site)
+        shape = program.stacks[stack].matrix_shapes[name]
+        for part, size in zip((both.gradients, both.inputs), shape, strict=True):
+            part.add_if_none(torch.zeros(1, size, dtype=program.network.dtype, device=program.device))
     return {site: [sums[site, index].kronecker() for index in _indices(program, site)] for site in ranks}
 
 
@@ -294,10 +302,18 @@ def _measurable(uses: Sequence["Use"], logits: Tensor, columns: Sequence[Tensor]
 
 
 class Use(NamedTuple):
-    """One call of a layer, by its stack and number: its input, and its output as something to differentiate by."""
+    """One call of a layer, by its stack and number: its input, and its output as something to differentiate by.
+
+    Args:
+        layer: The layer.
+        input: Its input.
+        version: How often the input had been written into.
+        output: Its output.
+    """
 
     layer: tuple[str, int]
     input: Tensor
+    version: int
     output: Tensor
 
 
@@ -305,8 +321,9 @@ def _keep(uses: list[Use], layer: tuple[str, int]) -> Hook:
     """Return a hook that keeps every call of a layer: some networks call one several times in a pass."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0].detach()
         # Before the first adapted layer nothing has a gradient.
-        uses.append(Use(layer, inputs[0].detach(), output if output.requires_grad else output.requires_grad_()))
-        return output
+        uses.append(Use(layer, x, x._version, output if output.requires_grad else output.requires_grad_()))
+        return output.clone()  # the network may write into it, as nn.ReLU(inplace=True) does
 
     return hook

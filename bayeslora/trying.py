@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from bayeslora.adapters import gradients
 from bayeslora.adapters.folding import moved
+from bayeslora.adapters.inspection import oddity
 from bayeslora.choice import NO_GRADIENT, Choice, line, listed
 from bayeslora.isolation import random_states, set_random_states
 from bayeslora.program import Program
@@ -81,20 +83,29 @@ class FirstStep:
         self.choice = choice
         self.batch = batch
         self.found: set[str] = set()
+        self.odd: set[str] = set()
         choice.silent = tuple(name for name in _names(program) if name in choice.seen.uncalled)
 
     def __call__(self, step: Callable[[], T]) -> T:
         """Return what a step returns that runs the program forward and backward.
 
         Raises:
-            ValueError: If no adapter gets a gradient.
+            ValueError: If no adapter gets a gradient, or the network writes into what gradients are computed from.
         """
         states, silent, failure = random_states(), self.choice.silent, None
         try:
             with self._watching():
                 result = step()
         except RuntimeError as error:  # such as that there is nothing to differentiate
+            if gradients.IN_PLACE in str(error):
+                raise ValueError(gradients.writes_in_place(self.program.network.model)) from error
             failure = error
+        if self.odd:
+            logger.warning(
+                "In training, the output of some layers is not the product of their input and their weight, plus their "
+                "bias, as it is in evaluation: adapters are trained beside one thing and predict beside another at %s.",
+                listed(sorted(self.odd)),
+            )
         if failure is None and (self._has_diverged(result) or _called(self.program, self.choice) <= self.found):
             return result
         given = check(self.program, self.choice, self.batch)
@@ -117,12 +128,27 @@ class FirstStep:
     @contextmanager
     def _watching(self) -> Iterator[None]:
         self.program.watch = self._watched
+        network, known = self.program.network, set[str]()
+        hooks = [
+            layer.base.register_forward_hook(partial(self._compare, known, name), with_kwargs=True)
+            for stack in network.stacks.values()
+            for name, layer in zip(stack.layer_names, network.layers(stack.name), strict=True)
+        ]
         try:
             with warnings.catch_warnings():  # of activation checkpointing, where embeddings have to have a gradient
                 warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
                 yield
         finally:
             self.program.watch = None
+            for hook in hooks:
+                hook.remove()
+
+    @torch.no_grad()
+    def _compare(self, known: set[str], name: str, layer: Any, args: Any, kwargs: Any, output: Any) -> None:
+        """Compare a layer's first output with its product: some compute something else in training."""
+        if name not in known and oddity(layer, args, kwargs, output) is not None:
+            self.odd.add(name)
+        known.add(name)
 
     def _watched(self, factors: FactorsByStack) -> FactorsByStack:
         """Return the same factors, whose gradient is that of the network alone: a divergence gives one to any."""

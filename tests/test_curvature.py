@@ -1,5 +1,7 @@
 """Curvature of layers that a pass calls several times, against the exact Gauss-Newton matrix."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -129,3 +131,47 @@ def test_without_examples_first_all_calls_count_by_themselves(size: int) -> None
                 one.column_values / one.column_values.sum(), other.column_values / other.column_values.sum()
             )
             assert not torch.allclose(one.column_values, other.column_values)
+
+
+def relus(between: Callable[[], nn.Module]) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(SIZE, SIZE), between(), nn.Linear(SIZE, SIZE), between(), nn.Linear(SIZE, 3))
+
+
+def test_a_network_may_write_into_what_its_layers_return() -> None:
+    inputs = {"input": data()["x"][:, 0], "labels": data()["labels"]}
+    ours, theirs = (
+        gauss_newton(program, [inputs], ranks_of(program))
+        for program in (program_of(relus(nn.ReLU)), program_of(relus(lambda: nn.ReLU(inplace=True))))
+    )
+    for site in ours:
+        for one, other in zip(ours[site], theirs[site], strict=True):
+            assert all(map(torch.equal, one, other))
+
+
+class WritesBack(nn.Module):
+    """A network that writes into the input of a layer after its call, and has a layer that it does not call."""
+
+    def __init__(self, writes: bool) -> None:
+        super().__init__()
+        self.inner, self.head, self.unused = nn.Linear(SIZE, SIZE), nn.Linear(SIZE, 3), nn.Linear(SIZE, 2)
+        self.writes = writes
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.mean(1)
+        y = self.inner(x)
+        return self.head(x.add_(y) if self.writes else x + y)
+
+
+def test_a_network_that_writes_into_the_input_of_a_layer_is_refused() -> None:
+    program = program_of(WritesBack(writes=True))
+    with pytest.raises(ValueError, match=r"WritesBack writes into a tensor .* x = x \+ y instead of x \+= y"):
+        gauss_newton(program, [data()], ranks_of(program))
+
+
+def test_a_layer_that_is_not_called_has_no_curvature() -> None:
+    program = program_of(WritesBack(writes=False))
+    found = traces(program, [data()])
+    assert {site: bool(total.any()) for site, total in found.items()} == {
+        site: site.startswith("4x4") for site in ranks_of(program)
+    }

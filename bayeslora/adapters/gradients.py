@@ -9,6 +9,18 @@ from torch import Tensor, nn
 
 from bayeslora.adapters.folding import still
 
+IN_PLACE = "modified by an inplace operation"
+"""What PyTorch says where numbers have changed that a gradient is computed from."""
+
+
+def writes_in_place(model: nn.Module) -> str:
+    """Return a sentence about a network that writes into a layer's input, or into what else a gradient needs."""
+    return (
+        f"{type(model).__name__} writes into a tensor that gradients are computed from, such as the input of an "
+        "adapted layer, so that there are none: let its forward make a new one, x = x + y instead of x += y, or write "
+        "into x.clone()."
+    )
+
 
 def reached(
     network: Any, factors: Mapping[str, Any], logits: Callable[[Mapping[str, Any]], Tensor], training: bool = False

@@ -618,6 +618,36 @@ def test_every_method_fits_where_no_gradient_reaches_a_layer(method: str) -> Non
     assert np.isfinite(posterior.predict(data_of(), num_draws=2).probs).all()
 
 
+class WritesBack(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x += self.middle(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("method", ["lora", "laplace"])
+def test_a_network_that_writes_into_the_input_of_a_layer_is_told_to_make_a_new_one(method: str) -> None:
+    with pytest.raises(ValueError, match=r"WritesBack writes into a tensor .* x = x \+ y instead of x \+= y"):
+        bayeslora.fit(WritesBack(nn.Linear(16, 16)), data_of(), method, epochs=1, progress=False)
+
+
+class InTraining(nn.Linear):
+    """A layer with another weight in training, as with DropConnect."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, 0.5 * self.weight if self.training else self.weight, self.bias)
+
+
+@pytest.mark.parametrize("method", ["lora", "monteclora", "dora"])
+def test_layers_that_compute_something_else_in_training_are_named(
+    method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for middle in (InTraining(16, 16), nn.Sequential(nn.Dropout(0.5), nn.Linear(16, 16), nn.Dropout(0.5))):
+        bayeslora.fit(Block(middle), data_of(), method, rank=2, epochs=1, progress=False)
+    said = re.findall(r"In training, the output of some layers is not the product .* another at (.*)\.", caplog.text)
+    assert said == ["'middle'"]
+
+
 def test_reversible_layers_are_trained() -> None:
     inputs = {"input_ids": torch.randint(60, (8, 5))}
     posterior = bayeslora.fit(Reformer(), (inputs, torch.arange(8) % 3), "lora", epochs=1, progress=False)
