@@ -229,35 +229,6 @@ def leave_reentrant_checkpointing(model: nn.Module) -> None:
             setattr(module, name, functools.partial(function, use_reentrant=False))
 
 
-def leave_fused_encoders(model: nn.Module) -> None:
-    """Let PyTorch's transformer encoders call their layers: the fused kernel for inference only reads their weights.
-
-    In evaluation mode, encoders also take rows without their padding, as nested tensors, which neither have rows of
-    several draws nor gradients. Here they do not, and their output at the padding is what it would be: zero, normed.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0
-        elif isinstance(module, nn.TransformerEncoder) and getattr(module, "use_nested_tensor", False):
-            module.use_nested_tensor = False
-            module.register_forward_hook(_without_padding, with_kwargs=True)
-
-
-def _without_padding(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
-    given = inspect.signature(nn.TransformerEncoder.forward).bind(module, *args, **kwargs).arguments
-    padding = given.get("src_key_padding_mask")
-    if padding is None or given.get("mask") is not None or output.dim() != 3 or module.layers[0].training:
-        return output
-    if not torch.backends.mha.get_fastpath_enabled() or torch.is_autocast_enabled():
-        return output
-    kept = padding == 0  # also where -inf stands for padding
-    # PyTorch does so only if all padding is at the ends of rows.
-    at_ends = (kept[:, 1:] <= kept[:, :-1]).all()
-    fill = output.new_zeros(output.shape[-1])
-    fill = fill if module.norm is None else module.norm(fill)
-    return torch.where(kept[..., None] | ~at_ends, output, fill)
-
-
 def forward_parameters(model: nn.Module) -> list[str]:
     """Return the names of the inputs that a network's `forward` takes, in its order, without `labels`."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -331,31 +302,51 @@ def memory_of(value: Any) -> int:
         return 0
 
 
-def logits_of(output: Any) -> Tensor:
+def logits_of(output: Any, training: bool = False) -> Tensor:
     """Return the logits of a network's output; start and end logits of a span are stacked along the last dimension.
 
     They are the tensor, the entry `logits` of a mapping, or the one tensor of a tuple that has rows: beside it there
     may be a loss, or nothing.
 
+    Args:
+        output: What the network returned.
+        training: Whether it was in training mode, to be said.
+
     Raises:
-        TypeError: If there are none, or several tensors could be.
+        TypeError: If there are none, several tensors could be, or they are not real numbers.
     """
+    who = "In training mode, other than in evaluation mode, the network" if training else "The network"
+    logits = _logits_in(output, who)
+    if not logits.is_floating_point():
+        raise TypeError(
+            f"{who} returned {logits.dtype} numbers: real ones, the logits, are needed. If it chooses a "
+            "class, such as by argmax, leave that out."
+        )
+    return logits
+
+
+def _logits_in(output: Any, who: str) -> Tensor:
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
         return output["logits"]
+    kind = type(output).__name__
     if type(output) in (tuple, list):
         rows = [value for value in output if isinstance(value, Tensor) and value.dim() > 0]
         if len(rows) == 1:
             return rows[0]
+        if rows:
+            raise TypeError(
+                f"{who} returned a {kind} with {len(rows)} tensors, and which of them has the logits is not known: "
+                "return them alone, or in a mapping, {'logits': …}."
+            )
     if hasattr(output, "logits"):
         return output.logits
     if hasattr(output, "start_logits"):
         return torch.stack([output.start_logits, output.end_logits], dim=-1)
     raise TypeError(
-        f"The network returned {type(output).__name__}, in which there are no logits: a tensor, a tuple with one, or "
-        "an output with `logits` or `start_logits` and `end_logits`, is needed. A bare encoder has none: load it with "
-        "a task head."
+        f"{who} returned {kind}, in which there are no logits: a tensor, a tuple with one, or an output with `logits` "
+        "or `start_logits` and `end_logits`, is needed. A bare encoder has none: load it with a task head."
     )
 
 

@@ -71,6 +71,12 @@ def likelihood_for(
         raise ValueError(f"{of}: {' '.join(str(error).split()):.300}.") from error
     if log_prob.shape != (len(labels),):
         raise ValueError(f"{of}: it gives {tuple(log_prob.shape)} log-likelihoods for {len(labels)} examples.")
+    if (doubt := likelihood.doubt(selected)) is not None:
+        logger.warning(
+            "In evaluation mode, the %s returns what looks like %s. The likelihood %r takes logits, and would turn "
+            "these into other probabilities: leave that out at the network's end.",
+            *(type(model).__name__, doubt, likelihood.name),
+        )
     if method.approximation == "linear" and selected.dim() > 2:
         raise ValueError(
             f"{method.name!r} is for a number or a vector of logits per example, but {likelihood.name!r} has logits "

@@ -189,14 +189,45 @@ def test_outputs_that_are_not_about_the_rows_are_refused() -> None:
 @pytest.mark.parametrize(
     ("form", "returned"),
     [
-        (lambda logits: (logits, logits), "tuple"),
-        (lambda logits: {"output": logits}, "dict"),
-        (lambda logits: None, "NoneType"),
+        (lambda logits: (logits, logits), r"a tuple with 2 tensors, and which of them has the logits is not known"),
+        (lambda logits: {"output": logits}, "dict, in which there are no logits"),
+        (lambda logits: None, "NoneType, in which there are no logits"),
+        (lambda logits: logits.argmax(-1), r"torch.int64 numbers: real ones, the logits, are needed"),
     ],
 )
 def test_what_has_no_logits_is_refused(form: Callable[[Tensor], Any], returned: str) -> None:
-    with pytest.raises(TypeError, match=rf"The network returned {returned}, in which there are no logits"):
+    with pytest.raises(TypeError, match=rf"The network returned {returned}"):
         fitted(rows_of(form), NUMBERS)
+
+
+class ByMode(Rows):
+    """A network that returns its logits in some form in one mode alone."""
+
+    def __init__(self, form: Callable[[Tensor], Any], training: bool) -> None:
+        super().__init__(lambda logits: form(logits) if self.training is training else logits)
+
+
+def test_what_a_network_returns_in_training_alone_is_said_to_be_of_training() -> None:
+    fitted(ByMode(lambda logits: (logits, logits.square().mean()), training=True), NUMBERS)
+    start = "In training mode, other than in evaluation mode, the network returned"
+    with pytest.raises(TypeError, match=f"{start} a tuple with 2 tensors, and which"):
+        fitted(ByMode(lambda logits: (logits, logits + 1), training=True), NUMBERS)
+    with pytest.raises(TypeError, match=f"{start} dict, in which there are no logits"):
+        fitted(ByMode(lambda logits: {"out": logits}, training=True), NUMBERS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_probabilities_are_not_taken_for_logits_without_a_word(
+    dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = ByMode(lambda logits: logits.softmax(-1), training=False).to(dtype)
+    fitted(model, (NUMBERS[0].to(dtype), NUMBERS[1]), epochs=0)
+    said = "ByMode returns what looks like probabilities, which sum to 1 in every row"
+    assert said in caplog.text
+    caplog.clear()
+    for form in (lambda logits: logits.log_softmax(-1), lambda logits: logits.abs()):
+        fitted(rows_of(form), NUMBERS, epochs=0)
+    assert "probabilities" not in caplog.text
 
 
 def test_inputs_without_names() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.adapters import folding, mapping, running
+from bayeslora.adapters.encoders import leave_fused_encoders
 from bayeslora.adapters.families import Family, LowRank
 from bayeslora.adapters.frozen import FrozenWeights, check_frozen, writes_of
 from bayeslora.adapters.layer import AdaptedLayer, NotFoldedError
@@ -17,7 +18,7 @@ from bayeslora.adapters.stack import Stacks, grouped
 from bayeslora.adapters.targets import check_names, choose_targets, head_names, linear_layers
 from bayeslora.adapters.weights import hold, is_within, names_of, share_weights, swap
 from bayeslora.isolation import check_free, working
-from bayeslora.networks import leave_fused_encoders, leave_reentrant_checkpointing, logits_of
+from bayeslora.networks import leave_reentrant_checkpointing, logits_of
 from bayeslora.passes import Left, Passes
 from bayeslora.types import Batch, FactorsByStack, FactorTuple, Targets
 
@@ -264,7 +265,7 @@ class AdaptedNetwork(nn.Module):
 
     def logits(self, inputs: Batch) -> Tensor:
         """Return the logits with the factors that are bound."""
-        logits = logits_of(self.run(inputs))
+        logits = logits_of(self.run(inputs), self.training)
         return logits.detach() if logits.requires_grad and not torch.is_grad_enabled() else logits
 
     def folds(self, factors: FactorsByStack, inputs: Batch) -> bool:

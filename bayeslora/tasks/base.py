@@ -193,6 +193,10 @@ class Likelihood(nn.Module, abc.ABC):
         """
         return False
 
+    def doubt(self, logits: Tensor) -> str | None:
+        """Return what outputs for a few examples look like, if it is not logits; by default, nothing is noticed."""
+        return None
+
     @classmethod
     def model_class(cls, columns: Sequence[str]) -> str:
         """Return the name of the `transformers` class that loads a model for data with these columns."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyro.distributions as dist
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -193,6 +194,12 @@ class Categorical(Likelihood):
 
     def check_labels(self, labels: LabelValues) -> None:
         check_classes(labels, self.num_classes, "classification")
+
+    def doubt(self, logits: Tensor) -> str | None:
+        sums = logits.double().sum(-1)
+        near = (sums - 1).abs() <= 4 * torch.finfo(logits.dtype).eps * logits.shape[-1]
+        is_softmax = logits.shape[-1] > 1 and bool((logits >= 0).all()) and bool(near.all())
+        return "probabilities, which sum to 1 in every row, as a softmax makes them" if is_softmax else None
 
     def baseline(self, labels: LabelValues) -> float | None:
         return metrics.frequency_nll(np.asarray(labels))
