@@ -126,6 +126,20 @@ def _differ(values: Sequence[Any]) -> bool:
     return all(isinstance(value, str | int) for value in values) and len({*values}) == len(values)
 
 
+def as_text(table: "pd.DataFrame", ending: str) -> str:
+    """Return a table as a file with an ending of text has it: JSON, JSON lines, TSV, or else CSV.
+
+    In JSON, numbers have 15 decimals, and dates are those of ISO 8601; in CSV, several labels are a list, which can be read again.
+    """
+    if ending in (".json", ".jsonl"):
+        shape: dict[str, Any] = {"lines": True} if ending == ".jsonl" else {"indent": 1}
+        how = {"orient": "records", "force_ascii": False, "double_precision": 15, "date_format": "iso"}
+        return str(table.to_json(**how, **shape))
+    if "predicted" in table.columns and any(isinstance(value, tuple) for value in table["predicted"]):
+        table = table.assign(predicted=[*map(list, table["predicted"])])
+    return str(table.to_csv(index=False, sep="\t" if ending == ".tsv" else ","))
+
+
 def write_out(table: "pd.DataFrame", ending: str) -> None:
     """Write a table to standard output, in the format of the data if that is one of lines, and otherwise as CSV.
 
@@ -135,12 +149,8 @@ def write_out(table: "pd.DataFrame", ending: str) -> None:
         table: The table.
         ending: The ending of the data's name.
     """
-    if ending in (".json", ".jsonl", ".ndjson"):
-        lines = table.to_json(orient="records", lines=True, force_ascii=False)
-    else:
-        lines = table.to_csv(index=False, sep="\t" if ending == ".tsv" else ",")
     try:
-        sys.stdout.write(lines)
+        sys.stdout.write(as_text(table, ".jsonl" if ending in (".json", ".ndjson") else ending))
         sys.stdout.flush()
     except BrokenPipeError:  # as of `head`; Python would complain about it again at its exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

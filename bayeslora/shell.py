@@ -28,7 +28,7 @@ from bayeslora.data import split_of
 from bayeslora.data.columns import class_names
 from bayeslora.methods import METHODS, named, own_fields
 from bayeslora.methods.fields import describe
-from bayeslora.piping import STANDARD
+from bayeslora.piping import STANDARD, as_text
 from bayeslora.tasks.prediction import BasePrediction, names_of
 from bayeslora.tasks.words import are_in
 from bayeslora.types import Data
@@ -191,21 +191,16 @@ def check_output(
 
 def write_table(table: "pd.DataFrame", output: Path) -> None:
     """Write a table in the format of a file's name."""
+    content: bytes | str
     match output.suffix.lower():
-        case ".tsv":
-            content = table.to_csv(index=False, sep="\t")
-        case ".json":
-            content = table.to_json(orient="records", force_ascii=False, indent=1)
-        case ".jsonl":
-            content = table.to_json(orient="records", lines=True, force_ascii=False)
         case ".parquet":
             content = table.to_parquet(index=False)
         case ".xlsx":
             stream = io.BytesIO()
             table.to_excel(stream, index=False)
             content = stream.getvalue()
-        case _:
-            content = table.to_csv(index=False)
+        case ending:
+            content = as_text(table, ending)
     filing.write_file(output, content)
 
 

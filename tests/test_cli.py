@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 import bayeslora
 from bayeslora.cli import app, as_json
-from bayeslora.data import Columns
+from bayeslora.data import Columns, read
 from bayeslora.divergence import DivergedError
 from bayeslora.failing import NotSavedError
 from bayeslora.methods import METHODS
@@ -227,6 +227,21 @@ def test_tables_have_the_format_of_their_name(ending: str, tmp_path: Path) -> No
         "parquet": pd.read_parquet,
     }
     pd.testing.assert_frame_equal(readers[ending](path), table, check_dtype=False)
+
+
+@pytest.mark.parametrize("ending", ["csv", "json", "jsonl", "parquet"])
+def test_what_is_written_can_be_read_again(ending: str, tmp_path: Path) -> None:
+    columns = {
+        "key": ["2024-01-31", "2024-02-01"],
+        "predicted": [("joy", "anger"), ()],
+        "p(joy)": [1.2345678901234e-12, 0.1234567890123],
+    }
+    path = tmp_path / f"table.{ending}"
+    write_table(pd.DataFrame(columns).assign(key=pd.to_datetime(columns["key"])), path)
+    table = read(str(path))["train"].to_dict()
+    assert table["predicted"] == [["joy", "anger"], []]
+    assert table["p(joy)"] == pytest.approx(columns["p(joy)"], rel=0, abs=1e-15)
+    assert [str(key)[:10] for key in table["key"]] == columns["key"]
 
 
 def test_columns_of_the_data_stay_beside_their_predictions() -> None:
