@@ -11,6 +11,7 @@ import logging
 import pickle
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -186,11 +187,15 @@ def complete(folder: Path, fit: Mapping[str, Any]) -> None:
         saving.sync(path)
 
 
-def reopen(folder: Path) -> None:
-    """Let a checkpoint be written once more: until that ends, it is not whole."""
-    if (folder / COMPLETE).is_file():
-        (folder / COMPLETE).unlink()
-        saving.sync(folder)
+def remove(folder: Path) -> None:
+    """Remove a checkpoint that is given up or written anew, with whatever stands in the place of its files."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.is_dir():
+        if (folder / COMPLETE).is_file():  # first: what is partly removed is not whole
+            (folder / COMPLETE).unlink()
+            saving.sync(folder)
+        shutil.rmtree(folder)
 
 
 def in_order(folder: Path) -> list[Path]:
@@ -326,8 +331,7 @@ def rotate(folder: Path, limit: int | None, best: str | None) -> None:
     for checkpoint in ordered:
         if checkpoint not in kept:
             with contextlib.suppress(OSError):  # somebody else's, for instance: it stays
-                reopen(checkpoint)  # what is partly removed is not whole
-                shutil.rmtree(checkpoint)
+                remove(checkpoint)
 
 
 def _names(checkpoints: Sequence[Path]) -> str:
@@ -335,10 +339,12 @@ def _names(checkpoints: Sequence[Path]) -> str:
 
 
 def _size(path: Path) -> int | None:
+    """The size of a file; None if it is not there, or is a link, or a pipe, of which reading would never end."""
     try:
-        return path.stat().st_size
+        status = path.lstat()
     except OSError:
         return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _digest(path: Path) -> str | None:

@@ -245,7 +245,8 @@ class ProgramTrainer(Trainer):
         try:
             with _saying_what_failed(folder):
                 if self.args.should_save:
-                    checkpoints.reopen(folder)
+                    checkpoints.remove(folder)  # one that was passed over
+                self.accelerator.wait_for_everyone()
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()  # each process writes its random state
                 if self.args.should_save:

@@ -327,6 +327,45 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_named(
     assert checkpoints.missing(finished / "checkpoint-6") == []
 
 
+ODD: dict[str, Callable[[Path], Any]] = {
+    "a pipe": os.mkfifo,
+    "a folder": Path.mkdir,
+    "a link": lambda path: path.symlink_to(path.parents[2] / "outside" / "optimizer.pt"),
+    "a link to nowhere": lambda path: path.symlink_to("nowhere"),
+}
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", checkpoints.COMPLETE, storage.MANIFEST])
+@pytest.mark.parametrize("kind", ODD)
+def test_what_stands_in_the_place_of_a_checkpoints_files_is_neither_read_nor_written_to(
+    finished: Path, whole: Learned, name: str, kind: str
+) -> None:
+    outside = finished.parent / "outside"
+    outside.mkdir()
+    (outside / "optimizer.pt").write_text("mine")
+    checkpoint = finished / "checkpoint-6"
+    (checkpoint / name).unlink()
+    ODD[kind](checkpoint / name)
+    if name == "optimizer.pt":  # its size, as somebody else's record has it
+        record = json.loads((checkpoint / checkpoints.COMPLETE).read_text())
+        record["files"][name] = os.stat(checkpoint / name).st_size if (checkpoint / name).exists() else 0
+        (checkpoint / checkpoints.COMPLETE).write_text(json.dumps(record))
+    assert_same(job(finished), whole)
+    assert (outside / "optimizer.pt").read_text() == "mine"
+    assert checkpoints.missing(checkpoint, reads=True) == []
+
+
+def test_a_checkpoint_that_is_a_link_is_replaced_and_not_written_to(finished: Path, whole: Learned) -> None:
+    outside = (finished / "checkpoint-6").rename(finished.parent / "outside")
+    (finished / "checkpoint-6").symlink_to(outside)
+    spoil(outside, "not complete")
+    there = sorted(outside.iterdir())
+    assert_same(job(finished), whole)
+    assert sorted(outside.iterdir()) == there
+    assert checkpoints.missing(finished / "checkpoint-6") == []
+    assert not (finished / "checkpoint-6").is_symlink()
+
+
 def test_where_no_checkpoint_is_whole_the_fit_starts_anew(
     finished: Path, whole: Learned, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -996,7 +1035,7 @@ def test_earlier_checkpoints_that_cannot_be_moved_or_removed_are_said_or_stay(
         with pytest.raises(NotSavedError, match=r"cannot be moved to earlier-1 in it: Operation not permitted\. Give"):
             fit(out)
     assert not (out / "earlier-1").exists()
-    monkeypatch.setattr(checkpoints, "reopen", refused)
+    monkeypatch.setattr(checkpoints, "remove", refused)
     checkpoints.rotate(out, 1, None)
     assert [path.name for path in checkpoints.in_order(out)] == ["checkpoint-6", "checkpoint-3"]
 
