@@ -8,11 +8,10 @@ import contextlib
 import hashlib
 import json
 import logging
-import pickle
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ from bayeslora.data import Source
 from bayeslora.failing import NotSavedError
 from bayeslora.hashing import hashed
 from bayeslora.isolation import seeded
+from bayeslora.states import Unresumable as Unresumable
+from bayeslora.states import check_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -78,37 +79,6 @@ TRAINING = {
 
 FURTHER = ("optim_args", "lr_scheduler_kwargs")
 """Those that are recorded only where they say something: earlier versions did not record them."""
-
-
-WRITTEN_BY_OTHERS = (
-    *(AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError),
-    pickle.UnpicklingError,
-)
-"""What loading a state may raise that is cut short, or of another form than the Trainer's."""
-
-
-class Unresumable(ValueError):
-    """A checkpoint cannot be continued as the fit that was asked for."""
-
-
-@contextlib.contextmanager
-def continuing(checkpoint: str | None) -> Iterator[None]:
-    """Say of which checkpoint it is that a state cannot be loaded, which somebody else has written.
-
-    Raises:
-        Unresumable: If it cannot.
-    """
-    try:
-        yield
-    except WRITTEN_BY_OTHERS as error:
-        if isinstance(error, pickle.UnpicklingError):
-            what = "a state in it holds more than numbers, which could run code"
-        else:
-            what = f"a state in it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-            what = what or "a state in it ends too early"
-        raise Unresumable(
-            f"Cannot resume from {checkpoint}: {what[:300].rstrip('.')}. Set resume=False, or another output_dir."
-        ) from error
 
 
 def fit_record(
@@ -263,14 +233,7 @@ def check(checkpoint: Path, fit: Mapping[str, Any], states: Sequence[str], anywa
         faults.append(f"it is a checkpoint of another fit ({'; '.join(differing)})")
     if gone:
         faults.append(f"it has no {', '.join(gone)}, without which the fit will not be what it would have been")
-    state = saving.read(checkpoint / "trainer_state.json") or {}
-    found, best = state.get("global_step"), state.get("best_model_checkpoint")
-    if found != step(checkpoint) or not isinstance(best, str | None):
-        what = f"is of step {found!r:.50}" if isinstance(best, str | None) else f"names {best!r:.50} as the best"
-        raise Unresumable(
-            f"Cannot resume from {checkpoint}: its trainer_state.json {what if state else 'cannot be read'}. Remove "
-            "this checkpoint: an earlier one is taken then."
-        )
+    check_trainer(checkpoint, step(checkpoint))
     if not faults:
         return
     if not anyway:
@@ -279,6 +242,32 @@ def check(checkpoint: Path, fit: Mapping[str, Any], states: Sequence[str], anywa
             'start anew, or resume="anyway" to go on from there all the same.'
         )
     logger.warning("Resuming from %s anyway: %s.", checkpoint, ", and ".join(faults))
+
+
+def best(checkpoint: Path, best_step: int | None, is_needed: bool, anyway: bool) -> str | None:
+    """Return where a fit's best checkpoint so far is: beside the one to resume from, wherever their folder was then.
+
+    Args:
+        checkpoint: The checkpoint to resume from.
+        best_step: The step of the best.
+        is_needed: Whether the fit ends by restoring the best.
+        anyway: Whether to warn instead of refusing where it is needed and not there.
+
+    Raises:
+        Unresumable: If that is so.
+    """
+    path = checkpoint.with_name(f"checkpoint-{best_step}")
+    if best_step is None or missing(path, reads=True) == []:
+        return None if best_step is None else str(path)
+    if is_needed:
+        fault = f"the best so far, {path.name}, is not there, or not whole"
+        if not anyway:
+            raise Unresumable(
+                f"Cannot resume from {checkpoint}: {fault}. Remove this checkpoint: an earlier one is taken "
+                'then; or set resume="anyway" to go on without the best.'
+            )
+        logger.warning("Resuming from %s anyway: %s.", checkpoint, fault)
+    return None
 
 
 def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -88,6 +89,22 @@ def saying_what_failed(path: Path, kept: str | Callable[[], str] = "") -> Iterat
         raised = NotSavedError(f"{failed[0]} could not be written: {failed[1]}.{' ' * bool(there)}{there}")
         raised.failed = failed
         raise raised from error
+
+
+@contextlib.contextmanager
+def writing_a_checkpoint(folder: Path) -> Iterator[None]:
+    """Say in one sentence that a checkpoint could not be written, and remove what there is of it."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch writes its files from C++, and raises a RuntimeError where the disk is full.
+        last = newest(folder)
+        path, reason = what_failed(error, last) or (last, str(error).partition("\n")[0])
+        shutil.rmtree(folder, ignore_errors=True)
+        what = remedy(reason) if isinstance(error, OSError) else "make room"
+        raise NotSavedError(
+            f"{path} could not be written: {reason}. Earlier checkpoints are whole: {what}, and go on with resume=True."
+        ) from error
 
 
 def what_failed(error: BaseException, path: Path) -> tuple[Path, str] | None:

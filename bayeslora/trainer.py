@@ -1,9 +1,6 @@
 """The `transformers` Trainer for programs."""
 
-import contextlib
 import logging
-import shutil
-from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from bayeslora import bases, checkpoints, failing, guides, natural, storage, watching
+from bayeslora import bases, checkpoints, failing, guides, natural, states, storage, watching
 from bayeslora.data import OwnOrders, Source, Stream, to_device
 from bayeslora.divergence import DivergedError as DivergedError
 from bayeslora.divergence import LastGood
@@ -95,6 +92,7 @@ class ProgramTrainer(Trainer):
         self.last_good = LastGood(self.program)
         self.tuning_data = tuning_data
         self.first_step: FirstStep | None = None
+        self.resumes_anyway = False
         # Labels of rows that are computed one by one have not been checked before training.
         self.labels_unseen = train.labels is None
 
@@ -160,6 +158,20 @@ class ProgramTrainer(Trainer):
     def _loader(self, source: Source | None) -> DataLoader[Any] | None:
         """Return the user's own loader, if one was given."""
         return self.accelerator.prepare(source.loader) if source and source.loader else None
+
+    def _init_training_state(
+        self, max_steps: int, per_epoch: int, epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """Restore what the checkpoint says of the fit so far; what the arguments say, they say."""
+        started = super()._init_training_state(max_steps, per_epoch, epochs, checkpoint, trial)
+        if checkpoint is None:
+            return started
+        self.state.compute_steps(self.args, max_steps)
+        self.state.train_batch_size = self._train_batch_size
+        best, is_needed = self.state.best_global_step, self.args.load_best_model_at_end
+        self.state.best_model_checkpoint = checkpoints.best(Path(checkpoint), best, is_needed, self.resumes_anyway)
+        with states.continuing(checkpoint):
+            return (epochs, 0) if states.has_stopped(self.callback_handler.callbacks, self.state) else started
 
     optimizer: torch.optim.Optimizer | None
 
@@ -243,7 +255,7 @@ class ProgramTrainer(Trainer):
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            with _saying_what_failed(folder):
+            with failing.writing_a_checkpoint(folder):
                 if self.args.should_save:
                     checkpoints.remove(folder)  # one that was passed over
                 self.accelerator.wait_for_everyone()
@@ -278,7 +290,7 @@ class ProgramTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         tensors, record = storage.load_files(resume_from_checkpoint)
-        with checkpoints.continuing(resume_from_checkpoint):
+        with states.continuing(resume_from_checkpoint):
             with storage.of_this_base():
                 bases.put_new(self.program.network, tensors)
                 storage.check_base(self.program.network, tensors.pop("fingerprint"))
@@ -287,11 +299,12 @@ class ProgramTrainer(Trainer):
         self.recorder.restore(storage.history(tensors, record))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with checkpoints.continuing(checkpoint):
+        exact = not (self.resumes_anyway or self.is_deepspeed_enabled or self.is_fsdp_enabled)
+        with states.continuing(checkpoint), states.due_rates(self, checkpoint if exact else None):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with checkpoints.continuing(checkpoint):
+        with states.continuing(checkpoint):
             super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
@@ -382,19 +395,3 @@ class GiveWay(TrainerCallback):
             state._shared_state.update(content)
 
     on_substep_end = on_prediction_step = on_step_end
-
-
-@contextlib.contextmanager
-def _saying_what_failed(folder: Path) -> Iterator[None]:
-    """Say in one sentence that a checkpoint could not be written, and remove what there is of it."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        # torch writes its files from C++, and raises a RuntimeError where the disk is full.
-        last = failing.newest(folder)
-        path, reason = failing.what_failed(error, last) or (last, str(error).partition("\n")[0])
-        shutil.rmtree(folder, ignore_errors=True)
-        what = failing.remedy(reason) if isinstance(error, OSError) else "make room"
-        raise failing.NotSavedError(
-            f"{path} could not be written: {reason}. Earlier checkpoints are whole: {what}, and go on with resume=True."
-        ) from error

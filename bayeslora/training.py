@@ -70,7 +70,7 @@ def train(
     trainer = ProgramTrainer(posterior, history, source, validation, tuning_data, lines, **settings)
     if trainer.scores is not None:
         watching.check_metric(args, trainer.scores, compute_metrics)
-    trainer.first_step = first_step
+    trainer.first_step, trainer.resumes_anyway = first_step, resume == "anyway"
     checkpoint = _checkpoint(trainer, resume)
     if args.process_index > 0:  # with one seed for all, every process would draw the same noise
         torch.manual_seed(args.seed + args.process_index)

@@ -23,7 +23,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
-from transformers import TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 import bayeslora
 from bayeslora import checkpoints, claiming, stopping, storage
@@ -202,6 +202,49 @@ def test_a_fit_killed_after_its_last_checkpoint_gives_the_same_bits(tmp_path: Pa
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     (tmp_path / "cut" / storage.MANIFEST).unlink()
     assert_same(resumed(tmp_path / "cut", **settings), expected)
+
+
+# The best, and stopping early
+
+
+def stopping_job(folder: Path, resume: bool | str = True, **settings: Any) -> Learned:
+    """A fit that gets worse from its second epoch on, is stopped after two more, and ends with the best."""
+    x, y = rows(seed=1)
+    settings = {"epochs": 9, "learning_rate": 0.3, "validation": (x, 1 - y), "resume": resume} | settings
+    callbacks = [EarlyStoppingCallback(2), *settings.pop("callbacks", ())]
+    return learned(fit(folder, callbacks=callbacks, **settings))
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Learned]:
+    folder = tmp_path_factory.mktemp("stopped")
+    return folder, stopping_job(folder)
+
+
+@pytest.mark.parametrize("left", [3, 6, 9])
+def test_a_fit_that_stops_early_resumes_to_the_same_bits(
+    stopped: tuple[Path, Learned], tmp_path: Path, left: int
+) -> None:
+    """From after each of its epochs, the last of which is the one that it stops after."""
+    whole = stopped[1]
+    assert len(whole[1]["step"]) == 9
+    out = Path(shutil.copytree(stopped[0], tmp_path / "elsewhere"))  # where the best has another path
+    (out / storage.MANIFEST).unlink()
+    for checkpoint in checkpoints.in_order(out):
+        if checkpoints.step(checkpoint) > left:
+            shutil.rmtree(checkpoint)
+    assert_same(stopping_job(out), whole)
+
+
+def test_a_best_checkpoint_that_is_gone_is_said_before_training(
+    stopped: tuple[Path, Learned], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = Path(shutil.copytree(stopped[0], tmp_path / "out"))
+    shutil.rmtree(out / "checkpoint-3")
+    with pytest.raises(checkpoints.Unresumable, match="checkpoint-9: the best so far, checkpoint-3, is not there, or"):
+        stopping_job(out)
+    stopping_job(out, "anyway")
+    assert "checkpoint-9 anyway: the best so far, checkpoint-3, is not there, or not whole." in caplog.text
 
 
 # Several fits
@@ -407,7 +450,7 @@ def test_a_state_that_is_missing_is_refused_or_warned_of(
         (
             "trainer_state.json",
             {"global_step": 3, "best_model_checkpoint": 2.5},
-            "its trainer_state.json names 2.5 as the best",
+            "its trainer_state.json has best_model_checkpoint=2.5",
         ),
     ],
 )
@@ -428,6 +471,61 @@ def test_states_that_somebody_else_wrote_are_refused_of_the_checkpoint(
     checkpoints.complete(path.parent, json.loads((path.parent / checkpoints.COMPLETE).read_text())["fit"])
     with pytest.raises(checkpoints.Unresumable, match=rf"^Cannot resume from {path.parent}: {re.escape(message)}"):
         fit(tmp_path, resume=True)
+
+
+def edit(checkpoint: Path, file: str, change: Callable[[Any], Any]) -> None:
+    """Change a state in a checkpoint, and sign the checkpoint anew."""
+    path = checkpoint / file
+    if file.endswith(".json"):
+        path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    else:
+        torch.save(change(torch.load(path, weights_only=True)), path)
+    checkpoints.complete(checkpoint, json.loads((checkpoint / checkpoints.COMPLETE).read_text())["fit"])
+
+
+def without(name: str) -> Callable[[Any], Any]:
+    return lambda state: {key: value for key, value in state.items() if key != name}
+
+
+def grouped(**changes: Any) -> Callable[[Any], Any]:
+    return lambda state: state | {"param_groups": [group | changes for group in state["param_groups"]]}
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("scheduler.pt", without("last_epoch"), "its schedule is of step 0"),
+        ("scheduler.pt", lambda state: state | {"last_epoch": 1}, "its schedule is of step 1"),
+        ("scheduler.pt", lambda state: state | {"base_lrs": [9.0] * 2}, "its schedule has base_lrs=[9.0, 9.0], and"),
+        ("scheduler.pt", without("_last_lr"), "its schedule has the rates [0.01, 0.01], where"),
+        ("scheduler.pt", lambda state: state | {"_last_lr": [0.1] * 2}, "its schedule has the rates [0.1, 0.1], where"),
+        ("optimizer.pt", grouped(lr=9.0), "its optimizer has the rates [9.0, 9.0], where"),
+        ("optimizer.pt", grouped(betas=(0.1, 0.2)), "its optimizer has betas=(0.1, 0.2), and this fit's has (0.9, 0."),
+        (
+            "trainer_state.json",
+            lambda state: state | {"a": 1},
+            "its trainer_state.json has 'a', which the Trainer",
+        ),
+        ("trainer_state.json", lambda state: state | {"train_batch_size": 0.5}, "json has train_batch_size=0.5"),
+        ("trainer_state.json", lambda state: state | {"log_history": 3}, "its trainer_state.json has log_history=3"),
+    ],
+)
+def test_states_of_another_fit_are_refused_by_name(
+    tmp_path: Path, file: str, change: Callable[[Any], Any], message: str
+) -> None:
+    with pytest.raises(Stop):
+        fit(tmp_path, callbacks=[Raise(5, Stop())])
+    edit(tmp_path / "checkpoint-3", file, change)
+    with pytest.raises(checkpoints.Unresumable, match=rf"^Cannot resume from .*checkpoint-3: .*{re.escape(message)}"):
+        fit(tmp_path, resume=True)
+
+
+def test_when_to_save_and_to_log_is_not_the_checkpoints_to_say(tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        fit(tmp_path, callbacks=[Raise(5, Stop())])
+    odd = {"save_steps": 0, "logging_steps": 0, "eval_steps": "a", "max_steps": -1, "train_batch_size": 9}
+    edit(tmp_path / "checkpoint-3", "trainer_state.json", lambda state: state | odd)
+    assert_same(resumed(tmp_path), learned(fit(None)))
 
 
 def test_checkpoints_without_states_are_refused(tmp_path: Path) -> None:
