@@ -14,7 +14,7 @@ from torch import nn
 
 from bayeslora.adapters import AdaptedNetwork, Family, choose_targets, inspection
 from bayeslora.adapters.stack import DEFAULT_RANK
-from bayeslora.adapters.targets import nearest, output_embedding
+from bayeslora.adapters.targets import linear_layers, nearest, output_embedding
 from bayeslora.adapters.weights import around, is_within
 from bayeslora.networks import input_embedding
 from bayeslora.program import Program
@@ -95,14 +95,24 @@ def choose(
     return Choice(settings, seen, left_out)
 
 
-def of_start(theirs: Mapping[str, Any], given: Mapping[str, Any], start: str) -> dict[str, Any]:
+def of_start(model: nn.Module, theirs: Mapping[str, Any], given: Mapping[str, Any], start: str) -> dict[str, Any]:
     """Return the layers of what a fit starts from; a warning names what else was asked for, and does not count.
 
     Args:
+        model: The model that is to have them.
         theirs: Arguments of `AdaptedNetwork` that make the same layers.
         given: What the user gave otherwise than by default.
         start: What the fit starts from.
+
+    Raises:
+        ValueError: If the model lacks one of them.
     """
+    known = linear_layers(model)
+    if lacking := [name for name in theirs["targets"] if name not in known]:
+        raise ValueError(
+            f"{start} adapts {lacking[0]!r}, which the {type(model).__name__} does not have: load a model of the class "
+            "that it was trained on."
+        )
     lost = {name: value for name, value in given.items() if not _is_of_all(value, theirs.get(name))}
     if lost:
         logger.warning(

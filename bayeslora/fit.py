@@ -260,7 +260,7 @@ def fit(
             defaults = inspect.signature(fit).parameters
             asked_layers = {name: value for name, value in layers.items() if value != defaults[name].default}
             start = "prior" if earlier else "init" if init is not None else "the PEFT model"
-            layers = choice.of_start(adapters.network_settings(), asked_layers, start)
+            layers = choice.of_start(model, adapters.network_settings(), asked_layers, start)
         else:
             layers["start_rank"] = chosen.start_rank
         trained = None if adapters is None else () if adapters.reference else tuple(adapters.head)

@@ -371,6 +371,13 @@ def test_what_does_not_go_with_a_prior_is_refused(earlier: Callable[..., Posteri
 
 
 @pytest.mark.parametrize("start", ["prior", "init"])
+def test_a_model_of_other_layers_is_said_to_be_one(earlier: Callable[..., Posterior], start: str) -> None:
+    other = nn.Sequential(nn.Flatten(), network())
+    with pytest.raises(ValueError, match=f"^{start} adapts '0', which the Sequential does not have: load a model"):
+        bayeslora.fit(other, rows(16), **{start: earlier("blob")}, epochs=0, progress=False)
+
+
+@pytest.mark.parametrize("start", ["prior", "init"])
 def test_what_is_left_aside_is_named(
     earlier: Callable[..., Posterior], caplog: pytest.LogCaptureFixture, start: str
 ) -> None:
