@@ -129,7 +129,8 @@ def _differ(values: Sequence[Any]) -> bool:
 def as_text(table: "pd.DataFrame", ending: str) -> str:
     """Return a table as a file with an ending of text has it: JSON, JSON lines, TSV, or else CSV.
 
-    In JSON, numbers have 15 decimals, and dates are those of ISO 8601; in CSV, several labels are a list, which can be read again.
+    In JSON, numbers have 15 decimals, and dates are those of ISO 8601; in CSV, several labels are a list, which can be
+    read again.
     """
     if ending in (".json", ".jsonl"):
         shape: dict[str, Any] = {"lines": True} if ending == ".jsonl" else {"indent": 1}

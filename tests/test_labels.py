@@ -712,7 +712,7 @@ UNNAMED: dict[str, tuple[pd.DataFrame, tuple[str, ...], str | None]] = {
 @pytest.mark.parametrize("name", UNNAMED)
 def test_columns_that_nobody_named(name: str) -> None:
     frame, text, label = UNNAMED[name]
-    found = plain(frame).columns
+    found = plain(familiar(frame)).columns
     assert (found.text, found.label) == (text, label)
 
 

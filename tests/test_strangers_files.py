@@ -218,6 +218,18 @@ TOLD: dict[str, tuple[str, dict[str, list[Any]]]] = {
             "n": [1.0, 0.5, None],
         },
     ),
+    "marks.tsv": ('text\tn\n"a\t1\nb\t2\nc"\t3\n', {"text": ['"a', "b", 'c"'], "n": [1, 2, 3]}),
+    "marks-2.tsv": ('text\tn\n"a" is b\t1\nc\t2\n', {"text": ['"a" is b', "c"], "n": [1, 2]}),
+    "marks-3.tsv": ('text\tn\n"a ""b"""\t1\n"c"\t2\n', {"text": ['a "b"', "c"], "n": [1, 2]}),
+    "no-head.tsv": (
+        "gj04\t1\t\ta b.\ngj04\t0\t*\tc d.\ngj04\t1\t\te.\n",
+        {
+            "column 1": ["gj04"] * 3,
+            "column 2": [1, 0, 1],
+            "column 3": [None, "*", None],
+            "column 4": ["a b.", "c d.", "e."],
+        },
+    ),
     "large.csv": (f"text,n\na,{10**25}\nb,1\n", {"text": ["a", "b"], "n": [str(10**25), "1"]}),
     "r.csv": ("text,n\na,1.5\nNA,NA\n", {"text": ["a", "NA"], "n": [1.5, None]}),
     "thousands.csv": ('text,n\na,"1,000"\nb,12\n', {"text": ["a", "b"], "n": [1000, 12]}),

@@ -106,7 +106,7 @@ def layout(text: str, path: Path, usual: str) -> Layout:
     escape = "\\" if re.search(rf"\\\"(?![{re.escape(separator)}\r\n\"]|\Z)", text) else None
     if f"\\{separator}" in text and agreement(text, separator)[0] < 1 == agreement(text, separator, "\\")[0]:
         escape = "\\"  # before a mark that is a part of a text
-    found = Layout(text, separator, _quote(text, separator), escape)
+    found = Layout(text, separator, _quote(text, separator, escape), escape)
     rows = found.first()
     if len(rows) < 2 or len(rows[0]) < 2:
         return found
@@ -141,10 +141,10 @@ def agreement(text: str, separator: str, escape: str | None = None) -> tuple[flo
 
 
 def names_columns(row: Sequence[str]) -> bool:
-    """Whether a row has a name that columns usually have, or no name for one, as an index of pandas."""
+    """Whether a row has a name that columns usually have, or no name for the first, as an index of pandas."""
     names = [plain_name(cell) for cell in row]
     known = {*LABELS, *USUAL, *TEXTS, *TAGS, *WORDS}
-    return any(not name or name in known or NOT_INPUTS.fullmatch(name) for name in names)
+    return not names[0] or any(name in known or NOT_INPUTS.fullmatch(name) for name in filter(None, names))
 
 
 def _looks_like_a_row(rows: Sequence[Sequence[str]], path: Path) -> str | None:
@@ -246,19 +246,24 @@ def _without_copies(found: Layout, path: Path) -> str:
     return "\n".join(lines)
 
 
-def _quote(text: str, separator: str) -> str | None:
-    """Return the quotation mark around fields; None if every line is a row only where marks are a part of the texts."""
+def _quote(text: str, separator: str, escape: str | None) -> str | None:
+    """Return the quotation mark around fields; None if every line is a row only where marks are a part of the texts.
+
+    Between tabs they are also a part of the texts if they would put lines together that are rows by themselves, or are
+    not as a program writes them.
+    """
     lines = [line for line in text.split("\n") if line.strip()]
     if '"' not in text:
         return "'" if any("'" in line for line in lines[1:]) and _has_single_marks(lines, separator) else '"'
     width = lines[0].count(separator)
     if not width or any(line.count(separator) != width for line in lines):
         return '"'
-    plain = Layout(text, separator)
+    plain = Layout(text, separator, escape=escape)
     try:
-        if sum(1 for _ in plain.rows()) == len(lines):
-            return '"'
-        return '"' if all(True for _ in plain.rows(strict=True)) else None
+        is_one_each = sum(1 for _ in plain.rows()) == len(lines)
+        if separator == "\t":
+            return '"' if is_one_each and all(True for _ in plain.rows(strict=True)) else None
+        return '"' if is_one_each or all(True for _ in plain.rows(strict=True)) else None
     except csv.Error as error:  # a mark that ends a field in its midst, or none that ends it
         return '"' if "unexpected end" in str(error) and separator != "\t" else None
 
