@@ -26,6 +26,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from defaults_study import REGRESSION, glue, regression
@@ -194,6 +195,27 @@ def means(stage: str) -> str:
     return "\n\n".join(parts)
 
 
+def draw(stage: str) -> None:
+    """Draw docs/images/equal-labels.png: NLL less the usual rival's, averaged over tasks, by the number of labels."""
+    runs = {size: complete(every) for size, every in results(stage).groupby("size")}
+    names = runs[500].groupby("contender")["nll"].mean().drop([USUAL, "lora"]).sort_values(ascending=False).index
+    figure = plt.figure(figsize=(1.6 + 2.6 * len(runs), 3.8), layout="constrained")
+    panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)
+    for axes, (size, every) in zip(panels[0], runs.items(), strict=True):
+        nll = every.pivot_table(index=["seed", "task"], columns="contender", values="nll")
+        for height, name in enumerate(names):
+            if name in nll:
+                seeds = (nll[name] - nll[USUAL]).groupby("seed").mean().dropna().to_numpy()
+                color = "#e08a1e" if is_rival(name) else "#2a6fb0"
+                axes.scatter(seeds, np.full(len(seeds), height), s=16, color=color, alpha=0.5, linewidths=0)
+                axes.errorbar(seeds.mean(), height, xerr=np.nan_to_num(estimate(seeds).half), fmt="|", color=color)
+        axes.axvline(0, color="0.5", linewidth=1, zorder=0)
+        axes.set(title=f"n = {size:,}", xlim=(-0.13, 0.08), ylim=(-0.6, len(names) - 0.4))
+        axes.set_yticks(range(len(names)), names)
+    figure.supxlabel("NLL less that of LoRA with a temperature from 10 % of the labels", fontsize="medium")
+    figure.savefig(ROOT / "docs" / "images" / "equal-labels.png", dpi=110)
+
+
 def duel(chosen: str, size: int, stage: str) -> str:
     """The chosen contender against the best rival of every task, by hindsight."""
     found, rows = results(stage), []
@@ -264,6 +286,8 @@ def main() -> None:
     print(text)
     if not options.print_only:
         fill(ROOT / "docs" / "results.md", f"equal-labels-{options.stage}", text)
+        if options.stage == "report":
+            draw(options.stage)
 
 
 if __name__ == "__main__":

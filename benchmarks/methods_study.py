@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import tasks_study
@@ -208,6 +209,24 @@ def write(task: Task, records: pd.DataFrame) -> None:
         )
         parts.append(markdown(table.reset_index()))
     fill(ROOT / "docs" / "results.md", task.marker, "\n\n".join(parts))
+    draw(task, scores)
+
+
+def draw(task: Task, scores: pd.DataFrame) -> None:
+    """Draw docs/images/methods….png: NLL by method, as fitted and at its temperature; dots are seeds, bars means."""
+    names = [name for name in ROWS if name in set(scores["method"])][::-1]
+    figure, axes = plt.subplots(figsize=(7.5, 5.2), layout="constrained")
+    for column, color, label in (("nll", "#e08a1e", "as fitted"), ("nll + T", "#2a6fb0", "with a temperature")):
+        values = [scores[scores["method"] == name][column].astype(float) for name in names]
+        heights = np.repeat(np.arange(len(names)), [len(each) for each in values])
+        axes.scatter(np.concatenate(values), heights, s=16, color=color, alpha=0.5, linewidths=0)
+        means = [each.mean() for each in values]
+        axes.scatter(means, range(len(names)), s=90, color=color, marker="|", linewidths=2, label=label)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("NLL, nats")
+    axes.grid(axis="x", color="0.9")
+    axes.legend(frameon=False)
+    figure.savefig(ROOT / "docs" / "images" / f"{task.marker}.png", dpi=110)
 
 
 def in_order(rows: pd.DataFrame) -> pd.DataFrame:
