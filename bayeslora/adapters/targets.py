@@ -179,29 +179,34 @@ def blocks(model: nn.Module, layers: Sequence[str]) -> list[list[str]]:
     """Return layers by the block of the network that they are in, in the model's order; some may be in none.
 
     Blocks are the entries of the outermost lists of modules (`nn.ModuleList`, `nn.Sequential`) with two such entries or
-    more: the layers of a transformer, the decoder's after the encoder's, or the stages of a hierarchical one.
+    more: the layers of a transformer, the decoder's after the encoder's, or the stages of a hierarchical one. A list of
+    one entry counts beside another of its name, as that of a decoder of one layer.
     """
-    found: dict[str, list[str]] = {}
-    lists: list[str] = []
+    several: dict[str, list[list[str]]] = {}
+    single: dict[str, list[list[str]]] = {}
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList | nn.Sequential) or is_within(name, lists):
+        if not isinstance(module, nn.ModuleList | nn.Sequential) or is_within(name, [*several]):
             continue
         prefix = f"{name}." if name else ""
-        inside = {entry: [n for n in layers if is_within(n, [prefix + entry])] for entry, _ in module.named_children()}
-        filled = {f"{prefix}{entry}": own for entry, own in inside.items() if own}
-        if len(filled) > 1:
-            found |= filled
-            lists.append(name)
-            if not name:
-                break
-    return list(found.values())
+        inside = [[n for n in layers if is_within(n, [prefix + entry])] for entry, _ in module.named_children()]
+        filled = [own for own in inside if own]
+        (several if len(filled) > 1 else single)[name] = filled
+        if not name and name in several:
+            break
+    names = {name.rpartition(".")[2] for name in several}
+    apart = {
+        name: filled
+        for name, filled in single.items()
+        if name.rpartition(".")[2] in names and not any(is_within(other, [name]) for other in several)
+    }
+    return [block for name, _ in model.named_modules() for block in {**several, **apart}.get(name, ())]
 
 
 def _last(model: nn.Module, body: Sequence[str], count: int, targets: str) -> list[str]:
     found = blocks(model, body)
     if not 1 <= count <= len(found):
-        have = f"has {len(found)} blocks: give 1 to {len(found)} of them" if found else "is not a list of blocks"
-        raise ValueError(f"targets={targets!r}: the body of {type(model).__name__} {have}, or name layers.")
+        have = f"has {len(found)} blocks: give 1 to {len(found)} of them, or" if found else "is not a list of blocks:"
+        raise ValueError(f"targets={targets!r}: the body of {type(model).__name__} {have} name layers.")
     return [name for block in found[-count:] for name in block]
 
 

@@ -144,6 +144,17 @@ def test_the_last_blocks() -> None:
     assert choose_targets(stages, "last:2") == ["1.0", "1.1", "2.0", "2.1"]
 
 
+def test_a_decoder_of_one_layer_is_the_last_block() -> None:
+    def part(count: int) -> nn.Module:
+        return nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(4, 4) for _ in range(count)), "out": nn.Linear(4, 4)})
+
+    model = nn.ModuleDict({"encoder": part(2), "bridge": nn.Sequential(nn.Linear(4, 4)), "decoder": part(1)})
+    assert choose_targets(model, "last:1") == ["decoder.layers.0"]
+    assert choose_targets(model, "last:2") == ["encoder.layers.1", "decoder.layers.0"]
+    with pytest.raises(ValueError, match="has 3 blocks: give 1 to 3 of them, or name layers"):
+        choose_targets(model, "last:4")
+
+
 @pytest.mark.parametrize("targets", ["last:0", "last:3"])
 def test_more_blocks_than_there_are(targets: str) -> None:
     with pytest.raises(ValueError, match="has 2 blocks: give 1 to 2"):
