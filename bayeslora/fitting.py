@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from bayeslora import arguments, bases, choice, dialling, interop, packing, recipe, together, trying, verdict
-from bayeslora.adapters import AdaptedNetwork, FrozenWeights
+from bayeslora.adapters import AdaptedNetwork, FrozenWeights, repeats
 from bayeslora.data import Columns, Source, to_device
 from bayeslora.dials import wanted
 from bayeslora.failing import NotSavedError
@@ -208,6 +208,7 @@ class Fitting:
         network = AdaptedNetwork(
             self.model, method.family, num_examples=len(train), head_family=method.head_family, **self.found.settings
         )
+        repeats.check_copy(network, self.model, self.found.seen.logits, self.first)
         bases.note_new(network, self.lacked)
         with torch.no_grad():  # a pass is needed only where logits are predictions of labels
             shifts = self.likelihood.residuals(self.found.seen.logits, self.first) is not None

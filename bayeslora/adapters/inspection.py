@@ -15,6 +15,7 @@ from bayeslora.adapters import repeats
 from bayeslora.adapters.folding import still
 from bayeslora.adapters.targets import head_names, linear_layers, output_embedding
 from bayeslora.adapters.weights import features, is_within, oriented
+from bayeslora.adapters.writes import Parts, Writes
 from bayeslora.isolation import seeded
 from bayeslora.limits import naming_inputs
 from bayeslora.networks import is_readable, logits_of, memory_of
@@ -75,7 +76,7 @@ def inspect(model: nn.Module, batch: Batch) -> Inspection:
     """
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     layers = linear_layers(model)
-    look, writes = _Look(model, layers), _Writes(model)
+    look, writes, parts = _Look(model, layers), Writes(model), Parts(model)
     try:
         with _Reads(look.weights(), look.inside, writes) as reads:
             output = look.run(inputs, reads)
@@ -84,6 +85,7 @@ def inspect(model: nn.Module, batch: Batch) -> Inspection:
         look, read = _Look(model, layers), set()
         with naming_inputs(inputs):
             output = look.run(inputs)
+    parts.check()
     writes.check(lambda again: _watched(model, layers, inputs, again))
     logits = logits_of(output)
     repeats.check(model, lambda: _Look(model, {}).run(inputs), logits, inputs)
@@ -97,7 +99,7 @@ def inspect(model: nn.Module, batch: Batch) -> Inspection:
     )
 
 
-def _watched(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Batch, writes: "_Writes") -> None:
+def _watched(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Batch, writes: Writes) -> None:
     """Run a network once more."""
     with _Reads({}, [], writes):
         _Look(model, layers).run(inputs)
@@ -214,7 +216,7 @@ class _Reads(TorchDispatchMode):
         writes: Is told of operators that write.
     """
 
-    def __init__(self, weights: Mapping[int, str], inside: Sequence[str], writes: "_Writes"):
+    def __init__(self, weights: Mapping[int, str], inside: Sequence[str], writes: Writes):
         super().__init__()
         self.writes = writes
         self.weights = weights
@@ -230,47 +232,6 @@ class _Reads(TorchDispatchMode):
                 if name is not None and name not in self.inside:
                     self.found.add(name)
         return func(*args, **(kwargs or {}))
-
-
-class _Writes:
-    """Keeps what a pass overwrites of a network's own weights."""
-
-    def __init__(self, model: nn.Module):
-        self.model = model
-        self.weights = {name: p.detach() for name, p in model.named_parameters() if type(p) is nn.Parameter}
-        self.places = {memory_of(value): name for name, value in self.weights.items()}
-        self.before: dict[str, Tensor] = {}
-
-    def before_write(self, args: tuple[Any, ...]) -> None:
-        """Copy weights that an operator may be about to write to."""
-        for arg in args:
-            name = self.places.get(memory_of(arg)) if isinstance(arg, Tensor) else None
-            if name is not None and name not in self.before:
-                self.before[name] = self.weights[name].clone()
-
-    def changed(self) -> str | None:
-        """Return the name of a weight that is not what it was."""
-        now = dict(self.model.named_parameters())
-        return next((name for name, value in self.before.items() if not torch.equal(value, now[name])), None)
-
-    def check(self, run: Callable[["_Writes"], object]) -> None:
-        """Raise a ValueError if every pass changes weights; after some, as clamping, the next one finds what it wants.
-
-        Args:
-            run: Runs the network again.
-        """
-        if self.changed() is None:
-            return
-        run(again := _Writes(self.model))
-        if name := again.changed():
-            with torch.no_grad():
-                for key, value in self.before.items():
-                    self.weights[key].copy_(value)
-            raise ValueError(
-                f"Every pass through the {type(self.model).__name__} changes its own weights, such as {name!r}, which "
-                "a posterior shares with the model that it is given. Let it compute with changed copies (for RWKV, set "
-                "config.rescale_every = 0), and fit it then."
-            )
 
 
 def oddity(
@@ -296,7 +257,7 @@ def oddity(
     x, weight, bias = args[0], getattr(module, "weight", None), getattr(module, "bias", None)
     if callable(weight) and not isinstance(weight, Tensor):
         return PACKED
-    if x.numel() == 0 or not is_readable(x):
+    if x.numel() == 0 or not (is_readable(x) and is_readable(output)):
         return None
     sizes = features(module)
     assert sizes is not None

@@ -6,12 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayeslora.adapters.folding import distance, tolerance
+from bayeslora.adapters.folding import distance, still, tolerance
+from bayeslora.adapters.rows import copied
+from bayeslora.isolation import seeded
 from bayeslora.networks import is_readable, logits_of
+from bayeslora.passes import unchanged
 from bayeslora.types import Batch
 
 ROUNDINGS = 64
 """Roundings that two passes may be apart on a CPU, where they add in the same order."""
+
+
+class NotCopiedError(ValueError):
+    """A copy of a network does not compute what the network does."""
 
 
 class NotRepeatedError(ValueError):
@@ -36,7 +43,7 @@ def check(model: nn.Module, run: Callable[[], Any], first: Tensor, inputs: Batch
         return
     apart = distance(second, first)
     written = [name for name, version in _versions(inputs).items() if version != before[name]]
-    if apart > (ROUNDINGS * torch.finfo(first.dtype).eps if first.device.type == "cpu" else tolerance(model)):
+    if apart > _rounding(model, first):
         name = type(model).__name__
         what = f"Two passes of the same rows through the {name} give logits that differ by {apart:.2g} of their size"
         if written:
@@ -49,6 +56,39 @@ def check(model: nn.Module, run: Callable[[], Any], first: Tensor, inputs: Batch
             "that torch.manual_seed does not determine, so that predictions would depend on those before. Keep it in a "
             "buffer or a plain attribute, or draw from torch's own random numbers, and fit it then."
         )
+
+
+def check_copy(network: Any, model: nn.Module, expected: Tensor, inputs: Batch) -> None:
+    """Raise a `NotCopiedError` unless a network without factors gives the logits of the model that it was made from.
+
+    What a copy shares with its original, such as the variables of a function that is defined in another one, or a
+    table by the `id` of modules, is not known to anybody else.
+
+    Args:
+        network: An `AdaptedNetwork` that has not been trained.
+        model: The model.
+        expected: Its logits, from the random state of seed 0.
+        inputs: What they are of, and labels.
+    """
+    rows = copied({name: value for name, value in inputs.items() if name != "labels"})
+    try:
+        with torch.no_grad(), seeded(0), still(network), unchanged(model):
+            apart = distance(network.logits(rows), expected)
+        if apart <= _rounding(model, expected) or not bool(expected.isfinite().any()):
+            return
+        what = f"gives other logits, by {apart:.2g} of their size"
+    except Exception as error:  # whatever a network raises that finds nothing where its original has something
+        what = f"fails, by {type(error).__name__}: {error}"
+    raise NotCopiedError(
+        f"A copy of the {type(model).__name__}, as a fit makes one, {what}. Something in it still belongs to the "
+        "model itself: a hook or a function that is written within another one and uses `self`, or a table by the id "
+        "of modules. Let a hook use the module that it is given, or make it a method."
+    )
+
+
+def _rounding(model: nn.Module, logits: Tensor) -> float:
+    """Return how far two passes of the same rows may be apart."""
+    return ROUNDINGS * torch.finfo(logits.dtype).eps if logits.device.type == "cpu" else tolerance(model)
 
 
 def _versions(inputs: Batch) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 import copy
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -95,27 +95,34 @@ def share_weights(model: nn.Module, heads: Sequence[str]) -> nn.Module:
 
 
 def copied(model: Copied, memo: dict[int, Any] | None = None) -> Copied:
-    """Copy a model; weights that its hooks compute before every call, as `torch.nn.utils.weight_norm` does, included.
+    """Copy a model, with what it keeps of its passes and what its hooks compute, as `torch.nn.utils.weight_norm` does.
 
     Args:
         model: The model.
         memo: What stands for some of its parts in the copy, by their `id`.
     """
-    # They are part of an autograd graph, which cannot be copied.
-    computed = [
-        value
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    ]
     memo = {} if memo is None else memo
-    for value in computed:
-        memo.setdefault(id(value), value.detach().clone())
+    for value in _kept(model):
+        if not value.is_leaf:  # part of an autograd graph, which cannot be copied
+            memo.setdefault(id(value), value.detach().clone())
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:  # a lock, a file, what a function yields, a tensor of a class of one's own
         reason = str(error).rstrip(".")
         raise TypeError(f"The network cannot be copied{_holder(model)}: {reason}. Make it in `forward`.") from error
+
+
+def _kept(model: nn.Module) -> Iterator[Tensor]:
+    """Iterate over the tensors that modules have as attributes, or in lists and mappings."""
+    left: list[Any] = [vars(module) for module in model.modules()]
+    seen: set[int] = set()
+    while left:
+        value = left.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            left += value.values() if isinstance(value, dict) else value
 
 
 def _holder(model: nn.Module) -> str:

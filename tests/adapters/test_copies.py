@@ -1,0 +1,124 @@
+"""Networks whose copies do not compute what they do, or that make layers as they run."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bayeslora
+from bayeslora.adapters.repeats import NotCopiedError
+from tests.architectures.families import classes, noise
+
+
+class Body(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.head = nn.Linear(12, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.second(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.middle(torch.tanh(self.first(x)))))
+
+
+class Closure(Body):
+    """A hook that keeps a layer's output in the network that it was made for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[str, Tensor] = {}
+        self.first.register_forward_hook(lambda module, args, output: self.kept.update(first=output))
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.second(x) + self.kept["first"]
+
+
+class Method(Closure):
+    """The same by a method, of which a copy has its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first._forward_hooks.clear()
+        self.first.register_forward_hook(self.keep)
+
+    def keep(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.kept["first"] = output
+
+
+class ById(Body):
+    """A table by the id of modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = {id(self.second): 2.0}
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.scales.get(id(self.second), 1.0) * self.second(x)
+
+
+class Late(Body):
+    """A layer that the first pass makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late = None
+
+    def middle(self, x: Tensor) -> Tensor:
+        if self.late is None:
+            self.late = nn.Linear(x.shape[-1], 16, dtype=x.dtype)
+        return self.second(torch.tanh(self.late(x)))
+
+
+class Stacked(Body):
+    """An ensemble of layers that are called as one, as PyTorch's tutorial has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+
+    def middle(self, x: Tensor) -> Tensor:
+        weights, _ = torch.func.stack_module_state(list(self.members))
+        of_each = torch.vmap(lambda own: torch.func.functional_call(self.members[0], own, (x,)))(weights)
+        return self.second(of_each.mean(0))
+
+
+def fitted(model: nn.Module, **settings: Any) -> bayeslora.Posterior:
+    data = {"x": noise(6, 12)}, classes(6)
+    return bayeslora.fit(model.double(), data, "lora", **{"epochs": 1, "rank": 2, "progress": False} | settings)
+
+
+@pytest.mark.parametrize(
+    ("make", "what"), [(Closure, "Closure, .* fails, by KeyError: 'first'"), (ById, "ById, .* gives other logits")]
+)
+@pytest.mark.parametrize("has_run", [False, True])
+def test_a_copy_that_is_not_the_network_is_refused(make: Any, what: str, has_run: bool) -> None:
+    model = make().double()
+    if has_run:
+        model(noise(6, 12) + 1)
+        what = what.replace("fails, by KeyError: 'first'", "")
+    for _ in range(2):  # what the first fit left behind is not taken for the copy's own
+        with pytest.raises(NotCopiedError, match=f"A copy of the {what}"):
+            fitted(model)
+
+
+@pytest.mark.parametrize("make", [Method, Stacked])
+def test_networks_that_are_as_their_copies(make: Any) -> None:
+    model, x = make().double(), noise(5, 12)
+    model(x)  # which keeps a tensor with a graph
+    posterior = fitted(model, epochs=0)
+    given = posterior.predict({"x": x}, center=True).probs
+    assert torch.allclose(torch.as_tensor(given), model(x).softmax(-1), rtol=0, atol=1e-9)
+
+
+def test_a_network_that_makes_its_layers_in_its_first_pass_is_to_be_run_once() -> None:
+    model = Late()
+    with pytest.raises(ValueError, match=r"The Late makes 'late.weight' in its first pass, of random numbers. Run it"):
+        fitted(model)
+    assert model.late is None
+    assert "late" not in dict(model.named_children())
+    model(noise(2, 12))
+    posterior = fitted(model)
+    assert "late" in {name for stack in posterior.network.stacks.values() for name in stack.layer_names}
