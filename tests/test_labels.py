@@ -24,6 +24,7 @@ from bayeslora.data import Columns, plain
 from bayeslora.data.foreign import familiar
 from bayeslora.data.plain import raw
 from bayeslora.networks import output_names
+from bayeslora.tasks import LIKELIHOODS, choosing
 from bayeslora.tasks.classes import Classes, numbers_of_one, of_one, of_several, rows_of_several
 from bayeslora.tasks.labels import RawLabels
 from tests.helpers import tiny_bert
@@ -310,6 +311,16 @@ def test_whole_numbers_written_as_real_ones_are_asked_about() -> None:
     assert fit((TEXTS, stars), bag(1), likelihood="regression").program.likelihood.name == "regression"
     with pytest.raises(ValueError, match=r"the label in 'labels' is missing in 1 row\(s\), the first is row 1"):
         fit((TEXTS, [1.0, np.nan, *stars[2:]]), likelihood="classification")
+
+
+def test_real_numbers_written_as_texts_are_asked_about() -> None:
+    message = r"the labels in 'score' are real numbers written as texts \('0.5', '1', '0.25'\): say what they are, "
+    with pytest.raises(ValueError, match=message):
+        choosing.expected(None, None, ("text",), RawLabels(["0.5", "1", "0.25"], "score"))
+    declared = RawLabels(["0.5", "1"], names=("0.5", "1"))
+    for labels in (RawLabels(["1.0", "2"]), RawLabels(["0.5", "low"]), declared):
+        found = choosing.expected(None, None, ("text",), labels)
+        assert found is LIKELIHOODS["classification"]
 
 
 def test_what_is_too_little_or_too_strange_is_said(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from bayeslora.networks import vocabulary
 from bayeslora.tasks import LIKELIHOODS, Classification, Likelihood, Observation
 from bayeslora.tasks.checking import check_present, is_missing
 from bayeslora.tasks.labels import RawLabels
+from bayeslora.tasks.spelling import is_number
 from bayeslora.tasks.token_classification import is_per_token
 from bayeslora.types import LabelColumn, LabelValues, Tokenizer
 
@@ -58,15 +59,15 @@ def expected(
         labels: The labels, if they are available.
 
     Raises:
-        ValueError: If labels are whole numbers written as others, and a model would have to be loaded for one of the
-            things that they may be.
+        ValueError: If labels are whole numbers written as others, or real numbers written as texts, and a model would
+            have to be loaded for one of the things that they may be.
     """
     kind = asked(given)
     if kind is not None:
         return kind
     if model is not None and (own := next((kind for kind in LIKELIHOODS.values() if kind.is_of(model)), None)):
         return own
-    if model is None and labels is not None and labels.are_whole_floats:
+    if model is None and labels is not None and (labels.are_whole_floats or _are_real_texts(labels)):
         check_present(labels.data, labels.plain)
         raise not_told(labels)
     known = () if labels is None else (labels[row] for row in range(len(labels)))
@@ -78,12 +79,24 @@ def expected(
     return kind
 
 
+def _are_real_texts(labels: RawLabels) -> bool:
+    """Whether all labels are texts that are numbers, not all of them whole, and no classes are declared."""
+    values = labels.plain
+    if labels.names is not None or not isinstance(values, list):
+        return False
+    return all(isinstance(value, str) and is_number(value) for value in values) and not all(
+        float(value).is_integer() for value in values
+    )
+
+
 def not_told(labels: RawLabels) -> ValueError:
     """The error about labels that may be classes or real numbers."""
-    shown = ", ".join(f"{value:g}.0" for value in dict.fromkeys(labels.plain[:100].tolist()) if value == value)
+    first = [value for value in dict.fromkeys([*labels.plain[:100]]) if value == value]
+    are_texts = isinstance(labels.plain, list)
+    shown = ", ".join(repr(value) if are_texts else f"{value:g}.0" for value in first)
+    what = "real numbers written as texts" if are_texts else "whole numbers written as real ones"
     return ValueError(
-        f"{labels.data}: the labels in {labels.name!r} are whole numbers written as real ones ({shown:.40}): say what "
-        f"they are, {WAYS}."
+        f"{labels.data}: the labels in {labels.name!r} are {what} ({shown:.40}): say what they are, {WAYS}."
     )
 
 
