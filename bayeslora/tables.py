@@ -1,5 +1,6 @@
 """Tables that are saved with a posterior: rows to decide by, how its dial was set, and densities of rows."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,16 @@ from torch import Tensor
 
 from bayeslora.decisions import HeldOut
 from bayeslora.record import HeldOutRecord, Record
+
+ROUNDING = 1e-6
+
+RANGES = {
+    **dict.fromkeys(
+        ("conformity/lac", "conformity/aps", "conformity/least", "uncertainty/maximum_probability"), (0, 1)
+    ),
+    "conformity/scaled": (0, math.inf),
+}
+"""The least and the most that columns of held-out rows hold, but for rounding."""
 
 
 def state(posterior: Any) -> dict[str, Tensor]:
@@ -46,6 +57,9 @@ def held_out(tensors: Mapping[str, Tensor], record: Record) -> HeldOut | None:
             raise ValueError(f"'held_out/{name:.100}' is not a column of held-out rows, or is empty")
         if name == "wrong" and not np.isin(values, (0, 1)).all():
             raise ValueError("'held_out/wrong' holds other numbers than 0 and 1")
+        low, high = RANGES.get(name, (-math.inf, math.inf))
+        if not ((values >= low - ROUNDING) & (values <= high + ROUNDING)).all():
+            raise ValueError(f"'held_out/{name}' holds {values[np.abs(values - 0.5).argmax()]:g}: give {low} to {high}")
     if not columns:
         raise ValueError("held_out has no columns")
     made = {name: value for name, value in saved.items() if name in HeldOutRecord.__annotations__ and name != "columns"}

@@ -534,6 +534,26 @@ def test_columns_that_no_prediction_writes_are_refused() -> None:
             tables.held_out({"held_out/wrong": torch.tensor(values, dtype=torch.float64)}, record)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in ("conformity/lac", "conformity/aps", "conformity/least") for value in (-0.1, 1.1)),
+        ("uncertainty/maximum_probability", 2.0),
+        ("conformity/scaled", -1.0),
+        ("conformity/lac", np.nan),
+    ],
+)
+def test_held_out_probabilities_are_probabilities(name: str, value: float) -> None:
+    record: Any = {"held_out": {"columns": [name], "num_draws": 1}}
+    values = torch.tensor([0.25, value, 1 + 1e-9], dtype=torch.float64)
+    with pytest.raises(ValueError, match=rf"'held_out/{name}' holds {value:g}: give 0 to (1|inf)$"):
+        tables.held_out({f"held_out/{name}": values}, record)
+    values[1] = -1e-9
+    found = tables.held_out({f"held_out/{name}": values}, record)
+    assert found is not None
+    assert len(found) == 3
+
+
 # Features
 
 
