@@ -28,7 +28,7 @@ from typing import (
     is_typeddict,
 )
 
-from bayeslora.contracts import LARGEST_INTEGER, Count, Kind, Within, fits, in_words
+from bayeslora.contracts import LARGEST_INTEGER, Count, Kind, Scale, Within, fits, in_words
 from bayeslora.paths import is_there
 
 MANIFEST = "bayeslora.json"
@@ -67,7 +67,7 @@ class NetworkRecord(TypedDict):
 
     targets: list[str]
     rank: dict[str, Count]
-    alpha: dict[str, float]
+    alpha: dict[str, Scale]
     num_examples: Count
     head: NotRequired[list[str]]
 

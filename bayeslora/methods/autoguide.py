@@ -106,7 +106,7 @@ class AutoGuide(LearnedSpreads):
         written.check_guide(make)
         settings: dict[str, Any] = {"init_loc_fn": init_to_value(values=values, fallback=finite_mean)}
         if "init_scale" in inspect.signature(make).parameters:
-            settings["init_scale"] = self.init_scale
+            settings["init_scale"] = float(self.init_scale)
         learned = [stack.site(name) for name in self.scales_of_prior(stack, *stack.shapes)]
         guide = make(poutine.block(partial(self.sites, stack), hide=learned), **settings)
         # The name of its parameters and joint sample; by the class alone, those of two stacks would coincide.

@@ -112,7 +112,8 @@ class MonteCLoRA(NoisyColumns):
         with stack.layers:
             epsilon = self.scale_of_noise(stack, self.ratio(stack))
             with poutine.scale(scale=eta):
-                pi = pyro.sample(stack.site("weights"), Dirichlet(torch.full((self.components,), self.concentration)))
+                prior = torch.full((self.components,), float(self.concentration))
+                pi = pyro.sample(stack.site("weights"), Dirichlet(prior))
                 pyro.sample(stack.site("cov_tril"), self.covariance(stack, torch.ones(rows), is_prior=True))
             with poutine.scale(scale=eta / stack.d_in):
                 # Given π, and Σ with its Cholesky factor cov_tril, Σ_k π_k S_ki is √(Σ_k π_k²) times this.
@@ -141,7 +142,7 @@ class MonteCLoRAGuide(nn.Module):
         self.method = method
         self.stack = stack
         method.degrees_of_freedom(stack)  # raises before training starts if df does not fit
-        alpha = torch.full((len(stack), method.components), method.concentration)
+        alpha = torch.full((len(stack), method.components), float(method.concentration))
         if method.concentration_init == "random":
             alpha = torch.rand_like(alpha).clamp(min=1e-3)  # U(0, 1), without the concentration 0, which is not allowed
         self.log_concentration = nn.Parameter(alpha.log())

@@ -35,7 +35,7 @@ def prior(method: "MonteCLoRA", stack: Stack) -> FactorTuple:
     with stack.layers:
         epsilon = method.scale_of_noise(stack, method.ratio(stack))
         with poutine.scale(scale=method.temperature / stack.num_examples):
-            alpha = torch.full((method.components,), method.concentration)
+            alpha = torch.full((method.components,), float(method.concentration))
             pi = pyro.sample(stack.site("weights"), Dirichlet(alpha))
             cov_tril = pyro.sample(stack.site("cov_tril"), method.covariance(stack, torch.ones(rows), is_prior=True))
             spread = epsilon * method.square_sum(pi).sqrt()

@@ -1,13 +1,19 @@
 """What every method in `METHODS` promises."""
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from bayeslora.contracts import ArgumentError, fits
 from bayeslora.methods import METHODS, Method, PerStackMethod, make_method
+from bayeslora.methods.fields import declarations
 from bayeslora.methods.point import LoRA
+from bayeslora.program import Program
 from bayeslora.registry import register
 from bayeslora.testing import MethodContract
+from tests.helpers import batch
 from tests.methods.conftest import VARIANTS
 
 
@@ -25,6 +31,18 @@ def test_fields_are_set_by_name_and_unknown_ones_are_listed(method: Method) -> N
         make_method(method.name, nonsense=1)
     with pytest.raises(TypeError, match="has no field 'nonsense'"):
         make_method(method, nonsense=1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_whole_numbers_do_where_any_number_fits(name: str, make_program: Callable[..., Program]) -> None:
+    for field in dataclasses.fields(METHODS[name]):
+        if isinstance(field.default, float) and fits(1, declarations(METHODS[name])[field.name]):
+            try:
+                chosen = make_method(name, **{field.name: 1})
+            except ArgumentError:  # fields that do not go together
+                continue
+            loss = make_program(chosen)(**batch()).loss
+            assert bool(loss.isfinite()), field.name
 
 
 def test_every_method_stands_in_the_documentation() -> None:

@@ -272,6 +272,18 @@ def test_messages_name_the_file_the_entry_and_what_fits(change: dict[str, Any], 
     assert str(error.value).startswith(f"{folder} holds a damaged posterior: ")
 
 
+@pytest.mark.parametrize("alpha", [0, -4.0])
+def test_no_layer_has_an_alpha_that_no_fit_takes(alpha: float, tmp_path: Path) -> None:
+    folder = tmp_path / "posterior"
+    shutil.copytree(FOLDER / "lora", folder)
+    record = json.loads((folder / "bayeslora.json").read_text())
+    name = next(iter(record["network"]["alpha"]))
+    record["network"]["alpha"][name] = alpha
+    (folder / "bayeslora.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=rf"network\.alpha\['.*'\] is {alpha}: give a positive"):
+        bayeslora.load(folder, CASES["lora"].network())
+
+
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
