@@ -17,8 +17,8 @@ def writes_in_place(model: nn.Module) -> str:
     """Return a sentence about a network that writes into a layer's input, or into what else a gradient needs."""
     return (
         f"{type(model).__name__} writes into a tensor that gradients are computed from, such as the input of an "
-        "adapted layer, so that there are none: let its forward make a new one, x = x + y instead of x += y, or write "
-        "into x.clone()."
+        "adapted layer, so that there are none: let its forward make a new one, x = x + y instead of x += y and "
+        "inplace=False instead of True, or write into x.clone()."
     )
 
 
