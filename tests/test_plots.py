@@ -1,12 +1,14 @@
 """Figures show what they are given."""
 
 import math
+from collections import OrderedDict
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
+from torch import nn
 
 import bayeslora
 from bayeslora import ArgumentError, metrics, plots
@@ -186,6 +188,16 @@ def test_layers_show_medians_and_intervals_over_draws() -> None:
     (points, _, (bars,)) = norm.containers[0]
     assert points.get_xdata() == pytest.approx(np.median(noise))
     np.testing.assert_allclose(bars.get_segments()[0][:, 0], np.quantile(noise, (0.05, 0.95)), atol=1e-12)
+
+
+def test_what_names_of_layers_have_in_common_is_said_once() -> None:
+    block = nn.Sequential(OrderedDict(up=nn.Linear(4, 5), act=nn.Tanh(), down=nn.Linear(5, 6)))
+    body = nn.Sequential(OrderedDict(block=block))
+    model = nn.Sequential(OrderedDict(body=body, head=nn.Linear(6, 3)))
+    posterior = bayeslora.fit(model, DATA, "blob", progress=False, **FEW | {"epochs": 0})
+    axes = plots.layers(posterior.to_arviz(num_draws=3, prior=False)).axes[0]
+    assert axes.get_ylabel() == "body.block"
+    assert sorted(label.get_text() for label in axes.get_yticklabels()) == ["down", "up"]
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])

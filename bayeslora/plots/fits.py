@@ -1,5 +1,6 @@
 """Figures of a fit and of its draws."""
 
+import os.path
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,10 @@ def layers(groups: Groups) -> "Figure":
         )
     noisy = any(np.any(np.nan_to_num(draws)) for _, draws in found["noise_to_signal"])
     shown = found if noisy else {"delta_norm": found["delta_norm"]}
-    names = {kind: [plain(name) for name, _ in rows] for kind, rows in shown.items()}
+    # Names of layers are long, and begin alike: that part is said once, beside them.
+    every = [name for rows in shown.values() for name, _ in rows]
+    shared = os.path.commonprefix(every).rpartition(".")[0]  # noqa: RUF071 (cut at a dot)
+    names = {kind: [plain(name.removeprefix(f"{shared}.")) for name, _ in rows] for kind, rows in shown.items()}
     width = 2.4 * len(shown) + 0.07 * max(map(len, names["delta_norm"])) + 0.4
     figure, axes = axes_of(width, 0.2 * len(found["delta_norm"]) + 1.3, len(shown))
     titles = {"delta_norm": "‖ΔW‖", "noise_to_signal": "noise / ‖ΔW‖ of the centre"}
@@ -70,8 +74,9 @@ def layers(groups: Groups) -> "Figure":
         ).T
         each.errorbar(middle, np.arange(len(rows)), xerr=[middle - low, high - middle], fmt="o", ms=3, color=COLOURS[1])
         is_named = kind == "delta_norm" or names[kind] != names["delta_norm"]
-        each.set_yticks(np.arange(len(rows)), names[kind] if is_named else [""] * len(rows), fontsize=7)
+        each.set_yticks(np.arange(len(rows)), names[kind] if is_named else [""] * len(rows), fontsize=8)
         each.set(xlabel=titles[kind], xlim=(0, None), ylim=(len(rows) - 0.5, -0.5))
+    np.ravel(axes)[0].set_ylabel(plain(shared))
     return figure
 
 
