@@ -119,6 +119,20 @@ def test_the_card_says_what_it_is(posterior: Posterior) -> None:
     assert low < scores["nll"] < high
 
 
+def test_the_card_of_several_labels_has_the_intervals_of_its_own_scores(there: Path) -> None:
+    several = [["x", "y"], ["y"], ["x"], ["x", "y"], ["y"], ["x"]] * 4
+    fitted = bayeslora.fit(tiny_bert(2), (TEXTS, several), tokenizer=tiny_tokenizer(), **SETTINGS)
+    fitted.push_to_hub("user/several", test=(TEXTS, several))
+    rows = (Api.place / "user/several/README.md").read_text().splitlines()
+    cells = {row.split("|")[1].strip(" ").replace("\\", ""): row.split("|")[2:4] for row in rows if row.count("|") == 4}
+    scores = fitted.evaluate((TEXTS, several))
+    assert 0 < scores["exact_match"] < scores["accuracy"] < 1
+    assert cells["accuracy"] == [f" {scores['accuracy']:.4f} ", "  "]
+    for name in ("exact_match", "nll"):
+        low, high = map(float, cells[name][1].split(" to "))
+        assert low < scores[name] < high
+
+
 def test_a_card_escapes_what_users_wrote(posterior: Posterior) -> None:
     evil = "<script>alert(1)</script> | [x](javascript:1) `\n---\n# Head"
     record = {**posterior.record(), "base": {"class": "X", "name": evil}}

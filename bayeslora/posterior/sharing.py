@@ -160,11 +160,11 @@ class Sharing(Leaving):
         prediction = self._prediction(found)
         measured = {name: hub.Measured(float(value)) for name, value in prediction.scores(labels).items()}
         wrong = prediction.wrong(labels)
-        columns = {"nll": -prediction.log_density(labels)} | ({} if wrong is None else {"accuracy": 1.0 - wrong})
-        for name, values in columns.items():
-            if name in measured and len(values) > 1:
-                mean, width = float(values.mean()), 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
+        right = {} if wrong is None else dict.fromkeys(("accuracy", "exact_match"), 1.0 - wrong)
+        for name, values in ({"nll": -prediction.log_density(labels)} | right).items():
+            mean = float(values.mean())
+            # Of several labels, a row is right if all are, and the accuracy is that of each label.
+            if name in measured and len(values) > 1 and math.isclose(mean, measured[name].value, rel_tol=1e-6):
+                width = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
                 measured[name] = hub.Measured(measured[name].value, mean - width, mean + width)
-        probs = getattr(prediction, "probs", None)
-        usable = wrong is not None and isinstance(probs, np.ndarray) and probs.ndim == 2
-        return measured, probs if usable else None, labels
+        return measured, getattr(prediction, "probs", None) if "ece" in measured else None, labels
