@@ -587,3 +587,11 @@ def test_padding_does_not_count_in_features() -> None:
     familiar, (new, _) = tokens(60), tokens(5, seed=1)
     padded = {key: torch.nn.functional.pad(value, (0, 3)) for key, value in new.items()}
     np.testing.assert_allclose(posterior.distance(padded, familiar), posterior.distance(new, familiar), rtol=1e-9)
+
+
+def test_ids_of_arrays_are_refused_and_not_left_out() -> None:
+    posterior = copy.deepcopy(untrained())
+    inputs, labels = tokens(4)
+    for data in ((inputs, labels), {**inputs, "labels": labels}, torch.utils.data.TensorDataset(inputs["input_ids"])):
+        with pytest.raises(ValueError, match="id='name': validation has no columns to name, only arrays"):
+            posterior.decide(data, 2, id="name")

@@ -619,6 +619,9 @@ def test_any_family_is_a_starting_point_of_itself(method: str) -> None:
 def test_another_family_is_no_starting_point() -> None:
     with pytest.raises(TypeError, match=r"'dora' has DoRA \(A, B, m\) adapters and cannot start from LowRank \(A, B\)"):
         bayeslora.fit(peft_model(), tokens(), "dora", **SETTINGS)
+    first = bayeslora.fit(tiny_bert(), tokens(), "dora", **SETTINGS | {"epochs": 0})
+    with pytest.raises(TypeError, match=r"cannot start from DoRA \(A, B, m\) adapters: .*, or with method 'dora'\."):
+        bayeslora.fit(tiny_bert(), tokens(), "lora", init=first, **SETTINGS)
 
 
 @pytest.mark.parametrize("saved", [False, True])

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayeslora.contracts import ArgumentError
 from bayeslora.data.forms import Arrays, Numbered
 from bayeslora.data.stored import Column, columns_of_rows, columns_of_table
 from bayeslora.limits import Limits
@@ -23,6 +24,21 @@ BESIDE_TOKENS = (MASK, "token_type_ids", "position_ids")
 """Inputs with a number for each token of `input_ids`."""
 MEDIA = {"Image": "images", "Audio": "sounds", "Video": "films"}
 """Columns of `datasets` that a processor has to read, by the names of their types."""
+
+
+def ids_are_read(asked: str | None, read: str | None, name: str) -> None:
+    """Raise an ArgumentError if a column of ids was named, and the data have no columns: they would be left out.
+
+    Args:
+        asked: The column named.
+        read: The one that is read.
+        name: What to call the data in messages.
+    """
+    if asked not in (None, read):
+        raise ArgumentError(
+            f"id={asked!r}: {name} has no columns to name, only arrays or rows of them. Give a table that has that "
+            "column, or leave id out: the prediction's rows are those of the data, in their order."
+        )
 
 
 def check_column(data: str, name: str, column: Column, limits: Limits, start: int = 0) -> None:

@@ -1,5 +1,6 @@
 """Trained adapters as a starting point."""
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from bayeslora.adapters import AdaptedNetwork, Family, Stacks
 from bayeslora.adapters.weights import is_within
 from bayeslora.interop.peft_fields import refuse_beside
 from bayeslora.isolation import seeded
+from bayeslora.methods import METHODS
 from bayeslora.networks import logits_of
 from bayeslora.passes import unchanged
 from bayeslora.program import Program, evaluating
@@ -72,7 +74,7 @@ class Adapters:
             wanted, given = (f"{type(f).__name__} ({', '.join(f.factors._fields)})" for f in (family, self.family))
             raise TypeError(
                 f"The method {program.method.name!r} has {wanted} adapters and cannot start from {given} adapters: "
-                "start from a fit of the same family."
+                f"start from a fit of the same family{_methods_of(self.family)}."
             )
         # The trained head is the head's frozen weights; what a method adds to them starts at no change.
         head = {name: stack.initial() for name, stack in program.stacks.items() if stack.in_head}
@@ -177,3 +179,13 @@ def trained_head(network: AdaptedNetwork, factors: FactorsByStack) -> dict[str, 
                         )
                     state[key] = state.get(key, 0) + its_change
     return state
+
+
+def _methods_of(family: Family) -> str:
+    """Return what a message adds: the methods whose adapters are of a family."""
+    names = []
+    for name, kind in METHODS.items():
+        with contextlib.suppress(TypeError):  # a user's own, whose fields have no defaults
+            if kind().family.without_noise().factors is family.factors:
+                names.append(repr(name))
+    return f", or with {'method' if len(names) == 1 else 'one of the methods'} {', '.join(names)}" if names else ""
