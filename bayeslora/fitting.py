@@ -140,6 +140,7 @@ class Fitting:
         frozen: FrozenWeights = program.network.frozen  # type: ignore[assignment]
         frozen.begin_fit()
         posterior.data_collator = self.read.data_collator
+        posterior.weighted = weighted is not train or program.likelihood.token_weights is not None
         posterior.example = {name: value for name, value in example.items() if name != "labels"}
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             training = self.args or arguments.made(

@@ -149,6 +149,7 @@ class Record(TypedDict):
     tokenizer_folder: NotRequired[str]
     history: list[str]
     state: NotRequired[str | None]
+    weighted: NotRequired[bool]
     prior: NotRequired[MethodRecord]
     held_out: NotRequired[HeldOutRecord]
     tuning: NotRequired[TuningRecord]

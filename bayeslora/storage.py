@@ -287,6 +287,7 @@ def posterior_record(posterior: Any) -> dict[str, Any]:
         "history": list(posterior._history),
         **({} if program.prior is None else {"prior": method_record(program.prior.method)}),
         **({} if posterior.state is None else {"state": posterior.state}),
+        **({"weighted": True} if posterior.weighted else {}),
         **tables.record(posterior),
     }
 

@@ -1,18 +1,20 @@
 """How much rows count in a fit: weights of rows, and of classes."""
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 
 from bayeslora.contracts import ArgumentError, Weight
-from bayeslora.data import Source
+from bayeslora.data import Source, apart
+from bayeslora.data import Weight as RowWeights
 from bayeslora.isolation import seeded
 from bayeslora.tasks import Likelihood
 from bayeslora.tasks.classes import Classes
-from bayeslora.types import IGNORED
+from bayeslora.types import IGNORED, Data
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,29 @@ def weigh(
         "Rows count between %.3g and %.3g times, over their mean.", *(weights.min(), weights.max()) / weights.mean()
     )
     return source.weighing(weights)
+
+
+def as_in_fit(posterior: Any, data: Data, weight: RowWeights | None, classes: ClassWeights | None) -> Source:
+    """Return training data with the weights that its rows had in the fit.
+
+    Raises:
+        ValueError: If none are given and the fit had some, or they do not fit; or if classes weigh tokens.
+    """
+    rest, rows = apart(data, weight, "data")
+    source: Source = posterior._source(rest)
+    if posterior.weighted and rows is None and classes is None:
+        raise ValueError(
+            "Rows had weights in the fit, and the posterior that it claims is given those: pass weight=… or "
+            "class_weights=…, as fit had them."
+        )
+    source.check_labels()
+    names = posterior.class_names
+    known = Classes(names, posterior.columns.by_index) if names else None
+    likelihood = copy.copy(posterior.program.likelihood)
+    source = weigh(source, rows, classes, known, likelihood)
+    if likelihood.token_weights is not None:
+        raise ArgumentError("class_weights: there are no weights of rows where labels are tokens.")
+    return source
 
 
 def _labels(source: Source) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from bayeslora.contracts import ArgumentError, Count
-from bayeslora.data import to_device
+from bayeslora.data import Weight, to_device
 from bayeslora.diagnostics.densities import densities, draw_with_latents
 from bayeslora.diagnostics.groups import logits_of
 from bayeslora.diagnostics.weights import refuse
@@ -25,6 +25,7 @@ from bayeslora.metrics import FloatArray
 from bayeslora.prediction import labelled
 from bayeslora.program import Program
 from bayeslora.types import BatchSize, Data, NumDraws, PosteriorLike, Seed, Sites, TraceSite
+from bayeslora.weights import ClassWeights, as_in_fit
 
 FEWEST = 4
 """Draws of which an effective number is known."""
@@ -148,23 +149,29 @@ def gold(
     num_samples: Count = 1000,
     warmup: Count = 500,
     *,
+    weight: Weight | None = None,
+    class_weights: ClassWeights | None = None,
     seed: Seed = 0,
 ) -> Gold:
     r"""Draw from the posterior that a method claims, $p(z)\, p(y \mid x, z)^{1/T}$, with Pyro's No-U-Turn sampler.
 
     It has the product's own prior, likelihood and temperature, given points, task head and likelihood as they are in
-    the posterior. A step runs the network on all the data: this is for a few dozen numbers.
+    the posterior, and the network itself where predictions linearise it. A step runs the network on all the data: this
+    is for a few dozen numbers.
 
     Args:
         posterior: The posterior.
         data: The training data, which runs as one batch.
         num_samples: Draws to keep, at least 4.
         warmup: Draws in which the sampler adapts, before those.
+        weight: How much rows counted in the fit, as it took it.
+        class_weights: How much classes counted in the fit.
         seed: Seed of the sampler.
 
     Raises:
         ValueError: If the method claims no posterior, random sites have no densities, or the prior is an automatic
-            guide of an earlier fit; or if there are fewer than 4 samples.
+            guide of an earlier fit; if there are fewer than 4 samples; or if rows had weights in the fit, and none are
+            given.
 
     References:
         Hoffman and Gelman (2014), [The No-U-Turn Sampler](https://arxiv.org/abs/1111.4246).
@@ -176,9 +183,8 @@ def gold(
         )
     refuse(program.method)
     two = densities(program, *draw_with_latents(program, 2, 0))
-    source = posterior._source(data)
-    source.check_labels()
-    (_, batch), *_ = source.batches_by_length(len(source))
+    source = as_in_fit(posterior, data, weight, class_weights)
+    (_, batch), *_ = source.weighted().batches_by_length(len(source))
     batch = to_device(batch, program.device)
     program.eval()
     centre = program.centre()
@@ -207,7 +213,8 @@ def gold(
         sites = {n: drawn.get(n, value.expand(num_samples, *value.shape)).detach() for n, value in centre.items()}
         divergences = sum(len(each) for each in chain.diagnostics()["divergences"].values())
     program.network.unbind()
-    found, _ = labelled(program, source, sites, seed, len(source), None)
+    # The network itself, of which a method may predict by an expansion.
+    found, _ = labelled(program, source, sites, seed, len(source), "draws")
     logits = logits_of(found, posterior._prediction(found), program)
     return Gold(sites, logits, _effective(logits), divergences)
 

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from bayeslora.adapters import split_site
 from bayeslora.contracts import ArgumentError
+from bayeslora.data import Weight
 from bayeslora.diagnostics.densities import Densities, NoDensityError, densities, draw_with_latents
 from bayeslora.display import Shown
 from bayeslora.metrics import FloatArray
 from bayeslora.prediction import labelled
 from bayeslora.types import Data, Sites
+from bayeslora.weights import ClassWeights, as_in_fit
 
 GOOD_K = 0.5
 """k-hat below which the variance of the weights is finite."""
@@ -284,24 +286,35 @@ class Weighed:
     Args:
         posterior: The posterior.
         data: The training data.
+        counted: `weight` and `class_weights` of the fit.
         num_draws: Number of draws.
         approximation: How the likelihood is computed; None for the method's default.
         seed: Seed of the draws.
         batch_size: Examples per batch.
 
     Raises:
-        ValueError: If the method claims no posterior, or has no densities; or if there is one draw alone.
+        ValueError: If the method claims no posterior, or has no densities; if there is one draw alone; or if rows had
+            weights and are given none.
     """
 
     def __init__(
-        self, posterior: Any, data: Data, num_draws: int, approximation: str | None, seed: int | None, batch_size: int
+        self,
+        posterior: Any,
+        data: Data,
+        counted: tuple[Weight | None, ClassWeights | None],
+        num_draws: int,
+        approximation: str | None,
+        seed: int | None,
+        batch_size: int,
     ):
         self.posterior, self.program = posterior, posterior.program
         refuse(self.program.method)
         if num_draws < 2:
             raise ArgumentError(f"num_draws={num_draws}: weights are those of draws beside each other: ask for 1000.")
         self.how = (seed, batch_size, approximation)
-        self.source = posterior._source(data)
+        self.source = as_in_fit(posterior, data, *counted)
+        weights = self.source.weights
+        self.counts = 1.0 if weights is None else weights / weights.mean()
         self.sites, latents = draw_with_latents(self.program, num_draws, seed)
         try:
             self.found = densities(self.program, self.sites, latents)
@@ -322,8 +335,8 @@ class Weighed:
         return tuple(predict(outputs, T).log_likelihood(labels) for T in dict.fromkeys((1.0, temperature)))
 
     def log_weights(self, found: Densities, terms: FloatArray) -> FloatArray:
-        """Return ln p(z) + ln p(y | z) / T − ln q(z), `[draw]`."""
-        return terms.sum(1) / found.temperature - _numpy(found.divergence)
+        """Return ln p(z) + ln p(y | z) / T − ln q(z), `[draw]`, each row's likelihood by its weight."""
+        return (self.counts * terms).sum(1) / found.temperature - _numpy(found.divergence)
 
 
 INSTEAD = "Judge it by predictions of rows it has not seen: evaluate on held-out data, or the folds of fit(folds=K)."
@@ -369,7 +382,7 @@ def leave_one_out(weighed: Weighed) -> LeaveOneOut:
     plain, *tempered = weighed.terms(weighed.sites, weighed.posterior.temperature)
     predicted = (tempered or [plain])[0].T
     log_weights = weighed.log_weights(weighed.found, plain)
-    smoothed, k = psis(log_weights - plain.T / weighed.found.temperature)
+    smoothed, k = psis(log_weights - (weighed.counts * plain).T / weighed.found.temperature)
     pointwise = np.logaddexp.reduce(smoothed + predicted, axis=-1)
     fit = np.logaddexp.reduce(psis(log_weights)[0] + predicted, axis=-1)
     result = LeaveOneOut(pointwise, k, float((fit - pointwise).sum()), len(plain))

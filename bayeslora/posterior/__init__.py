@@ -23,6 +23,7 @@ class Posterior(Distilling, Deciding, Diagnosing, Remembering, Sharing):
         state: What broke the fit off, and where, if it was not finished; None if it was.
         tuning: How loud it is, and how that was found, if its dial was set by prediction; None otherwise.
         held_out: The rows that predictions decide by; None without `decide`.
+        weighted: Whether rows had weights in the fit.
         learned_from: The posterior that was the prior of this one's fit; None without one, and after `load`.
         data_collator: Makes a batch of rows; None to pad and stack them, as after `load`.
         example: Inputs of two examples of the fit, on which merged and exported models are compared; None after `load`.

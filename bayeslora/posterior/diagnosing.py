@@ -3,9 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 from bayeslora import diagnostics
+from bayeslora.data import Weight
 from bayeslora.isolation import public
 from bayeslora.posterior.state import State
 from bayeslora.types import Approximation, BatchSize, Data, NumDraws, Seed
+from bayeslora.weights import ClassWeights
 
 if TYPE_CHECKING:
     import arviz as az
@@ -36,7 +38,8 @@ class Diagnosing(State):
         - `prior`: the same at draws from the prior, where random sites have a proper one; points without one are where
           the posterior has them.
         - `sample_stats`: ln p and ln q of the random sites, where the guide has densities; with data also the
-          log-likelihood of all of it, `lp`, the tempered log-density of sites and labels, and `elbo` of each draw.
+          log-likelihood of all of it, `lp`, the tempered log-density of sites and labels, and `elbo` of each draw; all
+          rows count once.
         - with data, `log_likelihood` of each example, `posterior_predictive` and `prior_predictive`, labels drawn from
           the predictions, and `observed_data`.
 
@@ -65,6 +68,8 @@ class Diagnosing(State):
         data: Data,
         num_draws: NumDraws = 1000,
         *,
+        weight: Weight | None = None,
+        class_weights: ClassWeights | None = None,
         approximation: Approximation | None = None,
         seed: Seed | None = 0,
         batch_size: BatchSize = 64,
@@ -80,17 +85,22 @@ class Diagnosing(State):
         Args:
             data: The training data, on which the network runs once a draw, and once more for each of several stacks.
             num_draws: Draws of the guide.
+            weight: How much rows counted in the fit, as it took it: each row's ln p(y | z) has its weight, over the
+                mean of all.
+            class_weights: How much classes counted in the fit, in the same way.
             approximation: How logits are computed: as in `predict`, which for Laplace is linearised.
             seed: Seed of the draws.
             batch_size: Examples per batch.
 
         Raises:
-            ValueError: If the method claims no posterior (`claims`), or has no densities.
+            ValueError: If the method claims no posterior (`claims`), or has no densities; or if rows had weights in the
+                fit, and none are given.
 
         References:
             Yao et al. (2018), [Yes, but Did It Work?](https://arxiv.org/abs/1802.02538).
         """
-        return diagnostics.khat(diagnostics.Weighed(self, data, num_draws, approximation, seed, batch_size))
+        given = (data, (weight, class_weights), num_draws, approximation, seed, batch_size)
+        return diagnostics.khat(diagnostics.Weighed(self, *given))
 
     @public()
     def loo(
@@ -98,6 +108,8 @@ class Diagnosing(State):
         data: Data,
         num_draws: NumDraws = 1000,
         *,
+        weight: Weight | None = None,
+        class_weights: ClassWeights | None = None,
         approximation: Approximation | None = None,
         seed: Seed | None = 0,
         batch_size: BatchSize = 64,
@@ -106,7 +118,8 @@ class Diagnosing(State):
 
         The draws are weighted from the guide to the posterior without example i,
         $w_i = p(z) \prod_{j \ne i} p(y_j \mid z)^{1/T} / q(z)$, with smoothed tails. What is scored is the prediction,
-        with the temperature of `calibrate`. It warns where weights cannot reach.
+        with the temperature of `calibrate`. It warns where weights cannot reach. Weights of rows are part of what is
+        left out with them; every row counts once in what is returned.
 
         Arguments are those of `khat`.
 
@@ -117,4 +130,5 @@ class Diagnosing(State):
             Magnusson et al. (2019), [Bayesian leave-one-out cross-validation for large
             data](https://arxiv.org/abs/1904.10679).
         """
-        return diagnostics.leave_one_out(diagnostics.Weighed(self, data, num_draws, approximation, seed, batch_size))
+        given = (data, (weight, class_weights), num_draws, approximation, seed, batch_size)
+        return diagnostics.leave_one_out(diagnostics.Weighed(self, *given))

@@ -52,6 +52,7 @@ class State(Shown):
         self.class_names = class_names
         self.columns = columns or NOTHING
         self.state: str | None = None
+        self.weighted = False
         self.example: Mapping[str, Any] | None = None
         self.held_out: HeldOut | None = None
         self.data_collator: Callable[[list[Any]], Any] | None = None

@@ -42,16 +42,18 @@ class Homoscedastic(Likelihood):
 class Conjugate:
     """Inputs, and the exact posterior of vec(A), row by row, for any labels.
 
-    P = s² BᵀB / σ² ⊗ XᵀX + I / σ_p², mean P⁻¹ vec(s Bᵀ Rᵀ X / σ²), with R the labels' distance from the base network.
+    P = s² BᵀB / σ² ⊗ XᵀWX + I / σ_p², mean P⁻¹ vec(s Bᵀ RᵀWX / σ²), with R the labels' distance from the base network,
+    and W how much rows count.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, counts: Tensor | None = None) -> None:
+        self.counts = torch.ones(NUM_EXAMPLES).double() if counts is None else counts
         torch.manual_seed(3)
         self.base = nn.Linear(D_IN, D_OUT).double()
         mixing = torch.tensor([[1.0, 0.9, 0.0], [0.0, 0.5, 0.8], [0.0, 0.0, 0.6]]).double()
         self.x = torch.randn(NUM_EXAMPLES, D_IN).double() @ mixing  # features that go together
         self.B = torch.tensor([[1.0, 0.8], [0.2, 0.7]]).double()
-        gram = torch.kron(self.B.T @ self.B, self.x.T @ self.x)
+        gram = torch.kron(self.B.T @ self.B, self.x.T * self.counts @ self.x)
         self.precision = S**2 / NOISE**2 * gram + torch.eye(RANK * D_IN).double() / PRIOR**2
         self.covariance = self.precision.inverse()
         truth = PRIOR * torch.randn(RANK, D_IN).double()
@@ -64,7 +66,9 @@ class Conjugate:
 
     def mean(self, labels: Tensor) -> Tensor:
         residual = labels - self.base(self.x).detach()
-        return torch.linalg.solve(self.precision, (S / NOISE**2 * self.B.T @ residual.T @ self.x).flatten())
+        return torch.linalg.solve(
+            self.precision, (S / NOISE**2 * self.B.T @ residual.T * self.counts @ self.x).flatten()
+        )
 
     def program(self, method: Method) -> Program:
         network = AdaptedNetwork(
@@ -110,9 +114,10 @@ class Conjugate:
         for left_out in range(NUM_EXAMPLES):
             kept = [i for i in range(NUM_EXAMPLES) if i != left_out]
             x, residual = self.x[kept], (self.labels - self.base(self.x).detach())[kept]
-            precision = S**2 / NOISE**2 * torch.kron(self.B.T @ self.B, x.T @ x)
+            weighted = x * self.counts[kept, None]
+            precision = S**2 / NOISE**2 * torch.kron(self.B.T @ self.B, x.T @ weighted)
             precision = precision + torch.eye(RANK * D_IN).double() / PRIOR**2
-            mean = torch.linalg.solve(precision, (S / NOISE**2 * self.B.T @ residual.T @ x).flatten())
+            mean = torch.linalg.solve(precision, (S / NOISE**2 * self.B.T @ residual.T @ weighted).flatten())
             design = S * torch.kron(self.B, self.x[left_out][None])  # logits are the base's plus this times vec(A)
             covariance = design @ precision.inverse() @ design.T + NOISE**2 * torch.eye(D_OUT).double()
             centre = self.base(self.x[left_out]).detach() + design @ mean

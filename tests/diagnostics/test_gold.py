@@ -3,15 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.autograd.functional import jacobian
 from torch.distributions import biject_to
 
 from bayeslora import ArgumentError, Posterior, diagnostics
+from bayeslora.adapters import AdaptedNetwork
 from bayeslora.diagnostics import Gold
 from bayeslora.diagnostics.sampling import _effective
 from bayeslora.distributions import WishartCholesky
-from bayeslora.methods import MonteCLoRA
-from tests.diagnostics.conjugate import Conjugate
+from bayeslora.methods import AutoGuide, MonteCLoRA
+from bayeslora.program import Program
+from tests.diagnostics.conjugate import Conjugate, Homoscedastic
 from tests.helpers import assert_mean_close
 
 
@@ -34,6 +37,32 @@ def test_the_sampler_has_the_exact_posterior(problem: Conjugate, samples: int) -
     assert same["sd"] == pytest.approx(1, abs=width / 1.4)  # a standard deviation is known to 1 / √(2 S)
     assert wide["sd"] == pytest.approx(1.5 * same["sd"], rel=0.1)
     assert wide["coverage"] > same["coverage"]
+
+
+class Linearised(AutoGuide):
+    """A method whose predictions are first-order expansions, as Laplace's are."""
+
+    name = "linearised"
+    approximation = "linear"
+
+
+def test_logits_are_the_networks_also_where_predictions_are_linearised(problem: Conjugate) -> None:
+    method = Linearised(prior_program=problem.prior(), temperature=1.0, init_scale=0.5)
+    network = AdaptedNetwork(nn.Sequential(problem.base, nn.Tanh()), method.family, rank=2, num_examples=40)
+    posterior = Posterior(Program(network, method, Homoscedastic()).eval())
+    found = diagnostics.gold(posterior, problem.rows, 4, 1)
+    expected = posterior.program.logits(found.sites, {"input": problem.x})
+    np.testing.assert_allclose(found.logits, expected.detach(), atol=1e-12)
+
+
+def test_rows_count_as_they_did_in_the_fit() -> None:
+    counts = torch.ones(40).double()
+    counts[:20] = 0
+    problem = Conjugate(counts / counts.mean())
+    found = diagnostics.gold(problem.full(), problem.rows, 25, 15, weight=counts.numpy())
+    A = found.sites["3x2.A"].flatten(1)
+    error = (A.mean(0) - problem.mean(problem.labels)) / problem.covariance.diagonal().sqrt()
+    assert float(error.abs().max()) < 4.8 / min(found.effective, 25) ** 0.5
 
 
 def test_it_draws_covariances_and_weights_too(problem: Conjugate) -> None:

@@ -2,15 +2,19 @@
 
 import math
 import warnings
+from pathlib import Path
+from typing import Any
 
 import arviz_stats
 import numpy as np
 import pytest
+import torch
 
-from bayeslora import METHODS, ArgumentError
+from bayeslora import METHODS, ArgumentError, diagnostics, fit, load
 from bayeslora.diagnostics import weights
-from tests.diagnostics.conjugate import Conjugate
+from tests.diagnostics.conjugate import NUM_EXAMPLES, Conjugate
 from tests.diagnostics.test_groups import FAST, VARIANTS, data, fitted
+from tests.study.networks import DATA, network
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,40 @@ def test_loo_is_exact_loo(problem: Conjugate) -> None:
     np.testing.assert_allclose(found.pointwise, exact, atol=0.1)
     wide = problem.full(1.3).loo(problem.rows, 4000)  # corrected for
     assert wide.elpd == pytest.approx(exact.sum(), abs=0.2)
+
+
+def test_rows_count_as_they_did_in_the_fit() -> None:
+    counts = torch.linspace(0.5, 1.5, NUM_EXAMPLES).double()
+    problem = Conjugate(counts / counts.mean())
+    posterior = problem.full()
+    posterior.weighted = True  # as fit(…, weight=…) leaves it
+    for call in (posterior.khat, posterior.loo):
+        with pytest.raises(ValueError, match=r"Rows had weights in the fit.*pass weight=… or class_weights=…"):
+            call(problem.rows)
+    found = posterior.khat(problem.rows, weight=counts.numpy())
+    assert found.good
+    assert (found.width, found.efficiency) == pytest.approx((1, 1), abs=1e-6)
+    exact = problem.exact_loo()
+    left_out = posterior.loo(problem.rows, 2000, weight=counts.numpy())
+    np.testing.assert_allclose(left_out.pointwise, exact, atol=0.15)
+    posterior.weighted = False
+    assert posterior.khat(problem.rows).efficiency < 0.9
+
+
+def test_a_fit_remembers_that_rows_had_weights(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"rank": 1, "epochs": 1, "batch_size": 16, "progress": False}
+    x, y = DATA
+    posterior = fit(network(), (x, y), "blob", class_weights=[1, 2, 3], **settings)
+    posterior.save(tmp_path / "saved")
+    for each in (posterior, load(tmp_path / "saved", model=network()), posterior.calibrate(DATA, 2)):
+        with pytest.raises(ValueError, match="Rows had weights in the fit"):
+            each.khat(DATA, 20)
+        by_class = each.khat(DATA, 20, class_weights=[1, 2, 3])
+        by_row = each.khat(DATA, 20, weight=1.0 + y)
+        assert by_class.efficiency == by_row.efficiency
+        with pytest.raises(ValueError, match="Rows had weights in the fit"):
+            diagnostics.gold(each, DATA, 4, 1)
+    assert not fit(network(), (x, y), "blob", **settings).weighted
 
 
 def test_it_is_what_arviz_stats_computes(problem: Conjugate) -> None:
