@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 
 from bayeslora.contracts import ArgumentError
+from bayeslora.data.columns import Columns
+from bayeslora.data.computed import columns_of_first
 from bayeslora.data.forms import Arrays, Numbered
+from bayeslora.data.plain import Plain
 from bayeslora.data.stored import Column, columns_of_rows, columns_of_table
 from bayeslora.limits import Limits
 from bayeslora.tasks.checking import REPAIR, rows_said
@@ -26,18 +30,42 @@ MEDIA = {"Image": "images", "Audio": "sounds", "Video": "films"}
 """Columns of `datasets` that a processor has to read, by the names of their types."""
 
 
-def ids_are_read(asked: str | None, read: str | None, name: str) -> None:
-    """Raise an ArgumentError if a column of ids was named, and the data have no columns: they would be left out.
+NOT_NAMED = {
+    "text": "text out: what is given is what the network reads",
+    "label": "label out: the labels are those given beside the inputs",
+    "id": "id out: the prediction's rows are those of the data, in their order",
+}
+"""What to leave of data without columns, and why."""
+
+
+def columns_are_read(asked: Columns, found: Plain, name: str, with_labels: bool) -> None:
+    """Raise an `ArgumentError` if a column was named, and the data have no columns: the name would be left out.
 
     Args:
-        asked: The column named.
-        read: The one that is read.
+        asked: The columns named.
+        found: The data, whose columns may only be seen in their rows.
         name: What to call the data in messages.
+        with_labels: Whether labels are read.
     """
-    if asked not in (None, read):
+    read = found.columns
+    if isinstance(found.inputs, IterableDataset):  # whose columns are seen as they stream by
+        return
+    names = found.names
+    lost = {"text": asked.text and not read.text, "id": asked.id not in (None, read.id)}
+    if with_labels and asked.label not in (None, read.label):
+        by_row = isinstance(found.inputs, Dataset | list)
+        names = names or (columns_of_first(found.inputs) if by_row else ())
+        named = found.labels is not None and not by_row and found.labels.name == asked.label  # a `Series` has a name
+        lost["label"] = not named and not (by_row and asked.label in names)
+    for keyword in filter(lost.get, NOT_NAMED):
+        column = getattr(asked, keyword)
+        if isinstance(column, tuple):
+            column = column[0] if len(column) == 1 else [*column]
+        if keyword == "label" and names and "text" not in names:
+            raise ArgumentError(f"label={column!r}: {name} has no such column, only {', '.join(names)}.")
         raise ArgumentError(
-            f"id={asked!r}: {name} has no columns to name, only arrays or rows of them. Give a table that has that "
-            "column, or leave id out: the prediction's rows are those of the data, in their order."
+            f"{keyword}={column!r}: {name} has no columns to name, only arrays or rows of them. Give a table that has "
+            f"that column, or leave {NOT_NAMED[keyword]}."
         )
 
 

@@ -100,6 +100,16 @@ def texts(data: "Dataset[Any]", label: str | None) -> list[Any] | None:
         return [row_at(data, index) for index in range(size)] if are_texts else None
 
 
+def columns_of_first(rows: Any) -> tuple[str, ...]:
+    """Return the columns of the first row of a dataset or list; none if it has none, or cannot be read."""
+    with seeded(0):  # rows may be read with random changes
+        try:
+            row = rows[0]
+        except Exception:  # of the user's own code: it is raised again, with the row, where rows are needed
+            return ()
+    return tuple(map(str, row)) if isinstance(row, Mapping) else ()
+
+
 def check_length(data: "Dataset[Any]", name: str) -> None:
     """Raise an `ArgumentError` if a dataset of the user's has a `__len__` that does not return a number of rows."""
     try:

@@ -95,7 +95,7 @@ def plain(
             return _table(as_table(words, name), None, asked, known, name, with_labels)
         mistaken.check_pair(data, name)
         inputs = plain(data[0], asked, known, name, False) if not _is_frame(data[0]) else None
-        labels = raw(data[1], asked.label or "labels", name)
+        labels = raw(data[1], "labels", name)
         if inputs is None:
             return _frame(data[0], labels, asked, known, name, with_labels)
         if hasattr(inputs.inputs, "column_names"):

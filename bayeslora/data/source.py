@@ -85,7 +85,7 @@ class Source:
             self.label(kind or Likelihood, how.classes)
         elif hasattr(self.dataset, "column_names") and "labels" in self.dataset.column_names:
             self.dataset = self.dataset.remove_columns("labels")
-        checks.ids_are_read(how.asked.id, how.asked.id if self.is_stream else self.columns.id, name)
+        checks.columns_are_read(how.asked, found, name, how.with_labels)
         self._check()
         if read := said(self.reader.columns):
             logger.log(logging.DEBUG if how.known is NOTHING else logging.INFO, "%s: %s", name, read)

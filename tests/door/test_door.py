@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 from transformers import TrainerCallback, TrainingArguments
 
 import bayeslora
@@ -366,3 +368,31 @@ def test_data_without_a_row_or_a_name_that_is_too_long_is_said(posterior: bayesl
     for call in (posterior.predict, posterior.evaluate, lambda data: fit(network(), data)):
         with pytest.raises((ValueError, TypeError), match=r"^data\b"):
             call(data)
+
+
+@pytest.mark.parametrize(("keyword", "column"), [("text", "review"), ("text", ["a", "b"]), ("label", "stars")])
+def test_columns_named_of_data_without_columns_are_refused(
+    posterior: bayeslora.Posterior, keyword: str, column: Any
+) -> None:
+    x, y = rows()
+    pairs = TensorDataset(torch.tensor(x), torch.tensor(y))
+    for data in ((x, y), pairs):
+        for call in (partial(fit, network()), partial(posterior.evaluate, num_draws=2)):
+            with pytest.raises(ArgumentError, match=re.escape(f"{keyword}={column!r}: data has no columns to name")):
+                call(data, **{keyword: column})
+    posterior.predict(x, 2, label="stars")  # no labels are looked at
+
+
+def test_a_label_that_rows_lack_is_refused_with_what_they_have(posterior: bayeslora.Posterior) -> None:
+    x, y = rows()
+    for data in ({"input": x, "labels": y}, [{"input": a, "labels": int(b)} for a, b in zip(x, y, strict=True)]):
+        for call in (partial(fit, network()), partial(posterior.evaluate, num_draws=2)):
+            with pytest.raises(ArgumentError, match="label='stars': data has no such column, only input, labels"):
+                call(data, label="stars")
+            call(data, label="labels")
+
+
+def test_the_name_of_a_series_of_labels_may_be_said(posterior: bayeslora.Posterior) -> None:
+    x, y = rows()
+    named = (x, pd.Series(y, name="stars"))
+    assert posterior.evaluate(named, 2, label="stars") == posterior.evaluate((x, y), 2)
