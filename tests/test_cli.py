@@ -91,7 +91,7 @@ def test_fit_predict_and_evaluate(encoder: Path, tmp_path: Path) -> None:
     [
         (["--method", "nonsense"], f"--method 'nonsense' is not known. Methods: {', '.join(METHODS)}"),
         (["--nonsense", "1"], "MonteCLoRA has no field 'nonsense'; its fields are: components"),
-        (["--df", "nonsense"], "--df 'nonsense': give 'features', 'rank' or a positive number"),
+        (["--df", "nonsense"], "--df 'nonsense': give 'features', 'rank', a positive finite number, or inf"),
         (["--batch-size", "0"], "bayeslora: --batch-size 0: give a whole number of at least 1"),
         (["--folds", "1"], "bayeslora: --folds 1: give a whole number of at least 2"),
     ],

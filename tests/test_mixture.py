@@ -175,7 +175,7 @@ def test_fits_of_any_method_over_one_base_go_together() -> None:
         ((["p"],), "give a list, each a Posterior"),
         (("pair", [1.0]), "weights=[1.0]: give one for each of 2 posteriors"),
         (("pair", [0.0, 0.0]), "and one above 0"),
-        (("pair", [1.0, -1.0]), "a number of at least 0"),
+        (("pair", [1.0, -1.0]), "a finite number of at least 0"),
         (("pair", "best"), "'stacking'"),
     ],
 )

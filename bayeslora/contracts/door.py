@@ -6,14 +6,17 @@ The annotations of a signature are its contract (`kinds`): a new argument is che
 import contextlib
 import functools
 import inspect
+import math
 import os
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar, cast
 
 from bayeslora.contracts.kinds import (
+    LARGEST,
     LARGEST_INTEGER,
     SCALARS,
+    SMALLEST,
     fits,
     in_words,
     is_name,
@@ -228,6 +231,8 @@ def check_value(name: str, value: Any, declaration: Any, advice: Callable[[], st
     needed = in_words(declaration)
     try:
         large = f" Whole numbers have to be below {LARGEST_INTEGER + 1}." if is_too_large(value) else ""
+        if isinstance(value, float) and math.isfinite(value) and value and not SMALLEST <= abs(value) <= LARGEST:
+            large = f" Networks compute with numbers between {SMALLEST} and {LARGEST}."
         named = f" {why_not(value)}".rstrip() if "the path " in needed and is_name(value) else ""
         message = f"{shown(name, value)}: give {needed}.{large}{named}{advice()}"
     except Exception:  # of a value that raises errors when it is looked at

@@ -1,8 +1,8 @@
 """Kinds and ranges of values, as annotations declare them: whether a value fits, and what does, in words.
 
-`Count` is a whole number of at least 1, `NonNegative | Literal["auto"]` a number of at least 0, or `"auto"`. Beside
-numbers with a range, text, `True` or `False` and None, there are lists and mappings of them, functions, classes and
-their instances; what no class says is a `Kind`.
+`Count` is a whole number of at least 1, `NonNegative | Literal["auto"]` a finite number of at least 0, or `"auto"`.
+Beside numbers with a range, text, `True` or `False` and None, there are lists and mappings of them, functions, classes
+and their instances; what no class says is a `Kind`.
 """
 
 import collections.abc
@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 LARGEST_INTEGER = 2**63 - 1
 """No whole number is larger, which PyTorch, NumPy and files could not hold."""
+
+SMALLEST, LARGEST = 1.2e-38, 3.4e38
+"""Between these are the positive numbers that single precision holds, in which most networks compute."""
 
 LONGEST_RANGE = 10**6
 """A range of more numbers is refused without looking at each: `range(10**12)` takes no memory, and hours."""
@@ -49,7 +52,9 @@ class Within:
     noun: str = ""
 
     def holds(self, value: float) -> bool:
-        """Return whether a number is in the range."""
+        """Return whether a number is in the range, of finite ones in single precision."""
+        if self.below == math.inf and (abs(value) > LARGEST or (self.above == 0 and value < SMALLEST)):
+            return False
         return (
             (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
@@ -92,19 +97,21 @@ class Kind:
 
 
 Count = Annotated[int, Within(at_least=1)]
-Positive = Annotated[float, Within(above=0)]
-NonNegative = Annotated[float, Within(at_least=0)]
-StandardDeviation = Annotated[float, Within(above=0, noun="standard deviation")]
+Positive = Annotated[float, Within(above=0, below=math.inf)]
+NonNegative = Annotated[float, Within(at_least=0, below=math.inf)]
+StandardDeviation = Annotated[float, Within(above=0, below=math.inf, noun="standard deviation")]
 DropRate = Annotated[float, Within(at_least=0, below=1, noun="probability")]
 Share = Annotated[float, Within(at_least=0, below=1)]
 Probability = Annotated[float, Within(above=0, below=1, noun="probability")]
 PartOfRun = Annotated[float, Within(above=0, at_most=1, noun="fraction of the run")]
 Finite = Annotated[float, Within(above=-math.inf, below=math.inf)]
-Scale = Annotated[float, Within(above=0, below=math.inf)]
-Weight = Annotated[float, Within(at_least=0, below=math.inf)]
+Scale = Positive
+Weight = NonNegative
 Natural = Annotated[int, Within(at_least=0)]
 Few = Annotated[int, Within(at_least=1, at_most=10_000)]
 """Of what takes memory for each: members, components, snapshots."""
+Unbounded = Annotated[float, Kind("inf", lambda value: bool(value == math.inf))]
+"""For a limit that there need not be."""
 ClassCount = Annotated[int, Within(at_least=1, at_most=2**24)]
 Freedom = Annotated[float, Within(above=2, below=math.inf)]
 """Degrees of freedom with which a variance is finite."""

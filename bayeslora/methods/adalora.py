@@ -67,7 +67,7 @@ class AdaLoRA(PerStackMethod):
     claims = "points"
     rate_factor = 3.0  # singular values start at 0
     family = SVD()
-    init_ratio: Annotated[float, Within(at_least=1)] = 1.5
+    init_ratio: Annotated[float, Within(at_least=1, below=math.inf)] = 1.5
     orthogonality: NonNegative = 0.5
     warmup: Share = 0.1
     final: Share = 0.5

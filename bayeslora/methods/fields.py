@@ -1,8 +1,8 @@
 """Declarations of what the fields of a method may hold, and checks of them.
 
 The annotation of a field is its declaration (`contracts.kinds`). `components: Count = 4` takes whole numbers of at
-least 1, and `noise_ratio: NonNegative | Literal["auto"] = 4.0` takes a number of at least 0, or `"auto"`. Every method
-is checked against its declarations when it is made. `describe` puts them into words, for messages and for help.
+least 1, and `noise_ratio: NonNegative | Literal["auto"] = 4.0` takes a finite number of at least 0, or `"auto"`. Every
+method is checked against its declarations when it is made. `describe` puts them into words, for messages and for help.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from bayeslora.contracts import (
     Positive,
     Share,
     StandardDeviation,
+    Unbounded,
     Within,
     check_value,
     evaluated,
@@ -40,6 +41,7 @@ __all__ = [
     "PositiveOrAuto",
     "Share",
     "StandardDeviation",
+    "Unbounded",
     "Within",
     "check",
     "declarations",

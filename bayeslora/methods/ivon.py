@@ -10,7 +10,7 @@ from bayeslora import guides, natural
 from bayeslora.adapters import Stack
 from bayeslora.dials import Dial
 from bayeslora.fitted import FittedProgram
-from bayeslora.methods.fields import Positive, PositiveOrAuto, Share
+from bayeslora.methods.fields import Positive, PositiveOrAuto, Share, Unbounded
 from bayeslora.methods.spreads import LearnedSpreads
 from bayeslora.types import FactorTuple
 
@@ -50,7 +50,7 @@ class IVON(LearnedSpreads):
         spread_rate: ρ at its peak, $1 - \beta_2$ in the paper; None for 20 / steps of the fit, and no more than ½. Both
             decay with the learning rate.
         momentum: β, of the gradient.
-        clip: The largest Newton step of an entry, before η, in units of the weights.
+        clip: The largest Newton step of an entry, before η, in units of the weights; `inf` for any.
 
     Raises:
         ValueError: If a field is out of its range.
@@ -72,7 +72,7 @@ class IVON(LearnedSpreads):
     mean_rate: Positive = 0.1
     spread_rate: Positive | None = None
     momentum: Share = 0.9
-    clip: Positive = 1.0
+    clip: Positive | Unbounded = 1.0
 
     def stack_prior(self, stack: Stack) -> FactorTuple:
         with stack.layers, poutine.scale(scale=self.temperature / stack.num_examples):

@@ -14,7 +14,7 @@ from bayeslora import priors
 from bayeslora.adapters import Stack
 from bayeslora.distributions import ColumnNormal, Dirichlet, StandardColumns, WishartCholesky, expected_square_sum
 from bayeslora.methods import monteclora_elbo
-from bayeslora.methods.fields import Few, NonNegative, Positive
+from bayeslora.methods.fields import Few, NonNegative, Positive, Unbounded
 from bayeslora.methods.monteclora_noise import NoisyColumns
 from bayeslora.tuning import USUAL_RATIO
 from bayeslora.types import FactorTuple, Sites
@@ -85,7 +85,7 @@ class MonteCLoRA(NoisyColumns):
     kl_weight: Positive = 1e-5
     cooperative: bool = True
     sparse: bool = False
-    df: Literal["features", "rank"] | Positive = "features"
+    df: Literal["features", "rank"] | Positive | Unbounded = "features"
     objective: Literal["paper", "elbo"] = "paper"
     temperature: Positive = 1.0
     prior_scale: Positive | None = None

@@ -272,8 +272,8 @@ def test_without_the_number_of_steps_the_hook_says_so(make_program: Make) -> Non
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"init_ratio": 0.5}, "init_ratio=0.5: give a number of at least 1"),
-        ({"orthogonality": -1.0}, "orthogonality=-1.0: give a number of at least 0"),
+        ({"init_ratio": 0.5}, "init_ratio=0.5: give a finite number of at least 1"),
+        ({"orthogonality": -1.0}, "orthogonality=-1.0: give a finite number of at least 0"),
         ({"interval": 0}, "interval=0: give a whole number of at least 1"),
         ({"beta1": 1.0}, "beta1=1.0: give a number of at least 0 and less than 1"),
         ({"warmup": 0.6}, "final=0.5: with warmup=0.6 it is more than the whole training"),

@@ -181,5 +181,5 @@ def test_guides_that_do_not_fit_say_what_does() -> None:
         make_program(autoguide=Flow)
     with pytest.raises(ValueError, match="autoguide: AutoGuideList takes no init_loc_fn, which says where it starts"):
         make_program(autoguide="AutoGuideList")
-    with pytest.raises(ValueError, match=r"temperature=0.0: give a positive number"):
+    with pytest.raises(ValueError, match=r"temperature=0.0: give a positive finite number"):
         AutoGuide(temperature=0.0)

@@ -42,16 +42,24 @@ def make(method: Callable[[], Method], **fields: Any) -> Any:
         (MonteCLoRA, {"components": True}, "components=True: give a whole number of at least 1 and at most 10000."),
         (MonteCLoRA, {"components": math.nan}, "components=nan: give a whole number of at least 1 and at most 10000."),
         (MonteCLoRA, {"components": None}, "components=None: give a whole number of at least 1 and at most 10000."),
-        (MonteCLoRA, {"temperature": "warm"}, "temperature='warm': give a positive number."),
-        (MonteCLoRA, {"temperature": math.nan}, "temperature=nan: give a positive number."),
-        (MonteCLoRA, {"noise_ratio": "loud"}, "noise_ratio='loud': give a number of at least 0, or 'auto'."),
-        (MonteCLoRA, {"noise_ratio": True}, "noise_ratio=True: give a number of at least 0, or 'auto'."),
-        (MonteCLoRA, {"df": "rows"}, "df='rows': give 'features', 'rank' or a positive number."),
+        (MonteCLoRA, {"temperature": "warm"}, "temperature='warm': give a positive finite number."),
+        (MonteCLoRA, {"temperature": math.nan}, "temperature=nan: give a positive finite number."),
+        (MonteCLoRA, {"noise_ratio": "loud"}, "noise_ratio='loud': give a finite number of at least 0, or 'auto'."),
+        (MonteCLoRA, {"noise_ratio": True}, "noise_ratio=True: give a finite number of at least 0, or 'auto'."),
+        (MonteCLoRA, {"sample_scale": math.inf}, "sample_scale=inf: give a finite number of at least 0, or None."),
+        (
+            MonteCLoRA,
+            {"concentration": 1e308},
+            "concentration=1e+308: give a positive finite number. Networks compute with numbers between 1.2e-38 and "
+            "3.4e+38.",
+        ),
+        (MonteCLoRA, {"df": -math.inf}, "df=-inf: give 'features', 'rank', a positive finite number, or inf."),
+        (MonteCLoRA, {"df": "rows"}, "df='rows': give 'features', 'rank', a positive finite number, or inf."),
         (MonteCLoRA, {"cooperative": 1}, "cooperative=1: give True or False."),
         (MonteCLoRA, {"base": "houlsby"}, "base='houlsby': give 'lora', 'full', 'dora' or 'adalora'."),
         (MonteCLoRA, {"objective": None}, "objective=None: give 'paper' or 'elbo'."),
-        (BLoB, {"guide_learning_rate": -0.1}, "guide_learning_rate=-0.1: give a number of at least 0, or None."),
-        (LoRA, {"prior_scale": [1]}, "prior_scale=[1]: give a positive standard deviation, or None."),
+        (BLoB, {"guide_learning_rate": -0.1}, "guide_learning_rate=-0.1: give a finite number of at least 0, or None."),
+        (LoRA, {"prior_scale": [1]}, "prior_scale=[1]: give a positive finite standard deviation, or None."),
         (LoRADropout, {"prior_p": 1.0}, "prior_p=1.0: give a probability between 0 and 1."),
         (AdaLoRA, {"warmup": 1}, "warmup=1: give a number of at least 0 and less than 1."),
     ],
@@ -90,7 +98,7 @@ def test_every_field_of_every_method_says_what_it_takes(name: str) -> None:
     ("declaration", "inside", "outside", "words"),
     [
         (Count, [1, 7], [0, 1.0, "1"], "a whole number of at least 1"),
-        (Positive, [1e-9, 3, math.inf], [0, -1.0, math.nan], "a positive number"),
+        (Positive, [1e-9, 3], [0, -1.0, math.nan, math.inf, 1e39, 1e-46], "a positive finite number"),
         (DropRate, [0, 0.99], [1, -1e-9], "a probability of at least 0 and less than 1"),
         (PartOfRun, [1, 1e-9], [0, 1.1], "a fraction of the run above 0 and at most 1"),
         (int, [0, -3], [0.5, False], "a whole number"),
@@ -131,7 +139,7 @@ def test_a_subclass_of_a_method_keeps_its_declarations_and_adds_its_own() -> Non
 
     with pytest.raises(ValueError, match="components=0: give a whole number of at least 1"):
         Mine(components=0)
-    with pytest.raises(ValueError, match="temperature=0: give a positive number"):
+    with pytest.raises(ValueError, match="temperature=0: give a positive finite number"):
         Mine(temperature=0, extra=1)
     with pytest.raises(ValueError, match="sides=0: give a whole number of at least 1"):
         make(Mine, sides=0)

@@ -334,7 +334,7 @@ def test_it_trains_as_a_lora_does() -> None:
 
 
 def test_what_does_not_fit_says_so() -> None:
-    with pytest.raises(ValueError, match="give 'validation', 'evidence', 'auto' or a positive number"):
+    with pytest.raises(ValueError, match="give 'validation', 'evidence', 'auto' or a positive finite number"):
         Laplace(prior_precision=0.0)
     with pytest.raises(ValueError, match="kept=0: give a whole number"):
         Laplace(kept=0)

@@ -288,9 +288,9 @@ def test_dropped_shares_are_summaries(make_program: Make) -> None:
         ({"p": -0.1}, "p=-0.1: give a probability"),
         ({"p": "learn", "rescale": True}, "rescale=True: p='learn' has no fixed rate to rescale by"),
         ({"p": "learn", "train_dropout": False}, "train_dropout=False: p='learn' learns the rates"),
-        ({"sparsity": -1.0}, "sparsity=-1.0: give a number of at least 0"),
+        ({"sparsity": -1.0}, "sparsity=-1.0: give a finite number of at least 0"),
         ({"prior_p": 0.0}, "prior_p=0.0: give a probability between 0 and 1"),
-        ({"relaxation": 0.0}, "relaxation=0.0: give a positive number"),
+        ({"relaxation": 0.0}, "relaxation=0.0: give a positive finite number"),
         ({"p": math.nan}, "p=nan: give a probability"),
     ],
 )

@@ -246,10 +246,10 @@ def test_learned_numbers_beyond_lora_are_rank_plus_components_per_layer(make_pro
     ("fields", "message"),
     [
         ({"components": 0}, "components=0: give a whole number of at least 1"),
-        ({"concentration": 0.0}, "concentration=0.0: give a positive number"),
-        ({"noise_ratio": -1.0}, "noise_ratio=-1.0: give a number of at least 0"),
-        ({"sample_scale": -1.0}, "sample_scale=-1.0: give a number of at least 0"),
-        ({"kl_weight": -1.0}, "kl_weight=-1.0: give a positive number"),
+        ({"concentration": 0.0}, "concentration=0.0: give a positive finite number"),
+        ({"noise_ratio": -1.0}, "noise_ratio=-1.0: give a finite number of at least 0"),
+        ({"sample_scale": -1.0}, "sample_scale=-1.0: give a finite number of at least 0"),
+        ({"kl_weight": -1.0}, "kl_weight=-1.0: give a positive finite number"),
     ],
 )
 def test_fields_out_of_range_say_what_fits(fields: dict[str, object], message: str) -> None:

@@ -74,5 +74,5 @@ def test_fits_predict_save_and_merge(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_prior_scale_is_positive(name: str) -> None:
-    with pytest.raises(ValueError, match=r"prior_scale=-1: give a positive standard deviation"):
+    with pytest.raises(ValueError, match=r"prior_scale=-1: give a positive finite standard deviation"):
         make_method(name, prior_scale=-1)

@@ -151,5 +151,5 @@ def test_it_trains_a_lora_first(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_tolerance_must_be_positive() -> None:
-    with pytest.raises(ValueError, match=r"tolerance=0.0: give a positive number"):
+    with pytest.raises(ValueError, match=r"tolerance=0.0: give a positive finite number"):
         TFB(tolerance=0.0)
