@@ -216,7 +216,8 @@ def sbc(
         seed: Seed of everything random.
 
     Raises:
-        ValueError: If the method claims no posterior, a random site has no proper prior, or the prior weighs draws.
+        ValueError: If the method claims no posterior, a random site has no proper prior, or the prior weighs draws; if
+            `fit` returns other sites than the posterior's, or changed what is not drawn.
 
     References:
         Talts et al. (2018), [Validating Bayesian inference algorithms](https://arxiv.org/abs/1804.06788);
@@ -243,12 +244,44 @@ def sbc(
             if not hasattr(found, "draw"):
                 raise ArgumentError(f"fit returned a {type(found).__name__}: return what has draw(num_draws).")
             drawn = found.draw(num_draws)
-            if len(next(iter(drawn.values()))) != num_draws:
-                raise ValueError(f"{program.method.name!r} gave fewer than {num_draws} draws: ranks need all of them.")
+            _check_sites(drawn, truth, num_draws)
+            if fit is not None and not index:
+                _check_same(program, getattr(found, "program", found), drawn, seen)
             both = {n: torch.cat([z[index : index + 1].to(drawn[n]), drawn[n]]) for n, z in truth.items()}
             for name, values in quantities(program, both, seen, probes).items():
                 ranks.setdefault(name, []).append(rank(values, generator))
     return Calibration({name: np.array(each) for name, each in ranks.items()}, num_draws)
+
+
+def _check_sites(drawn: Mapping[str, Tensor], truth: Sites, num_draws: int) -> None:
+    """Raise a ValueError unless the draws of a fit are of all sites of the truth, in its shapes."""
+    for name, value in truth.items():
+        if name not in drawn:
+            raise ArgumentError(
+                f"fit returned draws of {', '.join(drawn)}, and the truth has {name!r}: fit the method of the "
+                "posterior, to its layers."
+            )
+        if len(drawn[name]) != num_draws:
+            raise ValueError(f"A fit gave {len(drawn[name])} of {num_draws} draws: ranks need all of them.")
+        if drawn[name].shape[1:] != value.shape[1:]:
+            shapes = f"{tuple(drawn[name].shape[1:])}, and of the truth {tuple(value.shape[1:])}"
+            raise ArgumentError(f"fit returned draws of {name!r} of shape {shapes}: fit it as the posterior was.")
+
+
+def _check_same(program: Program, other: Any, drawn: Sites, batch: Batch) -> None:
+    """Raise a ValueError if a fit's own network or likelihood is another function of its draws than the truth's."""
+    if not isinstance(other, Program):
+        return
+    one = {name: value[:1] for name, value in drawn.items()}
+    ours, theirs = (quantities(each, one, batch, 1) for each in (program, other))
+    if ours.keys() != theirs.keys() or any(
+        not np.allclose(value, theirs[name], rtol=1e-3, atol=1e-4) for name, value in ours.items()
+    ):
+        raise ArgumentError(
+            "fit changed what is not drawn, such as a task head, alpha or the noise of numbers: its draws would be "
+            "ranked in a network that is not theirs. Hold it in the posterior and in fit (head=[] trains no head), or "
+            "leave fit out."
+        )
 
 
 def rank(values: np.ndarray, generator: np.random.Generator) -> int:

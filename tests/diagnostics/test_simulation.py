@@ -1,18 +1,20 @@
 """Simulation-based calibration: the exact posterior passes, and what is narrower or wider is caught."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bayeslora import Posterior, diagnostics
+from bayeslora import Posterior, diagnostics, fit
 from bayeslora.diagnostics import Calibration
 from bayeslora.diagnostics.simulation import rank
 from bayeslora.methods import BLoB
 from tests.diagnostics.conjugate import D_IN, PRIOR, RANK, Conjugate
 from tests.diagnostics.test_groups import fitted
 from tests.helpers import FAILURE_RATE
+from tests.study.networks import DATA, FEW, network
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +24,8 @@ def problem() -> Conjugate:
 
 def ranked(problem: Conjugate, scale: float, simulations: int = 120) -> Calibration:
     posterior = problem.full()
-    fit: Callable[[Any], Any] = lambda batch: problem.put(posterior.program, batch["labels"], scale)  # noqa: E731
-    return diagnostics.sbc(posterior, problem.rows, fit, simulations, 39, probes=1)
+    exact: Callable[[Any], Any] = lambda batch: problem.put(posterior.program, batch["labels"], scale)  # noqa: E731
+    return diagnostics.sbc(posterior, problem.rows, exact, simulations, 39, probes=1)
 
 
 @pytest.mark.parametrize("simulations", [30, pytest.param(120, marks=pytest.mark.slow)])
@@ -105,6 +107,32 @@ def test_points_are_held_and_the_loss_is_fitted_by_default(problem: Conjugate) -
     assert sites["A"].loc.shape == (1, RANK, D_IN)
     assert found.plot().axes
     assert "simulations" in repr(found)
+
+
+HEADLESS: dict[str, Any] = {**FEW, "head": [], "progress": False}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("blob", {}, None),
+        ("blob", {"rank": 1}, r"draws of '4x6.A' of shape \(1, 1, 4\), and of the truth \(1, 2, 4\)"),
+        ("blob", {"alpha": 3}, "fit changed what is not drawn, such as a task head, alpha"),
+        ("blob", {"head": None}, "fit changed what is not drawn, such as a task head, alpha"),
+        ("monteclora", {}, "fit returned draws of .*, and the truth has '4x6.A'"),
+        ("lora", {}, "A fit gave 1 of 3 draws"),
+    ],
+)
+def test_fits_are_those_of_the_posteriors_sites_in_its_network(
+    method: str, settings: dict[str, Any], message: str | None
+) -> None:
+    head = {"head": settings.get("head", [])}
+    posterior, x = fit(network(), DATA, "blob", **HEADLESS | head), DATA[0][:20]
+    again: Callable[[Any], Any] = lambda batch: fit(  # noqa: E731
+        network(), (x, batch["labels"]), method, **HEADLESS | settings
+    )
+    with nullcontext() if message is None else pytest.raises(ValueError, match=message):
+        diagnostics.sbc(posterior, x, again, 2, 3)
 
 
 def test_only_posteriors_can_be_simulated() -> None:
