@@ -201,11 +201,26 @@ def test_a_score_that_never_changes_has_no_interval_of_no_width(right: int, inte
     assert cells["auroc errors"] == "–"
 
 
+def test_few_examples_leave_verdicts_open() -> None:
+    # Three classes at about a half: chance alone makes an ECE of .48 in one label, and of .3 in eight.
+    for count in (1, 8):
+        probs = np.tile([0.5, 0.3, 0.2], (count, 1))
+        labels = np.arange(count) % 2
+        text = findings._calibration(probs, labels, metrics.ece(probs, labels))
+        assert text.startswith("Whether it is calibrated is not known: the ECE is ")
+        assert text.endswith(f"would be chance in so few labels ({count}).")
+    prediction = Prediction(np.tile([[0.5, 0.3, 0.2]], (4, 1, 1)))
+    said = " ".join(findings.lead(prediction, np.array([0]), prediction.scores(np.array([0])), {}, np.log([0.5])))
+    assert said.startswith("100.0% of 1 row is predicted right (95 % interval 20.7% to 100.0%).")
+    assert "nan" not in said
+    assert "the centre" not in said
+
+
 def test_intervals_of_numbers_are_judged_too() -> None:
     assert "Calibrated" in findings._coverage(0.9, 1000)
     assert "too narrow" in findings._coverage(0.8, 1000)
     assert "too wide" in findings._coverage(0.97, 1000)
-    assert "Calibrated" in findings._coverage(0.8, 10)
+    assert "hold 80.0% of so few labels (10) that too wide ones would not show" in findings._coverage(0.8, 10)
 
 
 def test_draws_that_agree_are_not_said_to_disagree() -> None:

@@ -18,6 +18,9 @@ NUM_SAMPLES = 200
 LEAST = 0.0005
 """The smallest share of uncertainty that does not round to 0.0 %."""
 
+COARSEST = 0.2
+"""The largest ECE that may be chance where it is said that a prediction is calibrated."""
+
 LEARNED = "A prediction that is the same for all examples has {0:.3f}: {1}"
 
 Left = Mapping[str, Sequence[float]]
@@ -75,7 +78,8 @@ def _accuracy(prediction: BasePrediction, labels: np.ndarray, scores: Mapping[st
         return ""
     found = score(scores, left_out, name)
     what = {"accuracy": "right", "exact_match": "entirely right"}[name]
-    text = f"{found.value:.1%} of {len(prediction):,} rows are predicted {what}{_interval(found, prediction)}."
+    rows = "1 row is" if len(prediction) == 1 else f"{len(prediction):,} rows are"
+    text = f"{found.value:.1%} of {rows} predicted {what}{_interval(found, prediction)}."
     if name == "accuracy" and labels.ndim == 1 and labels.dtype.kind in "iu":
         text += f" Always the most frequent class would be right in {metrics.majority_rate(labels):.1%}."
     return text
@@ -114,7 +118,8 @@ def _nll(
         apart = estimate_of_rows((centre - prediction.log_density(labels))[None])
         shown = round(apart.value, 3) + 0.0  # not −0
         how = "level with" if apart.is_zero or shown == 0 else "better than" if shown < 0 else "worse than"
-        text += f" The average of draws is {how} the centre alone ({shown:+.3f} ± {apart.half:.3f})."
+        if not math.isnan(apart.half):  # of one example
+            text += f" The average of draws is {how} the centre alone ({shown:+.3f} ± {apart.half:.3f})."
     return text
 
 
@@ -126,7 +131,13 @@ def _calibration(probs: np.ndarray, labels: np.ndarray, ece: float) -> str:
     errors = np.array([np.abs(np.bincount(index, gaps)).sum() / len(confidence) for gaps in draws])
     accuracy = float((probs.argmax(-1) == labels).mean())
     numbers = f"ECE {ece:.3f}, where a perfectly calibrated prediction would have {errors.mean():.3f}"
-    if ece <= np.quantile(errors, 0.95):
+    chance = float(np.quantile(errors, 0.95))
+    if ece <= chance + 1e-9:  # of one label, both are the same gap
+        if chance > COARSEST:
+            return (
+                f"Whether it is calibrated is not known: the ECE is {ece:.3f}, and up to {chance:.3f} would be chance "
+                f"in so few labels ({len(labels)})."
+            )
         return f"Calibrated, as far as {len(labels):,} rows can tell: {numbers}."
     gap = confidence.mean() - accuracy
     word = "Overconfident" if gap > 0 else "Underconfident"
@@ -138,6 +149,8 @@ def _coverage(share: float, count: int) -> str:
     from scipy.stats import binomtest
 
     if binomtest(round(share * count), count, 0.9).pvalue > 0.05:
+        if binomtest(count, count, 0.9).pvalue > 0.05:  # not even if they held every label
+            return f"The 90 % intervals hold {share:.1%} of so few labels ({count}) that too wide ones would not show."
         return f"Calibrated, as far as {count:,} examples can tell: the 90 % intervals hold {share:.1%} of the labels."
     word = "narrow" if share < 0.9 else "wide"
     return f"The intervals are too {word}: those of 90 % hold {share:.1%} of {count:,} labels."
