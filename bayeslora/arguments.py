@@ -1,12 +1,14 @@
 """The Trainer's arguments: those that a fit makes, and those that a user gives."""
 
+import contextlib
 import copy
 import inspect
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 
@@ -27,13 +29,16 @@ LESS_IS_BETTER = frozenset(
 """Scores of `evaluate` that are better the smaller they are; the Trainer takes that for granted of losses alone."""
 
 
+TRAINERS = ("transformers", "accelerate", "huggingface_hub")
+"""Packages of the Trainer."""
+
 _NotNegative = Annotated[float, Within(at_least=0, below=math.inf)]
 
 FIELDS: dict[str, Any] = {
     "seed": Seed,
     "data_seed": Annotated[int, Within(at_least=0, at_most=LARGEST_INTEGER)] | None,
     "num_train_epochs": Epochs,
-    "max_steps": Annotated[int, Within(at_least=-1)],
+    "max_steps": Literal[-1] | Count,
     "per_device_train_batch_size": Count,
     "per_device_eval_batch_size": Count,
     "gradient_accumulation_steps": Count,
@@ -45,6 +50,7 @@ FIELDS: dict[str, Any] = {
     "adam_epsilon": _NotNegative,
     "warmup_steps": _NotNegative,
     "dataloader_num_workers": Natural,
+    "save_total_limit": int | None,
 }
 """What the Trainer's arguments may be that it does not check itself, or in words that do not name them."""
 
@@ -120,6 +126,8 @@ def check(
             f"args.eval_strategy={args.eval_strategy.value!r} evaluates held-out data, and there is none: pass "
             "validation=…, or set it to 'no'."
         )
+    if args.eval_on_start and not has_held_out:
+        raise ValueError("args.eval_on_start=True evaluates held-out data, and there is none: pass validation=….")
     if _stops_early(callbacks) and (args.eval_strategy == "no" or args.metric_for_best_model is None):
         raise ValueError(
             "EarlyStoppingCallback goes by args.metric_for_best_model at each evaluation: set that, such as to 'loss', "
@@ -135,6 +143,43 @@ def check(
             "compute_metrics is given, and args.prediction_loss_only=True, by which it would never be called: set it "
             "to False."
         )
+
+
+def check_a_batch(args: "TrainingArguments", rows: int | None) -> None:
+    """Raise an `ArgumentError` if training arguments leave out the only batch there is.
+
+    Args:
+        args: The arguments.
+        rows: Rows of the training data; None if that is not known.
+    """
+    size = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and rows is not None and rows < size:
+        raise ArgumentError(
+            f"args.dataloader_drop_last=True leaves out what does not fill a batch, and data has {rows} rows, fewer "
+            f"than the {size} of one: set it to False, or args.per_device_train_batch_size to less."
+        )
+
+
+@contextlib.contextmanager
+def naming() -> Iterator[None]:
+    """Let what the Trainer raises before the first step name its arguments; what a user's own code raises passes.
+
+    Raises:
+        ArgumentError: With the Trainer's error as its cause.
+    """
+    try:
+        yield
+    except OSError:  # the network's or the disk's
+        raise
+    except Exception as error:
+        last = list(traceback.walk_tb(error.__traceback__))[-1][0]
+        if last.f_globals.get("__name__", "").partition(".")[0] not in TRAINERS:
+            raise
+        said = f"{type(error).__name__}: {error}".rstrip(".")
+        raise ArgumentError(
+            f"args (or callbacks) are such that transformers' Trainer cannot begin: {said}. Change what that names, or "
+            "leave args out."
+        ) from error
 
 
 def _check_takes_one(compute_metrics: Callable[..., Any]) -> None:

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from bayeslora import bases, checkpoints, failing, guides, natural, states, storage, watching
+from bayeslora import arguments, bases, checkpoints, failing, guides, natural, states, storage, watching
 from bayeslora.data import OwnOrders, Source, Stream, to_device
 from bayeslora.divergence import DivergedError as DivergedError
 from bayeslora.divergence import LastGood
@@ -103,6 +103,7 @@ class ProgramTrainer(Trainer):
         blocks = zip(*rows, strict=True)
         return self.train_source.collate([row for block in blocks for row in block])
 
+    @arguments.naming()
     def get_train_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.train_source) or super().get_train_dataloader()
 
@@ -175,6 +176,7 @@ class ProgramTrainer(Trainer):
 
     optimizer: torch.optim.Optimizer | None
 
+    @arguments.naming()
     def _prepare_for_training(self, max_steps: int, *others: Any, **settings: Any) -> Any:
         self.program.num_steps = max_steps  # the optimiser's rates may depend on it
         return super()._prepare_for_training(max_steps, *others, **settings)

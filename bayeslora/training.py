@@ -67,7 +67,9 @@ def train(
         args.ddp_find_unused_parameters = False
     arguments.point_down(args)
     settings = {"args": args, "callbacks": list(callbacks), "compute_metrics": watching.metrics_by(compute_metrics)}
-    trainer = ProgramTrainer(posterior, history, source, validation, tuning_data, lines, **settings)
+    arguments.check_a_batch(args, None if source.is_stream or source.loader else len(source))
+    with arguments.naming():
+        trainer = ProgramTrainer(posterior, history, source, validation, tuning_data, lines, **settings)
     if trainer.scores is not None:
         watching.check_metric(args, trainer.scores, compute_metrics)
     trainer.first_step, trainer.resumes_anyway = first_step, resume == "anyway"

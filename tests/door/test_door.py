@@ -396,3 +396,40 @@ def test_the_name_of_a_series_of_labels_may_be_said(posterior: bayeslora.Posteri
     x, y = rows()
     named = (x, pd.Series(y, name="stars"))
     assert posterior.evaluate(named, 2, label="stars") == posterior.evaluate((x, y), 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"lr_scheduler_kwargs": {"power": 2}}, "TypeError: .* unexpected keyword argument 'power'"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "ValueError: One of min_lr or min_lr_rate should be set"),
+        ({"optim": "lomo"}, "ImportError: .*lomo_optim"),
+        ({"optim_args": "fast"}, "ValueError: "),
+        ({"report_to": "nobody"}, "ValueError: nobody is not supported"),
+        ({"train_sampling_strategy": "group_by_length"}, "ValueError: .*infer lengths"),
+    ],
+)
+def test_what_the_trainer_refuses_before_the_first_step_names_args(
+    settings: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    given = TrainingArguments(str(tmp_path), use_cpu=True, **{"report_to": []} | settings)
+    with pytest.raises(ArgumentError, match=rf"^args \(or callbacks\) .*: {said}.*leave args out\.$"):
+        fit(args=given)
+
+
+def test_training_arguments_that_leave_out_every_row_are_refused(tmp_path: Path) -> None:
+    few: dict[str, Any] = {"report_to": [], "use_cpu": True, "num_train_epochs": 1}
+    given = TrainingArguments(str(tmp_path), dataloader_drop_last=True, per_device_train_batch_size=13, **few)
+    with pytest.raises(ArgumentError, match="data has 12 rows, fewer than the 13 of one"):
+        fit(args=given)
+    with pytest.raises(ValueError, match="eval_on_start=True evaluates held-out data, and there is none"):
+        fit(args=TrainingArguments(str(tmp_path), eval_on_start=True, **few))
+
+
+def test_an_error_of_a_callback_of_the_users_stays_what_it_is() -> None:
+    class Broken(TrainerCallback):
+        def __init__(self) -> None:
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        fit(callbacks=[Broken], epochs=1)
