@@ -99,7 +99,7 @@ def as_in_fit(posterior: Any, data: Data, weight: RowWeights | None, classes: Cl
     likelihood = copy.copy(posterior.program.likelihood)
     source = weigh(source, rows, classes, known, likelihood)
     if likelihood.token_weights is not None:
-        raise ArgumentError("class_weights: there are no weights of rows where labels are tokens.")
+        raise ArgumentError("class_weights: they weigh tokens here, and only weights of rows can be given.")
     return source
 
 

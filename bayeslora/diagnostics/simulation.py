@@ -325,6 +325,7 @@ def _logits(program: Program, sites: Sites, batch: Batch) -> Tensor:
 def fitted(program: Program, batch: Batch, steps: int, learning_rate: float) -> Program:
     """Return a copy of a program whose guide is fitted to a batch by Adam; points, head and likelihood stay."""
     own = copy.deepcopy(program)
+    own.likelihood.token_weights = None  # simulated labels have none
     held = {id(parameter) for parameter in _of_points(own)}
     learned = [
         parameter for parameter in own.guide.parameters() if parameter.requires_grad and id(parameter) not in held

@@ -6,11 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from bayeslora import Posterior, diagnostics, fit
+from bayeslora.adapters import AdaptedNetwork
 from bayeslora.diagnostics import Calibration
+from bayeslora.diagnostics.simulation import fitted as by_adam
 from bayeslora.diagnostics.simulation import rank
 from bayeslora.methods import BLoB
+from bayeslora.program import Program
+from bayeslora.tasks import TokenClassification
 from tests.diagnostics.conjugate import D_IN, PRIOR, RANK, Conjugate
 from tests.diagnostics.test_groups import fitted
 from tests.helpers import FAILURE_RATE
@@ -133,6 +139,21 @@ def test_fits_are_those_of_the_posteriors_sites_in_its_network(
     )
     with nullcontext() if message is None else pytest.raises(ValueError, match=message):
         diagnostics.sbc(posterior, x, again, 2, 3)
+
+
+def test_weights_of_tokens_are_no_part_of_a_simulation() -> None:
+    # Simulated labels have none, and a fit that weighed them would be called uncalibrated.
+    model, method = nn.Sequential(nn.Linear(4, 12), nn.Unflatten(-1, (4, 3))), BLoB()
+    network = AdaptedNetwork(model, method.family, rank=1, num_examples=5)
+    program = Program(network, method, TokenClassification(3))
+    program.guide["4x12"].sites["B"].loc.data.fill_(0.5)  # at 0, A has no gradient
+    batch = {"input": torch.randn(5, 4), "labels": torch.arange(20).view(5, 4) % 3}
+    found = []
+    for weights in (None, torch.tensor([9.0, 1.0, 1.0])):
+        program.likelihood.token_weights = weights
+        torch.manual_seed(0)
+        found.append(by_adam(program, batch, 3, 0.1).guide.state_dict())
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
 
 
 def test_only_posteriors_can_be_simulated() -> None:
