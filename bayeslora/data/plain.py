@@ -156,7 +156,7 @@ def raw(labels: Any, column: str, name: str) -> RawLabels:
     """
     if isinstance(labels, RawLabels):
         return labels
-    if not hasattr(labels, "__len__") or getattr(labels, "ndim", 1) == 0:
+    if not hasattr(labels, "__len__") or isinstance(labels, str | bytes) or getattr(labels, "ndim", 1) == 0:
         raise ValueError(
             f"{name}: the labels are one {type(labels).__name__}: give an array with one for each example."
         )

@@ -46,7 +46,8 @@ def as_tensor(value: Any) -> Tensor:
     if isinstance(value, Tensor) and value.is_meta:
         raise ValueError("A tensor on the device 'meta' has a shape, and no numbers: give one on the CPU.")
     if isinstance(value, np.ndarray):
-        value = value.astype(value.dtype.newbyteorder("="), copy=False)
+        own = np.float64 if value.dtype == np.longdouble else value.dtype.newbyteorder("=")
+        value = value.astype(own, copy=False)
         backwards = any(stride < 0 for stride in value.strides)
         value = value.copy() if backwards or not value.flags.writeable else value
     return torch.as_tensor(value)

@@ -433,3 +433,17 @@ def test_an_error_of_a_callback_of_the_users_stays_what_it_is() -> None:
 
     with pytest.raises(KeyError, match="mine"):
         fit(callbacks=[Broken], epochs=1)
+
+
+@pytest.mark.parametrize("labels", ["010101010101", b"010101010101"])
+def test_one_text_is_no_labels(posterior: bayeslora.Posterior, labels: Any) -> None:
+    for call in (partial(fit, network()), partial(posterior.evaluate, num_draws=2)):
+        with pytest.raises(ValueError, match=f"the labels are one {type(labels).__name__}: give an array with one for"):
+            call((rows()[0], labels))
+
+
+def test_long_doubles_are_read_as_doubles(posterior: bayeslora.Posterior) -> None:
+    x, _ = rows()
+    np.testing.assert_array_equal(
+        posterior.predict(x.astype(np.longdouble), 2).probs, posterior.predict(x.astype(np.float64), 2).probs
+    )
