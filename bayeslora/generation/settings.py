@@ -32,6 +32,7 @@ DECLARED: dict[str, Any] = {
     "no_repeat_ngram_size": Whole | None,
     "length_penalty": Annotated[float, Within(above=-math.inf, below=math.inf)] | None,
     "use_cache": bool | None,
+    "stop_strings": str | list[str] | None,
     "eos_token_id": Whole | list[Whole] | None,
     "pad_token_id": Whole | None,
     "bos_token_id": Whole | None,

@@ -447,3 +447,8 @@ def test_long_doubles_are_read_as_doubles(posterior: bayeslora.Posterior) -> Non
     np.testing.assert_array_equal(
         posterior.predict(x.astype(np.longdouble), 2).probs, posterior.predict(x.astype(np.float64), 2).probs
     )
+
+
+def test_stop_strings_are_texts(posterior: bayeslora.Posterior) -> None:
+    with pytest.raises(ArgumentError, match="stop_strings=3: give text, a list, each text, or None"):
+        posterior.generate([[1]], stop_strings=3)
