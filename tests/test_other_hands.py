@@ -204,7 +204,12 @@ class ByMode(Rows):
     """A network that returns its logits in some form in one mode alone."""
 
     def __init__(self, form: Callable[[Tensor], Any], training: bool) -> None:
-        super().__init__(lambda logits: form(logits) if self.training is training else logits)
+        super().__init__(form)
+        self.mode = training
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.head(self.body(x).tanh())
+        return self.form(logits) if self.training is self.mode else logits
 
 
 def test_what_a_network_returns_in_training_alone_is_said_to_be_of_training() -> None:
