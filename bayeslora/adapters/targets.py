@@ -112,8 +112,7 @@ def check_names(model: nn.Module, values: object, what: str) -> None:
     """Raise a ValueError if a mapping from suffixes of layers' names, such as ranks, has one that no layer has."""
     if not isinstance(values, Mapping):
         return
-    linear = set(linear_layers(model).values())
-    layers = [name for name, module in model.named_modules(remove_duplicate=False) if module in linear]
+    layers = list(_matrices(model, each_once=False))
     for suffix in values:
         if not any(_ends_with(name, str(suffix)) for name in layers):
             raise ValueError(
@@ -166,10 +165,15 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """
     # nn.MultiheadAttention reads its projection's weight and never calls it: an adapter there would do nothing.
     bypassed = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
+    return {name: module for name, module in _matrices(model).items() if not name.startswith(bypassed)}
+
+
+def _matrices(model: nn.Module, each_once: bool = True) -> dict[str, nn.Module]:
+    """Return the modules that multiply by a matrix, by name, without those that stand around one and have none."""
     found = {
         name: module
-        for name, module in model.named_modules()
-        if name and not name.startswith(bypassed) and features(module) is not None
+        for name, module in model.named_modules(remove_duplicate=each_once)
+        if name and features(module) is not None
     }
     outer = {other for name in found for other in around(name)}
     return {name: module for name, module in found.items() if name not in outer or has_own_weight(module)}
