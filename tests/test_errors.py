@@ -74,10 +74,10 @@ def test_an_unknown_field_lists_the_fields() -> None:
     ("method", "field", "value", "message"),
     [
         ("monteclora", "components", 0, "components=0: give a whole number of at least 1"),
-        ("monteclora", "noise_ratio", -1.0, "noise_ratio=-1.0: give a number of at least 0"),
-        ("monteclora", "concentration", 0.0, "concentration=0.0: give a positive number"),
-        ("monteclora", "kl_weight", -1.0, "kl_weight=-1.0: give a positive number"),
-        ("lora", "prior_scale", 0.0, "prior_scale=0.0: give a positive standard deviation, or None"),
+        ("monteclora", "noise_ratio", -1.0, "noise_ratio=-1.0: give a finite number of at least 0"),
+        ("monteclora", "concentration", 0.0, "concentration=0.0: give a positive finite number"),
+        ("monteclora", "kl_weight", -1.0, "kl_weight=-1.0: give a positive finite number"),
+        ("lora", "prior_scale", 0.0, "prior_scale=0.0: give a positive finite standard deviation, or None"),
     ],
 )
 def test_a_methods_field_out_of_range(method: str, field: str, value: float, message: str) -> None:
