@@ -212,17 +212,27 @@ def print_table(frame: "pd.DataFrame", title: str, key: str) -> None:
     spare = ["aleatoric", "position"] if console.width < WIDE or "example" in frame.columns else []
     frame = frame.drop(columns=[*left_out, *spare], errors="ignore")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    digits = {column: 0 if column == "seconds" else 3 for column in frame.columns}
+    shown = {
+        column: [f"{value:.{digits[column]}f}" if isinstance(value, float) else str(value) for value in frame[column]]
+        for column in frame.columns
+    }
+    is_text = {c: c != key and any(isinstance(value, str) for value in frame[c]) for c in frame.columns}
+    widest = {column: max(map(len, cells), default=0) for column, cells in shown.items()}
+    taken = sum(width + 2 for width in widest.values()) + 1
     for column in frame.columns:
-        is_text = column != key and any(isinstance(value, str) for value in frame[column])
-        name, widest = column.replace("_", " "), NARROWEST if column.startswith("p(") else None
-        justify: Any = "left" if is_text or column == key else "right"
+        name, is_number = column.replace("_", " "), column != key and not is_text[column]
+        limit = NARROWEST if column.startswith("p(") else None
+        if is_number and limit is None and taken + 3 * len(widest) > console.width:
+            limit = max(widest[column], 4)  # numbers stay whole, and their heads give way
         table.add_column(
-            RichText(name, no_wrap=True, overflow="ellipsis"), justify=justify, no_wrap=not is_text, max_width=widest
+            RichText(name, no_wrap=limit is None or column.startswith("p("), overflow="ellipsis"),
+            justify="right" if is_number else "left",
+            no_wrap=not is_text[column],
+            max_width=limit,
         )
-    for row in frame.to_dict("records"):
-        digits = {name: 0 if name == "seconds" else 3 for name in row}
-        shown = (f"{value:.{digits[name]}f}" if isinstance(value, float) else str(value) for name, value in row.items())
-        table.add_row(*(RichText(" ".join(value.split()), no_wrap=True, overflow="ellipsis") for value in shown))
+    for row in zip(*shown.values(), strict=True):
+        table.add_row(*(RichText(" ".join(value.split()), no_wrap=True, overflow="ellipsis") for value in row))
     console.print(table)
     if left_out:
         console.print(f"Left out, and in an --output: {len(left_out)} columns, {left_out[0]} to {left_out[-1]}.")

@@ -7,9 +7,17 @@ import pandas as pd
 import pytest
 import torch
 from rich.cells import cell_len
+from rich.console import Console
 
 import bayeslora
-from bayeslora import MultiLabelPrediction, ObservationPrediction, Prediction, RegressionPrediction, TokenPrediction
+from bayeslora import (
+    MultiLabelPrediction,
+    ObservationPrediction,
+    Prediction,
+    RegressionPrediction,
+    TokenPrediction,
+    shell,
+)
 from bayeslora.display import as_html, as_text, table_text
 from bayeslora.tasks.collecting import Rows
 from tests.helpers import tiny_bert, tokens
@@ -108,6 +116,20 @@ def test_tables_fit_into_80_columns(columns: int) -> None:
     lines = table_text(table).splitlines()
     assert max(map(len, lines)) <= 80
     assert len(lines) >= 3
+
+
+def test_numbers_of_a_table_in_the_shell_are_shown_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("majority", "accuracy", "nll", "ece", "ece_floor", "brier", "auroc_unfamiliar")
+    row = {"method": "MonteCLoRA, 16 draws", **dict.fromkeys(names, 0.562), "seconds": 43.0}
+    monkeypatch.setattr(shell, "console", Console(width=80))
+    shell.print_table(pd.DataFrame([row, row]), "Scores", "method")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split() for line in lines if "MonteCLoRA" in line] == [
+        ["MonteCLoRA,", "16", "draws", *["0.562"] * len(names), "43"]
+    ] * 2
 
 
 def test_facts_without_a_place_to_break_are_cut() -> None:
