@@ -219,12 +219,14 @@ def print_table(frame: "pd.DataFrame", title: str, key: str) -> None:
     }
     is_text = {c: c != key and any(isinstance(value, str) for value in frame[c]) for c in frame.columns}
     widest = {column: max(map(len, cells), default=0) for column, cells in shown.items()}
-    taken = sum(width + 2 for width in widest.values()) + 1
+    gives_way = {column: is_text[column] or column.startswith("p(") for column in frame.columns}
+    whole = {column: max(width, len(column)) for column, width in widest.items()}
+    least = sum(2 + (min(width, NARROWEST) if gives_way[column] else width) for column, width in whole.items())
     for column in frame.columns:
         name, is_number = column.replace("_", " "), column != key and not is_text[column]
         limit = NARROWEST if column.startswith("p(") else None
-        if is_number and limit is None and taken + 3 * len(widest) > console.width:
-            limit = max(widest[column], 4)  # numbers stay whole, and their heads give way
+        if is_number and limit is None and least >= console.width:
+            limit = max(widest[column], 4)  # numbers stay whole, and their heads give way, after texts
         table.add_column(
             RichText(name, no_wrap=limit is None or column.startswith("p("), overflow="ellipsis"),
             justify="right" if is_number else "left",

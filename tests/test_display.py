@@ -132,6 +132,18 @@ def test_numbers_of_a_table_in_the_shell_are_shown_whole(
     ] * 2
 
 
+def test_texts_of_a_table_in_the_shell_give_way_before_heads(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"example": "a long text " * 12, "predicted": "positive", "entropy": 0.6, "epistemic": 0.1}
+    monkeypatch.setattr(shell, "console", Console(width=80))
+    shell.print_table(pd.DataFrame([row, row]), "Predictions", "row")
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    for whole in ("predicted", "entropy", "epistemic", "0.600", "0.100"):
+        assert whole in printed
+
+
 def test_facts_without_a_place_to_break_are_cut() -> None:
     text = as_text("T" * 100, {"name": "x" * 300, "short": "y"})
     assert max(map(len, text.splitlines())) <= 80
