@@ -273,11 +273,15 @@ class _Places:
             self.add(function.__defaults__, _Defaults(function))
         self.look_into(function.__kwdefaults__ or {}, only_plain=True)
         codes, known = list(_codes(function.__code__)), function.__globals__
+        written = sorted({name for code in codes for name in code.co_names})
         module = module if module and vars(module) is known else None
-        self._look_into_module(module, known, codes, "STORE_GLOBAL")
-        for name in sorted({name for code in codes for name in code.co_names if name in known}):
+        names = [name for name in written if name in known]
+        self._look_into_module(module, known, names, codes, "STORE_GLOBAL")
+        for name in names:
             if isinstance(other := known[name], types.ModuleType) and other.__name__.partition(".")[0] not in NOT_OWN:
-                self._look_into_module(other, vars(other), codes, "STORE_ATTR")
+                self._look_into_module(
+                    other, vars(other), [n for n in written if n in vars(other)], codes, "STORE_ATTR"
+                )
 
     def _look_into_memo(self, function: Any) -> None:
         """Add what is remembered of the results of a function of the user's, and what that function holds."""
@@ -287,9 +291,10 @@ class _Places:
             if isinstance(wrapped, types.FunctionType):
                 self.look_into(wrapped, only_plain=True)
 
-    def _look_into_module(self, module: Any, known: dict[str, Any], codes: list[types.CodeType], stores: str) -> None:
+    def _look_into_module(
+        self, module: Any, known: dict[str, Any], names: list[str], codes: list[types.CodeType], stores: str
+    ) -> None:
         """Add what a function reads by its name in a module, and the names that it stores there."""
-        names = sorted({name for code in codes for name in code.co_names if name in known})
         for name in names:
             self.look_into(known[name], only_plain=True)
         if module is not None:
