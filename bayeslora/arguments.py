@@ -4,7 +4,6 @@ import contextlib
 import copy
 import inspect
 import logging
-import math
 import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 
-from bayeslora.contracts import LARGEST_INTEGER, ArgumentError, Count, Natural, Share, Within, check_value
+from bayeslora.contracts import LARGEST_INTEGER, ArgumentError, Count, Natural, NonNegative, Share, Within, check_value
 from bayeslora.types import Epochs, Seed, Tokenizer
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ LESS_IS_BETTER = frozenset(
 TRAINERS = ("transformers", "accelerate", "huggingface_hub")
 """Packages of the Trainer."""
 
-_NotNegative = Annotated[float, Within(at_least=0, below=math.inf)]
-
 FIELDS: dict[str, Any] = {
     "seed": Seed,
     "data_seed": Annotated[int, Within(at_least=0, at_most=LARGEST_INTEGER)] | None,
@@ -42,13 +39,13 @@ FIELDS: dict[str, Any] = {
     "per_device_train_batch_size": Count,
     "per_device_eval_batch_size": Count,
     "gradient_accumulation_steps": Count,
-    "learning_rate": _NotNegative,
-    "weight_decay": _NotNegative,
-    "max_grad_norm": _NotNegative | None,
+    "learning_rate": NonNegative,
+    "weight_decay": NonNegative,
+    "max_grad_norm": NonNegative | None,
     "adam_beta1": Share,
     "adam_beta2": Share,
-    "adam_epsilon": _NotNegative,
-    "warmup_steps": _NotNegative,
+    "adam_epsilon": NonNegative,
+    "warmup_steps": NonNegative,
     "dataloader_num_workers": Natural,
     "save_total_limit": int | None,
 }

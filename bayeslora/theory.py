@@ -11,10 +11,10 @@ References:
 import math
 from typing import Annotated
 
-from bayeslora.contracts import Count, Finite, Within, checked
+from bayeslora.contracts import Count, Finite, NonNegative, Within, checked
 
 Probability = Annotated[float, Within(at_least=0, at_most=1, noun="probability")]
-Size = Annotated[float, Within(at_least=0, below=math.inf)]
+Size = NonNegative
 Risk = Annotated[float, Within(above=0, at_most=1, noun="probability")]
 
 

@@ -4,7 +4,6 @@ Axes keep one order: `draw` first, then `layer` (factors) or `batch` (data), fea
 for no draw dimension or one.
 """
 
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Number
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from bayeslora.contracts import (
     Count,
     Kind,
+    NonNegative,
     Within,
     derives_from,
     expanded,
@@ -79,7 +79,7 @@ Folds: TypeAlias = Annotated[int, Within(at_least=2, at_most=1000)]
 
 BatchSize: TypeAlias = Count
 
-Epochs: TypeAlias = Annotated[float, Within(at_least=0, below=math.inf)]
+Epochs: TypeAlias = NonNegative
 
 Approximation: TypeAlias = Literal["draws", "linear"]
 """How predictions are made: by running the network on draws, or by its first-order expansion."""

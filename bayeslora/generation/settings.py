@@ -2,11 +2,10 @@
 
 import contextlib
 import inspect
-import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from bayeslora.contracts import ArgumentError, Count, Fields, Scale, Within
+from bayeslora.contracts import ArgumentError, Count, Fields, Finite, Scale, Within
 from bayeslora.networks import forward_parameters
 
 Whole = Annotated[int, Within(at_least=0)]
@@ -30,7 +29,7 @@ DECLARED: dict[str, Any] = {
     "num_return_sequences": Count | None,
     "repetition_penalty": Scale | None,
     "no_repeat_ngram_size": Whole | None,
-    "length_penalty": Annotated[float, Within(above=-math.inf, below=math.inf)] | None,
+    "length_penalty": Finite | None,
     "use_cache": bool | None,
     "stop_strings": str | list[str] | None,
     "eos_token_id": Whole | list[Whole] | None,
