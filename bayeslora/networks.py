@@ -315,7 +315,7 @@ def logits_of(output: Any, training: bool = False) -> Tensor:
     Raises:
         TypeError: If there are none, several tensors could be, or they are not real numbers.
     """
-    who = "In training mode, other than in evaluation mode, the network" if training else "The network"
+    who = "In training mode, unlike in evaluation mode, the network" if training else "The network"
     logits = _logits_in(output, who)
     if not logits.is_floating_point():
         raise TypeError(

@@ -214,7 +214,7 @@ class ByMode(Rows):
 
 def test_what_a_network_returns_in_training_alone_is_said_to_be_of_training() -> None:
     fitted(ByMode(lambda logits: (logits, logits.square().mean()), training=True), NUMBERS)
-    start = "In training mode, other than in evaluation mode, the network returned"
+    start = "In training mode, unlike in evaluation mode, the network returned"
     with pytest.raises(TypeError, match=f"{start} a tuple with 2 tensors, and which"):
         fitted(ByMode(lambda logits: (logits, logits + 1), training=True), NUMBERS)
     with pytest.raises(TypeError, match=f"{start} dict, in which there are no logits"):
