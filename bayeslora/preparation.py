@@ -71,10 +71,10 @@ def likelihood_for(
         raise ValueError(f"{of}: {' '.join(str(error).split()):.300}.") from error
     if log_prob.shape != (len(labels),):
         raise ValueError(f"{of}: it gives {tuple(log_prob.shape)} log-likelihoods for {len(labels)} examples.")
-    if (doubt := likelihood.doubt(selected)) is not None:
+    if (doubt := likelihood.doubt(selected, seen.end)) is not None:
         logger.warning(
-            "In evaluation mode, the %s returns what looks like %s. The likelihood %r takes logits, and would turn "
-            "these into other probabilities: leave that out at the network's end.",
+            "In evaluation mode, the %s returns what looks like %s. The likelihood %r takes logits, any real numbers, "
+            "and would turn these into other probabilities: leave that out at the network's end.",
             *(type(model).__name__, doubt, likelihood.name),
         )
     if method.approximation == "linear" and selected.dim() > 2:
@@ -88,7 +88,7 @@ def likelihood_for(
 def shift_outputs(
     network: AdaptedNetwork, likelihood: Likelihood, model: nn.Module, train: Source, batch_size: int
 ) -> None:
-    """Shift the outputs of the head to the mean of the first labels.
+    """Shift the outputs of the head to the mean of the first labels, where what follows the head lets them through.
 
     Adam moves every weight at about the same rate. With labels around 3 and outputs around 0, all weights would push
     the outputs up at first and drive the layer below into saturation, and little would be learned afterwards.
@@ -97,12 +97,14 @@ def shift_outputs(
     if layer is None:
         return
     total, weight, count = 0.0, 0.0, 0
+    first: list[tuple[Batch, torch.Tensor]] = []
     for batch in train.weighted().batches(batch_size):
         batch = to_device(batch, network.device)
         weights = batch.pop(WEIGHTS, None)
         residuals = likelihood.residuals(base_logits(model, batch), batch)
         if residuals is None:
             return
+        first.append((batch, residuals))
         weights = torch.ones_like(residuals) if weights is None else weights
         total += (residuals * weights).sum().item()
         weight += weights.sum().item()
@@ -110,9 +112,18 @@ def shift_outputs(
         if count >= NUM_TO_SHIFT and weight > 0:
             break
     offset = total / weight
+    if offset == 0:
+        return
     if layer.bias is not None:
+        before = layer.bias.detach().clone()
         with torch.no_grad():
             layer.bias += offset
+            rows, residuals = first[0]
+            left = likelihood.residuals(base_logits(network.model, rows), rows)
+            moved = 0.0 if left is None else (residuals - left).mean().item()
+            # An exponential function or a scale makes more of it, and a ReLU may make nothing.
+            if not 0.5 <= moved / offset <= 1.5:
+                layer.bias.copy_(before)
     elif abs(offset) > FAR * likelihood.unit:
         logger.warning(
             "Labels are %.3g above the outputs on average, many times their spread, and the head has no bias: subtract "

@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import bayeslora
 from bayeslora.adapters import AdaptedNetwork
@@ -255,6 +255,28 @@ def test_regression_needs_one_output() -> None:
     for likelihood in (None, "regression"):
         with pytest.raises(ValueError, match=r"Regression needs .*returns .2,.: .*end with \.unsqueeze\(-1\)"):
             fit(squeezed, (torch.randn(5, 3), torch.randn(5)), likelihood=likelihood)
+
+
+@pytest.mark.parametrize(
+    ("end", "labels", "start"),
+    [(torch.exp, 50.0, 1.0), (lambda f: 10 * f, 50.0, 0.0), (torch.relu, -50.0, 0.0), (lambda f: f - 3, 50.0, 50.0)],
+)
+def test_outputs_are_shifted_where_the_shift_comes_through(end: Any, labels: float, start: float) -> None:
+    """An exponential function would make 3e21 of a shift by 50, and where a ReLU is at 0 there are no gradients."""
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 1)
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return end(self.head(torch.tanh(self.body(x))))
+
+    data = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), labels + torch.tensor([-1.0, 1.0]).repeat(4)
+    posterior = bayeslora.fit(Network(), data, "lora", epochs=0, rank=2, progress=False)
+    np.testing.assert_allclose(posterior.predict(data[0], center=True).predicted, start, rtol=1e-6)
 
 
 def test_only_outputs_that_predict_labels_are_shifted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,6 +235,46 @@ def test_probabilities_are_not_taken_for_logits_without_a_word(
     assert "probabilities" not in caplog.text
 
 
+MULTIPLE = (torch.eye(3)[NUMBERS[1]] + torch.eye(3)[0]).clamp(max=1)
+
+
+@pytest.mark.parametrize(
+    ("form", "labels", "kind", "what"),
+    [
+        (torch.sigmoid, MULTIPLE, None, "probabilities, as a sigmoid makes them"),
+        (
+            lambda f: torch.cat([f[:, :2].sigmoid(), f[:, 2:].sigmoid()], 1),
+            MULTIPLE,
+            None,
+            "probabilities",
+        ),
+        (
+            lambda f: f[:, :1].sigmoid(),
+            NUMBERS[1][:, None].clamp(max=1),
+            None,
+            "probabilities, as a sigmoid makes them",
+        ),
+        (lambda f: f.log_softmax(-1), MULTIPLE, None, "logarithms of probabilities, as a log-softmax"),
+        (nn.functional.logsigmoid, MULTIPLE, None, "logarithms of probabilities, as a log-sigmoid"),
+        (torch.sigmoid, NUMBERS[1], None, "probabilities, as a sigmoid makes them"),
+        (lambda f: f.relu_(), NUMBERS[1], None, "numbers that are never negative, as a ReLU makes them"),
+        (lambda f: f.tanh().double(), NUMBERS[1], None, "numbers between −1 and 1, as tanh makes them"),
+        (lambda f: f[:, :1].sigmoid(), NUMBERS[1], "ordinal", "probabilities, as a sigmoid makes them"),
+        (lambda f: nn.functional.softplus(f[:, :1]), NUMBERS[1], "ordinal", None),
+        (lambda f: f.log_softmax(-1), NUMBERS[1], None, None),
+        (lambda f: 30 * (f / 30).tanh(), NUMBERS[1], None, None),
+        (lambda f: f.sigmoid().logit(), NUMBERS[1], None, None),
+        (lambda f: f[:, :1].sigmoid(), 0.5 * NUMBERS[0][:, 0], None, None),
+    ],
+)
+def test_what_a_likelihood_does_itself_is_noticed_at_the_end_of_a_network(
+    form: Any, labels: Tensor, kind: str | None, what: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    fitted(rows_of(form), (NUMBERS[0], labels), epochs=0, likelihood=kind)
+    said = [record.getMessage() for record in caplog.records if "looks like" in record.getMessage()]
+    assert [what in each for each in said] == ([] if what is None else [True])
+
+
 def test_inputs_without_names() -> None:
     with pytest.raises(TypeError, match=r"Positional.forward names no inputs: give its arguments names"):
         fitted(Positional(lambda logits: logits), NUMBERS)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bayeslora.adapters import repeats
+from bayeslora.adapters.ends import Ends
 from bayeslora.adapters.folding import still
 from bayeslora.adapters.targets import head_names, linear_layers, output_embedding
 from bayeslora.adapters.weights import features, is_within, oriented
@@ -56,12 +57,14 @@ class Inspection:
         unfit: Layers that an adapter cannot stand for, and why.
         uncalled: Layers that these examples did not reach, and whose weight nobody read either.
         outputs: Modules that made the logits, in the order of their calls; empty if none was found.
+        end: The operator that made the logits, by its name in `ends`, such as a sigmoid; None if it is another.
     """
 
     logits: Tensor
     unfit: Mapping[str, str] = field(default_factory=dict)
     uncalled: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    end: str | None = None
 
 
 def inspect(model: nn.Module, batch: Batch) -> Inspection:
@@ -80,9 +83,9 @@ def inspect(model: nn.Module, batch: Batch) -> Inspection:
     try:
         with _Reads(look.weights(), look.inside, writes) as reads:
             output = look.run(inputs, reads)
-        read = reads.found
+        read, ends = reads.found, reads.ends
     except Exception:  # some operators cannot be watched; what the network itself raises, it raises again
-        look, read = _Look(model, layers), set()
+        look, read, ends = _Look(model, layers), set(), Ends()
         with naming_inputs(inputs):
             output = look.run(inputs)
     parts.check()
@@ -96,6 +99,7 @@ def inspect(model: nn.Module, batch: Batch) -> Inspection:
         {name: unfit[name] for name in layers if name in unfit},
         tuple(name for name in uncalled if name not in unfit),
         _outputs(layers, list(look.last), logits),
+        ends.of(logits),
     )
 
 
@@ -208,7 +212,7 @@ class _Look:
 
 
 class _Reads(TorchDispatchMode):
-    """Notes which weights an operator takes outside the call of their layer.
+    """Notes which weights an operator takes outside the call of their layer, and which operator made what.
 
     Args:
         weights: `id` of a weight to its layer.
@@ -222,6 +226,7 @@ class _Reads(TorchDispatchMode):
         self.weights = weights
         self.inside = inside
         self.found: set[str] = set()
+        self.ends = Ends()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._schema.is_mutable:
@@ -231,7 +236,9 @@ class _Reads(TorchDispatchMode):
                 name = self.weights.get(id(value))
                 if name is not None and name not in self.inside:
                     self.found.add(name)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        self.ends.note(func, args, result)
+        return result
 
 
 def oddity(

@@ -9,7 +9,7 @@ the batch instead.)
 
 import abc
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -24,6 +24,7 @@ from bayeslora.tasks.checking import as_tensor
 from bayeslora.tasks.classes import Classes
 from bayeslora.tasks.collecting import Collector, Everything, Outputs
 from bayeslora.tasks.conversations import Answers
+from bayeslora.tasks.ends import NOT_LOGITS
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.observed import ObservationPrediction
 from bayeslora.tasks.prediction import BasePrediction, Names
@@ -81,6 +82,7 @@ class Likelihood(nn.Module, abc.ABC):
         needs_code: Whether it holds a function of the user's, which is not saved and has to be passed to `load`.
         takes_shots: Whether `read` puts questions with their answers before every question.
         weighs_classes: Whether labels are classes, one each, that `class_weights` can weigh.
+        not_logits: What may be at the end of a network whose outputs are not logits, by its name in `NOT_LOGITS`.
         token_weights: Weights of the classes of tokens in training, `[class]`, where labels are tokens; None for 1.
         unit: How large a difference between logits has to be to matter: 1 for log-odds. It multiplies the learning rate
             of the output layer.
@@ -102,6 +104,7 @@ class Likelihood(nn.Module, abc.ABC):
     needs_code: ClassVar[bool] = False
     takes_shots: ClassVar[bool] = False
     weighs_classes: ClassVar[bool] = False
+    not_logits: ClassVar[Collection[str]] = ()
     num_classes: int
     token_weights: Tensor | None = None
     unit: float = 1.0
@@ -193,9 +196,14 @@ class Likelihood(nn.Module, abc.ABC):
         """
         return False
 
-    def doubt(self, logits: Tensor) -> str | None:
-        """Return what outputs for a few examples look like, if it is not logits; by default, nothing is noticed."""
-        return None
+    def doubt(self, logits: Tensor, end: str | None = None) -> str | None:
+        """Return what outputs for a few examples look like, if it is not logits.
+
+        Args:
+            logits: The outputs.
+            end: What made them: `"sigmoid"`, `"softmax"` or the like; None if it was none of these.
+        """
+        return NOT_LOGITS[end] if end in self.not_logits else None
 
     @classmethod
     def model_class(cls, columns: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from bayeslora.networks import is_a
 from bayeslora.tasks.base import Likelihood, check_classes, class_settings, precise
 from bayeslora.tasks.classes import Classes, numbers_of_one, of_one
 from bayeslora.tasks.collecting import Outputs
+from bayeslora.tasks.ends import NOT_OF_CLASSES
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.prediction import BasePrediction, Names, names_of, sample_classes, uncertainty
 from bayeslora.tasks.settling import settled
@@ -183,6 +184,8 @@ class Prediction(ClassProbabilities):
 class Categorical(Likelihood):
     r"""One of several classes per example: $p(y) = \mathrm{softmax}(f)_y$."""
 
+    not_logits = NOT_OF_CLASSES
+
     num_classes: int
 
     @property
@@ -195,11 +198,13 @@ class Categorical(Likelihood):
     def check_labels(self, labels: LabelValues) -> None:
         check_classes(labels, self.num_classes, "classification")
 
-    def doubt(self, logits: Tensor) -> str | None:
+    def doubt(self, logits: Tensor, end: str | None = None) -> str | None:
         sums = logits.double().sum(-1)
         near = (sums - 1).abs() <= 4 * torch.finfo(logits.dtype).eps * logits.shape[-1]
         is_softmax = logits.shape[-1] > 1 and bool((logits >= 0).all()) and bool(near.all())
-        return "probabilities, which sum to 1 in every row, as a softmax makes them" if is_softmax else None
+        if is_softmax:
+            return "probabilities, which sum to 1 in every row, as a softmax makes them"
+        return super().doubt(logits, end)
 
     def baseline(self, labels: LabelValues) -> float | None:
         return metrics.frequency_nll(np.asarray(labels))
@@ -229,8 +234,9 @@ class Classification(Categorical):
         if num_classes < 2:
             raise ValueError(
                 f"num_classes={num_classes}: classification needs at least two classes, and the network has "
-                f"{num_classes} output(s): load it with `num_labels` set to the number of classes; or, for real "
-                "numbers, set likelihood='regression'."
+                f"{num_classes} output(s): load it with `num_labels` set to the number of classes; or, for one "
+                "logit of yes or no, give labels 0 and 1 as a column, [example, 1]; or, for real numbers, set "
+                "likelihood='regression'."
             )
         self.num_classes = num_classes
 

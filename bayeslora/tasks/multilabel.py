@@ -21,6 +21,7 @@ from bayeslora.tasks.base import Likelihood, class_settings, precise
 from bayeslora.tasks.classes import Classes, of_several, rows_of_several
 from bayeslora.tasks.classification import Classification
 from bayeslora.tasks.collecting import Outputs
+from bayeslora.tasks.ends import NOT_LOGITS
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.prediction import BasePrediction, Names, names_of, uncertainty
 from bayeslora.tasks.settling import settled
@@ -148,6 +149,7 @@ class MultiLabel(Likelihood):
 
     name = "multilabel"
     one_of = Classification
+    not_logits = frozenset(NOT_LOGITS)
 
     @checked()
     def __init__(self, num_classes: ClassCount):

@@ -75,6 +75,7 @@ class Ordinal(Likelihood):
 
     name = "ordinal"
     weighs_classes = True
+    not_logits = frozenset({"sigmoid", "tanh", "softmax", "log_softmax"})  # cut points may all be positive
 
     @checked()
     def __init__(self, num_classes: ClassCount, cut_points: Sequence[Finite] | None = None):

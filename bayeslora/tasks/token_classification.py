@@ -23,6 +23,7 @@ from bayeslora.tasks.base import Likelihood, Reader, check_classes, class_settin
 from bayeslora.tasks.classes import Classes, numbers_of_tokens, of_tokens
 from bayeslora.tasks.classification import ClassProbabilities
 from bayeslora.tasks.collecting import Outputs, Rows
+from bayeslora.tasks.ends import NOT_OF_CLASSES
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.prediction import BasePrediction, Names
 from bayeslora.types import IGNORED, Batch, LabelColumn, LabelValues, Tokenizer, TokenLogits
@@ -111,6 +112,7 @@ class PerToken(Likelihood):
     """
 
     shift: ClassVar[int] = 0
+    not_logits = NOT_OF_CLASSES
     num_classes: int
 
     @checked()
