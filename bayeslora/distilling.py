@@ -201,7 +201,9 @@ def features(program: Program, source: Source, batch_size: int) -> tuple[Tensor,
     network, seen, found = program.network, [], []
     assert network.output_name is not None
     layer = network.model.get_submodule(network.output_name)
-    hook = layer.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    hook = layer.register_forward_hook(
+        lambda module, args, kwargs, output: seen.append(((*args, *kwargs.values())[0], output)), with_kwargs=True
+    )
     try:
         with evaluating(program), torch.no_grad():
             factors = program.factors_at(program.centre())

@@ -1,6 +1,6 @@
 """What a network can take in: how many tokens it knows, how many types and positions, and how long a text may be."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -88,8 +88,8 @@ def watch(model: nn.Module, batch: Batch) -> None:
     inputs = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in batch.items() if n != "labels"}
     places = {memory_of(value): name for name, value in inputs.items() if name in whole}
 
-    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
-        ids = args[0] if args else None
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        ids = next(iter((*args, *kwargs.values())), None)
         if isinstance(module, nn.Embedding) and isinstance(ids, Tensor):
             name = places.get(memory_of(ids))
             if name is not None:
@@ -97,7 +97,9 @@ def watch(model: nn.Module, batch: Batch) -> None:
             if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= module.num_embeddings):
                 raise _Stop
 
-    hooks = [m.register_forward_pre_hook(note) for m in model.modules() if isinstance(m, nn.Embedding)]
+    hooks = [
+        m.register_forward_pre_hook(note, with_kwargs=True) for m in model.modules() if isinstance(m, nn.Embedding)
+    ]
     try:
         with suppress(Exception):  # what is wrong is said by the pass that is needed
             base_logits(model, inputs)

@@ -354,7 +354,7 @@ def features(program: Program, source: Source, batch_size: int) -> tuple[np.ndar
         raise ValueError("The network has no linear output layer, whose inputs would be features.")
     seen: list[Tensor] = []
     hook = program.network.model.get_submodule(name).register_forward_pre_hook(
-        lambda module, inputs: seen.append(inputs[0].detach())
+        lambda module, args, kwargs: seen.append((*args, *kwargs.values())[0].detach()), with_kwargs=True
     )
     found, labels, places = [], [], []
     try:

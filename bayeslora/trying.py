@@ -52,8 +52,7 @@ def check(program: Program, choice: Choice, batch: Batch) -> bool:
         raise ValueError(
             f"None of the {len(names)} adapters gets a gradient from the first examples, so that nothing would be "
             f"learned: {type(network.model).__name__} computes its logits from them in a way that PyTorch does not "
-            "record, such as in torch.no_grad(), or not at all; or a `forward` that was put on it calls the "
-            "network that it was made for. Choose other `targets`."
+            "record, such as in torch.no_grad(), or not at all. Choose other `targets`."
         )
     choice.silent = tuple(name for name in names if name not in found)
     return given

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bayeslora.adapters import repeats
 from bayeslora.adapters.ends import Ends
 from bayeslora.adapters.folding import still
+from bayeslora.adapters.reads import Reads
 from bayeslora.adapters.targets import head_names, linear_layers, output_embedding
 from bayeslora.adapters.weights import features, is_within, oriented
 from bayeslora.adapters.writes import Parts, Writes
@@ -81,7 +81,7 @@ def inspect(model: nn.Module, batch: Batch) -> Inspection:
     layers = linear_layers(model)
     look, writes, parts = _Look(model, layers), Writes(model), Parts(model)
     try:
-        with _Reads(look.weights(), look.inside, writes) as reads:
+        with Reads(look.weights(), look.inside, writes) as reads:
             output = look.run(inputs, reads)
         read, ends = reads.found, reads.ends
     except Exception:  # some operators cannot be watched; what the network itself raises, it raises again
@@ -105,7 +105,7 @@ def inspect(model: nn.Module, batch: Batch) -> Inspection:
 
 def _watched(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Batch, writes: Writes) -> None:
     """Run a network once more."""
-    with _Reads({}, [], writes):
+    with Reads({}, [], writes):
         _Look(model, layers).run(inputs)
 
 
@@ -163,12 +163,12 @@ class _Look:
         weights = {name: layer._parameters.get("weight") for name, layer in self.layers.items()}
         return {id(weight): name for name, weight in weights.items() if owners.get(memory_of(weight)) == {name}}
 
-    def run(self, inputs: Batch, reads: "_Reads | None" = None) -> Any:
+    def run(self, inputs: Batch, reads: "Reads | None" = None) -> Any:
         """What the network returns."""
         hooks = []
         for name, module in self.model.named_modules():
             if name in self.layers:
-                hooks.append(module.register_forward_pre_hook(self._enter(name), prepend=True))
+                hooks.append(module.register_forward_pre_hook(self._enter(name), prepend=True, with_kwargs=True))
                 hooks.append(module.register_forward_hook(self._leave(name), with_kwargs=True))
             elif name and next(module.parameters(recurse=False), None) is not None:
                 hooks.append(module.register_forward_hook(self._note(name)))
@@ -180,9 +180,9 @@ class _Look:
                 hook.remove()
 
     def _enter(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any) -> None:
+        def hook(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
             self.inside.append(name)
-            self.given.setdefault(name, []).append(args)  # before other hooks have seen them
+            self.given.setdefault(name, []).append((*args, *kwargs.values()))  # before other hooks have seen them
 
         return hook
 
@@ -190,7 +190,7 @@ class _Look:
         note = self._note(name)
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-            given = self.given[name].pop()
+            given, args, kwargs = self.given[name].pop(), (*args, *kwargs.values()), {}
             if name not in self.odd and (reason := oddity(module, args, kwargs, output, name in self.compared)):
                 self.odd[name] = reason
             elif name not in self.odd and not _same_input(given, args):
@@ -211,36 +211,6 @@ class _Look:
         return hook
 
 
-class _Reads(TorchDispatchMode):
-    """Notes which weights an operator takes outside the call of their layer, and which operator made what.
-
-    Args:
-        weights: `id` of a weight to its layer.
-        inside: The layers whose calls are under way.
-        writes: Is told of operators that write.
-    """
-
-    def __init__(self, weights: Mapping[int, str], inside: Sequence[str], writes: Writes):
-        super().__init__()
-        self.writes = writes
-        self.weights = weights
-        self.inside = inside
-        self.found: set[str] = set()
-        self.ends = Ends()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._schema.is_mutable:
-            self.writes.before_write(args)
-        for arg in args:  # weights are not passed by name
-            for value in arg if isinstance(arg, list | tuple) else (arg,):
-                name = self.weights.get(id(value))
-                if name is not None and name not in self.inside:
-                    self.found.add(name)
-        result = func(*args, **(kwargs or {}))
-        self.ends.note(func, args, result)
-        return result
-
-
 def oddity(
     module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, is_known: bool = False
 ) -> str | None:
@@ -253,7 +223,8 @@ def oddity(
         output: What it returned.
         is_known: Whether an earlier call's product has been looked at.
     """
-    if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
+    args = (*args, *kwargs.values())  # a parent may name the input, as `input` of torch's own layers
+    if len(args) != 1 or not isinstance(args[0], Tensor):
         return ARGUMENTS
     if not isinstance(output, Tensor):
         return f"it returns a {type(output).__name__}, not a tensor"

@@ -1,7 +1,9 @@
 """Networks whose copies do not compute what they do, or that make layers as they run."""
 
+import functools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -59,6 +61,52 @@ class ById(Body):
         return self.scales.get(id(self.second), 1.0) * self.second(x)
 
 
+class ByFunction(Body):
+    """A function that is defined where the network is, and calls a layer of it."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__()
+        self.function = lambda x: getattr(self, layer)(x)
+        self.layer = layer
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.function(x) if self.layer == "second" else super().middle(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.layer == "head":
+            return self.function(torch.tanh(self.middle(torch.tanh(self.first(x)))))
+        return super().forward(x)
+
+
+def patched() -> nn.Module:
+    """A network whose `forward` was replaced by a function that calls the one before."""
+    model = Body()
+    before = model.forward
+    model.forward = lambda x: 2 * before(x)  # type: ignore[method-assign]
+    return model
+
+
+class ByMethod(Body):
+    """The same by methods and their like, of which a copy has its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = {"first": self.start, "second": functools.partial(Body.middle, self)}
+
+    def start(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.first(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.steps["second"](self.steps["first"](x))))
+
+
+class ByName(Body):
+    """A network that names the inputs of its layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(input=torch.tanh(self.second(input=torch.tanh(self.first(input=x)))))
+
+
 class Late(Body):
     """A layer that the first pass makes."""
 
@@ -85,9 +133,9 @@ class Stacked(Body):
         return self.second(of_each.mean(0))
 
 
-def fitted(model: nn.Module, **settings: Any) -> bayeslora.Posterior:
+def fitted(model: nn.Module, method: str = "lora", **settings: Any) -> bayeslora.Posterior:
     data = {"x": noise(6, 12)}, classes(6)
-    return bayeslora.fit(model.double(), data, "lora", **{"epochs": 1, "rank": 2, "progress": False} | settings)
+    return bayeslora.fit(model.double(), data, method, **{"epochs": 1, "rank": 2, "progress": False} | settings)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +152,32 @@ def test_a_copy_that_is_not_the_network_is_refused(make: Any, what: str, has_run
             fitted(model)
 
 
-@pytest.mark.parametrize("make", [Method, Stacked])
+@pytest.mark.parametrize(
+    ("make", "layers"),
+    [
+        (lambda: ByFunction("second"), "'second'"),
+        (lambda: ByFunction("head"), "'head'"),
+        (patched, "'first', 'head', 'second'"),
+    ],
+)
+def test_a_copy_that_computes_with_layers_of_the_model_itself_is_refused(make: Any, layers: str) -> None:
+    model = make()
+    with pytest.raises(NotCopiedError, match=f"computes with the model's own {layers}, which nothing would train"):
+        fitted(model)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("method", ["lora", "laplace"])
+def test_inputs_of_layers_may_be_named(method: str) -> None:
+    plain, named = (fitted(make(), method=method) for make in (Body, ByName))
+    x = noise(5, 12)
+    assert {name for stack in named.network.stacks.values() for name in stack.layer_names} >= {"first", "second"}
+    np.testing.assert_array_equal(named.predict({"x": x}).probs, plain.predict({"x": x}).probs)
+    probs = named.merge()(x).softmax(-1).detach()
+    np.testing.assert_allclose(named.predict({"x": x}, center=True).probs, probs, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [Method, Stacked, ByMethod])
 def test_networks_that_are_as_their_copies(make: Any) -> None:
     model, x = make().double(), noise(5, 12)
     model(x)  # which keeps a tensor with a graph

@@ -298,7 +298,7 @@ def test_operators_that_cannot_be_watched_are_run_without(monkeypatch: pytest.Mo
     def refuses(*_: Any, **__: Any) -> Any:
         raise NotImplementedError
 
-    monkeypatch.setattr(inspection._Reads, "__torch_dispatch__", refuses)
+    monkeypatch.setattr(inspection.Reads, "__torch_dispatch__", refuses)
     assert list(inspect(Block(Scaled(16, 16)), x_of()).unfit) == ["middle"]
 
 
