@@ -265,7 +265,9 @@ def predict(
                 loaded.decide(held_out, num_draws, seed=seed, **columns)
         with progress("Predicting", rows):
             predicted = loaded.predict(rows, num_draws, seed=seed, **columns)
-        table = predicted.to_pandas() if predicted.used is None else predicted.to_pandas().assign(draws=predicted.used)
+        table = predicted.to_pandas()
+        if predicted.used is not None:
+            table["draws"] = predicted.of_table(predicted.used)
         table = with_decisions(table, predicted, risk, coverage, decide is not None)
         table = with_columns(table, rows, columns_beside(rows, loaded.columns, text, label, id))
         if str(output) == STANDARD:

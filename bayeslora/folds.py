@@ -20,7 +20,8 @@ from bayeslora.hashing import hashed
 from bayeslora.metrics import FloatArray
 from bayeslora.mixture import mixture
 from bayeslora.posterior import Posterior
-from bayeslora.posterior.mixture import Mixture, Together
+from bayeslora.posterior.gathering import Together
+from bayeslora.posterior.mixture import Mixture
 
 logger = logging.getLogger(__name__)
 

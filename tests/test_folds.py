@@ -15,7 +15,7 @@ import bayeslora
 from bayeslora import ArgumentError, Mixture, Posterior, storage
 from bayeslora.folds import folds_of
 from bayeslora.grouping import same_inputs
-from bayeslora.posterior.mixture import Together
+from bayeslora.posterior.gathering import Together
 from tests.tasks.cases import named
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from bayeslora import metrics
+from bayeslora.tasks.matching import span_scores
 from bayeslora.tasks.multilabel import multilabel_scores
-from bayeslora.tasks.question_answering import span_scores
 from tests.door.calls import arrays
 from tests.door.signatures import public
 

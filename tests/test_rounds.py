@@ -10,12 +10,20 @@ from scipy import stats
 
 import bayeslora
 from bayeslora import guides
-from bayeslora.rounds import PAIRED, ROUNDS, TOLERANCE
+from bayeslora.rounds import TOLERANCE, ends
 from bayeslora.tasks.classification import Prediction
 from bayeslora.tasks.multilabel import MultiLabelPrediction
+from bayeslora.tasks.question_answering import AnswerPrediction, SpanPrediction
+from bayeslora.tasks.questions import Questions
 from bayeslora.tasks.regression import RegressionPrediction
+from bayeslora.tasks.settling import Component, standard_error
+from bayeslora.tasks.token_classification import TokenPrediction
 from tests.helpers import tiny_bert, tokens
 from tests.tasks.cases import model as small
+from tests.test_data import tiny_tokenizer
+from tests.test_tables import arc, squad
+
+ROUNDS, PAIRED = ends(), ends(pairs=True)
 
 
 def spread_out(made: bayeslora.Posterior) -> None:
@@ -116,8 +124,7 @@ def test_a_point_has_one_draw() -> None:
 
 def test_kinds_that_do_not_say_are_refused() -> None:
     inputs, _ = tokens(12)
-    data = inputs, torch.zeros_like(inputs["input_ids"])
-    made = bayeslora.fit(small("Bert", "ForTokenClassification")(), data, "blob", progress=False, epochs=0, rank=2)
+    made = bayeslora.fit(small("GPT2", "LMHeadModel")(), inputs, "blob", progress=False, epochs=0, rank=2)
     seen: list[int] = []
     made.network.model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
@@ -125,6 +132,98 @@ def test_kinds_that_do_not_say_are_refused() -> None:
     with pytest.raises(ValueError, match="give a number of draws"):
         made.predict(inputs, "auto", batch_size=5)
     assert 5 not in seen  # one example, and what is measured on two, but not a batch
+
+
+def in_rounds(made: bayeslora.Posterior, data: Any, **settings: Any) -> Any:
+    """Predict with factors so loud that some examples are settled sooner than others."""
+    spread_out(made)
+    for _ in range(30):
+        found: Any = made.predict(data, "auto", seed=3, **settings)
+        if len(set(found.used)) > 1:
+            return found
+        with torch.no_grad():
+            for parameter in made.guide.parameters():
+                parameter.mul_(0.8)
+    raise AssertionError("no noise leaves some examples settled and others not")
+
+
+def test_tokens_are_settled_by_example() -> None:
+    inputs, _ = tokens(12)
+    inputs["attention_mask"][::3, 4:] = 0  # rows of several lengths
+    data = inputs, torch.zeros_like(inputs["input_ids"])
+    made = bayeslora.fit(small("Bert", "ForTokenClassification")(), data, "blob", progress=False, epochs=0, rank=2)
+    found = in_rounds(made, inputs, batch_size=5)
+    whole: Any = made.predict(inputs, 32, antithetic=True, seed=3)
+    np.testing.assert_array_equal(found.rows.example, whole.rows.example)
+    for count in PAIRED:
+        rows = found.used == count
+        first = TokenPrediction(whole.draws[:count], whole.rows)
+        np.testing.assert_allclose(found.probs[rows], first.probs[rows], atol=1e-6)
+        settled: Any = first.settled(TOLERANCE, pairs=True)
+        each = whole.rows.by_example(1.0 - settled[None])[0] == 0  # all tokens
+        assert each[whole.rows.example][rows].all() or count == PAIRED[-1]
+        assert not each[whole.rows.example][found.used > count].any()
+
+
+def test_spans_have_the_average_of_their_own_draws() -> None:
+    inputs, _ = tokens(12)
+    data = inputs, torch.zeros(12, 2, dtype=torch.long)
+    network: Any = small("Bert", "ForQuestionAnswering")()
+    network.qa_outputs.weight.data.mul_(20)
+    made = bayeslora.fit(network, data, "blob", progress=False, epochs=0, rank=2)
+    found = in_rounds(made, inputs)
+    whole = made.predict(inputs, 32, antithetic=True, seed=3).draws
+    for count in PAIRED:
+        rows = found.used == count
+        settled: Any = SpanPrediction(whole[:count]).settled(TOLERANCE, pairs=True)
+        assert settled[rows].all() or count == PAIRED[-1]
+        assert not settled[found.used > count].any()
+        np.testing.assert_allclose(found.probs[rows], whole[:count, rows].mean(0), atol=1e-6)
+
+
+def test_a_span_is_settled_with_its_ends_and_its_rivals() -> None:
+    """By hand: two draws have the last token at 1 with ½ ± δ, and at 2 otherwise; the first token is mostly 0."""
+    draws = np.zeros((2, 3, 3, 2))
+    draws[:, :, 0, 0], draws[:, :, 1, 0] = 0.9, 0.1
+    for row, (one, other) in enumerate([(0.7, 0.7), (0.71, 0.69), (0.6, 0.41)]):
+        draws[0, row, 1:, 1], draws[1, row, 1:, 1] = [one, 1 - one], [other, 1 - other]
+    found = SpanPrediction(draws).settled(0.02)
+    assert found is not None
+    assert found.tolist() == [True, True, False]
+    assert SpanPrediction(draws).settled(0.2).tolist() == [True, True, False]  # type: ignore[union-attr]
+
+
+def test_windows_of_a_question_are_settled_together() -> None:
+    """By hand: either window's best span is settled, but not which of them answers."""
+    offsets = [np.array([[-1, -1], [0, 4]]), np.array([[-1, -1], [5, 8]]), np.array([[-1, -1], [0, 4]])]
+    questions = Questions(["good bad", "good bad"], None, np.array([0, 0, 1]), offsets)
+    draws = np.zeros((2, 3, 2, 2))
+    draws[0, :, 1], draws[1, :, 1] = np.array([[0.81, 0.8, 0.8]] * 2).T, np.array([[0.8, 0.81, 0.81]] * 2).T
+    draws[:, :, 0] = 1 - draws[:, :, 1]
+    assert SpanPrediction(draws).settled(0.02).all()  # type: ignore[union-attr]
+    found = AnswerPrediction(draws, questions=questions)
+    assert found.settled(0.02).tolist() == [False, False, True]  # type: ignore[union-attr]
+    same = Questions(["good bad", "good bad"], None, np.array([0, 0, 1]), [offsets[0], offsets[0], offsets[0]])
+    assert AnswerPrediction(draws, questions=same).settled(0.02).all()  # type: ignore[union-attr]
+    part = questions.take(np.array([False, False, True]))
+    assert (part.contexts, part.question.tolist(), part.text(0, 1, 1)) == (["good bad"], [0], "good")
+
+
+def test_what_runs_again_may_be_narrower() -> None:
+    """Questions with fewer choices than others have them, and windows are cut from questions that ran before."""
+    network: Any = small("Bert", "ForMultipleChoice")()
+    network.classifier.weight.data.mul_(20)
+    settings: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "progress": False, "epochs": 0, "rank": 2}
+    made = bayeslora.fit(network, arc(), "blob", **settings)
+    found = in_rounds(made, arc())
+    assert found.used.tolist().index(found.used.min()) == 1  # that with three choices
+    whole = made.predict(arc(), 32, antithetic=True, seed=3).draws
+    for row, count in enumerate(found.used):
+        np.testing.assert_allclose(found.probs[row], whole[:count, row].mean(0), atol=1e-6)
+    made = bayeslora.fit(small("Bert", "ForQuestionAnswering")(), squad(), "blob", **settings)
+    answers: Any = made.predict(squad(), "auto")
+    assert len(answers.to_pandas()) == len(answers.of_table(answers.used)) == 2
+    assert len(answers.used) == 3
 
 
 def test_numbers_have_the_average_of_their_own_draws() -> None:
@@ -159,9 +258,58 @@ def test_a_number_is_settled_where_its_distribution_function_is() -> None:
     assert one.settled(0.02) is None
 
 
-def test_a_mixture_is_refused(posterior: bayeslora.Posterior) -> None:
-    with pytest.raises(ValueError, match="give a mixture a number of draws"):
-        bayeslora.mixture([posterior, posterior]).predict(tokens(3)[0], "auto")
+@pytest.fixture(scope="module")
+def components() -> list[bayeslora.Posterior]:
+    """Two with draws of their own, and a point."""
+    made = []
+    for shift, method in ((0.0, "blob"), (0.03, "blob"), (0.0, "lora")):
+        made.append(bayeslora.fit(tiny_bert(), tokens(12), method, progress=False, epochs=0, rank=2))
+        spread_out(made[-1])
+        with torch.no_grad():
+            for parameter in made[-1].guide.parameters():
+                parameter.mul_(0.8).add_(shift)
+    return made
+
+
+@pytest.mark.parametrize("weights", [[0.8, 0.2, 0], [0.5, 0.2, 0.3]])
+def test_draws_of_a_mixture_are_its_components(components: list[bayeslora.Posterior], weights: list[float]) -> None:
+    """An example that used n draws of each component has the mixture of these, by the components' weights."""
+    inputs, labels = tokens(40, seed=2)
+    mixture = bayeslora.mixture(components, weights=weights)
+    found: Any = mixture.predict(inputs, "auto", seed=3)
+    assert len(set(found.used)) > 1
+    sizes = ends(np.count_nonzero(weights), pairs=weights[2] == 0)
+    whole: Any = mixture.predict(inputs, sizes[-1] * np.count_nonzero(weights), antithetic=weights[2] == 0, seed=3)
+    draws = np.split(whole.draws, [sizes[-1], 2 * sizes[-1]])
+    points = int(weights[2] > 0)
+    for count in sizes:
+        rows = found.used == 2 * count + points
+        own = [part[:count, rows] if len(part) > 1 else part[:, rows] for part in draws if len(part)]
+        means = np.stack([part.mean(0) for part in own])
+        np.testing.assert_allclose(found.probs[rows], np.tensordot(weights[: len(own)], means, 1), atol=1e-6)
+    assert found.made["num_draws"] == "auto"
+    scores = mixture.evaluate((inputs, labels), "auto", seed=3)
+    assert scores["nll"] == pytest.approx(found.scores(labels.numpy())["nll"])
+    assert abs(scores["nll"] - mixture.evaluate((inputs, labels), 32, seed=3)["nll"]) < 0.05
+
+
+def test_points_of_a_mixture_run_once(components: list[bayeslora.Posterior]) -> None:
+    inputs, _ = tokens(6)
+    found: Any = bayeslora.mixture([components[2]] * 3).predict(inputs, "auto")
+    assert found.used.tolist() == [3] * 6
+
+
+def test_draws_of_components_vary_around_the_mean_of_each() -> None:
+    """By hand: components differ, but each of them is sure; and of a finite one, all draws are there."""
+    draws = np.array([0.9, 0.9, 0.6, 0.6])[:, None, None] * [[1, -1]] + [0, 1]
+    apart = Prediction(draws)
+    assert not apart.settled(0.02).any()  # type: ignore[union-attr]
+    assert apart.settled(0.02, components=[Component(2), Component(2)]).all()  # type: ignore[union-attr]
+    assert apart.settled(0.02, components=[Component(4, sampled=False)]).all()  # type: ignore[union-attr]
+    values, weights = np.array([1.0, 3.0, 10.0, 14.0])[:, None], np.array([0.35, 0.35, 0.15, 0.15])
+    by_hand = math.sqrt(0.7**2 * 2 / 2 + 0.3**2 * 8 / 2) * stats.t.ppf(0.95, 2) / stats.norm.ppf(0.95)
+    found = standard_error(values, components=[Component(2), Component(2)], weights=weights)
+    assert found == pytest.approx(by_hand)
 
 
 def test_what_is_settled() -> None:

@@ -19,7 +19,8 @@ from bayeslora.methods import Method
 from bayeslora.tasks import choices as choice_tables
 from bayeslora.tasks import questions as question_tables
 from bayeslora.tasks.answer_letters import prompt_with_letters
-from bayeslora.tasks.question_answering import AnswerPrediction, answer_scores
+from bayeslora.tasks.matching import answer_scores
+from bayeslora.tasks.question_answering import AnswerPrediction
 from bayeslora.types import Tokenizer
 from tests.tasks.cases import model
 from tests.tasks.templates import byte_tokenizer

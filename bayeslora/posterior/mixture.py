@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from bayeslora.facts import dial
 from bayeslora.isolation import public, seeded
 from bayeslora.metrics import FloatArray
 from bayeslora.posterior import Posterior
+from bayeslora.posterior.gathering import Together
 from bayeslora.prediction import Part, centre_sites, part_of, run_parts
 from bayeslora.program import Program
 from bayeslora.record import MANIFEST, MixtureRecord, Record, reading
@@ -34,30 +35,6 @@ from bayeslora.types import Approximation, BatchSize, Data, Folder, NumDraws, Se
 if TYPE_CHECKING:
     import arviz as az
     import pandas as pd
-
-
-class Together(NamedTuple):
-    """What the networks of several components returned for the same data.
-
-    Args:
-        outputs: The outputs of all, draws after draws, or the finished prediction of a language model.
-        components: The components that were run, and how many draws each of them has.
-        weights: The weight of each draw, `[draw]`.
-    """
-
-    outputs: Any
-    components: Sequence[tuple[Posterior, int]]
-    weights: FloatArray
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        """Labels, if data has them."""
-        return self.outputs.labels
-
-    def take(self, examples: np.ndarray) -> "Together | None":
-        """Return the outputs of some examples, `[example]` of truth values; None where that cannot be done."""
-        part = self.outputs.take(examples) if isinstance(self.outputs, Outputs) else None
-        return None if part is None else self._replace(outputs=part)
 
 
 class Mixture(Posterior):
@@ -216,26 +193,34 @@ class Mixture(Posterior):
         approximation: str | None,
         antithetic: bool = False,
     ) -> Together:
-        parts: list[Part] = []
-        components, weights = [], []
-        drawn = (
-            dict.fromkeys(np.flatnonzero(self.weights).tolist()) if center else self._drawn(num_draws, seed, antithetic)
-        )
-        for number, draws in drawn.items():
-            component = self.components[number]
-            sites = draws or centre_sites(component.program)
-            parts.append(part_of(component.program, sites, approximation or component.method.approximation))
-            size = parts[-1].num_draws
-            components.append((component, size))
-            weights.append(np.full(size, self.weights[number] / size))
-        together = np.concatenate(weights)
+        if center:
+            parts = [self._part(number, None, approximation) for number in np.flatnonzero(self.weights).tolist()]
+        else:
+            parts = self._parts(num_draws, seed, approximation, antithetic)
+        sizes = [part.num_draws for part in parts]
         with seeded(seed):  # a loader that shuffles
             batches = source.batches_by_length(batch_size)
-            found = run_parts(parts, batches, source.with_labels, source.context, together)
-        return Together(found, components, together)
+            found = run_parts(parts, batches, source.with_labels, source.context, self._weights(sizes))
+        return self._gathered(found, sizes)
 
-    def _in_rounds(self, *_: Any) -> tuple[Outputs, np.ndarray, dict[str, Any]]:
-        raise ArgumentError("num_draws='auto' is for a single posterior: give a mixture a number of draws.")
+    def _predicting(self) -> list[Program]:
+        return [self.components[number].program for number in np.flatnonzero(self.weights)]
+
+    def _parts(self, num_draws: int, seed: int | None, approximation: str | None, antithetic: bool) -> list[Part]:
+        drawn = self._drawn(num_draws, seed, antithetic)
+        return [self._part(number, draws, approximation) for number, draws in drawn.items()]
+
+    def _part(self, number: int, draws: Drawn | None, approximation: str | None) -> Part:
+        component = self.components[number]
+        sites = draws or centre_sites(component.program)
+        return part_of(component.program, sites, approximation or component.method.approximation)
+
+    def _gathered(self, outputs: Any, sizes: Sequence[int]) -> Together:
+        used = [self.components[number] for number in np.flatnonzero(self.weights)]
+        return Together(outputs, list(zip(used, sizes, strict=True)), self._weights(sizes))
+
+    def _weights(self, sizes: Sequence[int]) -> FloatArray:
+        return np.repeat(self.weights[self.weights > 0] / sizes, sizes)
 
     def _made(self, num_draws: int, seed: int | None, center: bool, approximation: str | None) -> dict[str, Any]:
         own = {approximation or component.method.approximation for component in self.components}

@@ -12,7 +12,6 @@ from bayeslora.generation import Answers, Equivalence, Generation
 from bayeslora.isolation import public, seeded
 from bayeslora.posterior.state import State
 from bayeslora.prediction import centre_sites
-from bayeslora.tasks.collecting import Outputs
 from bayeslora.tasks.prediction import BasePrediction
 from bayeslora.types import Approximation, BatchSize, Data, NumDraws, Prompts, Seed
 
@@ -44,7 +43,8 @@ class Predicting(State):
             data: As in `fit`; columns are found by the names that they had there, and labels are not looked at.
             num_draws: Draws of the weights; or `"auto"`, for each example 4 (of antithetic draws), 8, 16 or 32: as
                 many as settle its class and its probabilities (`rounds.TOLERANCE`), or a number's distribution
-                function at its median and at both ends of its 90 % interval. `prediction.used` says how many.
+                function at its median and at both ends of its 90 % interval; of a mixture, some of each component.
+                `prediction.used` says how many.
             center: Whether to predict once, with every site at its guide's mean, at LoRA's cost.
             approximation: `"draws"` runs the network on each draw. `"linear"` runs it once, and backwards once for each
                 class but one, and takes the draws through its first-order expansion in the factors: if those are
@@ -110,14 +110,21 @@ class Predicting(State):
 
     def _in_rounds(
         self, source: Source, seed: int | None, batch_size: int, approximation: str | None, antithetic: bool | None
-    ) -> tuple[Outputs, np.ndarray, dict[str, Any]]:
+    ) -> tuple[Any, np.ndarray, dict[str, Any]]:
         """Run as many draws as each example needs; return the outputs, how many those are, and how they were made."""
-        pairs = self.program.has_mirrors() if antithetic is None else antithetic
-        sites = self.draw(rounds.ROUNDS[-1], antithetic=pairs, seed=seed)
-        linear = approximation or self.method.approximation
-        found, used = rounds.predict(self.program, source, sites, seed, batch_size, linear, self._prediction, pairs)
-        made = self._made(len(found.logits), seed, False, approximation) | {"num_draws": "auto"}
-        return found, used, made | in_pairs(pairs)
+        programs = self._predicting()
+        pairs = all(program.has_mirrors() for program in programs) if antithetic is None else antithetic
+        ends = rounds.ends(len(programs), pairs)
+        parts = self._parts(ends[-1] * len(programs), seed, approximation, pairs)
+        sizes = [part.num_draws for part in parts]
+
+        def finished(outputs: Any, sizes: Sequence[int]) -> BasePrediction:
+            return self._prediction(self._gathered(outputs, sizes))
+
+        weights = self._weights(sizes)
+        found, used = rounds.predict(parts, source, ends, finished, seed, batch_size, pairs, weights)
+        made = self._made(rounds.MOST, seed, False, approximation) | {"num_draws": "auto"}
+        return self._gathered(found, sizes), used, made | in_pairs(pairs)
 
     @public(fields=generation.settings_of)
     def generate(

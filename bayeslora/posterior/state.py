@@ -18,7 +18,8 @@ from bayeslora.display import Shown
 from bayeslora.drawing import Drawn, draw
 from bayeslora.isolation import isolated, public, seeded
 from bayeslora.methods import Method
-from bayeslora.prediction import centre_sites, how_made, run
+from bayeslora.metrics import FloatArray
+from bayeslora.prediction import Part, centre_sites, how_made, part_of, run
 from bayeslora.program import Program
 from bayeslora.tasks import Likelihood
 from bayeslora.tasks.classes import Classes
@@ -172,6 +173,23 @@ class State(Shown):
         """Run the network on data at draws, or at the centre, and return its outputs as `_prediction` takes them."""
         sites = centre_sites(self.program) if center else Drawn(self.program, num_draws, seed, antithetic=antithetic)
         return run(self.program, source, sites, seed, batch_size, approximation or self.method.approximation)
+
+    def _predicting(self) -> list[Program]:
+        """Return the programs that a prediction runs."""
+        return [self.program]
+
+    def _weights(self, sizes: Sequence[int]) -> FloatArray | None:
+        """Return the weights of their draws, `[draw]`, given how many each has; None if they are equal."""
+        return None
+
+    def _parts(self, num_draws: int, seed: int | None, approximation: str | None, antithetic: bool) -> list[Part]:
+        """Return them with draws of their sites."""
+        drawn = Drawn(self.program, num_draws, seed, antithetic=antithetic)
+        return [part_of(self.program, drawn, approximation or self.method.approximation)]
+
+    def _gathered(self, outputs: Any, sizes: Sequence[int]) -> Any:
+        """Return their outputs, with how many draws each has, as `_prediction` takes them."""
+        return outputs
 
     def _labelled(
         self,

@@ -24,7 +24,7 @@ from bayeslora.tasks.collecting import Outputs
 from bayeslora.tasks.ends import NOT_OF_CLASSES
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.prediction import BasePrediction, Names, names_of, sample_classes, uncertainty
-from bayeslora.tasks.settling import settled
+from bayeslora.tasks.settling import Component, settled
 from bayeslora.types import LabelColumn, LabelValues, Logits, Tokenizer
 
 if TYPE_CHECKING:
@@ -84,13 +84,15 @@ class ClassProbabilities(BasePrediction):
         """Scores that order the rows, `[row]` each: `entropy`, `epistemic`, and 1 − `maximum_probability`."""
         return super().uncertainties | {"maximum_probability": 1 - self.probs.max(-1)}
 
-    def settled(self, tolerance: Probability, pairs: bool = False) -> np.ndarray | None:
+    def settled(
+        self, tolerance: Probability, pairs: bool = False, components: Sequence[Component] = ()
+    ) -> np.ndarray | None:
         """Return whether all probabilities, and which class is the most probable, are settled, `[row]`."""
-        if len(self.draws) < 2 or self.weights is not None:
+        if len(self.draws) < 2 or (self.weights is not None and not components):
             return None
         best = np.take_along_axis(self.draws, self.predicted[None, :, None], -1)
         margins = np.where(np.arange(self.draws.shape[-1]) == self.predicted[:, None], 1.0, best - self.draws)
-        return settled(self.draws, margins, tolerance, pairs)
+        return settled(self.draws, margins, tolerance, pairs, components, self.weights)
 
     @checked()
     def cheapest(self, costs: Finite, abstain: Cost | None = None) -> np.ndarray:

@@ -24,7 +24,7 @@ from bayeslora.tasks.collecting import Outputs
 from bayeslora.tasks.ends import NOT_LOGITS
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.prediction import BasePrediction, Names, names_of, uncertainty
-from bayeslora.tasks.settling import settled
+from bayeslora.tasks.settling import Component, settled
 from bayeslora.types import LabelColumn, LabelValues, Logits, Tokenizer
 
 if TYPE_CHECKING:
@@ -79,11 +79,13 @@ class MultiLabelPrediction(BasePrediction):
         chosen = np.where(applies, self.draws, 1 - self.draws)
         return np.log(np.maximum(chosen, np.finfo(np.float64).tiny)).sum(-1)
 
-    def settled(self, tolerance: Probability, pairs: bool = False) -> np.ndarray | None:
+    def settled(
+        self, tolerance: Probability, pairs: bool = False, components: Sequence[Component] = ()
+    ) -> np.ndarray | None:
         """Return whether all probabilities, and which labels apply, are settled, `[example]`."""
-        if len(self.draws) < 2 or self.weights is not None:
+        if len(self.draws) < 2 or (self.weights is not None and not components):
             return None
-        return settled(self.draws, self.draws - 0.5, tolerance, pairs)
+        return settled(self.draws, self.draws - 0.5, tolerance, pairs, components, self.weights)
 
     def wrong(self, labels: np.ndarray) -> np.ndarray:
         """Return whether any label of an example is wrong, `[example]`."""

@@ -17,6 +17,7 @@ from bayeslora.contracts.arrays import LabelArray as LabelArray
 from bayeslora.decisions import HeldOut
 from bayeslora.display import Shown
 from bayeslora.metrics import FloatArray
+from bayeslora.tasks.settling import Component
 from bayeslora.tasks.summing import Names as Names
 from bayeslora.tasks.summing import names_of as names_of
 from bayeslora.tasks.summing import summed
@@ -111,10 +112,10 @@ class BasePrediction(Shown, abc.ABC):
         the draws are all members of a finite posterior, such as an ensemble, `epistemic` is exact. With unequal
         weights w, 1 / S is $\sum_s w_s^2$.
         """
+        share: Any = 1 / len(self.draws) if self.weights is None else float(np.square(self.weights).sum())
         if self.used is not None:
-            return self.epistemic / np.where(self.used > 1, 1 - 1 / self.used, 1.0)
-        share = 1 / len(self.draws) if self.weights is None else float(np.square(self.weights).sum())
-        return self.epistemic / (1 - share) if share < 1 else self.epistemic
+            share = share * len(self.draws) / self.used  # repeated draws are as many with the weight of one
+        return self.epistemic / np.where(share < 1, 1 - share, 1.0)
 
     @property
     def uncertainties(self) -> dict[str, FloatArray]:
@@ -204,8 +205,16 @@ class BasePrediction(Shown, abc.ABC):
         vars(other).update(used=used)
         return other
 
-    def settled(self, tolerance: Probability, pairs: bool = False) -> np.ndarray | None:
-        """Return whether more draws, or pairs, would leave each row as it is, `[row]`; None: this kind does not say."""
+    def settled(
+        self, tolerance: Probability, pairs: bool = False, components: Sequence[Component] = ()
+    ) -> np.ndarray | None:
+        """Return whether more draws, or pairs, would leave each row as it is, `[row]`; None: this kind does not say.
+
+        Args:
+            tolerance: The largest standard error of a probability, see `tasks.settling`.
+            pairs: Whether draws are antithetic.
+            components: Whose draws they are, if this is of a mixture.
+        """
         return None
 
     @checked()
@@ -281,6 +290,10 @@ class BasePrediction(Shown, abc.ABC):
     @abc.abstractmethod
     def to_pandas(self) -> "pd.DataFrame":
         """Return a table with a row per row of the prediction."""
+
+    def of_table(self, values: np.ndarray) -> np.ndarray:
+        """Return those of values, `[row]`, that rows of `to_pandas` have."""
+        return values
 
     def __len__(self) -> int:
         """Return the number of rows."""

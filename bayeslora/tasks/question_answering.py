@@ -1,8 +1,6 @@
 """Questions whose answers are in a text."""
 
 import math
-import string
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,19 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 import pyro.distributions as dist
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from bayeslora import metrics
-from bayeslora.contracts import Within, checked
+from bayeslora.contracts import Probability, Within, checked
 from bayeslora.contracts.arrays import fitting_labels
 from bayeslora.metrics import FloatArray
 from bayeslora.networks import is_a
 from bayeslora.tasks import questions
 from bayeslora.tasks.base import Likelihood, Reader, precise
 from bayeslora.tasks.collecting import Outputs
+from bayeslora.tasks.matching import answer_scores, span_scores
 from bayeslora.tasks.prediction import BasePrediction, Names, sample_classes, uncertainty
 from bayeslora.tasks.questions import Questions
+from bayeslora.tasks.rivals import settled_answer, settled_spans
+from bayeslora.tasks.settling import Component
 from bayeslora.types import Batch, LabelValues, Tokenizer, TokenLogits
 
 if TYPE_CHECKING:
@@ -74,11 +74,28 @@ class SpanPrediction(BasePrediction):
         spans, probs, entropies = [], [], []
         for example in range(len(self)):
             joint = self.joint(example)
-            valid = np.tril(np.triu(joint), self.max_length - 1) * self.allowed(example)
+            valid = self._valid(joint, example)
             spans.append(np.unravel_index(valid.argmax(), valid.shape))
             probs.append(valid.max())
             entropies.append(metrics.entropy(joint.reshape(1, -1))[0])
         return np.asarray(spans), np.asarray(probs), np.asarray(entropies)
+
+    def _valid(self, joint: FloatArray, example: int) -> FloatArray:
+        """Return the probabilities of pairs that are spans; 0 for others."""
+        return np.tril(np.triu(joint), self.max_length - 1) * self.allowed(example)
+
+    def settled(
+        self, tolerance: Probability, pairs: bool = False, components: Sequence[Component] = ()
+    ) -> np.ndarray | None:
+        """Return whether the probabilities of all ends and of the best span, and which it is, are settled, `[row]`."""
+        if len(self.draws) < 2 or (self.weights is not None and not components):
+            return None
+        return self._settled(tolerance, pairs, components)[0]
+
+    def _settled(self, tolerance: float, pairs: bool, components: Sequence[Component]) -> tuple[np.ndarray, FloatArray]:
+        return settled_spans(
+            self.draws, lambda row: self._valid(self.joint(row), row), tolerance, pairs, components, self.weights
+        )
 
     @property
     def predicted(self) -> np.ndarray:
@@ -193,6 +210,22 @@ class AnswerPrediction(SpanPrediction):
             else ""
             for window, none in zip(self.windows, self.no_answer, strict=True)
         ]
+
+    def _settled(self, tolerance: float, pairs: bool, components: Sequence[Component]) -> tuple[np.ndarray, FloatArray]:
+        """Return the same of windows; those of a question are settled together, if which of them answers it is, too."""
+        found, best = super()._settled(tolerance, pairs, components)
+        question, none = self.questions.question, self.draws[:, :, 0].prod(-1)
+        for number in range(len(self.questions.contexts)):
+            windows = np.flatnonzero(question == number)
+            least = windows[self.average(none[:, windows]).argmin()]
+            options = np.concatenate([best[:, windows], none[:, [least]]], 1)
+            texts = [self.questions.text(window, *self.predicted[window].tolist()) for window in windows.tolist()]
+            answered = settled_answer(options, [*texts, ""], pairs, components, self.weights)
+            found[windows] = found[windows].all() and answered
+        return found, best
+
+    def of_table(self, values: np.ndarray) -> np.ndarray:
+        return values[self.windows]
 
     @property
     def answer_probs(self) -> FloatArray:
@@ -339,60 +372,3 @@ class QuestionAnswering(Likelihood):
         if outputs.context:
             return AnswerPrediction(draws, log_draws=log_draws, questions=outputs.context)
         return SpanPrediction(draws, log_draws=log_draws)
-
-
-def span_scores(predicted: np.ndarray, labels: ArrayLike) -> dict[str, float]:
-    """Return exact match and F1 of the tokens of two spans, averaged over examples.
-
-    They are SQuAD's, but on positions: articles and punctuation count, and the same words elsewhere do not.
-
-    Args:
-        predicted: First and last token, `[example, 2]`.
-        labels: First and last token of the true span, `[example, 2]`.
-    """
-    labels = np.asarray(labels)
-    first, last = np.maximum(predicted[:, 0], labels[:, 0]), np.minimum(predicted[:, 1], labels[:, 1])
-    shared = np.maximum(last - first + 1, 0)
-    sizes = (predicted[:, 1] - predicted[:, 0] + 1) + (labels[:, 1] - labels[:, 0] + 1)
-    return {
-        "exact_match": float((predicted == labels).all(-1).mean()),
-        "f1": float((2 * shared / np.maximum(sizes, 1)).mean()),
-    }
-
-
-def answer_scores(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> tuple[np.ndarray, FloatArray]:
-    """Return SQuAD's exact match and F1 on the words of each answer, the best over the right answers.
-
-    Case, punctuation and articles do not count. The right answer to a question that has none is empty.
-
-    Args:
-        predicted: An answer per question.
-        answers: The right answers, per question.
-
-    Returns:
-        Whether each matches, `[question]`; F1, `[question]`.
-
-    References:
-        Rajpurkar et al. (2016), [SQuAD](https://arxiv.org/abs/1606.05250), section 5.
-    """
-    exact, f1 = [], []
-    for given, right in zip(predicted, answers, strict=True):
-        words = _words(given)
-        candidates = [_words(text) for text in right] or [[]]
-        exact.append(words in candidates)
-        f1.append(max(_f1(words, candidate) for candidate in candidates))
-    return np.asarray(exact), np.asarray(f1)
-
-
-def _words(text: str) -> list[str]:
-    """Return the words of a text in lower case, without punctuation and articles."""
-    kept = "".join(character for character in text.lower() if character not in string.punctuation)
-    return [word for word in kept.split() if word not in ("a", "an", "the")]
-
-
-def _f1(words: list[str], right: list[str]) -> float:
-    """Return the F1 of two bags of words; an empty one matches only another empty one."""
-    if not words or not right:
-        return float(words == right)
-    shared = (Counter(words) & Counter(right)).total()
-    return 2 * shared / (len(words) + len(right))

@@ -42,6 +42,13 @@ class Questions:
         offsets = self.offsets[window]
         return self.contexts[self.question[window]][offsets[first, 0] : offsets[last, 1]]
 
+    def take(self, windows: np.ndarray) -> "Questions":
+        """Return the questions that some windows, `[window]` of truth values, are about, and these windows."""
+        which, question = np.unique(self.question[windows], return_inverse=True)
+        answers = None if self.answers is None else [self.answers[number] for number in which]
+        offsets = [self.offsets[window] for window in np.flatnonzero(windows)]
+        return Questions([self.contexts[number] for number in which], answers, question, offsets)
+
 
 def are_in(columns: Sequence[str]) -> bool:
     """Return whether a table has questions and the contexts that hold their answers."""

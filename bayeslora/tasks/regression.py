@@ -25,7 +25,7 @@ from bayeslora.tasks.collecting import Outputs
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.noise import Noise, mixture_crps, mixture_information, mixture_quantile
 from bayeslora.tasks.prediction import BasePrediction, LabelArray, Names, fit_labels, uncertainty
-from bayeslora.tasks.settling import settled
+from bayeslora.tasks.settling import Component, settled
 from bayeslora.types import Batch, LabelColumn, LabelValues, RealLogits, Tokenizer
 
 if TYPE_CHECKING:
@@ -113,13 +113,15 @@ class RegressionPrediction(BasePrediction):
         """Return the lower and upper end of the central interval that holds a given share of the probability."""
         return np.stack([self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)], axis=-1)
 
-    def settled(self, tolerance: Probability, pairs: bool = False) -> np.ndarray | None:
+    def settled(
+        self, tolerance: Probability, pairs: bool = False, components: Sequence[Component] = ()
+    ) -> np.ndarray | None:
         """Return whether the distribution function is settled at its median and at both ends of `interval`, `[row]`."""
-        if len(self.draws) < 2 or self.weights is not None:
+        if len(self.draws) < 2 or (self.weights is not None and not components):
             return None
         places = np.stack([*self.interval().T, self.quantile(0.5)], axis=-1)
         below = self.noise.cdf((places - self.draws[..., None]) / self.scales[:, None, None])
-        return settled(below, np.ones_like(below), tolerance, pairs)
+        return settled(below, np.ones_like(below), tolerance, pairs, components, self.weights)
 
     def _fitting(self, labels: np.ndarray) -> np.ndarray:
         return fitting_labels(labels, self.draws.shape[1:], "the number")
