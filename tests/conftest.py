@@ -35,9 +35,13 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 def pytest_collection_finish() -> None:
-    """Take what is imported out of the collector's sight: the Trainer collects after every fit, for 0.25 s."""
+    """Import the Trainer before the first test, and so before the first `settled`."""
     import transformers.trainer  # noqa: F401
 
+
+@pytest.fixture(scope="module", autouse=True)
+def settled() -> None:
+    """Take what is imported by now out of the collector's sight: the Trainer collects at every fit, for 0.25 s."""
     gc.collect()
     gc.freeze()
 

@@ -111,7 +111,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> None:
     bayeslora.load(folder, tiny_bert())
     del posterior
     gc.collect()
-    gc.freeze()  # until the package's tests end
+    gc.freeze()
 
 
 @pytest.mark.parametrize("method", METHODS)
