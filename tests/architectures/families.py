@@ -148,11 +148,11 @@ def model_case(
     overrides: Any = None,
     **others: Any,
 ) -> Case:
-    """A case of a `transformers` class; its inputs have an attention mask where it takes one."""
-    takes_mask = "attention_mask" in inspect.signature(getattr(hf, cls).forward).parameters
+    """A case of a `transformers` class, which its use imports; it gets an attention mask where it takes one."""
 
     def masked(size: int, length: int) -> Batch:
         inputs, labels = batch(size, length)
+        takes_mask = "attention_mask" in inspect.signature(getattr(hf, cls).forward).parameters
         if takes_mask and "input_ids" in inputs:
             inputs = inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])}
         return inputs, labels
