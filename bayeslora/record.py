@@ -130,6 +130,7 @@ class MixtureRecord(TypedDict):
     densities: list[str]
     tuning: NotRequired[TuningRecord]
     held_out: NotRequired[HeldOutRecord]
+    digest: NotRequired[str]
 
 
 class Record(TypedDict):
@@ -153,6 +154,7 @@ class Record(TypedDict):
     prior: NotRequired[MethodRecord]
     held_out: NotRequired[HeldOutRecord]
     tuning: NotRequired[TuningRecord]
+    digest: NotRequired[str]
 
 
 @contextlib.contextmanager

@@ -78,7 +78,7 @@ def save_together(
             if tokenizer is not None:
                 files["tokenizer_folder"] = _write_tokenizer(folder, tokenizer)
             beside = {name: staged.enter_context(_staged(folder / name, text)) for name, text in (about or {}).items()}
-            written = staged.enter_context(_staged(manifest, json.dumps(record(files), indent=2).encode()))
+            written = staged.enter_context(_staged(manifest, json.dumps(signed(record(files)), indent=2).encode()))
             sync(folder)
             for name in beside:
                 (folder / name).unlink(missing_ok=True)
@@ -93,6 +93,26 @@ def save_together(
                 _remove_leftovers(manifest, now or {}, before)
             raise
         _remove_leftovers(manifest, files, before)
+
+
+def signed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record with the digest of its other entries, by which `is_signed` knows it again.
+
+    Where the base model is found stays out of it: that may move, and the base itself has a fingerprint.
+    """
+    return {**record, "digest": _digest_of_entries(record)}
+
+
+def is_signed(record: Mapping[str, Any]) -> bool:
+    """Return whether a record is as it was saved; one of an earlier version, without a digest, is taken as it is."""
+    return record.get("digest") in (None, _digest_of_entries(record))
+
+
+def _digest_of_entries(record: Mapping[str, Any]) -> str:
+    own = {name: value for name, value in record.items() if name != "digest"}
+    if isinstance(base := own.get("base"), Mapping):
+        own["base"] = {"class": base.get("class"), "config": base.get("config", {})}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_unchanged(manifest: Path, read: Callable[[], T]) -> T:
@@ -196,15 +216,19 @@ def _write_tokenizer(folder: Path, tokenizer: Any) -> str:
         raise OSError(0, str(error), str(folder / TOKENIZER)) from error
     for path in (*partial.rglob("*"), partial):
         sync(path)
-    digest = _digest(partial)
-    name = f"tokenizer-{digest[:16]}"
+    name = tokenizer_name(partial)
     target = folder / name
-    if target.is_dir() and _digest(target) == digest:
+    if target.is_dir() and tokenizer_name(target) == name:
         shutil.rmtree(partial)
         return name
     _remove(target)
     partial.rename(target)
     return name
+
+
+def tokenizer_name(folder: Path) -> str:
+    """Return the name that a tokenizer's folder is given for its content."""
+    return f"tokenizer-{_digest(folder)[:16]}"
 
 
 def _write_component(folder: Path, manifest: str, save: Callable[[Path], None]) -> str:
@@ -224,7 +248,8 @@ def _write_component(folder: Path, manifest: str, save: Callable[[Path], None]) 
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    """Return the files in a folder; those whose names begin with a dot are the system's, such as `.DS_Store`."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
 
 
 def _digest(folder: Path) -> str:

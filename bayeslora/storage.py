@@ -109,7 +109,8 @@ def load_files(
     Args:
         folder: The folder.
         hashing: Left, at last, by the caller, who goes on meanwhile; that raises a ValueError if the content of the
-            tensors' file is not the one that it is named after. Without it, this function does.
+            tensors' file is not the one that it is named after, or the record not the one that was saved. Without it,
+            this function does.
 
     Raises:
         FileNotFoundError: If there is no posterior in the folder.
@@ -124,7 +125,9 @@ def load_files(
     with reading(folder, path.name):
         check_header(path, "ours")
     with contextlib.ExitStack() as here:
-        (here if hashing is None else hashing).enter_context(_hashed_beside(path, named[1]))
+        last = here if hashing is None else hashing
+        last.enter_context(_as_signed(folder, record))
+        last.enter_context(_hashed_beside(path, named[1]))
         with reading(folder, path.name):
             tensors = load_file(path)
             check_tensors(tensors, record)
@@ -154,6 +157,14 @@ def check_numbers(name: str, value: Tensor, largest: float = LARGEST_WEIGHT, mos
     low, high = (float(bound) for bound in value.aminmax())  # NaN if there is one
     if not (low >= -largest and high <= most):
         raise ValueError(f"{name} holds numbers that are not finite, or beyond belief: from {low} to {high}")
+
+
+@contextlib.contextmanager
+def _as_signed(folder: str | os.PathLike[str], record: Record) -> Iterator[None]:
+    """Check the digest of a record once it has been used: what else is wrong with it can say more."""
+    yield
+    if not saving.is_signed(record):
+        raise damaged(folder, MANIFEST, "it does not have its own digest: it was changed after it was saved")
 
 
 @contextlib.contextmanager

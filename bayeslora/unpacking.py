@@ -98,6 +98,8 @@ def _tokenizer(folder: str | os.PathLike[str], record: Record) -> Tokenizer | No
     with reading(folder, name):
         _check_tokenizer(path)
         with saving.reading_folder(path):
+            if name not in (saving.TOKENIZER, saving.tokenizer_name(path)):
+                raise ValueError("its files are not those it is named after: they were changed or cut short")
             return _load_tokenizer(path)
 
 

@@ -206,6 +206,62 @@ def test_the_fingerprint_reaches_the_last_weight_of_a_large_layer() -> None:
     assert int(indices[0][-1]) == 4096 * 11008 - 1
 
 
+# Changed after it was saved
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": 2.0},
+        {"num_particles": 7},
+        {"class_names": ["a", "b", "c"]},
+        {"state": "of another hand"},
+        {"weighted": True},
+        {"digest": "0123456789abcdef"},
+    ],
+)
+def test_a_record_that_was_changed_is_refused(posterior: Posterior, tmp_path: Path, change: dict[str, Any]) -> None:
+    posterior.save(tmp_path)
+    edit(tmp_path, **change)
+    what = r"holds a damaged posterior: bayeslora\.json: it does not have its own digest: it was changed after it was "
+    with pytest.raises(ValueError, match=what):
+        bayeslora.load(tmp_path, tiny_bert())
+
+
+def test_a_record_written_in_another_way_or_without_a_digest_loads(posterior: Posterior, tmp_path: Path) -> None:
+    posterior.save(tmp_path)
+    manifest = tmp_path / storage.MANIFEST
+    record = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(record, sort_keys=True, separators=(",", ":")))
+    assert_same_draws(posterior, bayeslora.load(tmp_path, tiny_bert()))
+    del record["digest"]  # as in earlier versions
+    manifest.write_text(json.dumps(record | {"temperature": 2.0}))
+    assert bayeslora.load(tmp_path, tiny_bert()).temperature == 2.0
+
+
+def test_the_base_model_may_move(posterior: Posterior, tmp_path: Path) -> None:
+    posterior.save(tmp_path / "posterior")
+    tiny_bert().save_pretrained(tmp_path / "base")
+    base = json.loads((tmp_path / "posterior" / storage.MANIFEST).read_text())["base"]
+    edit(tmp_path / "posterior", base=base | {"name": str(tmp_path / "base")})
+    assert_same_draws(posterior, bayeslora.load(tmp_path / "posterior"))
+
+
+def test_a_tokenizer_that_was_changed_is_refused(posterior: Posterior, tmp_path: Path) -> None:
+    Posterior(posterior.program, tokenizer=tiny_tokenizer()).save(tmp_path)
+    (folder,) = tmp_path.glob("tokenizer-*")
+    (folder / ".DS_Store").touch()  # a system's own
+    assert bayeslora.load(tmp_path, tiny_bert()).tokenizer is not None
+    vocabulary = folder / "tokenizer.json"
+    text = vocabulary.read_text()
+    one, other = '"good"', '"bad"'
+    assert one in text
+    assert other in text
+    vocabulary.write_text(text.replace(one, "HERE").replace(other, one).replace("HERE", other))
+    with pytest.raises(ValueError, match=rf"{folder.name}: its files are not those it is named after: they were "):
+        bayeslora.load(tmp_path, tiny_bert())
+
+
 # Replacing a posterior
 
 

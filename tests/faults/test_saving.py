@@ -91,6 +91,7 @@ def as_before(folder: Path) -> None:
     """Turn a saved posterior into one of an earlier version, whose tokenizer is in a folder of a fixed name."""
     record = json.loads((folder / storage.MANIFEST).read_text())
     (folder / record.pop("tokenizer_folder")).rename(folder / "tokenizer")
+    del record["digest"]
     (folder / storage.MANIFEST).write_text(json.dumps(record))
 
 

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 import bayeslora
+from bayeslora import saving
 from bayeslora.loading import load_model
 from bayeslora.posterior import Posterior
 from bayeslora.tasks import Classification
@@ -29,7 +30,8 @@ def saved(posterior: Posterior, folder: Path, name: str, its_class: str = "BertF
     """Save a posterior, as one of a base of that name."""
     posterior.save(folder)
     record = json.loads((folder / "bayeslora.json").read_text())
-    (folder / "bayeslora.json").write_text(json.dumps(record | {"base": {"class": its_class, "name": name}}))
+    record |= {"base": {"class": its_class, "name": name}}
+    (folder / "bayeslora.json").write_text(json.dumps(saving.signed(record)))
     return folder
 
 
