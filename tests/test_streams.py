@@ -9,11 +9,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from transformers import TrainingArguments
 
 import bayeslora
+from bayeslora.contracts import ArgumentError
 from bayeslora.data import Source
+from bayeslora.data.columns import Columns, Reading
 from tests.helpers import tiny_bert, tokens
 from tests.methods.conftest import NO_DROPOUT
 from tests.test_data import LABELS, TEXTS, Bag, tiny_tokenizer
@@ -182,3 +184,38 @@ def test_pairs_of_texts_go_by_the_names_of_a_streams_columns(form: str) -> None:
     assert found == pytest.approx([expected] * 3, rel=1e-5)
     read_backwards = ([*zip(others, TEXTS, strict=True)], LABELS)
     assert posterior.evaluate(read_backwards, num_draws=1)["nll"] != pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("form", ["datasets", "torch"])
+def test_columns_that_are_named_of_a_stream_are_read_or_refused(form: str) -> None:
+    rows = datasets.Dataset.from_dict(
+        {"key": TEXTS[::-1], "label": LABELS[::-1], "review": TEXTS, "verdict": LABELS, "other": TEXTS}
+    )
+    stream = rows.to_iterable_dataset() if form == "datasets" else Rows([*rows])
+    asked = Columns(text=("review",), label="verdict", id="key")
+    expected = Source((TEXTS, LABELS), Bag(), tiny_tokenizer()).first_batch(5)
+    found = Source(stream, Bag(), tiny_tokenizer(), reading=Reading(asked)).first_batch(5)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    without_key = Source(stream, Bag(), tiny_tokenizer(), reading=Reading(Columns(("review", "other"), id="key")))
+    assert without_key.columns.text == ("review", "other")
+    for keyword, said in {"text": ("stars",), "label": "stars", "id": "stars"}.items():
+        message = f"{keyword}='stars': data has no such column, only key, label, review, verdict, other"
+        with pytest.raises(ArgumentError, match=message):
+            Source(stream, Bag(), tiny_tokenizer(), reading=Reading(Columns(**{keyword: said})))
+    Source(stream, Bag(), tiny_tokenizer(), reading=Reading(Columns(label="stars"), with_labels=False))
+
+
+def test_columns_that_are_named_of_a_loader_are_there_or_refused() -> None:
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+    pairs = DataLoader(TensorDataset(x, y), 2)
+    rows: Any = [{"input": row, "label": 1, "stars": label, "key": "a"} for row, label in zip(x, y, strict=True)]
+    found = Source(DataLoader(rows, 2), torch.nn.Linear(3, 2), reading=Reading(Columns(label="stars", id="key")))
+    assert torch.equal(torch.cat([batch["labels"] for batch in found.batches(2)]), y)
+    for keyword in ("label", "id"):
+        for data, message in (
+            (pairs, "no columns to name"),
+            (DataLoader(rows, 2), "no such column, only input, label"),
+        ):
+            with pytest.raises(ArgumentError, match=f"{keyword}='y': data has {message}"):
+                Source(data, torch.nn.Linear(3, 2), reading=Reading(Columns(**{keyword: "y"})))

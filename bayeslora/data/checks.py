@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from bayeslora.contracts import ArgumentError
-from bayeslora.data.columns import Columns
+from bayeslora.data.columns import NOTHING, Columns
 from bayeslora.data.computed import columns_of_first
 from bayeslora.data.forms import Arrays, Numbered
 from bayeslora.data.plain import Plain
@@ -50,23 +50,40 @@ def columns_are_read(asked: Columns, found: Plain, name: str, with_labels: bool)
     read = found.columns
     if isinstance(found.inputs, IterableDataset):  # whose columns are seen as they stream by
         return
-    names = found.names
-    lost = {"text": asked.text and not read.text, "id": asked.id not in (None, read.id)}
-    if with_labels and asked.label not in (None, read.label):
-        by_row = isinstance(found.inputs, Dataset | list)
-        names = names or (columns_of_first(found.inputs) if by_row else ())
+    by_row = isinstance(found.inputs, Dataset | list)
+    asks = {"text": asked.text and not read.text, "id": asked.id not in (None, read.id)}
+    asks["label"] = with_labels and asked.label not in (None, read.label)
+    names = found.names or (columns_of_first(found.inputs) if by_row and any(asks.values()) else ())
+    lost = {**asks, "id": asks["id"] and not (by_row and asked.id in names)}
+    if asks["label"]:
         named = found.labels is not None and not by_row and found.labels.name == asked.label  # a `Series` has a name
         lost["label"] = not named and not (by_row and asked.label in names)
     for keyword in filter(lost.get, NOT_NAMED):
-        column = getattr(asked, keyword)
-        if isinstance(column, tuple):
-            column = column[0] if len(column) == 1 else [*column]
-        if keyword == "label" and names and "text" not in names:
-            raise ArgumentError(f"label={column!r}: {name} has no such column, only {', '.join(names)}.")
-        raise ArgumentError(
-            f"{keyword}={column!r}: {name} has no columns to name, only arrays or rows of them. Give a table that has "
-            f"that column, or leave {NOT_NAMED[keyword]}."
-        )
+        has_others = keyword == "label" and "text" not in names
+        raise _not_there(keyword, getattr(asked, keyword), name, names if has_others else ())
+
+
+def check_asked(asked: Columns, row: Any, name: str, with_labels: bool) -> None:
+    """Raise an `ArgumentError` if a row of a stream or a loader, or a batch of one, lacks a column that was named."""
+    if asked is NOTHING:
+        return
+    names = tuple(map(str, row)) if isinstance(row, Mapping) else ()
+    wanted = {"text": asked.text, "label": (asked.label,) if with_labels else (), "id": (asked.id,)}
+    for keyword, columns in wanted.items():
+        if any(column is not None and column not in names for column in columns):
+            raise _not_there(keyword, getattr(asked, keyword), name, names)
+
+
+def _not_there(keyword: str, column: Any, data: str, names: Sequence[str]) -> ArgumentError:
+    """The error about a column that was named and is not among those that there are, if there are any."""
+    if isinstance(column, tuple):
+        column = column[0] if len(column) == 1 else [*column]
+    if names:
+        return ArgumentError(f"{keyword}={column!r}: {data} has no such column, only {', '.join(names)}.")
+    return ArgumentError(
+        f"{keyword}={column!r}: {data} has no columns to name, only arrays or rows of them. Give a table that has "
+        f"that column, or leave {NOT_NAMED[keyword]}."
+    )
 
 
 def check_column(data: str, name: str, column: Column, limits: Limits, start: int = 0) -> None:

@@ -267,7 +267,8 @@ class Reader:
         )
 
     def row(self, row: Any) -> dict[str, Any]:
-        """Return a row of a torch `Dataset` as a mapping."""
+        """Return a row of a torch `Dataset`, a stream, or a batch of a loader, as a mapping."""
+        checks.check_asked(self.asked, row, self.name, self.with_labels)
         if isinstance(row, Mapping) and (kind := self._kind_reading(row)) is not None and kind.reads_rows:
             (row,), told = kind.read([row], self)
             self.columns = replace(self.columns, answers=self.answers, told=told)
@@ -282,6 +283,7 @@ class Reader:
         """Return a row, or a batch, as a mapping from the names of the network's inputs, with `labels`."""
         if isinstance(row, Mapping):
             row = _with_labels(dict(row))
+            row.pop(self.asked.id or self.known.id, None)
             asked = self.asked.label or self.known.label
             for label in (*((asked,) if asked else ()), *LABELS[1:]):
                 if label in row and ("labels" not in row or label == self.asked.label):
@@ -299,8 +301,7 @@ class Reader:
 
     def streamed(self, row: Any) -> dict[str, Any]:
         """Return a row of a stream as the network's inputs; its texts are tokenised if it has none of them."""
-        row = self.row(row)
-        if isinstance(row.get("labels"), str) and self.decoder_inputs is not None:
+        if isinstance((row := self.row(row)).get("labels"), str) and self.decoder_inputs is not None:
             row["labels"] = self.label_values([row["labels"]])[0]
         if not any(name in self.parameters for name in row):
             for name, value in row.items():
