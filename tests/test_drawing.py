@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from weakref import WeakSet, finalize
 
@@ -188,6 +189,9 @@ def test_the_average_of_a_pair_has_no_first_order_error(posterior: bayeslora.Pos
     logits = np.log(pair) - np.log(pair[..., :1])
     np.testing.assert_allclose(logits.mean(0), np.log(centre) - np.log(centre[..., :1]), rtol=1e-6, atol=1e-9)
     assert np.abs(logits[0] - logits[1]).max() > 1e-5
+    for call in (partial(posterior.predict, inputs), partial(posterior.decide, (inputs, labels))):
+        with pytest.raises(ValueError, match="antithetic=True is about draws, and center=True predicts without any"):
+            call(center=True, antithetic=True)
     many = posterior.predict(inputs, MANY, antithetic=True)  # in blocks, each of pairs
     assert len(many.draws) == MANY
     scores = posterior.evaluate((inputs, labels), MANY, antithetic=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bayeslora import Posterior
 from bayeslora.adapters import AdaptedNetwork
+from bayeslora.contracts import ArgumentError
 from bayeslora.drawing import draw
 from bayeslora.methods import make_method
 from bayeslora.program import Program
@@ -184,6 +185,19 @@ def test_a_text_ends_with_a_string(average: bool) -> None:
     np.testing.assert_allclose(ended.log_probs[:, 0, 0], total, rtol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [("", r"'': every text ends in an empty one"), (["a", ""], "every text"), ("good", "does not know every letter")],
+)
+def test_strings_that_cannot_be_found_are_refused(asked: Any, message: str) -> None:
+    fitted = posterior("GPT2", tokenizer=tiny_tokenizer())
+    with pytest.raises(ArgumentError, match=rf"^stop_strings=.*{message}"):
+        fitted.generate([[5]], 1, stop_strings=asked)
+    fitted.tokenizer = None
+    with pytest.raises(ArgumentError, match=r"stop_strings='a': the posterior has no tokenizer: fit with tokenizer=…"):
+        fitted.generate([[5]], 1, stop_strings="a")
+
+
 class OddSum:
     """A stopping criterion of a user's own: the sum of all tokens, those of the prompt included, is odd."""
 
@@ -341,6 +355,8 @@ def test_what_does_not_fit_says_so() -> None:
         ("a text", "no tokenizer"),
         ([], "no prompts"),
         ([1, 2], "not a row of token ids"),
+        ([[True]], "not a row of token ids"),
+        ({"input_ids": [[True]]}, r"'input_ids' is \(1, 1\), torch.bool: give whole numbers"),
         ([[5], []], "prompt 1 has no tokens"),
         ({"input_ids": np.zeros((1, 0), dtype=int)}, "a prompt has no tokens"),
         ({"input_ids": [[3, 4], [3, 4]], "attention_mask": [[1, 1], [0, 0]]}, "prompt 1 has no tokens"),

@@ -71,7 +71,7 @@ def encode(inputs: Any, model: nn.Module, tokenizer: Tokenizer | None = None) ->
     ids, size = encoded["input_ids"], vocabulary(model)
     if ids.dim() == 2 and ids.shape[1] == 0:
         raise ValueError("inputs: a prompt has no tokens, and there is nothing to continue: give one token at least.")
-    if ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point():
+    if ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point() or ids.dtype == torch.bool:
         raise ValueError(
             f"inputs: 'input_ids' is {tuple(ids.shape)}, {ids.dtype}: give whole numbers, [prompt, token]."
         )
@@ -153,7 +153,7 @@ def _padded(prompts: Sequence[Any], left: bool) -> Mapping[str, Any]:
     if any(row.dim() == 1 and len(row) == 0 for row in rows):
         empty = next(index for index, row in enumerate(rows) if row.dim() == 1 and len(row) == 0)
         raise ValueError(f"inputs: prompt {empty} has no tokens, and there is nothing to continue.")
-    if any(row.dim() != 1 or row.is_floating_point() for row in rows):
+    if any(row.dim() != 1 or row.is_floating_point() or row.dtype == torch.bool for row in rows):
         raise ValueError(
             "inputs: a prompt is not a row of token ids: give a list of whole numbers for each prompt, or texts."
         )

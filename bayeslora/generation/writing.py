@@ -60,11 +60,8 @@ def generate(
     with refusing(settings):
         config, others = _settings(network.model, dict(settings), average, getattr(prompts, "ends", ()))
     _check_room(network.model, prompts, config)
-    if config.stop_strings and tokenizer is not None:
-        from transformers.generation import StopStringCriteria
-
-        own: Any = StopStringCriteria
-        others["stopping_criteria"] = [*(others.get("stopping_criteria") or ()), own(tokenizer, config.stop_strings)]
+    if config.stop_strings not in (None, []):
+        others["stopping_criteria"] = [*(others.get("stopping_criteria") or ()), _stopping(config, tokenizer)]
         config.stop_strings = None
     prompts = to_device(prompts, program.device)
     num_draws = len(next(iter(sites.values())))
@@ -82,6 +79,25 @@ def generate(
     finally:
         network.unbind()
     return _together(parts, config, tokenizer)
+
+
+def _stopping(config: "GenerationConfig", tokenizer: Tokenizer | None) -> Any:
+    """Return what ends a text at one of the strings of a configuration; an `ArgumentError` if they cannot be found."""
+    from transformers.generation import StopStringCriteria
+
+    asked: Any = config.stop_strings
+    if not all([asked] if isinstance(asked, str) else asked):
+        raise ArgumentError(f"stop_strings={asked!r}: every text ends in an empty one. Leave it out.")
+    if tokenizer is None:
+        raise ArgumentError(f"stop_strings={asked!r}: the posterior has no tokenizer: fit with tokenizer=….")
+    own: Any = StopStringCriteria
+    try:
+        return own(tokenizer, asked)
+    except ValueError as error:  # it looks for a text of its own in what the tokenizer makes of it
+        raise ArgumentError(
+            f"stop_strings={asked!r}: {type(tokenizer).__name__} does not know every letter, and transformers cannot "
+            f"tell what its tokens add to a text ({error}). Leave it out, and cut the texts; or give eos_token_id=…."
+        ) from error
 
 
 def _settings(

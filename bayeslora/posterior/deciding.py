@@ -10,7 +10,7 @@ import numpy as np
 from bayeslora import metrics
 from bayeslora.data import Columns
 from bayeslora.isolation import public
-from bayeslora.posterior.predicting import Predicting, in_pairs
+from bayeslora.posterior.predicting import Predicting, check_pairs, in_pairs
 from bayeslora.prediction import best_temperature, distance
 from bayeslora.types import Approximation, BatchSize, Data, NumDraws, Seed
 
@@ -83,6 +83,7 @@ class Deciding(Predicting):
         The rows are labelled, the fit has not seen them, and new rows will be like them. Returns this posterior; raises
         a ValueError if this kind of label knows no such decisions.
         """
+        check_pairs(center, antithetic)
         source = self._source(validation, Columns.asked(text, label, id), name="validation")
         if num_draws == "auto" and not center:
             source.check_labels()
@@ -90,7 +91,7 @@ class Deciding(Predicting):
             labels = found.labels
         else:
             number = 1 if num_draws == "auto" else num_draws  # at the centre, it has no effect
-            made = self._made(number, seed, center, approximation) | in_pairs(antithetic and not center)
+            made = self._made(number, seed, center, approximation) | in_pairs(antithetic)
             found, labels = self._labelled(source, number, seed, batch_size, center, approximation, bool(antithetic))
         assert labels is not None  # they have been checked
         self.held_out = self._prediction(found).decided_by(None, made).as_held_out(labels)

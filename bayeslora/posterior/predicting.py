@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bayeslora import generation, rounds
-from bayeslora.contracts import Few
+from bayeslora.contracts import ArgumentError, Few
 from bayeslora.data import Columns, Source
 from bayeslora.generation import Answers, Equivalence, Generation
 from bayeslora.isolation import public, seeded
@@ -63,13 +63,14 @@ class Predicting(State):
             TypeError: If the data has none of the forms that `fit` takes.
             ValueError: If it is empty, its inputs are not what the network takes, or draws have no mirror images.
         """
+        check_pairs(center, antithetic)
         source = self._source(data, Columns.asked(text, label, id), with_labels=False)
         if num_draws == "auto" and not center:
             outputs, used, made = self._in_rounds(source, seed, batch_size, approximation, antithetic)
             return self._prediction(outputs).decided_by(self.held_out, made).of_rounds(used)
         num_draws = 1 if num_draws == "auto" else num_draws  # at the centre, it has no effect
         found = self._run(source, num_draws, seed, batch_size, center, approximation, bool(antithetic))
-        made = self._made(num_draws, seed, center, approximation) | in_pairs(antithetic and not center)
+        made = self._made(num_draws, seed, center, approximation) | in_pairs(antithetic)
         return self._prediction(found).decided_by(self.held_out, made)
 
     @public()
@@ -200,6 +201,12 @@ class Predicting(State):
             sites = self.draw(num_draws, seed=None)
             written = generation.generate(self.program, sites, prompts, False, self.tokenizer, settings)
         return generation.grouped(written, samples, equal)
+
+
+def check_pairs(center: bool, antithetic: bool | None) -> None:
+    """Raise an `ArgumentError` if pairs of draws are asked for, and there are no draws."""
+    if center and antithetic:
+        raise ArgumentError("antithetic=True is about draws, and center=True predicts without any: leave one out.")
 
 
 def in_pairs(antithetic: bool | None) -> dict[str, bool]:
