@@ -100,6 +100,11 @@ def check(
             "weights, and on a CPU accelerate would leave them whole in silence. Leave it out: torchrun without it "
             "trains with DDP; a bfloat16 base and gradient_checkpointing=True save memory."
         )
+    if args.deepspeed:
+        raise ValueError(
+            "args.deepspeed is given, and DeepSpeed parts the weights among processes, which a posterior reads and "
+            "saves whole. Leave it out: torchrun trains with DDP."
+        )
     for name, declaration in FIELDS.items():
         if hasattr(args, name):
             check_value(f"args.{name}", getattr(args, name), declaration)
@@ -117,6 +122,16 @@ def check(
         raise ValueError(
             "torch_compile=True: a Pyro program cannot be compiled, and a fit would break off in its first step. Set "
             "it to False."
+        )
+    if args.use_liger_kernel:
+        raise ValueError(
+            "use_liger_kernel=True: Liger's kernels take the place of a model's own layers, and would not be put into "
+            "the one that is fine-tuned here. Set it to False."
+        )
+    if args.push_to_hub:
+        raise ValueError(
+            "push_to_hub=True would push the Trainer's checkpoints. Set it to False, and push the posterior once it is "
+            "fitted, posterior.push_to_hub(…)."
         )
     if args.eval_strategy != "no" and not has_held_out:
         raise ValueError(

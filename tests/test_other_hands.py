@@ -449,10 +449,18 @@ def test_training_arguments_are_checked_before_training(settings: dict[str, Any]
         bayeslora.fit(tiny_bert(), tokens(), args=given)
 
 
-@pytest.mark.parametrize("settings", [{"label_smoothing_factor": 0.1}, {"neftune_noise_alpha": 5.0}])
-def test_a_loss_that_is_not_the_methods_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
-    (name,) = settings
-    with pytest.raises(ValueError, match=rf"{name}={settings[name]}: .*Set it to"):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"label_smoothing_factor": 0.1},
+        {"neftune_noise_alpha": 5.0},
+        {"use_liger_kernel": True},
+        {"push_to_hub": True, "hub_token": ""},
+    ],
+)
+def test_what_a_fit_would_not_do_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    name = next(iter(settings))
+    with pytest.raises(ValueError, match=rf"{name}={settings[name]}.*Set it to"):
         fitted(tiny_bert(), args=arguments(tmp_path, **settings))
 
 
