@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from bayeslora.failing import BESIDE, newest, saying_what_failed, what_failed
+from bayeslora.failing import BESIDE, NotSavedError, check_folder, newest, saying_what_failed, what_failed
 from bayeslora.saving import locked, make_folder, sync, write
 
 
@@ -31,6 +31,19 @@ def write_file(path: str | os.PathLike[str], content: bytes | str) -> Path:
         make_folder(final.parent)
         write(final, data)
     return target
+
+
+def check_file(path: str | os.PathLike[str], what: str = "path") -> None:
+    """Raise a NotSavedError unless `write_file` can write there, before anything is computed for it.
+
+    Args:
+        path: The file.
+        what: What to call it in messages.
+    """
+    if os.path.isdir(path):
+        raise NotSavedError(f"{what}={os.fspath(path)!r} is a folder: give the name of a file.")
+    if not os.path.lexists(path):
+        check_folder(Path(path).parent, what)
 
 
 def _is_special(path: Path) -> bool:

@@ -329,6 +329,23 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         write_file(tmp_path / "file" / "page.html", "")
 
 
+def test_what_a_page_cannot_be_made_of_is_said_before_anything_is_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posterior = bayeslora.fit(network(), DATA, "lora", epochs=0, progress=False)
+    monkeypatch.setattr(type(posterior), "_run", None)
+    page = tmp_path / "page.html"
+    (tmp_path / "file").touch()
+    for path, test, familiar, message in (
+        (tmp_path, TEST, None, "is a folder: give the name of a file"),
+        (tmp_path / "file" / "page.html", TEST, None, "cannot be written at .*it is not a folder"),
+        (page, TEST[0], None, "test has no labels"),
+        (page, TEST, [], "familiar has no examples"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            posterior.report(path, test, familiar=familiar)
+
+
 class Records(torch.utils.data.Dataset):
     """Texts that are computed one by one."""
 

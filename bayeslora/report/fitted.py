@@ -14,7 +14,7 @@ import numpy as np
 
 from bayeslora import facts, plots
 from bayeslora.data import Columns
-from bayeslora.filing import write_file
+from bayeslora.filing import check_file, write_file
 from bayeslora.prediction import features
 from bayeslora.report import examples, findings
 from bayeslora.report.page import Section, picture, render
@@ -45,6 +45,12 @@ def report(
     columns: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the page of a posterior, see `Posterior.report`."""
+    check_file(path)
+    asked = Columns.asked(**{name: (columns or {}).get(name) for name in ("text", "label", "id")})
+    source = posterior._source(test, asked, name="test")
+    source.check_labels()
+    first = getattr(posterior, "components", (posterior,))[0]
+    known = None if familiar is None else first._source(familiar, name="familiar")
     if validation is not None:
         posterior = copy.copy(posterior).decide(validation, num_draws, seed=seed, batch_size=batch_size)
     evaluation = Evaluation(posterior, Setting(None, None, test, num_draws=num_draws, columns=columns), seed)
@@ -52,12 +58,10 @@ def report(
     made = posterior._made(num_draws, seed, False, None)
     prediction = posterior._prediction(outputs).decided_by(posterior.held_out, made)
     scored = evaluation(posterior.temperature)
-    asked = Columns.asked(**{name: (columns or {}).get(name) for name in ("text", "label", "id")})
-    source = posterior._source(test, asked, name="test")
     found, _ = posterior._labelled(source, 1, seed, batch_size, True, "draws")
     centre = posterior._prediction(found)
     about = dict(posterior._shown()[1])
-    nearest = None if familiar is None else _nearest(posterior, source, familiar, prediction, batch_size)
+    nearest = None if known is None else _nearest(first, source, familiar, known, prediction, batch_size)
     fitted = Section("What was fitted", about)
     sections = of_prediction(
         prediction,
@@ -163,16 +167,14 @@ def versions() -> dict[str, str]:
 
 
 def _nearest(
-    posterior: Any, source: Any, familiar: Any, prediction: BasePrediction, batch_size: int
+    posterior: Any, source: Any, familiar: Any, known: Any, prediction: BasePrediction, batch_size: int
 ) -> examples.Nearest | None:
     """Return what finds the nearest familiar examples; None for networks without a linear layer at their end."""
-    first = getattr(posterior, "components", (posterior,))[0]
-    known = first._source(familiar, name="familiar")
     try:
-        theirs, labels = features(first.program, known, batch_size)
-        own, _ = features(first.program, source, batch_size)
+        theirs, labels = features(posterior.program, known, batch_size)
+        own, _ = features(posterior.program, source, batch_size)
     except ValueError:
         return None
     plain = labels is not None and labels.ndim == 1
     names = [examples.label_text(prediction, label) for label in labels] if plain and labels is not None else None
-    return examples.Nearest.made(examples.texts_of(familiar, first, known), names, theirs, own)
+    return examples.Nearest.made(examples.texts_of(familiar, posterior, known), names, theirs, own)
