@@ -102,6 +102,7 @@ AS_TOOLS_PRINT = {
     "a title": "Survey of 2024\n\n" + marked(";"),
     "a title over columns": "Survey of 2024;\nby hand;\n" + marked(";"),
     "notes": "// by hand\n% by me\n" + marked(";"),
+    "notes as wide": "# by hand; in 2024\n# source; x\n" + marked(";"),
     "an invisible mark in the head": marked(";").replace("label", "\ufefflabel"),
     "an empty character": marked(";").replace("so so", "so\0 so"),
 }
@@ -152,6 +153,11 @@ def test_hashtags_are_not_notes(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_text("#metoo\n#1 film\nok, fine\nno\n")
     with pytest.raises(ValueError, match="line 3: there are 2 columns, and 1 in the head"):
         read(str(tmp_path / "data.csv"))
+
+
+def test_a_head_may_begin_as_a_note_does(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("# text,label\ngood film,a\nbad,b\n")
+    assert read(str(tmp_path / "data.csv"))["train"].to_dict() == {"# text": ["good film", "bad"], "label": ["a", "b"]}
 
 
 def test_marks_that_are_a_part_of_texts(tmp_path: Path) -> None:

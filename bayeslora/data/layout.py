@@ -197,8 +197,9 @@ def _is_a_name(cell: str, values: Sequence[str]) -> bool:
 def _without_notes(text: str, path: Path) -> str:
     """Return a table with the notes above it blanked: first lines that begin with `#`, unless they are its head.
 
-    They are notes if they have other columns than the table below them. Texts may begin with `#`, too, as in `#metoo`:
-    unless the names below are usual ones, a note has a space after its mark.
+    They are notes if they have other columns than the table below them, or if usual names of columns are below them:
+    nothing else is, or there are none in the notes. Texts may begin with `#`, too, as in `#metoo`: unless the names
+    below are usual ones, a note has a space after its mark.
     """
     lines = text.split("\n")
     first = next((place for place, line in enumerate(lines) if line.strip() and not line.startswith("#")), 0)
@@ -208,13 +209,13 @@ def _without_notes(text: str, path: Path) -> str:
     rest = "\n".join(lines[first:])
     heads = {mark: next(iter(Layout(rest, mark).first(1)), []) for mark in SEPARATORS}
     columns = {mark: len(head) for mark, head in heads.items() if len(head) > 1 and agreement(rest, mark)[0] > 0}
-    if not columns or any(
-        len(row) == columns[mark] for mark in columns for row in Layout("\n".join(notes), mark).first()
-    ):
+    names = [mark for mark in columns if names_columns(heads[mark])]
+    alike = [row for mark in columns for row in Layout("\n".join(notes), mark).first() if len(row) == columns[mark]]
+    is_head = any(all(names_columns([cell]) for cell in heads[mark]) for mark in names)
+    may_be_head = any(not names or names_columns([cell.lstrip("# ") for cell in row]) for row in alike)
+    if not columns or (may_be_head and not is_head):
         return text
-    if not all(re.match(r"#+(\s|$)", line) for line in notes) and not any(
-        names_columns(heads[mark]) for mark in columns
-    ):
+    if not names and not all(re.match(r"#+(\s|$)", line) for line in notes):
         return text
     logger.warning("%s: %d line(s) above the table begin with '#', and are left out.", *(path, len(notes)))
     return "\n" * first + rest
