@@ -317,6 +317,8 @@ def test_real_numbers_written_as_texts_are_asked_about() -> None:
     message = r"the labels in 'score' are real numbers written as texts \('0.5', '1', '0.25'\): say what they are, "
     with pytest.raises(ValueError, match=message):
         choosing.expected(None, None, ("text",), RawLabels(["0.5", "1", "0.25"], "score"))
+    with pytest.raises(ValueError, match=r"\(1\.0, 2\.0, 3\.0, 4\.0, 5\.0, 6\.0, 7\.0, 1000000\.0, …\): say what"):
+        choosing.expected(None, None, ("text",), RawLabels([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 1e6, 9.0]))
     declared = RawLabels(["0.5", "1"], names=("0.5", "1"))
     for labels in (RawLabels(["1.0", "2"]), RawLabels(["0.5", "low"]), declared):
         found = choosing.expected(None, None, ("text",), labels)

@@ -161,13 +161,13 @@ class Reader:
         if not tensor.dim():
             raise ValueError(f"{self.name}: {name!r} is one number: give an array with an entry for each example.")
         if name == "input_ids" and tensor.numel() and (tensor.is_floating_point() or tensor.dim() < 2):
-            if is_named:
+            if is_named or not self.columns.features:
                 raise ValueError(
                     f"{self.name}: {name!r} has shape {tuple(tensor.shape)} and is of "
                     f"{str(tensor.dtype).removeprefix('torch.')}: give the numbers of tokens, whole ones, [example, "
-                    "token]."
+                    "token], or texts."
                 )
-            raise self._unread(self.columns.features or [f"{tuple(tensor.shape)} of numbers"])
+            raise self._unread(self.columns.features)
         return tensor
 
     def table(self, table: "datasets.Dataset") -> "datasets.Dataset | Examples":

@@ -12,7 +12,7 @@ from bayeslora.networks import vocabulary
 from bayeslora.tasks import LIKELIHOODS, Classification, Likelihood, Observation
 from bayeslora.tasks.checking import check_present, is_missing
 from bayeslora.tasks.labels import RawLabels
-from bayeslora.tasks.spelling import is_number
+from bayeslora.tasks.spelling import MOST_SHOWN, is_number, name_of
 from bayeslora.tasks.token_classification import is_per_token
 from bayeslora.types import LabelColumn, LabelValues, Tokenizer
 
@@ -93,11 +93,10 @@ def not_told(labels: RawLabels) -> ValueError:
     """The error about labels that may be classes or real numbers."""
     first = [value for value in dict.fromkeys([*labels.plain[:100]]) if value == value]
     are_texts = isinstance(labels.plain, list)
-    shown = ", ".join(repr(value) if are_texts else f"{value:g}.0" for value in first)
+    few = [repr(value) if are_texts else name_of(value) + ".0" for value in first[:MOST_SHOWN]]
+    shown = ", ".join(few + ["…"] * (len(first) > MOST_SHOWN))
     what = "real numbers written as texts" if are_texts else "whole numbers written as real ones"
-    return ValueError(
-        f"{labels.data}: the labels in {labels.name!r} are {what} ({shown:.40}): say what they are, {WAYS}."
-    )
+    return ValueError(f"{labels.data}: the labels in {labels.name!r} are {what} ({shown}): say what they are, {WAYS}.")
 
 
 def suggested(columns: Sequence[str], labels: LabelColumn | None) -> type[Likelihood]:
