@@ -55,10 +55,8 @@ def words() -> PreTrainedTokenizerFast:
 def interval(inside: np.ndarray, outside: np.ndarray) -> tuple[float, float]:
     """A 95% interval of the AUROC, by drawing both kinds of questions anew."""
     generator = np.random.default_rng(0)
-    draws = [
-        bayeslora.metrics.auroc(generator.choice(inside, len(inside)), generator.choice(outside, len(outside)))
-        for _ in range(500)
-    ]
+    wins = (outside > inside[:, None]) + 0.5 * (outside == inside[:, None])  # of each pair: their mean is the AUROC
+    draws = [wins[np.ix_(*(generator.integers(n, size=n) for n in wins.shape))].mean() for _ in range(500)]
     low, high = np.quantile(draws, [0.025, 0.975])
     return float(low), float(high)
 
