@@ -52,6 +52,7 @@ if __name__ == "__main__":
     train, test = (tokens[:768], labels[:768]), (tokens[768:], labels[768:])
     config = BertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
     model = BertForSequenceClassification(config)
-    posterior = bayeslora.fit(model, train, "meanfield", temperature=0.01, epochs=5, learning_rate=1e-2, progress=False)
+    settings = {"epochs": 5, "batch_size": 64, "learning_rate": 1e-2, "progress": False}
+    posterior = bayeslora.fit(model, train, "meanfield", temperature=0.01, **settings)
     print(posterior.history.filter(["step", "loss", "nll"]).tail(3))
     print(posterior.evaluate(test, num_draws=16))

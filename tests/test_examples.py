@@ -49,7 +49,7 @@ NEED_DATA = {FOLDER / "glue.py", FOLDER / "question_answering.py"}
 LIGHTNING = FOLDER / "lightning_loop.py"
 SMALL = {
     "instructions": "--pretraining 1 --epochs 1 --draws 2",
-    "images": "--shots 2 --pretraining 1 --epochs 1",
+    "images": "--shots 2 --pretraining 1 --epochs 1 --test 30",
     "language_model": "--pretraining 2 --train 16 --test 2 --epochs 1",
     "text_classification": "--train 32 --test 16 --epochs 1",
 }
