@@ -22,7 +22,7 @@ from tests.methods.conftest import randomise
 Make = Callable[..., Program]
 
 
-def settle(method: Method, stack: Stack, steps: int = 500, rate: float = 0.05) -> torch.nn.Module:
+def settle(method: Method, stack: Stack, steps: int = 250, rate: float = 0.1) -> torch.nn.Module:
     """The guide that a method's own terms lead to, without any data."""
     stacks = Stacks([stack])
     guide = method.guide(stacks)
