@@ -29,6 +29,10 @@ from transformers.utils import logging
 if torch.accelerator.is_available() and not os.environ.get("BAYESLORA_TEST_ACCELERATOR"):
     os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # tests compare numbers that are made on the CPU
 
+if not torch.accelerator.is_available():
+    # PyTorch's own writes down its callers for each kind of device that may come, for a millisecond.
+    torch.manual_seed = lambda seed: torch.default_generator.manual_seed(int(seed))
+
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
