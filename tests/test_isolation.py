@@ -557,6 +557,7 @@ def test_a_seed_that_is_refused_leaves_random_states_alone(seed: int) -> None:
 
 def test_without_a_seed_a_prediction_moves_the_callers_state_on_also_while_a_fit_goes_on() -> None:
     fitted, (inputs, _) = untrained(), tokens(12)
+    base()  # or it would be made, and seed PyTorch, in the fit's thread
 
     def predictions() -> list[Any]:
         return [fitted.predict(inputs, num_draws=3, seed=None) for _ in range(5)]
