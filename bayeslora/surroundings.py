@@ -6,11 +6,13 @@ Calls of the library compute as if none of it was set; passes of a network see i
 import contextlib
 import contextvars
 import functools
+import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 PRECISE = (torch.float32, torch.float64)
 """Default types in which the library computes: numbers of the others are too coarse to count steps."""
@@ -81,15 +83,33 @@ def outside() -> Iterator[None]:
         yield
 
 
-def called(network: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
+def called(network: nn.Module, inputs: Mapping[str, Any]) -> Any:
     """Return what a network returns, which sees what the caller has set; context variables that it sets stay its own.
 
     Args:
         network: The network.
         inputs: Its keyword arguments.
     """
+    placed = _placed(network, inputs)
+    named = {name: value for name, value in inputs.items() if name not in placed}
     with outside():
-        return contextvars.copy_context().run(network, **inputs)
+        return contextvars.copy_context().run(network, *placed.values(), **named)
+
+
+def _placed(network: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inputs that a network is given by their places: those that come first, where hooks see no others."""
+    hooks = [
+        *(key not in network._forward_pre_hooks_with_kwargs for key in network._forward_pre_hooks),
+        *(key not in network._forward_hooks_with_kwargs for key in network._forward_hooks),
+    ]
+    if not any(hooks):
+        return {}
+    placed = {}
+    for name, parameter in inspect.signature(network.forward).parameters.items():
+        if name not in inputs or parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            break
+        placed[name] = inputs[name]
+    return placed
 
 
 def autocast_dtype(kind: str) -> torch.dtype | None:

@@ -76,6 +76,43 @@ def test_logits_are_found_in_what_a_network_returns(form: str) -> None:
     np.testing.assert_array_equal(plain.predict(NUMBERS).probs, wrapped.predict(NUMBERS).probs)
 
 
+HOOKS: dict[str, Callable[[nn.Module], Any]] = {
+    "before, by place": lambda model: model.register_forward_pre_hook(lambda module, args: (3 * args[0],)),
+    "before, by name": lambda model: model.register_forward_pre_hook(
+        lambda module, args, kwargs: (tuple(3 * x for x in args), {name: 3 * x for name, x in kwargs.items()}),
+        with_kwargs=True,
+    ),
+    "after": lambda model: model.register_forward_hook(lambda module, args, output: output + args[0][:, :3]),
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("method", ["monteclora", "laplace"])
+def test_hooks_of_the_network_itself_see_its_inputs(hook: str, method: str) -> None:
+    model, x = rows_of(lambda logits: logits).double(), NUMBERS[0].double()
+    HOOKS[hook](model)
+    posterior = fitted(model, (x, NUMBERS[1]), method, epochs=0)
+    probs = model(x).softmax(-1).detach()
+    np.testing.assert_allclose(posterior.predict(x, center=True).probs, probs, rtol=1e-9)
+    posterior = fitted(model, (x, NUMBERS[1]), method)
+    probs = posterior.merge()(x).softmax(-1).detach()
+    np.testing.assert_allclose(posterior.predict(x, center=True).probs, probs, rtol=1e-9)
+    several, one_by_one = (posterior.predict(x, num_draws=3, seed=0, batch_size=size).draws for size in (8, 1))
+    np.testing.assert_allclose(one_by_one, several, rtol=1e-9)
+
+
+def test_a_network_that_is_coarse_by_itself_is_merged() -> None:
+    class Coarse(Rows):
+        @torch.autocast("cpu", torch.bfloat16)
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).float()
+
+    torch.manual_seed(0)
+    posterior = fitted(Coarse(lambda logits: logits), NUMBERS, learning_rate=0.1, epochs=4)
+    merged = posterior.merge()(NUMBERS[0]).softmax(-1).detach()
+    np.testing.assert_allclose(posterior.predict(NUMBERS[0], center=True).probs, merged, atol=2e-2)
+
+
 class Bent(Rows):
     """A network that takes a way of its own through its layers."""
 

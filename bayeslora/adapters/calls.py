@@ -1,6 +1,7 @@
 """Calls of a network's modules, taken over for a while."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,7 +15,8 @@ def replaced(made: Mapping[nn.Module, Callable[[nn.Module, Callable[..., Any]], 
     before = [(module, vars(module).get("forward"), module.forward) for module in made]
     try:
         for module, _, forward in before:
-            module.forward = made[module](module, forward)
+            new = made[module](module, forward)
+            module.forward = functools.update_wrapper(new, forward, (), ())  # with its names of inputs
         yield
     finally:
         for module, own, _ in before:

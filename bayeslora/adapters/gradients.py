@@ -97,13 +97,12 @@ def let_inputs_have_gradients(model: nn.Module) -> list[Any]:
 def _inputs_with_gradients(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not torch.is_grad_enabled():
         return None
-    named = {
-        name: value.detach().requires_grad_()
-        if isinstance(value, Tensor) and value.is_floating_point() and not value.requires_grad
-        else value
-        for name, value in kwargs.items()
-    }
-    return args, named
+
+    def own(value: Any) -> Any:
+        needs = isinstance(value, Tensor) and value.is_floating_point() and not value.requires_grad
+        return value.detach().requires_grad_() if needs else value
+
+    return tuple(map(own, args)), {name: own(value) for name, value in kwargs.items()}
 
 
 def _with_gradient(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:

@@ -306,7 +306,7 @@ class Replay:
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         """Replace the modules' own forward functions."""
-        handle = self.network.model.register_forward_pre_hook(self._begin)
+        handle = self.network.model.register_forward_pre_hook(self._begin, with_kwargs=True)
         try:
             with self.left.again(), replaced(dict.fromkeys(self.outputs, self._forward)):
                 yield

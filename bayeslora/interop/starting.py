@@ -125,6 +125,9 @@ class Adapters:
 
 def distance(network: AdaptedNetwork, factors: FactorsByStack, other: nn.Module, inputs: Batch) -> float:
     """Return the largest difference of a network's logits at given factors from another's; 0 if it is rounding."""
+    computed: set[torch.dtype] = set()
+    layers = [layer for name in network.stacks for layer in network.layers(name)]
+    hooks = [layer.register_forward_hook(lambda layer, args, output: computed.add(output.dtype)) for layer in layers]
     try:
         with torch.no_grad(), evaluating(network), evaluating(other), unchanged(other):
             with seeded(0):  # some networks draw numbers in evaluation too
@@ -132,8 +135,11 @@ def distance(network: AdaptedNetwork, factors: FactorsByStack, other: nn.Module,
             with seeded(0):
                 expected = logits_of(called(other, inputs))
     finally:
+        for hook in hooks:
+            hook.remove()
         network.unbind()
-    dtypes = [value.dtype for value in (*network.model.parameters(), own, expected) if value.is_floating_point()]
+    dtypes = {value.dtype for value in (*network.model.parameters(), own, expected) if value.is_floating_point()}
+    dtypes |= computed  # layers may run under an autocast of the network's own
     tolerance = max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.5
     own, expected = own.double(), expected.double()
     same = (own == expected) | (own.isnan() & expected.isnan())  # also where both are infinite
