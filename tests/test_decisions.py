@@ -580,6 +580,17 @@ def test_distances_are_of_the_inputs_of_the_output_layer(name: str) -> None:
     assert not any(module._forward_pre_hooks for module in posterior.network.model.modules())
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"), [([0, 1, 3], "row 2 of familiar"), ([0.5, 1, 0], "needs whole numbers")]
+)
+def test_familiar_labels_are_the_likelihoods(labels: list[float], message: str) -> None:
+    chosen = make_method("lora")
+    posterior = Posterior(Program(AdaptedNetwork(tiny_bert(), chosen.family), chosen, Classification(3)))
+    inputs, _ = tokens(3)
+    with pytest.raises(ValueError, match=message):
+        posterior.distance(inputs, (inputs, np.array(labels)))
+
+
 def test_padding_does_not_count_in_features() -> None:
     chosen = make_method("lora")
     network = AdaptedNetwork(tiny_llama().double(), chosen.family, rank=4, alpha=8, num_examples=48)

@@ -230,6 +230,8 @@ def test_boxes_have_a_point_for_each_cell() -> None:
 
 def test_regression_shows_intervals_of_few_examples() -> None:
     prediction = bayeslora.RegressionPrediction(np.array([[0.0, 1.0], [2.0, 1.0]]), 0.5)
+    with pytest.raises(ValueError, match=r"labels: there are 3, and predictions of 2: give the label of each example"):
+        plots.regression(prediction, np.array([1.0, 3.0, 2.0]))
     (axes,) = plots.regression(prediction, np.array([1.0, 3.0])).axes
     (points, _, (bars,)) = axes.containers[0]
     assert points.get_xydata().tolist() == [[1, 1], [3, 1]]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bayeslora.contracts import Count, checked
+from bayeslora.contracts import ArgumentError, Count, checked
 from bayeslora.contracts.arrays import Finite
 from bayeslora.plots.base import (
     CELLS,
@@ -166,7 +166,15 @@ def regression(prediction: Regressed, labels: Finite) -> "Figure":
     Args:
         prediction: The prediction.
         labels: The labels, `[example]`.
+
+    Raises:
+        ValueError: If they are not one for each example.
     """
+    if np.size(labels) != np.size(prediction.mean):
+        raise ArgumentError(
+            f"labels: there are {np.size(labels)}, and predictions of {np.size(prediction.mean)}: give the label of "
+            "each example."
+        )
     figure, axes = axes_of(5.2, 4.6)
     mean, (low, high), truth = prediction.mean, prediction.interval(0.9).T, np.asarray(labels)
     shown = np.linspace(0, len(mean) - 1, min(len(mean), 1000)).astype(int)

@@ -51,6 +51,8 @@ def report(
     source.check_labels()
     first = getattr(posterior, "components", (posterior,))[0]
     known = None if familiar is None else first._source(familiar, name="familiar")
+    if known is not None and known.first_batch().get("labels") is not None:
+        known.check_labels()
     if validation is not None:
         posterior = copy.copy(posterior).decide(validation, num_draws, seed=seed, batch_size=batch_size)
     evaluation = Evaluation(posterior, Setting(None, None, test, num_draws=num_draws, columns=columns), seed)
