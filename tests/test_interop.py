@@ -1,5 +1,6 @@
 """PEFT's adapters as a starting point, from memory and from disk, and ours as PEFT's."""
 
+import copy
 import dataclasses
 import json
 import logging
@@ -390,6 +391,28 @@ def test_target_parameters_are_refused_by_name() -> None:
         bayeslora.fit(
             peft.get_peft_model(Network(), config), (torch.randn(20, 4), torch.arange(20) % 3), "lora", **SETTINGS
         )
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["memory", "folder"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_proj"]},
+        {"target_modules": ["gate", "q_proj"]},  # of whose first PEFT itself makes target_parameters
+    ],
+)
+def test_fused_experts_are_refused_by_name(settings: dict[str, Any], saved: bool, tmp_path: Path) -> None:
+    from transformers import MixtralConfig, MixtralForSequenceClassification
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_local_experts": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    base = MixtralForSequenceClassification(
+        MixtralConfig(vocab_size=60, **sizes, **heads, num_labels=3, pad_token_id=0)
+    )
+    model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(r=2, task_type="SEQ_CLS", **settings))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"has target_parameters=.*, which adapts parameters that are not a linear"):
+        started(base if saved else model, init=tmp_path if saved else None)
 
 
 def test_alora_is_refused_by_name() -> None:
