@@ -1,6 +1,6 @@
-"""Many fits on the demo task: the ablations of the MonteCLoRA paper, robustness, and one noise ratio for all layers.
+"""Many fits on the demo task: the ablations of the MonteCLoRA paper, and one noise ratio for all layers.
 
-    python benchmarks/demo_fits.py [noise seconds widths robustness ablations]
+    python benchmarks/demo_fits.py [noise seconds widths ablations]
 
 Every fit is one line of benchmarks/results/demo-fits.jsonl, written as it ends: an interrupted study goes on where it
 stopped, and studies share the fits they have in common. The tables go into docs/results.md.
@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 import torch
 from demo_study import ROOT, fill, markdown
-from scipy import stats
 
 import bayeslora
 from bayeslora import demo, metrics
@@ -178,39 +177,6 @@ def write_ablations(seeds: Sequence[int]) -> None:
     fill(ROOT / "docs" / "results.md", "ablations", markdown(pd.DataFrame(rows)))
 
 
-def robustness(seeds: range = range(1)) -> None:
-    """LoRA against MonteCLoRA over learning rates and batch sizes."""
-    cells = [
-        {"learning_rate": rate, "batch_size": size} for rate, size in itertools.product((5e-4, 1e-3, 2e-3), (8, 32, 64))
-    ]
-    methods = {"LoRA": "lora", "MonteCLoRA": "monteclora"}
-    grid = list(itertools.product(seeds, cells))
-    complete(fit(seed, method, cell) for seed, cell in grid for method in methods.values())
-    done = stored()
-    scores = {
-        (name, metric): np.asarray([done[fit(seed, method, cell).key][metric] for seed, cell in grid])
-        for name, method in methods.items()
-        for metric in ("accuracy", "nll")
-    }
-    rows = []
-    for metric in ("accuracy", "nll"):
-        p = stats.wilcoxon(scores["LoRA", metric], scores["MonteCLoRA", metric]).pvalue
-        for name in methods:
-            values = scores[name, metric]
-            rows.append(
-                {
-                    "metric": metric,
-                    "method": name,
-                    "median": float(np.median(values)),
-                    "worst": float(values.min() if metric == "accuracy" else values.max()),
-                    "spread": float(np.ptp(values)),
-                    "inter-quartile range": float(stats.iqr(values)),
-                    "Wilcoxon p": float(p),
-                }
-            )
-    fill(ROOT / "docs" / "results.md", "robustness", markdown(pd.DataFrame(rows)))
-
-
 def widths(seeds: range = range(3)) -> None:
     """Whether one noise ratio serves layers of every width, and one ε does."""
     targets = {"attention, d_in 384": "attention", "all linear, d_in 384 and 1536": "all-linear"}
@@ -282,7 +248,6 @@ STUDIES: dict[str, Callable[[], None]] = {
     "noise": noise,
     "seconds": seconds,
     "widths": widths,
-    "robustness": robustness,
     "ablations": ablations,
 }
 
