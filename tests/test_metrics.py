@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import brier_score_loss
 
 from bayeslora import metrics
 from bayeslora.tasks.matching import span_scores
@@ -32,6 +33,14 @@ def test_brier_sums_over_all_classes() -> None:
     assert metrics.brier(PROBS, LABELS) == pytest.approx(expected)
     three = np.array([[0.5, 0.3, 0.2]])
     assert metrics.brier(three, [0]) == pytest.approx(0.25 + 0.09 + 0.04)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 129])
+def test_brier_is_scikit_learns_to_the_bit(num_classes: int) -> None:
+    rng = np.random.default_rng(0)
+    probs, labels = rng.dirichlet(np.ones(num_classes), 33), rng.integers(0, num_classes, 33)
+    theirs = brier_score_loss(labels, probs, labels=np.arange(num_classes), scale_by_half=False)
+    assert metrics.brier(probs, labels) == theirs
 
 
 def test_calibration_error_weighs_the_gap_of_each_bin() -> None:

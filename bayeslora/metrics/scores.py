@@ -34,10 +34,9 @@ def nll_per_example(probs: Probabilities, labels: Finite) -> FloatArray:
 @checked(also=check_labels)
 def brier(probs: Probabilities, labels: Finite) -> float:
     """Return the Brier score, mean Σ_c (p_c − 1[c = label])²: between 0 and 2, with the sum over *all* classes."""
-    from sklearn.metrics import brier_score_loss
-
     probs = np.asarray(probs, dtype=np.float64)
-    return float(brier_score_loss(labels, probs, labels=np.arange(probs.shape[-1]), scale_by_half=False))
+    truth = np.asarray(labels)[:, None] == np.arange(probs.shape[-1])
+    return float(((truth - probs) ** 2).sum(-1).mean())
 
 
 @checked()
