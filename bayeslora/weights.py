@@ -1,17 +1,20 @@
 """How much rows count in a fit: weights of rows, and of classes."""
 
+import contextlib
 import copy
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bayeslora.contracts import ArgumentError, Weight
 from bayeslora.data import Source, apart
 from bayeslora.data import Weight as RowWeights
 from bayeslora.isolation import seeded
+from bayeslora.metrics import FloatArray
 from bayeslora.tasks import Likelihood
 from bayeslora.tasks.classes import Classes
 from bayeslora.types import IGNORED, Data
@@ -80,11 +83,13 @@ def weigh(
     return source.weighing(weights)
 
 
-def as_in_fit(posterior: Any, data: Data, weight: RowWeights | None, classes: ClassWeights | None) -> Source:
-    """Return training data with the weights that its rows had in the fit.
+def as_in_fit(
+    posterior: Any, data: Data, weight: RowWeights | None, classes: ClassWeights | None
+) -> tuple[Source, "Counted"]:
+    """Return training data with the weights that its rows had in the fit, and these with those of classes of tokens.
 
     Raises:
-        ValueError: If none are given and the fit had some, or they do not fit; or if classes weigh tokens.
+        ValueError: If none are given and the fit had some, or they do not fit.
     """
     rest, rows = apart(data, weight, "data")
     source: Source = posterior._source(rest)
@@ -98,9 +103,38 @@ def as_in_fit(posterior: Any, data: Data, weight: RowWeights | None, classes: Cl
     known = Classes(names, posterior.columns.by_index) if names else None
     likelihood = copy.copy(posterior.program.likelihood)
     source = weigh(source, rows, classes, known, likelihood)
-    if likelihood.token_weights is not None:
-        raise ArgumentError("class_weights: they weigh tokens here, and only weights of rows can be given.")
-    return source
+    shares = 1.0 if source.weights is None else source.weights / source.weights.mean()
+    return source, Counted(shares, likelihood.token_weights)
+
+
+class Counted(NamedTuple):
+    """How much of the log-likelihood of labels a fit has seen.
+
+    Args:
+        rows: Weights of rows, `[row]`, or 1.
+        tokens: Weights of classes where labels are tokens, `[class]`; None for 1.
+    """
+
+    rows: np.ndarray | float
+    tokens: Tensor | None
+
+    def terms(self, prediction: Any, labels: np.ndarray) -> FloatArray:
+        """Return log-likelihoods of labels by these weights, `[draw, example]`."""
+        if self.tokens is None:
+            return np.asarray(self.rows * prediction.log_likelihood(labels))
+        each = self.tokens.cpu().double().numpy()[labels] * prediction.row_log_likelihood(labels)
+        return np.asarray(self.rows * prediction.rows.by_example(each))
+
+
+@contextlib.contextmanager
+def weighing_tokens(likelihood: Likelihood, weights: Tensor | None) -> Iterator[None]:
+    """Let classes of tokens count by these weights, `[class]`, and afterwards as before."""
+    before = likelihood.token_weights
+    likelihood.token_weights = weights
+    try:
+        yield
+    finally:
+        likelihood.token_weights = before
 
 
 def _labels(source: Source) -> list[np.ndarray]:

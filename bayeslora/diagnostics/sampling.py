@@ -25,7 +25,7 @@ from bayeslora.metrics import FloatArray
 from bayeslora.prediction import labelled
 from bayeslora.program import Program
 from bayeslora.types import BatchSize, Data, NumDraws, PosteriorLike, Seed, Sites, TraceSite
-from bayeslora.weights import ClassWeights, as_in_fit
+from bayeslora.weights import ClassWeights, as_in_fit, weighing_tokens
 
 FEWEST = 4
 """Draws of which an effective number is known."""
@@ -183,7 +183,7 @@ def gold(
         )
     refuse(program.method)
     two = densities(program, *draw_with_latents(program, 2, 0))
-    source = as_in_fit(posterior, data, weight, class_weights)
+    source, counted = as_in_fit(posterior, data, weight, class_weights)
     (_, batch), *_ = source.weighted().batches_by_length(len(source))
     batch = to_device(batch, program.device)
     program.eval()
@@ -199,7 +199,11 @@ def gold(
     own = program.method.claimed_priors(program)
 
     def model() -> None:
-        with Under(own, program.stacks.num_examples, program.network.dtype), poutine.condition(data=points):
+        with (
+            Under(own, program.stacks.num_examples, program.network.dtype),
+            poutine.condition(data=points),
+            weighing_tokens(program.likelihood, counted.tokens),
+        ):
             program.model(batch)
 
     scaled = poutine.scale(model, program.stacks.num_examples / two.temperature)

@@ -312,9 +312,7 @@ class Weighed:
         if num_draws < 2:
             raise ArgumentError(f"num_draws={num_draws}: weights are those of draws beside each other: ask for 1000.")
         self.how = (seed, batch_size, approximation)
-        self.source = as_in_fit(posterior, data, *counted)
-        weights = self.source.weights
-        self.counts = 1.0 if weights is None else weights / weights.mean()
+        self.source, self.counted = as_in_fit(posterior, data, *counted)
         self.sites, latents = draw_with_latents(self.program, num_draws, seed)
         try:
             self.found = densities(self.program, self.sites, latents)
@@ -328,15 +326,15 @@ class Weighed:
                 stacklevel=6,
             )
 
-    def terms(self, sites: Sites, temperature: float = 1.0) -> tuple[FloatArray, ...]:
-        """Return log-likelihoods of every example at sites, `[draw, example]`, without and with a temperature."""
+    def terms(self, sites: Sites) -> tuple[FloatArray, FloatArray]:
+        """Return log-likelihoods of every example at sites, `[draw, example]`, as the fit saw them and as predicted."""
         outputs, labels = labelled(self.program, self.source, sites, *self.how)
-        predict = self.program.likelihood.predict
-        return tuple(predict(outputs, T).log_likelihood(labels) for T in dict.fromkeys((1.0, temperature)))
+        seen = self.counted.terms(self.program.likelihood.predict(outputs), labels)
+        return seen, self.posterior._prediction(outputs).log_likelihood(labels)
 
     def log_weights(self, found: Densities, terms: FloatArray) -> FloatArray:
-        """Return ln p(z) + ln p(y | z) / T − ln q(z), `[draw]`, each row's likelihood by its weight."""
-        return (self.counts * terms).sum(1) / found.temperature - _numpy(found.divergence)
+        """Return ln p(z) + ln p(y | z) / T − ln q(z), `[draw]`, given likelihoods as the fit saw them."""
+        return terms.sum(1) / found.temperature - _numpy(found.divergence)
 
 
 INSTEAD = "Judge it by predictions of rows it has not seen: evaluate on held-out data, or the folds of fit(folds=K)."
@@ -379,13 +377,13 @@ def _width(log_guide: FloatArray, log_weights: FloatArray) -> tuple[float, float
 
 def leave_one_out(weighed: Weighed) -> LeaveOneOut:
     """Return the predictive density of every example, given the others."""
-    plain, *tempered = weighed.terms(weighed.sites, weighed.posterior.temperature)
-    predicted = (tempered or [plain])[0].T
-    log_weights = weighed.log_weights(weighed.found, plain)
-    smoothed, k = psis(log_weights - (weighed.counts * plain).T / weighed.found.temperature)
+    counted, predicted = weighed.terms(weighed.sites)
+    predicted = predicted.T
+    log_weights = weighed.log_weights(weighed.found, counted)
+    smoothed, k = psis(log_weights - counted.T / weighed.found.temperature)
     pointwise = np.logaddexp.reduce(smoothed + predicted, axis=-1)
     fit = np.logaddexp.reduce(psis(log_weights)[0] + predicted, axis=-1)
-    result = LeaveOneOut(pointwise, k, float((fit - pointwise).sum()), len(plain))
+    result = LeaveOneOut(pointwise, k, float((fit - pointwise).sum()), len(counted))
     if not result.good:
         warnings.warn(result.verdict, stacklevel=6)
     return result

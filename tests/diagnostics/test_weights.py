@@ -9,12 +9,15 @@ import arviz_stats
 import numpy as np
 import pytest
 import torch
+from pyro import poutine
 
 from bayeslora import METHODS, ArgumentError, diagnostics, fit, load
-from bayeslora.diagnostics import weights
+from bayeslora.diagnostics import sampling, weights
+from bayeslora.weights import weighing_tokens
 from tests.diagnostics.conjugate import NUM_EXAMPLES, Conjugate
 from tests.diagnostics.test_groups import FAST, VARIANTS, data, fitted
 from tests.study.networks import DATA, network
+from tests.tasks.cases import model
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +97,45 @@ def test_a_fit_remembers_that_rows_had_weights(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="Rows had weights in the fit"):
             diagnostics.gold(each, DATA, 4, 1)
     assert not fit(network(), (x, y), "blob", **settings).weighted
+
+
+def test_tokens_count_as_their_classes_did_in_the_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: each token's log-likelihood by the weight of its class, over the mean of all observed tokens."""
+    ids = torch.randint(3, 60, (12, 6), generator=torch.Generator().manual_seed(0))
+    labels = ids % 2
+    labels[:4, 3:] = -100
+    rows = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, labels
+    made = model("Bert", "ForTokenClassification", num_labels=2)
+    settings: dict[str, Any] = {"rank": 1, "epochs": 1, "targets": "last:1", "progress": False}
+    posterior = fit(made(), rows, "blob", class_weights=[1, 4], **settings)
+    posterior.save(tmp_path / "saved")
+    loaded = load(tmp_path / "saved", model=made())
+    given: tuple[Any, Any] = None, [1, 4]
+    weighed = diagnostics.Weighed(posterior, rows, given, 5, None, 0, 64)
+    seen, predicted = weighed.terms(weighed.sites)
+    log_draws: Any = posterior.predict(rows, 5).log_draws  # type: ignore[attr-defined]
+    each = np.take_along_axis(log_draws.reshape(5, 12, 6, 2), labels.clamp(min=0).numpy()[None, ..., None], -1)[..., 0]
+    observed = (labels >= 0).numpy()
+    counts = np.where(observed, np.where(labels == 1, 4, 1), 0.0)
+    np.testing.assert_allclose(seen, (counts / counts[observed].mean() * each).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(predicted, (observed * each).sum(-1), rtol=1e-5)
+    worth = [each.khat(rows, 20, class_weights=[1, 4]).efficiency for each in (posterior, loaded)]
+    assert worth[0] == worth[1]
+
+    def stop(target: Any, **_: Any) -> None:
+        raise StopIteration(target)
+
+    monkeypatch.setattr(sampling, "NUTS", stop)
+    with pytest.raises(StopIteration) as stopped:
+        diagnostics.gold(loaded, rows, class_weights=[1, 4])
+    centre = poutine.condition(stopped.value.value, data=loaded.program.centre())
+    with weighing_tokens(loaded.program.likelihood, torch.ones(2)):
+        trace = poutine.trace(centre).get_trace()
+    trace.compute_log_prob(lambda name, site: name == "labels")
+    log_draws = loaded.predict(rows, center=True).log_draws  # type: ignore[attr-defined]
+    each = np.take_along_axis(log_draws.reshape(12, 6, 2), labels.clamp(min=0).numpy()[..., None], -1)[..., 0]
+    by_hand = (counts / counts[observed].mean() * each).sum() / weighed.found.temperature
+    assert trace.nodes["labels"]["log_prob_sum"].item() == pytest.approx(by_hand, rel=1e-4)
 
 
 def test_it_is_what_arviz_stats_computes(problem: Conjugate) -> None:
