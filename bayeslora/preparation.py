@@ -2,6 +2,7 @@
 
 import logging
 
+import numpy as np
 import pyro
 import torch
 from torch import nn
@@ -60,7 +61,10 @@ def likelihood_for(
     raw = train.raw
     if given is None and raw is not None and raw.are_whole_floats and logits.dim() == 2 and logits.shape[-1] > 1:
         raise choosing.not_told(raw)
-    likelihood = choosing.make(given, model, logits, labels, train.labels, train.tokenizer)
+    values = train.labels
+    if train.reader.choices and values is not None:  # the last letter may be right nowhere
+        values = np.append(values, train.reader.choices - 1)
+    likelihood = choosing.make(given, model, logits, labels, values, train.tokenizer)
     likelihood.check_labels(labels.cpu())
     of = f"Likelihood {likelihood.name!r} does not fit outputs {tuple(logits.shape)} and labels {tuple(labels.shape)}"
     try:

@@ -288,6 +288,20 @@ def test_shots_precede_every_question_in_the_fit_and_in_predictions(tmp_path: Pa
         fit(network, table, shots=shots.drop(columns="answer"), **settings)
 
 
+def test_every_choice_has_a_letter_though_it_is_right_nowhere() -> None:
+    tokenizer = byte_tokenizer(begin="<s>", end="</s>")
+    network = LlamaForCausalLM(LlamaConfig(**SIZES, num_attention_heads=4))
+    settings: dict[str, Any] = {"likelihood": "answer_letters", "tokenizer": tokenizer, "epochs": 0}
+    three = {"question": ["1+1?", "2+2?"], "choices": [["1", "2", "3"], ["4", "5", "6"]]}
+    table = datasets.Dataset.from_dict(three | {"answer": ["B", "A"]})
+    posterior = fit(network, table, **settings)
+    assert posterior.predict(table).probs.shape == (2, 3)
+    more = datasets.Dataset.from_dict({"question": ["1+1?"], "choices": [["1", "2", "3", "4"]], "answer": ["D"]})
+    for call in (posterior.predict, posterior.evaluate):
+        with pytest.raises(ValueError, match=r"^data: a question has 4 choices, and the likelihood knows 3 letters"):
+            call(more)
+
+
 @pytest.mark.parametrize(("longest", "kept"), [(80, "Answer: A\n\n1+1?"), (30, "?\nA. 1\nB. 2\nAnswer:")])
 def test_what_is_cut_of_a_question_is_never_its_end(longest: int, kept: str, caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = byte_tokenizer(begin="<s>", end="</s>", model_max_length=longest)

@@ -158,7 +158,9 @@ class State(Shown):
         with_labels = with_labels or likelihood.reads_labels
         how = Reading(asked, self.columns, with_labels, classes, self.data_collator)
         with seeded(0):  # a loader that shuffles
-            return Source(data, self.network.model, self.tokenizer, name, likelihood=likelihood, reading=how)
+            source = Source(data, self.network.model, self.tokenizer, name, likelihood=likelihood, reading=how)
+        likelihood.check_read(source.reader)
+        return source
 
     def _run(
         self,

@@ -117,7 +117,15 @@ class AnswerLetters(Categorical):
             ValueError: If the choices alone do not fit.
         """
         prompts, texts, labels = choices.read(table, reader.name)
+        reader.choices = max(map(len, texts))
         return choices.labelled(_tokens([*map(prompt_with_letters, prompts, texts)], texts, reader), labels), None
+
+    def check_read(self, reader: Reader) -> None:
+        if reader.choices > self.num_classes:
+            raise ValueError(
+                f"{reader.name}: a question has {reader.choices} choices, and the likelihood knows {self.num_classes} "
+                "letters: leave such questions out, or fit with AnswerLetters.of(tokenizer, [' A', ' B', …])."
+            )
 
     @classmethod
     def shots(cls, table: "Dataset") -> tuple[str, ...]:

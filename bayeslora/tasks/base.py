@@ -47,6 +47,7 @@ class Reader(Protocol):
     with_labels: bool
     answers: Answers
     shots: tuple[str, ...]
+    choices: int
 
     def needed_tokenizer(self) -> Tokenizer:
         """Return the tokenizer; raise a ValueError that says what to do if there is none."""
@@ -247,6 +248,9 @@ class Likelihood(nn.Module, abc.ABC):
             what the log says of them.
         """
         raise TypeError(f"{cls.__name__}.reads says yes to {reader.name}: write {cls.__name__}.read.")
+
+    def check_read(self, reader: Reader) -> None:
+        """Raise a ValueError if a table that was read asks for what it does not know; by default, none does."""
 
     # In training.
 
