@@ -87,5 +87,7 @@ def test_a_comparison_holds_equal_rows_out_together_and_keeps_the_weights_of_the
     np.testing.assert_array_equal(rows.take((TWICE, Y), kept)[1], train[1])
     with pytest.raises(ValueError, match=r"most rows are alike: pass validation=…"):
         runs.divided((TWICE[:1].repeat(60, 0), Y), 3, {})
+    with pytest.raises(ValueError, match=r"for a temperature, and there is one row: pass validation=…"):
+        runs.divided((TWICE[:1], Y[:1]), 3, {})
     found = bayeslora.compare(network(), (TWICE, Y), ["blob"], test=TEST, seeds=1, weight=weight, num_draws=2, **FEW)
     assert np.isfinite(found.estimate("lora + temperature").value)

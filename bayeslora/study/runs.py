@@ -273,7 +273,8 @@ def divided(data: Any, seed: int, settings: Mapping[str, Any]) -> tuple[Any, Any
     same = same_given(data, asked, weight if isinstance(weight, str) else None)
     chosen = tenth(same, np.random.default_rng(seed).permutation(size))
     if chosen is None:
-        raise ValueError("A tenth of data is held out for a temperature, and most rows are alike: pass validation=….")
+        why = "there is one row" if size == 1 else "most rows are alike"
+        raise ValueError(f"A tenth of data is held out for a temperature, and {why}: pass validation=….")
     kept, out = np.flatnonzero(~chosen).tolist(), np.flatnonzero(chosen).tolist()
     own = {} if weight is None or isinstance(weight, str) else {"weight": rows.take(weight, kept, "weight")}
     return rows.take(data, kept), rows.take(data, out), {**settings, **own}
