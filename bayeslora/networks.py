@@ -181,6 +181,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+WITHOUT_WRITES = ("torch.nn.modules.module", "transformers.modeling_utils")
+"""Where a `train()` is defined that writes to no weights: trying it costs 8 ms in a BERT of 6 layers."""
+
+
 @torch.no_grad()
 def _check_modes(model: nn.Module) -> None:
     """Refuse layers as loralib's, whose `train()` adds an adapter of their own to a weight, or takes it off again.
@@ -189,7 +193,7 @@ def _check_modes(model: nn.Module) -> None:
     """
     modes = [(part, part.training) for part in model.modules()]
     for part, mode in modes:
-        if type(part).train is nn.Module.train:
+        if getattr(type(part).train, "__module__", None) in WITHOUT_WRITES:
             continue
         plain = {n: p for n, p in part.named_parameters() if type(p) is nn.Parameter and _is_plain(p)}
         before = {name: _first(parameter) for name, parameter in plain.items()}

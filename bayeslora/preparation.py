@@ -101,14 +101,14 @@ def shift_outputs(
     if layer is None:
         return
     total, weight, count = 0.0, 0.0, 0
-    first: list[tuple[Batch, torch.Tensor]] = []
+    first: tuple[Batch, torch.Tensor] | None = None
     for batch in train.weighted().batches(batch_size):
         batch = to_device(batch, network.device)
         weights = batch.pop(WEIGHTS, None)
         residuals = likelihood.residuals(base_logits(model, batch), batch)
         if residuals is None:
             return
-        first.append((batch, residuals))
+        first = first or (batch, residuals)
         weights = torch.ones_like(residuals) if weights is None else weights
         total += (residuals * weights).sum().item()
         weight += weights.sum().item()
@@ -116,13 +116,13 @@ def shift_outputs(
         if count >= NUM_TO_SHIFT and weight > 0:
             break
     offset = total / weight
-    if offset == 0:
+    if offset == 0 or first is None:
         return
     if layer.bias is not None:
         before = layer.bias.detach().clone()
         with torch.no_grad():
             layer.bias += offset
-            rows, residuals = first[0]
+            rows, residuals = first
             left = likelihood.residuals(base_logits(network.model, rows), rows)
             moved = 0.0 if left is None else (residuals - left).mean().item()
             # An exponential function or a scale makes more of it, and a ReLU may make nothing.
