@@ -81,6 +81,12 @@ def likelihood_for(
             "and would turn these into other probabilities: leave that out at the network's end.",
             *(type(model).__name__, doubt, likelihood.name),
         )
+    if given is None and likelihood.name == "regression" and values is not None and np.isin(values, (0, 1)).all():
+        logger.warning(
+            "%s: all labels are 0.0 or 1.0, and are read as real numbers. If the one output of %s is a logit of yes or "
+            "no, give them as a column, [example, 1]; if they are real numbers, pass likelihood='regression'.",
+            *(train.name, type(model).__name__),
+        )
     if method.approximation == "linear" and selected.dim() > 2:
         raise ValueError(
             f"{method.name!r} is for a number or a vector of logits per example, but {likelihood.name!r} has logits "

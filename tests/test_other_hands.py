@@ -312,6 +312,15 @@ def test_what_a_likelihood_does_itself_is_noticed_at_the_end_of_a_network(
     assert [what in each for each in said] == ([] if what is None else [True])
 
 
+@pytest.mark.parametrize(("labels", "given", "times"), [(1.0, None, 1), (2.0, None, 0), (1.0, "regression", 0)])
+def test_labels_that_may_be_yes_and_no_are_not_silently_real_numbers(
+    labels: float, given: str | None, times: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    zeros_and_ones = (NUMBERS[0][:, 0] > 0).double() * labels
+    fitted(rows_of(lambda f: f[:, :1]), (NUMBERS[0], zeros_and_ones), epochs=0, likelihood=given)
+    assert caplog.text.count("are 0.0 or 1.0, and are read as real numbers. If the one output of") == times
+
+
 def test_inputs_without_names() -> None:
     with pytest.raises(TypeError, match=r"Positional.forward names no inputs: give its arguments names"):
         fitted(Positional(lambda logits: logits), NUMBERS)
