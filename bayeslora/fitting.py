@@ -28,6 +28,7 @@ from bayeslora.program import Program
 from bayeslora.tasks import Likelihood
 from bayeslora.tasks.classes import Classes
 from bayeslora.types import Arguments, Batch, Callback, History, Tokenizer
+from bayeslora.weights import digest_of_labels
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +142,7 @@ class Fitting:
         frozen.begin_fit()
         posterior.data_collator = self.read.data_collator
         posterior.weighted = weighted is not train or program.likelihood.token_weights is not None
+        posterior.labels_seen = digest_of_labels(train)
         posterior.example = {name: value for name, value in example.items() if name != "labels"}
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             training = self.args or arguments.made(

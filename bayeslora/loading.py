@@ -286,6 +286,7 @@ def _built(found: Unpacked, model: nn.Module | str | os.PathLike[str] | None, gi
     class_names = tuple(names) if names else None
     posterior = Posterior(program.eval(), history, record["temperature"], tokenizer, class_names, columns)
     posterior.state, posterior.weighted = record.get("state"), record.get("weighted", False)
+    posterior.labels_seen = record.get("labels_seen")
     with reading(folder, record["tensors"]):
         posterior.held_out = tables.held_out(tensors, record)
         posterior.tuning = TuningResult.restored(record.get("tuning"), tensors)

@@ -151,6 +151,7 @@ class Record(TypedDict):
     history: list[str]
     state: NotRequired[str | None]
     weighted: NotRequired[bool]
+    labels_seen: NotRequired[str]
     prior: NotRequired[MethodRecord]
     held_out: NotRequired[HeldOutRecord]
     tuning: NotRequired[TuningRecord]

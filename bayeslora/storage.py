@@ -299,6 +299,7 @@ def posterior_record(posterior: Any) -> dict[str, Any]:
         **({} if program.prior is None else {"prior": method_record(program.prior.method)}),
         **({} if posterior.state is None else {"state": posterior.state}),
         **({"weighted": True} if posterior.weighted else {}),
+        **({} if posterior.labels_seen is None else {"labels_seen": posterior.labels_seen}),
         **tables.record(posterior),
     }
 

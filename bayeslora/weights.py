@@ -13,6 +13,7 @@ from torch import Tensor
 from bayeslora.contracts import ArgumentError, Weight
 from bayeslora.data import Source, apart
 from bayeslora.data import Weight as RowWeights
+from bayeslora.hashing import hashed
 from bayeslora.isolation import seeded
 from bayeslora.metrics import FloatArray
 from bayeslora.tasks import Likelihood
@@ -105,6 +106,25 @@ def as_in_fit(
     source = weigh(source, rows, classes, known, likelihood)
     shares = 1.0 if source.weights is None else source.weights / source.weights.mean()
     return source, Counted(shares, likelihood.token_weights)
+
+
+def digest_of_labels(source: Source) -> str | None:
+    """Return a digest of all labels, whatever the order of the rows; None where they are not at hand, or no numbers."""
+    labels = source.labels
+    if labels is None or labels.dtype.kind not in "biuf":
+        return None
+    rows = labels.astype(np.float32).reshape(len(labels), -1)  # as which a fit may have read real numbers
+    return hashed(np.sort(rows.view(f"S{rows.itemsize * rows.shape[1]}"), axis=0).tobytes())
+
+
+def of_another_fit(posterior: Any, source: Source) -> str | None:
+    """Return what data has, in words, that the data of a fit had not; None if nothing tells them apart."""
+    rows, fitted_on = len(source), posterior.program.stacks.num_examples
+    if rows != fitted_on:
+        return f"{'1 row' if rows == 1 else f'{rows} rows'}, and the fit had {fitted_on}"
+    if posterior.labels_seen not in (None, digest_of_labels(source)):
+        return "other labels than the fit had"
+    return None
 
 
 class Counted(NamedTuple):

@@ -17,7 +17,7 @@ from bayeslora.display import Shown
 from bayeslora.metrics import FloatArray
 from bayeslora.prediction import labelled
 from bayeslora.types import Data, Sites
-from bayeslora.weights import ClassWeights, as_in_fit
+from bayeslora.weights import ClassWeights, as_in_fit, of_another_fit
 
 GOOD_K = 0.5
 """k-hat below which the variance of the weights is finite."""
@@ -318,13 +318,8 @@ class Weighed:
             self.found = densities(self.program, self.sites, latents)
         except NoDensityError as error:
             raise ValueError(f"{self.program.method.name!r} has no such weights. {error} {INSTEAD}") from None
-        rows, fitted_on = len(self.source), self.program.stacks.num_examples
-        if rows != fitted_on:
-            those = "1 row" if rows == 1 else f"{rows} rows"
-            warnings.warn(
-                f"The data has {those}, and the fit had {fitted_on}: weights are about the training data.",
-                stacklevel=6,
-            )
+        if (other := of_another_fit(posterior, self.source)) is not None:
+            warnings.warn(f"The data has {other}: weights are about the training data.", stacklevel=6)
 
     def terms(self, sites: Sites) -> tuple[FloatArray, FloatArray]:
         """Return log-likelihoods of every example at sites, `[draw, example]`, as the fit saw them and as predicted."""

@@ -24,6 +24,7 @@ class Posterior(Distilling, Deciding, Diagnosing, Remembering, Sharing):
         tuning: How loud it is, and how that was found, if its dial was set by prediction; None otherwise.
         held_out: The rows that predictions decide by; None without `decide`.
         weighted: Whether rows had weights in the fit.
+        labels_seen: A digest of the labels of the fit, by which other data is told from it; None if there is none.
         learned_from: The posterior that was the prior of this one's fit; None without one, and after `load`.
         data_collator: Makes a batch of rows; None to pad and stack them, as after `load`.
         example: Inputs of two examples of the fit, on which merged and exported models are compared; None after `load`.

@@ -54,6 +54,7 @@ class State(Shown):
         self.columns = columns or NOTHING
         self.state: str | None = None
         self.weighted = False
+        self.labels_seen: str | None = None
         self.example: Mapping[str, Any] | None = None
         self.held_out: HeldOut | None = None
         self.data_collator: Callable[[list[Any]], Any] | None = None

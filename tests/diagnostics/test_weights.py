@@ -199,6 +199,18 @@ def test_other_data_than_the_fits_is_noticed(problem: Conjugate) -> None:
         problem.full().khat(({"input": problem.x[:10]}, problem.labels[:10]), 100)
 
 
+def test_as_many_rows_with_other_labels_are_noticed_in_any_order_and_after_loading(tmp_path: Path) -> None:
+    x, y = torch.randn(12, 4, dtype=torch.float64), torch.randn(12, dtype=torch.float64)
+    base = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
+    fit(base, (x, y), "blob", rank=2, epochs=1, progress=False).save(tmp_path)
+    posterior = load(tmp_path, base)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The data has")
+        posterior.khat((x.flip(0), y.flip(0)), 20)
+    with pytest.warns(UserWarning, match="The data has other labels than the fit had: weights are about the training"):
+        posterior.khat((x, y + 1), 20)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_tail_is_cut_until_it_is_a_pareto_distributions(seed: int) -> None:
     # Weights of one number, whose tail begins where they have a maximum: arviz finds 5 for their k.
