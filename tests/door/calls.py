@@ -81,7 +81,7 @@ LONG = {
 ABOUT = {
     "X": ("rank", "label", "sample_weight"),
     "class_weight": ("class_weights",),
-    "data": ("label", "row"),
+    "data": ("label", "row", "input"),
     "test": ("label", "data", "row"),
     "validation": ("label", "data"),
     "init": ("adapter",),
