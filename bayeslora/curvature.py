@@ -117,8 +117,11 @@ class Gram:
             values, basis = torch.linalg.eigh(self.exact)
             return basis, values.clamp(min=0)
         assert self.root is not None
-        values = self.root.norm(dim=1)
-        basis = (self.root / values.clamp(min=torch.finfo(values.dtype).tiny)[:, None]).T
+        values = self.root.double().norm(dim=1)  # in single precision, squares of what is small are 0
+        known = values > torch.finfo(self.root.dtype).eps * values.max()  # the others are rounding
+        values = torch.where(known, values, 0.0)
+        basis = (self.root / torch.where(known, values, torch.inf)[:, None]).to(self.root).T
+        values = values.to(self.root)
         missing = self.rank - len(values)  # fewer vectors than the rank
         return torch.nn.functional.pad(basis, (0, missing)), torch.nn.functional.pad(values.square(), (0, missing))
 

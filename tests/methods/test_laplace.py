@@ -274,6 +274,15 @@ def test_a_gram_matrix_of_low_rank_is_recovered() -> None:
     assert few.eigh()[0].shape == (10, 5)
 
 
+def test_what_is_left_of_vectors_by_rounding_is_no_eigenvector() -> None:
+    # Their squares are 0 in single precision, and dividing by a length of 0 made entries of 1e12.
+    gram = Gram(3)
+    gram.add(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1e-26, 1e-26, 0.0]]))
+    basis, values = gram.eigh()
+    assert torch.equal(basis.abs(), torch.tensor([[1.0, 0.0, 0.0], *[[0.0, 0.0, 0.0]] * 3]))
+    assert torch.equal(values, torch.tensor([1.0, 0.0, 0.0]))
+
+
 def test_the_evidence_is_largest_at_the_precision_found(make_program: Make) -> None:
     program = refined(make_program, [batch(24)], prior_precision="evidence")
     matrices = laplace._matrices(program.guide)
