@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bayeslora.failing import NotSavedError, saying_what_failed
+from bayeslora.hashing import hashed
 
 T = TypeVar("T")
 
@@ -105,14 +106,14 @@ def signed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_signed(record: Mapping[str, Any]) -> bool:
     """Return whether a record is as it was saved; one of an earlier version, without a digest, is taken as it is."""
-    return record.get("digest") in (None, _digest_of_entries(record))
+    return "digest" not in record or record["digest"] == _digest_of_entries(record)
 
 
 def _digest_of_entries(record: Mapping[str, Any]) -> str:
     own = {name: value for name, value in record.items() if name != "digest"}
     if isinstance(base := own.get("base"), Mapping):
         own["base"] = {"class": base.get("class"), "config": base.get("config", {})}
-    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
+    return hashed(json.dumps(own, sort_keys=True))
 
 
 def read_unchanged(manifest: Path, read: Callable[[], T]) -> T:

@@ -65,9 +65,8 @@ class Store:
         """Return a finished run; None if there is none."""
         if key not in self.runs and self.folder is not None:
             found = saving.read(self.folder / f"run-{key}.json")
-            # Earlier versions wrote no digest.
-            if found is not None and found.pop("digest", "") in ("", _digest(found)) and _is_whole(found):
-                self.runs[key] = found
+            if found is not None and saving.is_signed(found) and _is_whole(found):
+                self.runs[key] = {name: value for name, value in found.items() if name != "digest"}
         return self.runs.get(key)
 
     def put(self, key: str, run: Mapping[str, Any]) -> None:
@@ -76,13 +75,8 @@ class Store:
         if self.folder is not None:
             path = self.folder / f"run-{key}.json"
             with failing.saying_what_failed(path, "Runs that had ended are kept: call it again with this store."):
-                saving.write(path, json.dumps(self.runs[key] | {"digest": _digest(self.runs[key])}).encode())
+                saving.write(path, json.dumps(saving.signed(self.runs[key])).encode())
                 saving.sync(self.folder)
-
-
-def _digest(run: Mapping[str, Any]) -> str:
-    """Return what tells a run from one that somebody, or the disk, has changed."""
-    return hashed(json.dumps(run, sort_keys=True))
 
 
 def _is_whole(run: Mapping[str, Any]) -> bool:
