@@ -334,14 +334,19 @@ def how_made(
     return {**made, "approximation": linear, "temperature": temperature}
 
 
+def check_familiar(familiar: Source) -> None:
+    """Raise a ValueError if labels of familiar data, which may have none, are not the likelihood's."""
+    if familiar.first_batch().get("labels") is not None:
+        familiar.check_labels()
+
+
 def distance(program: Program, source: Source, familiar: Source, batch_size: int) -> np.ndarray:
     """Return Mahalanobis distances of features from those of familiar data, `[example]`.
 
     Raises:
         ValueError: If the network has no linear layer at its end, or labels of familiar data are not the likelihood's.
     """
-    if familiar.first_batch().get("labels") is not None:
-        familiar.check_labels()
+    check_familiar(familiar)
     known, labels = features(program, familiar, batch_size)
     are_classes = labels is not None and labels.ndim == 1 and hasattr(program.likelihood, "num_classes")
     return Familiar.of(known, labels if are_classes else None).distance(features(program, source, batch_size)[0])

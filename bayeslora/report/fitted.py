@@ -15,7 +15,7 @@ import numpy as np
 from bayeslora import facts, plots
 from bayeslora.data import Columns
 from bayeslora.filing import check_file, write_file
-from bayeslora.prediction import features
+from bayeslora.prediction import check_familiar, features
 from bayeslora.report import examples, findings
 from bayeslora.report.page import Section, picture, render
 from bayeslora.study.runs import Evaluation, Setting
@@ -51,8 +51,8 @@ def report(
     source.check_labels()
     first = getattr(posterior, "components", (posterior,))[0]
     known = None if familiar is None else first._source(familiar, name="familiar")
-    if known is not None and known.first_batch().get("labels") is not None:
-        known.check_labels()
+    if known is not None:
+        check_familiar(known)
     if validation is not None:
         posterior = copy.copy(posterior).decide(validation, num_draws, seed=seed, batch_size=batch_size)
     evaluation = Evaluation(posterior, Setting(None, None, test, num_draws=num_draws, columns=columns), seed)
