@@ -268,7 +268,7 @@ def test_regression_needs_one_output() -> None:
     [(torch.exp, 50.0, 1.0), (lambda f: 10 * f, 50.0, 0.0), (torch.relu, -50.0, 0.0), (lambda f: f - 3, 50.0, 50.0)],
 )
 def test_outputs_are_shifted_where_the_shift_comes_through(end: Any, labels: float, start: float) -> None:
-    """An exponential function would make 3e21 of a shift by 50, and where a ReLU is at 0 there are no gradients."""
+    """`exp` would turn a shift of 50 into a factor of 3e21, and a ReLU has no gradient where it is 0."""
 
     class Network(nn.Module):
         def __init__(self) -> None:

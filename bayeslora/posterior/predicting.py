@@ -204,7 +204,7 @@ class Predicting(State):
 
 
 def check_pairs(center: bool, antithetic: bool | None) -> None:
-    """Raise an `ArgumentError` if pairs of draws are asked for, and there are no draws."""
+    """Raise an `ArgumentError` if antithetic pairs are asked for at the centre, which has no draws."""
     if center and antithetic:
         raise ArgumentError("antithetic=True is about draws, and center=True predicts without any: leave one out.")
 
