@@ -19,6 +19,7 @@ from bayeslora.adapters.weights import share_weights, swap
 from bayeslora.data import Source, to_device
 from bayeslora.methods import Distilled
 from bayeslora.methods.distilled import Output
+from bayeslora.networks import inputs_of
 from bayeslora.program import Program, evaluating
 from bayeslora.runaway import DivergedError, is_good, read, stays
 from bayeslora.tasks import Likelihood
@@ -209,7 +210,7 @@ def features(program: Program, source: Source, batch_size: int) -> tuple[Tensor,
             factors = program.factors_at(program.centre())
             for where, batch in source.batches_by_length(batch_size):
                 seen.clear()
-                inputs = {name: value for name, value in to_device(batch, program.device).items() if name != "labels"}
+                inputs = inputs_of(to_device(batch, program.device))
                 logits = network(factors, inputs)
                 x, output = (value.reshape(len(where), -1, value.shape[-1]) for value in seen[-1])
                 apart = (output - logits[:, None]).abs().amax(-1)  # of several tokens, one has made the logits

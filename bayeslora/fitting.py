@@ -20,7 +20,7 @@ from bayeslora.failing import NotSavedError
 from bayeslora.hashing import hashed
 from bayeslora.isolation import give_way, seeded
 from bayeslora.methods import Method
-from bayeslora.networks import output_names
+from bayeslora.networks import inputs_of, output_names
 from bayeslora.onward import Earlier
 from bayeslora.posterior import Posterior
 from bayeslora.preparation import shift_outputs, summary
@@ -143,7 +143,7 @@ class Fitting:
         posterior.data_collator = self.read.data_collator
         posterior.weighted = weighted is not train or program.likelihood.token_weights is not None
         posterior.labels_seen = digest_of_labels(train)
-        posterior.example = {name: value for name, value in example.items() if name != "labels"}
+        posterior.example = inputs_of(example)
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             training = self.args or arguments.made(
                 output_dir or scratch,

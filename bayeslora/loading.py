@@ -20,7 +20,7 @@ from bayeslora.devices import Device
 from bayeslora.dials import TuningResult
 from bayeslora.isolation import public, seeded
 from bayeslora.methods import METHODS, Method, make_method
-from bayeslora.networks import is_a, output_names, unwrapped, with_output_names
+from bayeslora.networks import is_a, output_names, unwrapped, with_output_names, with_settings
 from bayeslora.paths import of_a_model
 from bayeslora.posterior import Posterior
 from bayeslora.posterior.mixture import Mixture
@@ -69,10 +69,7 @@ def with_padding(model: nn.Module, tokenizer: Tokenizer | None) -> tuple[nn.Modu
         logger.info("The tokenizer has no padding token: padding with %r.", other)
     config: Any = getattr(model, "config", None)
     if tokenizer.pad_token is not None and getattr(config, "pad_token_id", 0) is None:
-        model = copy.copy(model)  # another module around the same parts
-        config = copy.deepcopy(config)
-        config.pad_token_id = tokenizer.pad_token_id
-        model.config = config
+        model = with_settings(model, pad_token_id=tokenizer.pad_token_id)
     return model, tokenizer
 
 

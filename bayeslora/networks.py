@@ -275,12 +275,18 @@ def with_output_names(model: nn.Module, names: Sequence[str] | None) -> nn.Modul
         return model
     if output_names(model) == tuple(names):
         return model
-    model = copy.copy(model)  # another module around the same parts
-    config = copy.deepcopy(config)
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: index for index, name in enumerate(names)}
-    model.config = config
-    return model
+    return with_settings(
+        model, id2label=dict(enumerate(names)), label2id={name: index for index, name in enumerate(names)}
+    )
+
+
+def with_settings(model: Any, **settings: Any) -> nn.Module:
+    """Return another module around a model's parts, with other settings in its configuration."""
+    other, config = copy.copy(model), copy.deepcopy(model.config)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    other.config = config
+    return other
 
 
 def input_embedding(model: Any) -> nn.Module | None:
@@ -290,12 +296,6 @@ def input_embedding(model: Any) -> nn.Module | None:
     except (AttributeError, NotImplementedError):  # of models for images, for instance
         return None
     return found if isinstance(found, nn.Module) else None  # Perceiver's are a parameter
-
-
-def is_readable(value: Tensor) -> bool:
-    """Return whether a tensor has numbers in rows: not within a network's own `torch.vmap`, nor nested or sparse."""
-    is_transformed = torch._C._functorch.is_functorch_wrapped_tensor(value)
-    return not (is_transformed or value.is_nested) and value.layout is torch.strided
 
 
 def memory_of(value: Any) -> int:
@@ -354,9 +354,14 @@ def _logits_in(output: Any, who: str) -> Tensor:
     )
 
 
+def inputs_of(batch: Batch) -> dict[str, Any]:
+    """Return a batch without its labels."""
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
 def base_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Return the logits of the unchanged network in evaluation mode; every module keeps its own mode."""
-    return _evaluated(model, {name: value for name, value in batch.items() if name != "labels"})
+    return _evaluated(model, inputs_of(batch))
 
 
 def _evaluated(model: nn.Module, inputs: Batch) -> Tensor:

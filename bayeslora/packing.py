@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.contracts import ArgumentError
-from bayeslora.networks import continues, forward_parameters
+from bayeslora.networks import continues, forward_parameters, inputs_of
 from bayeslora.surroundings import autocast_dtype
 from bayeslora.types import Batch
 
@@ -100,7 +100,7 @@ def check(program: Any, batch: Batch) -> None:
     Raises:
         ArgumentError: If they differ, or the network cannot be given positions and a mask.
     """
-    model, inputs = program.network.model, {name: v for name, v in batch.items() if name != "labels"}
+    model, inputs = program.network.model, inputs_of(batch)
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     why = None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.isolation import seeded
+from bayeslora.networks import inputs_of
 from bayeslora.tasks import Likelihood
 from bayeslora.types import Batch, Sites
 
@@ -72,7 +73,7 @@ def least_nll(program: Linearisable, batches: Iterable[Batch], put: Callable[[fl
             linearised = program.linearised(program.draw(NUM_DRAWS))
             total, count = 0.0, 0
             for batch in batches:
-                logits = linearised({name: value for name, value in batch.items() if name != "labels"})
+                logits = linearised(inputs_of(batch))
                 log_probs = program.likelihood.log_prob(logits, batch["labels"]).double()
                 total -= float((log_probs.logsumexp(0) - math.log(NUM_DRAWS)).sum())
                 count += log_probs.shape[1]

@@ -21,6 +21,7 @@ from bayeslora.decisions import Familiar
 from bayeslora.drawing import Drawn
 from bayeslora.isolation import seeded
 from bayeslora.limits import check_rows, naming_inputs
+from bayeslora.networks import inputs_of
 from bayeslora.program import Program, evaluating
 from bayeslora.tasks.prediction import BasePrediction
 from bayeslora.types import Batch, FactorsByStack, Sites
@@ -192,14 +193,14 @@ class _Run(NamedTuple):
                 return self._chunks(batch)
             with torch.inference_mode():
                 return list(self._chunks(batch))
-        program, inputs = self.part.program, {name: value for name, value in batch.items() if name != "labels"}
+        program, inputs = self.part.program, inputs_of(batch)
         logits = self.expansion(inputs)
         if is_first and program.method.approximation != "linear":
             _check_linear(program, next(self.blocks()), inputs, logits)
         return [logits]
 
     def _chunks(self, batch: Batch) -> Iterator[Tensor]:
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        inputs = inputs_of(batch)
         with (
             self.shared.over(inputs, folded_positions(self.part.program.device))
             if self.shared
@@ -255,7 +256,7 @@ def chunks(
         num_draws: Size of the `draw` dimension.
         together: Draws run together; by default, as many as `folded_positions` allows.
     """
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    inputs = inputs_of(batch)
     chunk = together or max(1, folded_positions(tensors(inputs)[0].device) // positions(inputs))
     for start in range(0, num_draws, chunk):
         part = {
@@ -373,7 +374,7 @@ def features(program: Program, source: Source, batch_size: int) -> tuple[np.ndar
             factors = program.factors_at(program.centre())
             for where, batch in source.batches_by_length(batch_size):
                 seen.clear()
-                inputs = {name: value for name, value in to_device(batch, program.device).items() if name != "labels"}
+                inputs = inputs_of(to_device(batch, program.device))
                 with naming_inputs(inputs):
                     program.network_logits(factors, inputs)
                 found.append(_by_example(seen[-1], len(where), inputs.get("attention_mask")))

@@ -14,6 +14,7 @@ from bayeslora.adapters.rows import copied
 from bayeslora.adapters.targets import blocks
 from bayeslora.contracts import Count, Positive, Within
 from bayeslora.isolation import public, seeded
+from bayeslora.networks import inputs_of
 from bayeslora.prediction import chunks, folded_positions
 from bayeslora.types import Batch
 
@@ -60,7 +61,7 @@ def prices(
 
     whole = AdaptedNetwork(model, rank=rank)
     depth = len(blocks(model, [name for stack in whole.stacks.values() for name in stack.layer_names]))
-    given = {name: value for name, value in inputs.items() if name != "labels"}
+    given = inputs_of(inputs)
     table = pd.DataFrame({"k": range(1, max(1, depth) + 1)})
     table["passes"] = [
         _passes(AdaptedNetwork(model, None, f"last:{k}", rank), given, num_draws, repeats) for k in table.k

@@ -15,6 +15,7 @@ from bayeslora.adapters.folding import moved
 from bayeslora.adapters.inspection import oddity
 from bayeslora.choice import NO_GRADIENT, Choice, line, listed
 from bayeslora.isolation import random_states, set_random_states
+from bayeslora.networks import inputs_of
 from bayeslora.program import Program
 from bayeslora.types import Batch, FactorsByStack
 
@@ -62,7 +63,7 @@ def check_folds(program: Program, batch: Batch) -> None:
     """Find out whether several draws can run as one batch, if training has several: otherwise, prediction does."""
     if program.elbo.num_particles > 1:
         factors = moved(program.network, program.factors_at(program.centre()), None)
-        program.network.folds(factors, {name: value for name, value in batch.items() if name != "labels"})
+        program.network.folds(factors, inputs_of(batch))
 
 
 class FirstStep:

@@ -14,12 +14,13 @@ from bayeslora.adapters import repeats
 from bayeslora.adapters.ends import Ends
 from bayeslora.adapters.folding import still
 from bayeslora.adapters.reads import Reads
+from bayeslora.adapters.rows import is_readable
 from bayeslora.adapters.targets import head_names, linear_layers, output_embedding
 from bayeslora.adapters.weights import features, is_within, oriented
 from bayeslora.adapters.writes import Parts, Writes
 from bayeslora.isolation import seeded
 from bayeslora.limits import naming_inputs
-from bayeslora.networks import is_readable, logits_of, memory_of
+from bayeslora.networks import inputs_of, logits_of, memory_of
 from bayeslora.passes import unchanged
 from bayeslora.surroundings import called
 from bayeslora.types import Batch
@@ -77,7 +78,7 @@ def inspect(model: nn.Module, batch: Batch) -> Inspection:
         model: The network; it is left as it was.
         batch: Its keyword arguments; labels are left out.
     """
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    inputs = inputs_of(batch)
     layers = linear_layers(model)
     look, writes, parts = _Look(model, layers), Writes(model), Parts(model)
     try:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from bayeslora.adapters.folding import distance, still, tolerance
 from bayeslora.adapters.reads import Reads
-from bayeslora.adapters.rows import copied
+from bayeslora.adapters.rows import copied, is_readable
 from bayeslora.isolation import seeded
-from bayeslora.networks import is_readable, logits_of
+from bayeslora.networks import inputs_of, logits_of
 from bayeslora.passes import unchanged
 from bayeslora.types import Batch
 
@@ -73,7 +73,7 @@ def check_copy(network: Any, model: nn.Module, expected: Tensor, inputs: Batch) 
         expected: Its logits, from the random state of seed 0.
         inputs: What they are of, and labels.
     """
-    rows = copied({name: value for name, value in inputs.items() if name != "labels"})
+    rows = copied(inputs_of(inputs))
     own: set[str] = set()
     try:
         with torch.no_grad(), seeded(0), still(network), unchanged(model):

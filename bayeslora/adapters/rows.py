@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import torch
 from torch import Tensor
 
 from bayeslora.types import Batch
@@ -60,3 +61,9 @@ def has_rows_first(x: Tensor, rows: int, sequences: int) -> bool:
     if x.dim() < 3:  # rows, or the tokens of all rows
         return x.dim() > 0 and len(x) % rows == 0
     return len(x) in (rows, rows * sequences)
+
+
+def is_readable(value: Tensor) -> bool:
+    """Return whether a tensor has numbers in rows: not within a network's own `torch.vmap`, nor nested or sparse."""
+    is_transformed = torch._C._functorch.is_functorch_wrapped_tensor(value)
+    return not (is_transformed or value.is_nested) and value.layout is torch.strided

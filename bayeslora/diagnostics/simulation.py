@@ -22,6 +22,7 @@ from bayeslora.distributions import Flat
 from bayeslora.elbo import sites as sites_of
 from bayeslora.isolation import public, seeded
 from bayeslora.limits import naming_inputs
+from bayeslora.networks import inputs_of
 from bayeslora.program import Program
 from bayeslora.types import Batch, Data, PosteriorLike, Seed, Sites
 
@@ -233,7 +234,7 @@ def sbc(
         )
     source = posterior._source(data, with_labels=False)
     (_, batch), *_ = source.batches_by_length(len(source))
-    inputs = {name: value for name, value in to_device(batch, program.device).items() if name != "labels"}
+    inputs = inputs_of(to_device(batch, program.device))
     labels = simulated(program, truth, inputs, seed)
     ranks: dict[str, list[int]] = {}
     generator = np.random.default_rng(seed)  # of its own: what is ranked has no say in the fits
@@ -315,7 +316,7 @@ def quantities(program: Program, sites: Sites, batch: Batch, probes: int) -> dic
 
 
 def _logits(program: Program, sites: Sites, batch: Batch) -> Tensor:
-    with naming_inputs({name: value for name, value in batch.items() if name != "labels"}):
+    with naming_inputs(inputs_of(batch)):
         try:
             return program.eval().logits(sites, batch)
         finally:

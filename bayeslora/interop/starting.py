@@ -15,7 +15,7 @@ from bayeslora.adapters.weights import is_within
 from bayeslora.interop.peft_fields import refuse_beside
 from bayeslora.isolation import seeded
 from bayeslora.methods import METHODS
-from bayeslora.networks import logits_of
+from bayeslora.networks import inputs_of, logits_of
 from bayeslora.passes import unchanged
 from bayeslora.program import Program, evaluating
 from bayeslora.surroundings import called
@@ -114,7 +114,7 @@ class Adapters:
             noise = {key: torch.zeros(len(stack), *shape) for key, shape in stack.shapes.items() if key not in given}
             parts = {key: value.to(network.device, network.dtype) for key, value in (given | noise).items()}
             factors[name] = stack.family.factors(**parts)
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        inputs = inputs_of(batch)
         if difference := distance(network, factors, reference, inputs):
             raise ValueError(
                 f"The network with the PEFT adapter and PEFT's own differ by {difference:.2g} on a batch: the adapter "

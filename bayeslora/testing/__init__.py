@@ -12,8 +12,9 @@ class TestCounts(LikelihoodContract):
 ```
 """
 
+from bayeslora.networks import inputs_of
 from bayeslora.testing.likelihood import LikelihoodContract
 from bayeslora.testing.method import MethodContract
-from bayeslora.testing.small import FAILURE_RATE, inputs_of, small_batch, small_network
+from bayeslora.testing.small import FAILURE_RATE, small_batch, small_network
 
 __all__ = ["FAILURE_RATE", "LikelihoodContract", "MethodContract", "inputs_of", "small_batch", "small_network"]

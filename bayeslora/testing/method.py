@@ -16,10 +16,11 @@ from bayeslora import contracts, guides, metrics
 from bayeslora.adapters import AdaptedNetwork, split_site
 from bayeslora.elbo import sites
 from bayeslora.methods import Method, fields
+from bayeslora.networks import inputs_of
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program
 from bayeslora.tasks import Classification
-from bayeslora.testing.small import inputs_of, small_batch, small_network
+from bayeslora.testing.small import small_batch, small_network
 
 
 class MethodContract:

@@ -36,8 +36,3 @@ def small_batch(num_examples: int = 5, num_labels: int = 3) -> dict[str, Tensor]
     """Make a batch for it that can be learned: the label is the first token's number modulo the classes."""
     ids = torch.randint(3, 60, (num_examples, 6), generator=torch.Generator().manual_seed(0))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0] % num_labels}
-
-
-def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a batch without its labels."""
-    return {name: value for name, value in batch.items() if name != "labels"}
