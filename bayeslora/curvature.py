@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters import split_site
 from bayeslora.adapters.gradients import writes_in_place
+from bayeslora.adapters.stack import each_factor
 from bayeslora.fitted import FittedProgram
 from bayeslora.tasks import Likelihood
 from bayeslora.types import WEIGHTS, Batch
@@ -190,8 +191,7 @@ def gauss_newton(
     names = dict.fromkeys(split_site(site)[0] for site in ranks)
     layers = [(name, index) for name in names for index in range(len(program.stacks[name]))]
     sums = {(site, index): Curvature(ranks[site]) for site in ranks for index in _indices(program, site)}
-    at_centre = program.factors_at(program.centre())
-    factors = {name: type(value)(*(factor.detach() for factor in value)) for name, value in at_centre.items()}
+    factors = each_factor(program.factors_at(program.centre()), Tensor.detach)
     uses: list[Use] = []
     measured: set[tuple[str, int]] | None = None
 

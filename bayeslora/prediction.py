@@ -16,6 +16,7 @@ from bayeslora import metrics
 from bayeslora.adapters import Linearised, Shared, check_frozen
 from bayeslora.adapters.rows import has_rows, positions
 from bayeslora.adapters.sharing import differing
+from bayeslora.adapters.stack import draws_at, each_factor
 from bayeslora.data import Source, to_device
 from bayeslora.decisions import Familiar
 from bayeslora.drawing import Drawn
@@ -217,15 +218,12 @@ def _in_common(program: Program, blocks: Iterator[FactorsByStack]) -> Shared:
     """Return what draws have in common; layers whose factors are the same in the first ones may differ later."""
     network, first = program.network, next(blocks)
     differ = differing(network, first)
-    one = {name: type(value)(*(factor[:1].clone() for factor in value)) for name, value in first.items()}
+    one = each_factor(first, lambda factor: factor[:1].clone())
     del first
     for block in blocks:
         if all(bool(layers.all()) for layers in differ.values()):
             break
-        both = {
-            name: type(value)(*(torch.cat(pair) for pair in zip(one[name], value, strict=True)))
-            for name, value in block.items()
-        }
+        both = {n: type(value)(*map(torch.cat, zip(one[n], value, strict=True))) for n, value in block.items()}
         differ = {name: layers | differ[name] for name, layers in differing(network, both).items()}
         del block, both
     return Shared(network, one, differ)
@@ -257,13 +255,10 @@ def chunks(
         together: Draws run together; by default, as many as `folded_positions` allows.
     """
     inputs = inputs_of(batch)
-    chunk = together or max(1, folded_positions(tensors(inputs)[0].device) // positions(inputs))
+    chunk = together or max(1, folded_positions(next(filter(has_rows, inputs.values())).device) // positions(inputs))
     for start in range(0, num_draws, chunk):
-        part = {
-            name: type(value)(*(factor[start : start + chunk] for factor in value)) for name, value in factors.items()
-        }
         with naming_inputs(inputs):
-            part_logits = logits(part, batch)
+            part_logits = logits(draws_at(factors, slice(start, start + chunk)), batch)
         yield part_logits
 
 
@@ -275,8 +270,8 @@ def folded_positions(device: torch.device) -> int:
 def _check_linear(program: Program, factors: FactorsByStack, inputs: Batch, linear: Tensor) -> None:
     """Warn if linearised predictions are far from the network's own, on a few draws and examples."""
     linear = linear[:CHECKED_DRAWS, :CHECKED_EXAMPLES]
-    few_draws = {name: type(value)(*(f[:CHECKED_DRAWS] for f in value)) for name, value in factors.items()}
-    size = max(len(value) for value in tensors(inputs))
+    few_draws = draws_at(factors, slice(CHECKED_DRAWS))
+    size = max(map(len, filter(has_rows, inputs.values())))
     few = {n: v[:CHECKED_EXAMPLES] if has_rows(v) and len(v) == size else v for n, v in inputs.items()}
     with torch.inference_mode():
         exact = torch.cat(list(chunks(program.network_logits, few_draws, few, len(linear))))
@@ -289,11 +284,6 @@ def _check_linear(program: Program, factors: FactorsByStack, inputs: Batch, line
             "too loud for a first-order expansion: predict with approximation='draws'.",
             stacklevel=2,
         )
-
-
-def tensors(batch: Batch) -> list[Tensor]:
-    """Return the tensors of a batch that have rows."""
-    return [value for value in batch.values() if isinstance(value, Tensor) and value.dim() > 0]
 
 
 def centre_sites(program: Program) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters.layer import NotFoldedError
 from bayeslora.adapters.rows import copied, has_rows, num_rows, sequences_in
+from bayeslora.adapters.stack import draws_at, each_factor
 from bayeslora.isolation import seeded
 from bayeslora.surroundings import autocast_dtype
 from bayeslora.types import Batch
@@ -67,12 +68,12 @@ def measure(network: Any, factors: Mapping[str, Any], inputs: Batch) -> Verdict:
             few = few_examples(inputs)
             size = num_rows(few)
             rows = together(network, draws, few, size)
-            turned = together(network, _reversed(draws), few, size).flip(0)
-            alone = logits(network, at(draws, 0), few)
+            turned = together(network, each_factor(draws, lambda factor: factor.flip(0)), few, size).flip(0)
+            alone = logits(network, draws_at(draws, 0), few)
             differences = [distance(each[0], alone) for each in (rows, turned)] + [distance(turned, rows)]
             largest, worst = tolerance(network.model), max(differences)
             if _may_be_rounding(network.model, worst, alone):
-                same = together(network, {name: _all_equal(draw, 0) for name, draw in draws.items()}, few, size)
+                same = together(network, _all_equal(draws, 0), few, size)
                 worst = max(distance(rows[0], same[0]), distance(turned[0], same[1]))
     except NotFoldedError as error:
         return Verdict(False, frozenset(), str(error))
@@ -96,10 +97,10 @@ def confirm(network: Any, found: Tensor, factors: Mapping[str, Any], inputs: Bat
         inputs: The last draw's inputs.
     """
     try:
-        alone = logits(network, at(factors, -1), inputs)
+        alone = logits(network, draws_at(factors, -1), inputs)
         worst = distance(found[-1], alone)
         if _may_be_rounding(network.model, worst, alone):
-            same, size, times = {name: _all_equal(draw, -1) for name, draw in factors.items()}, *found.shape[1::-1]
+            same, size, times = _all_equal(factors, -1), *found.shape[1::-1]
             network.bind(same, times * size, sequences_in(inputs))
             worst = distance(found[-1], network.logits(repeated(inputs, size, times))[-size:])
         return worst
@@ -192,18 +193,9 @@ def logits(network: Any, factors: Mapping[str, Any], inputs: Batch) -> Tensor:
     return network.logits(copied(inputs))
 
 
-def at(draws: Mapping[str, Any], index: int | slice) -> dict[str, Any]:
-    """Return the factors of one draw, or of some."""
-    return {name: type(value)(*(factor[index] for factor in value)) for name, value in draws.items()}
-
-
-def _reversed(draws: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: type(value)(*(factor.flip(0) for factor in value)) for name, value in draws.items()}
-
-
-def _all_equal(factors: Any, index: int) -> Any:
+def _all_equal(draws: Mapping[str, Any], index: int) -> dict[str, Any]:
     """As many draws, all equal to one."""
-    return type(factors)(*(factor[index].expand_as(factor) for factor in factors))
+    return each_factor(draws, lambda factor: factor[index].expand_as(factor))
 
 
 def _may_be_rounding(model: nn.Module, difference: float, logits: Tensor) -> bool:

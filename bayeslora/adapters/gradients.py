@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.adapters.folding import still
+from bayeslora.adapters.stack import each_factor
 
 IN_PLACE = "modified by an inplace operation"
 """What PyTorch says where numbers have changed that a gradient is computed from."""
@@ -36,10 +37,7 @@ def reached(
         logits: Logits as a function of them.
         training: Whether the network is in training mode, without which some have no backward pass.
     """
-    leaves = {
-        name: type(value)(*(factor.detach().clone().requires_grad_() for factor in value))
-        for name, value in factors.items()
-    }
+    leaves = each_factor(factors, lambda factor: factor.detach().clone().requires_grad_())
     kept = [(parameter, parameter.grad) for parameter in network.parameters() if parameter.requires_grad]
     for parameter, _ in kept:
         parameter.grad = None

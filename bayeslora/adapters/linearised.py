@@ -9,6 +9,7 @@ from torch import Tensor
 from bayeslora.adapters.layer import NotFoldedError
 from bayeslora.adapters.network import AdaptedNetwork
 from bayeslora.adapters.rows import has_rows, num_rows, sequences_in
+from bayeslora.adapters.stack import each_factor
 from bayeslora.isolation import working
 from bayeslora.types import Batch, FactorsByStack
 
@@ -54,7 +55,7 @@ class Linearised:
                     "predict with approximation='draws'."
                 )
         self.network = network
-        self.centre = {name: type(value)(*(factor.detach() for factor in value)) for name, value in centre.items()}
+        self.centre = each_factor(centre, Tensor.detach)
         self.select = select
         self.contrasts = contrasts
         self.draws = draws
@@ -96,10 +97,7 @@ class Linearised:
 
     @working
     def _chunk(self, inputs: Batch, size: int) -> Tensor:
-        factors = {
-            name: type(value)(*(factor.expand(size, *factor.shape) for factor in value))
-            for name, value in self.centre.items()
-        }
+        factors = each_factor(self.centre, lambda factor: factor.expand(size, *factor.shape))
         wanted = [factors[name][index].requires_grad_() for name, index in self.wanted]
         with torch.enable_grad():
             folds = self.network.folds(self.centre, inputs)

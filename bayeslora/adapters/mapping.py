@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters import folding
 from bayeslora.adapters.rows import copied, positions
+from bayeslora.adapters.stack import draws_at
 from bayeslora.isolation import seeded
 from bayeslora.networks import logits_of
 from bayeslora.places import LIBRARIES
@@ -52,7 +53,7 @@ def logits(network: Any, factors: Mapping[str, Any], inputs: Batch, together: in
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*batching rule", UserWarning)
             starts = range(0, num_draws, together or num_draws)
-            return torch.cat([mapped(folding.at(factors, slice(at, at + starts.step))) for at in starts])
+            return torch.cat([mapped(draws_at(factors, slice(at, at + starts.step))) for at in starts])
     finally:
         network.unbind()
 
@@ -72,7 +73,7 @@ def measure(network: Any, factors: Mapping[str, Any], inputs: Batch) -> str | No
         with torch.no_grad(), folding.still(network):
             draws, few = folding.moved(network, factors, 2), folding.few_examples(inputs)
             mapped = logits(network, draws, few)
-            alone = torch.stack([folding.logits(network, folding.at(draws, index), few) for index in (0, 1)])
+            alone = torch.stack([folding.logits(network, draws_at(draws, index), few) for index in (0, 1)])
             worst = folding.distance(mapped, alone)
     except Exception as error:  # whatever cannot be mapped, such as a branch by the data
         return str(error)

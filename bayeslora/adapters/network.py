@@ -14,7 +14,7 @@ from bayeslora.adapters.families import Family, LowRank
 from bayeslora.adapters.frozen import FrozenWeights, check_frozen, writes_of
 from bayeslora.adapters.layer import AdaptedLayer, NotFoldedError
 from bayeslora.adapters.rows import blocks, copied, num_rows, sequences_in
-from bayeslora.adapters.stack import Stacks, grouped
+from bayeslora.adapters.stack import Stacks, draws_at, grouped
 from bayeslora.adapters.targets import check_names, choose_targets, head_names, linear_layers
 from bayeslora.adapters.weights import hold, is_within, names_of, share_weights, swap
 from bayeslora.isolation import check_free, working
@@ -393,6 +393,6 @@ class AdaptedNetwork(nn.Module):
         """
         logits = []
         for index, part in enumerate(parts):
-            self.bind({name: type(value)(*(factor[index] for factor in value)) for name, value in factors.items()})
+            self.bind(draws_at(factors, index))
             logits.append(self.logits(copied(part)))
         return torch.stack(logits)

@@ -15,6 +15,7 @@ from bayeslora.adapters.calls import replaceable, replaced
 from bayeslora.adapters.layer import AdaptedLayer
 from bayeslora.adapters.network import AdaptedNetwork
 from bayeslora.adapters.rows import copied, num_rows
+from bayeslora.adapters.stack import draws_at
 from bayeslora.isolation import at_work
 from bayeslora.passes import Left
 from bayeslora.surroundings import called
@@ -166,7 +167,7 @@ class Shared:
 
         watched = replaceable(self.network.model) if self.known.watched is None else self.known.watched
         made = dict.fromkeys(watched, noting) | dict.fromkeys(self.layers, stopping)
-        self.network.bind(folding.at(factors, 0))
+        self.network.bind(draws_at(factors, 0))
         try:
             with self.network.alone() as left, replaced(made):
                 called(self.network.model, copied(inputs))
@@ -182,7 +183,7 @@ class Shared:
         try:
             folds = network.folds(self.factors, inputs)
             few, draws = folding.few_examples(inputs), self._moved()
-            plain = torch.stack([folding.logits(network, folding.at(draws, index), few) for index in (0, 1, 0)])
+            plain = torch.stack([folding.logits(network, draws_at(draws, index), few) for index in (0, 1, 0)])
             reason = "its calls depend on the number of examples"
             for fresh in (False, True):
                 plan = self._plan(few, draws, signature, fresh, folds)
@@ -222,7 +223,7 @@ class Shared:
         found = self._run(few, draws, plan.fresh)
         assert found is not None
         with Replay(self.network, self.layers[0], found[0], plan, size, *found[1:]).installed():
-            alone = [folding.logits(self.network, folding.at(draws, index), few) for index in (0, 1, 0)]
+            alone = [folding.logits(self.network, draws_at(draws, index), few) for index in (0, 1, 0)]
             parts = [torch.stack(alone)]
             if folds:
                 parts += [folding.together(self.network, draws, few, size) for _ in range(2)]

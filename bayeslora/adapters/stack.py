@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bayeslora.adapters.families import Family, LowRank
 from bayeslora.adapters.targets import lookup
 from bayeslora.adapters.weights import features, names_of
-from bayeslora.types import FactorTuple, Sites
+from bayeslora.types import FactorsByStack, FactorTuple, Sites
 
 DEFAULT_RANK = 8
 """The rank of a layer for which none is given, if it is that wide."""
@@ -22,6 +22,16 @@ def split_site(site: str) -> tuple[str, str]:
     """Return the name of a site's stack, and its own: the inverse of `Stack.site`."""
     stack, _, name = site.partition(".")  # no stack has a dot in its name
     return stack, name
+
+
+def each_factor(factors: FactorsByStack, function: Callable[[Tensor], Tensor]) -> dict[str, FactorTuple]:
+    """Return what a function makes of every factor, by stack."""
+    return {name: type(value)(*map(function, value)) for name, value in factors.items()}
+
+
+def draws_at(draws: FactorsByStack, index: int | slice) -> dict[str, FactorTuple]:
+    """Return the factors of one draw, or of some."""
+    return each_factor(draws, lambda factor: factor[index])
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters import AdaptedNetwork, check_frozen
 from bayeslora.adapters.layer import NotFoldedError
+from bayeslora.adapters.stack import draws_at
 from bayeslora.contracts import ArgumentError
 from bayeslora.data import to_device
 from bayeslora.generation.prompts import is_encoder_decoder
@@ -73,7 +74,7 @@ def generate(
             else:
                 written = []
                 for index in range(num_draws):
-                    network.bind({n: type(value)(*(f[index] for f in value)) for n, value in factors.items()})
+                    network.bind(draws_at(factors, index))
                     written.append(_continue(network.model, prompts, config, others))
                 parts = [_score(network, factors, num_draws, prompts, *one) for one in written]
     finally:

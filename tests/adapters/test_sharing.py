@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayeslora.adapters import AdaptedNetwork, Factors, Shared, folding
+from bayeslora.adapters import AdaptedNetwork, Factors, Shared
 from bayeslora.adapters.rows import num_rows
 from bayeslora.adapters.sharing import differing
+from bayeslora.adapters.stack import draws_at
 from bayeslora.methods import make_method
 from bayeslora.prediction import chunks
 from bayeslora.program import Program
@@ -241,7 +242,7 @@ def test_draws_have_the_logits_of_passes_of_their_own(make: Callable[[], nn.Modu
     for most in (1, 2048):
         for size, length in ((SIZE, 5), (1, 2), (3, 7)):
             x = torch.randn(size, length, FEATURES, dtype=torch.float64)
-            expected = [plain(folding.at(draws, index), {"x": x.clone()}) for index in range(DRAWS)]
+            expected = [plain(draws_at(draws, index), {"x": x.clone()}) for index in range(DRAWS)]
             found, shares = together(network, draws, {"x": x.clone()}, most)
             assert shares
             torch.testing.assert_close(found, torch.stack(expected).detach())
