@@ -27,7 +27,7 @@ from bayeslora.preparation import shift_outputs, summary
 from bayeslora.program import Program
 from bayeslora.tasks import Likelihood
 from bayeslora.tasks.classes import Classes
-from bayeslora.types import Arguments, Batch, Callback, History, Tokenizer
+from bayeslora.types import Arguments, Batch, Callback, Tokenizer
 from bayeslora.weights import digest_of_labels
 
 logger = logging.getLogger(__name__)
@@ -132,12 +132,11 @@ class Fitting:
             packing.check(program, to_device(example, program.device))
             program.packs = True
         logger.info("%s", choice.describe(program, self.found, self.first))
-        history: History = {}
         tokenizer, classes, columns = self.read.tokenizer, self.read.classes, self.read.columns
         if read_as := summary(train, classes, program.likelihood):
             logger.info("%s", read_as)
         names = classes.names if classes else output_names(self.model)
-        posterior = Posterior(program, history, 1.0, tokenizer, names, columns)
+        posterior = Posterior(program, tokenizer=tokenizer, class_names=names, columns=columns)
         frozen: FrozenWeights = program.network.frozen  # type: ignore[assignment]
         frozen.begin_fit()
         posterior.data_collator = self.read.data_collator
@@ -163,10 +162,10 @@ class Fitting:
                 sources = weighted, held_out, tuning_data
                 users = (self.callbacks, self.resume)
                 metrics = self.compute_metrics
-                train_in_place(posterior, history, *sources, training, *users, keep, lines, metrics, first_step)
+                train_in_place(posterior, *sources, training, *users, keep, lines, metrics, first_step)
                 if weighted is train and program.likelihood.token_weights is None:  # else its loss is weighted, too
-                    verdict.has_learned(history, program.likelihood, train.label_rows())
-                verdict.still_falls(history)
+                    verdict.has_learned(posterior._history, program.likelihood, train.label_rows())
+                verdict.still_falls(posterior._history)
         program.eval().packs = False
         batches = [Batches(part, self.batch_size, program.device) if part else () for part in (weighted, held_out)]
         program.guide = self.method.refine(program, program.guide, *batches)

@@ -22,7 +22,7 @@ from bayeslora.methods import Tuning
 from bayeslora.posterior import Posterior
 from bayeslora.program import Program, evaluating
 from bayeslora.trying import FirstStep
-from bayeslora.types import Batch, History
+from bayeslora.types import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,6 @@ class ProgramTrainer(Trainer):
 
     Args:
         posterior: The posterior to train, in place.
-        history: Columns that each step appends to.
         train: Training data.
         validation: Held-out data, evaluated at the centre.
         tuning_data: Held-out data for methods that need some.
@@ -51,7 +50,6 @@ class ProgramTrainer(Trainer):
     def __init__(
         self,
         posterior: Posterior,
-        history: History,
         train: Source,
         validation: Source | None,
         tuning_data: Source | None = None,
@@ -83,7 +81,7 @@ class ProgramTrainer(Trainer):
             **others,
         )
         watching.show_lines(self, lines)
-        self.recorder = watching.Recorder(history)
+        self.recorder = watching.Recorder(posterior._history)
         self.add_callback(self.recorder)
         self.add_callback(AfterStep(self.program))
         if (tuning := self.program.method.tuning()) and tuning_data:
@@ -190,40 +188,36 @@ class ProgramTrainer(Trainer):
         layer needs steps in the thousands.
         """
         if self.optimizer is None:
-            unit = self.program.likelihood.unit
-            in_units: list[nn.Parameter] = []
-            places: list[nn.Parameter] = []
-            spreads: list[nn.Parameter] = []
-            are_spreads = {id(parameter) for parameter in guides.spreads(self.program.guide)}
-            own: list[nn.Parameter] = []
-            methods = self.program.method.optimizer_groups(self.program, self.args.learning_rate)
-            taken = {id(parameter) for group in methods for parameter in group["params"]}
-            for name, parameter in self.program.trainable():
-                if id(parameter) in taken:
-                    continue
-                if name.startswith("likelihood."):
-                    own.append(parameter)
-                elif id(parameter) in are_spreads:
-                    spreads.append(parameter)
-                elif unit != 1 and self.program.network.is_of_output(name):
-                    in_units.append(parameter)
-                else:
-                    places.append(parameter)
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.program)
-            groups: list[dict[str, Any]] = [{"params": places, "weight_decay": self.args.weight_decay}]
-            if in_units:
-                rate, decay = self.args.learning_rate * unit, self.args.weight_decay / unit
-                groups.append({"params": in_units, "weight_decay": decay, "lr": rate})
-            if spreads:
-                rate = self.program.method.guide_learning_rate
-                rate = self.args.learning_rate if rate is None else rate
-                groups.append({"params": spreads, "weight_decay": 0.0, "lr": rate})
-            if own:
-                rate = self.program.likelihood.learning_rate
-                groups.append({"params": own, "weight_decay": 0.0, "lr": rate})
-            cls = natural.with_natural_steps(cls) if methods else cls
-            self.optimizer = cls([*groups, *methods], **kwargs)
+            own = self.program.method.optimizer_groups(self.program, self.args.learning_rate)
+            cls = natural.with_natural_steps(cls) if own else cls
+            taken = {id(parameter) for group in own for parameter in group["params"]}
+            self.optimizer = cls([*self._groups(taken), *own], **kwargs)
         return self.optimizer
+
+    def _groups(self, taken: set[int]) -> list[dict[str, Any]]:
+        """Return the groups of the parameters that the Trainer's optimiser steps, by where each of them is."""
+        method, likelihood = self.program.method, self.program.likelihood
+        rate, decay, unit = self.args.learning_rate, self.args.weight_decay, likelihood.unit
+        of_spreads = rate if method.guide_learning_rate is None else method.guide_learning_rate
+        groups: dict[str, dict[str, Any]] = {
+            "places": {"params": [], "weight_decay": decay},
+            "outputs": {"params": [], "weight_decay": decay / unit, "lr": rate * unit},
+            "spreads": {"params": [], "weight_decay": 0.0, "lr": of_spreads},
+            "likelihood": {"params": [], "weight_decay": 0.0, "lr": likelihood.learning_rate},
+        }
+        spreads = {id(parameter) for parameter in guides.spreads(self.program.guide)}
+        for name, parameter in self.program.trainable():
+            if id(parameter) in taken:
+                continue
+            if name.startswith("likelihood."):
+                kind = "likelihood"
+            elif id(parameter) in spreads:
+                kind = "spreads"
+            else:
+                kind = "outputs" if unit != 1 and self.program.network.is_of_output(name) else "places"
+            groups[kind]["params"].append(parameter)
+        return [group for kind, group in groups.items() if group["params"] or kind == "places"]
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         # A clipped gradient would have another optimum: natural steps have no use for it.

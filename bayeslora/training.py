@@ -16,7 +16,6 @@ from bayeslora.divergence import DivergedError
 from bayeslora.posterior import Posterior
 from bayeslora.trainer import ProgramTrainer
 from bayeslora.trying import FirstStep
-from bayeslora.types import History
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +25,6 @@ UNFINISHED = "unfinished"
 
 def train(
     posterior: Posterior,
-    history: History,
     source: Source,
     validation: Source | None,
     tuning_data: Source | None,
@@ -42,7 +40,6 @@ def train(
 
     Args:
         posterior: The posterior.
-        history: Columns that each step appends to.
         source: Training data.
         validation: Held-out data, evaluated at the centre.
         tuning_data: Held-out data for methods that need some.
@@ -69,7 +66,7 @@ def train(
     settings = {"args": args, "callbacks": list(callbacks), "compute_metrics": watching.metrics_by(compute_metrics)}
     arguments.check_a_batch(args, None if source.is_stream or source.loader else len(source))
     with arguments.naming():
-        trainer = ProgramTrainer(posterior, history, source, validation, tuning_data, lines, **settings)
+        trainer = ProgramTrainer(posterior, source, validation, tuning_data, lines, **settings)
     if trainer.scores is not None:
         watching.check_metric(args, trainer.scores, compute_metrics)
     trainer.first_step, trainer.resumes_anyway = first_step, resume == "anyway"

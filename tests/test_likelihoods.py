@@ -200,7 +200,7 @@ def test_its_own_parameters_take_no_weight_decay_and_a_rate_of_their_own() -> No
     program = Program(AdaptedNetwork(line(), rank=1), make_method("lora"), Regression())
     source = Source(numbers(8), line())
     args = TrainingArguments("unused", weight_decay=0.5, learning_rate=1e-4, report_to=[], disable_tqdm=True)
-    trainer = ProgramTrainer(bayeslora.Posterior(program), {}, source, None, args=args)
+    trainer = ProgramTrainer(bayeslora.Posterior(program), source, None, args=args)
     groups = trainer.create_optimizer().param_groups
     own = next(group for group in groups if any(p is program.likelihood.log_scale for p in group["params"]))
     assert (own["weight_decay"], own["lr"], len(own["params"])) == (0.0, Regression.learning_rate, 1)

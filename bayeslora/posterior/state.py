@@ -24,7 +24,7 @@ from bayeslora.program import Program
 from bayeslora.tasks import Likelihood
 from bayeslora.tasks.classes import Classes
 from bayeslora.tasks.prediction import BasePrediction
-from bayeslora.types import Data, NumDraws, Seed, Tokenizer
+from bayeslora.types import Data, History, NumDraws, Seed, Tokenizer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +59,7 @@ class State(Shown):
         self.held_out: HeldOut | None = None
         self.data_collator: Callable[[list[Any]], Any] | None = None
         self.tuning: TuningResult | None = None
-        self._history = {} if history is None else history
+        self._history: History = {name: list(column) for name, column in (history or {}).items()}
         program.network.frozen = FrozenWeights(program.network)
 
     @isolated()
