@@ -176,7 +176,7 @@ class ProgramTrainer(Trainer):
 
     @arguments.naming()
     def _prepare_for_training(self, max_steps: int, *others: Any, **settings: Any) -> Any:
-        self.program.num_steps = max_steps  # the optimiser's rates may depend on it
+        self.program.num_steps = max_steps  # rates of the optimiser, and methods, depend on it
         return super()._prepare_for_training(max_steps, *others, **settings)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -312,11 +312,6 @@ class AfterStep(TrainerCallback):
 
     def __init__(self, program: Program):
         self.program = program
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
-    ) -> None:
-        self.program.num_steps = state.max_steps
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any

@@ -23,7 +23,7 @@ from bayeslora.isolation import public, seeded
 from bayeslora.metrics import FloatArray
 from bayeslora.posterior import Posterior
 from bayeslora.posterior.gathering import Together
-from bayeslora.prediction import Part, centre_sites, part_of, run_parts
+from bayeslora.prediction import Part
 from bayeslora.program import Program
 from bayeslora.record import MANIFEST, MixtureRecord, Record, reading
 from bayeslora.stacking import mixed, resampled
@@ -162,11 +162,11 @@ class Mixture(Posterior):
         }
 
     def _drawn(self, num_draws: int, seed: int | None, antithetic: bool = False) -> dict[int, Drawn]:
-        numbers = np.flatnonzero(self.weights).tolist()
-        size = math.ceil(num_draws / len(numbers))
+        size = math.ceil(num_draws / len(self._used))
         with seeded(seed):  # one after another: components of one method do not share their noise
             return {
-                number: Drawn(self.components[number].program, size, None, antithetic=antithetic) for number in numbers
+                number: Drawn(component.program, size, None, antithetic=antithetic)
+                for number, component in self._used.items()
             }
 
     def _source(self, data: Data, asked: Columns = NOTHING, with_labels: bool = True, name: str = "data") -> Source:
@@ -183,41 +183,22 @@ class Mixture(Posterior):
         """Return the component with the largest weight."""
         return self.components[int(self.weights.argmax())]
 
-    def _run(
-        self,
-        source: Source,
-        num_draws: int,
-        seed: int | None,
-        batch_size: int,
-        center: bool,
-        approximation: str | None,
-        antithetic: bool = False,
-    ) -> Together:
-        if center:
-            parts = [self._part(number, None, approximation) for number in np.flatnonzero(self.weights).tolist()]
-        else:
-            parts = self._parts(num_draws, seed, approximation, antithetic)
-        sizes = [part.num_draws for part in parts]
-        with seeded(seed):  # a loader that shuffles
-            batches = source.batches_by_length(batch_size)
-            found = run_parts(parts, batches, source.with_labels, source.context, self._weights(sizes))
-        return self._gathered(found, sizes)
+    @property
+    def _used(self) -> dict[int, Posterior]:
+        """The components that have a weight, by their numbers."""
+        return {number: self.components[number] for number in np.flatnonzero(self.weights).tolist()}
 
     def _predicting(self) -> list[Program]:
-        return [self.components[number].program for number in np.flatnonzero(self.weights)]
+        return [component.program for component in self._used.values()]
 
-    def _parts(self, num_draws: int, seed: int | None, approximation: str | None, antithetic: bool) -> list[Part]:
-        drawn = self._drawn(num_draws, seed, antithetic)
-        return [self._part(number, draws, approximation) for number, draws in drawn.items()]
-
-    def _part(self, number: int, draws: Drawn | None, approximation: str | None) -> Part:
-        component = self.components[number]
-        sites = draws or centre_sites(component.program)
-        return part_of(component.program, sites, approximation or component.method.approximation)
+    def _parts(
+        self, num_draws: int | None, seed: int | None, approximation: str | None, antithetic: bool
+    ) -> list[Part]:
+        drawn = {} if num_draws is None else self._drawn(num_draws, seed, antithetic)
+        return [component._part(drawn.get(number), approximation) for number, component in self._used.items()]
 
     def _gathered(self, outputs: Any, sizes: Sequence[int]) -> Together:
-        used = [self.components[number] for number in np.flatnonzero(self.weights)]
-        return Together(outputs, list(zip(used, sizes, strict=True)), self._weights(sizes))
+        return Together(outputs, list(zip(self._used.values(), sizes, strict=True)), self._weights(sizes))
 
     def _weights(self, sizes: Sequence[int]) -> FloatArray:
         return np.repeat(self.weights[self.weights > 0] / sizes, sizes)

@@ -19,7 +19,7 @@ from bayeslora.drawing import Drawn, draw
 from bayeslora.isolation import isolated, public, seeded
 from bayeslora.methods import Method
 from bayeslora.metrics import FloatArray
-from bayeslora.prediction import Part, centre_sites, how_made, part_of, run
+from bayeslora.prediction import Part, centre_sites, how_made, part_of, run_parts
 from bayeslora.program import Program
 from bayeslora.tasks import Likelihood
 from bayeslora.tasks.classes import Classes
@@ -174,8 +174,12 @@ class State(Shown):
         antithetic: bool = False,
     ) -> Any:
         """Run the network on data at draws, or at the centre, and return its outputs as `_prediction` takes them."""
-        sites = centre_sites(self.program) if center else Drawn(self.program, num_draws, seed, antithetic=antithetic)
-        return run(self.program, source, sites, seed, batch_size, approximation or self.method.approximation)
+        parts = self._parts(None if center else num_draws, seed, approximation, antithetic)
+        sizes = [part.num_draws for part in parts]
+        with seeded(seed):  # a loader that shuffles
+            batches = source.batches_by_length(batch_size)
+            found = run_parts(parts, batches, source.with_labels, source.context, self._weights(sizes))
+        return self._gathered(found, sizes)
 
     def _predicting(self) -> list[Program]:
         """Return the programs that a prediction runs."""
@@ -185,10 +189,16 @@ class State(Shown):
         """Return the weights of their draws, `[draw]`, given how many each has; None if they are equal."""
         return None
 
-    def _parts(self, num_draws: int, seed: int | None, approximation: str | None, antithetic: bool) -> list[Part]:
-        """Return them with draws of their sites."""
-        drawn = Drawn(self.program, num_draws, seed, antithetic=antithetic)
-        return [part_of(self.program, drawn, approximation or self.method.approximation)]
+    def _parts(
+        self, num_draws: int | None, seed: int | None, approximation: str | None, antithetic: bool
+    ) -> list[Part]:
+        """Return them with draws of their sites; with None, at their centres."""
+        drawn = None if num_draws is None else Drawn(self.program, num_draws, seed, antithetic=antithetic)
+        return [self._part(drawn, approximation)]
+
+    def _part(self, drawn: Drawn | None, approximation: str | None) -> Part:
+        sites = drawn or centre_sites(self.program)
+        return part_of(self.program, sites, approximation or self.method.approximation)
 
     def _gathered(self, outputs: Any, sizes: Sequence[int]) -> Any:
         """Return their outputs, with how many draws each has, as `_prediction` takes them."""
