@@ -84,12 +84,8 @@ class ClassProbabilities(BasePrediction):
         """Scores that order the rows, `[row]` each: `entropy`, `epistemic`, and 1 − `maximum_probability`."""
         return super().uncertainties | {"maximum_probability": 1 - self.probs.max(-1)}
 
-    def settled(
-        self, tolerance: Probability, pairs: bool = False, components: Sequence[Component] = ()
-    ) -> np.ndarray | None:
+    def _settled(self, tolerance: float, pairs: bool, components: Sequence[Component]) -> np.ndarray:
         """Return whether all probabilities, and which class is the most probable, are settled, `[row]`."""
-        if len(self.draws) < 2 or (self.weights is not None and not components):
-            return None
         best = np.take_along_axis(self.draws, self.predicted[None, :, None], -1)
         margins = np.where(np.arange(self.draws.shape[-1]) == self.predicted[:, None], 1.0, best - self.draws)
         return settled(self.draws, margins, tolerance, pairs, components, self.weights)

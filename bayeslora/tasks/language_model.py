@@ -185,6 +185,10 @@ class LanguageModel(PerToken):
     def reads(cls, columns: Sequence[str], model: nn.Module) -> bool:
         return bool(conversations.columns_in(columns)) and cls.is_of(model)
 
+    @classmethod
+    def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:
+        return is_per_token(logits, labels) and cls.is_of(model)
+
     def collector(self, with_labels: bool, context: Any = None) -> Summaries:
         return Summaries(self, with_labels, context)
 
@@ -225,10 +229,6 @@ class CausalLM(LanguageModel):
         """Turn instructions or conversations into tokens; those of answers are the labels."""
         return dialogues.continued(table, reader)
 
-    @classmethod
-    def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:
-        return is_per_token(logits, labels) and cls.is_of(model)
-
 
 class Seq2SeqLM(LanguageModel):
     """The tokens that an encoder-decoder writes, or that a masked language model fills in; −100 is not observed.
@@ -255,7 +255,3 @@ class Seq2SeqLM(LanguageModel):
     def read(cls, table: Iterable[Mapping[str, Any]], reader: Reader) -> tuple[list[dict[str, Any]], str]:
         """Turn instructions or conversations into what the encoder reads, and the last answer, which is the label."""
         return dialogues.answered(table, reader)
-
-    @classmethod
-    def fits(cls, model: nn.Module, logits: Tensor, labels: Tensor) -> bool:
-        return is_per_token(logits, labels) and cls.is_of(model)

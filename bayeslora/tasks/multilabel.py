@@ -79,12 +79,8 @@ class MultiLabelPrediction(BasePrediction):
         chosen = np.where(applies, self.draws, 1 - self.draws)
         return np.log(np.maximum(chosen, np.finfo(np.float64).tiny)).sum(-1)
 
-    def settled(
-        self, tolerance: Probability, pairs: bool = False, components: Sequence[Component] = ()
-    ) -> np.ndarray | None:
+    def _settled(self, tolerance: float, pairs: bool, components: Sequence[Component]) -> np.ndarray:
         """Return whether all probabilities, and which labels apply, are settled, `[example]`."""
-        if len(self.draws) < 2 or (self.weights is not None and not components):
-            return None
         return settled(self.draws, self.draws - 0.5, tolerance, pairs, components, self.weights)
 
     def wrong(self, labels: np.ndarray) -> np.ndarray:

@@ -64,16 +64,7 @@ class BasePrediction(Shown, abc.ABC):
     def __init_subclass__(cls, **settings: Any) -> None:
         """Check the arguments of every kind of prediction against what they are declared here."""
         super().__init_subclass__(**settings)
-        for name in (
-            "log_likelihood",
-            "row_log_likelihood",
-            "sample",
-            "scores",
-            "to_pandas",
-            "wrong",
-            "conformity",
-            "settled",
-        ):
+        for name in ("log_likelihood", "row_log_likelihood", "sample", "scores", "to_pandas", "wrong", "conformity"):
             if name in vars(cls):
                 setattr(cls, name, checked(like=getattr(BasePrediction, name), also=fit_labels)(vars(cls)[name]))
 
@@ -205,16 +196,27 @@ class BasePrediction(Shown, abc.ABC):
         vars(other).update(used=used)
         return other
 
+    @checked()
     def settled(
         self, tolerance: Probability, pairs: bool = False, components: Sequence[Component] = ()
     ) -> np.ndarray | None:
-        """Return whether more draws, or pairs, would leave each row as it is, `[row]`; None: this kind does not say.
+        """Return whether more draws, or pairs, would leave each row as it is, `[row]`.
 
         Args:
             tolerance: The largest standard error of a probability, see `tasks.settling`.
             pairs: Whether draws are antithetic.
             components: Whose draws they are, if this is of a mixture.
+
+        Returns:
+            None if this kind does not say, of a single draw, and of weighted ones without their components.
         """
+        each_draws = getattr(self, self.per_draw[0])  # not `draws`: distributions of the user's may have no mean
+        if len(each_draws) < 2 or (self.weights is not None and not components):
+            return None
+        return self._settled(tolerance, pairs, components)
+
+    def _settled(self, tolerance: float, pairs: bool, components: Sequence[Component]) -> np.ndarray | None:
+        """Return the same of at least two draws."""
         return None
 
     @checked()

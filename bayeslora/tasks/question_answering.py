@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayeslora import metrics
-from bayeslora.contracts import Probability, Within, checked
+from bayeslora.contracts import Within, checked
 from bayeslora.contracts.arrays import fitting_labels
 from bayeslora.metrics import FloatArray
 from bayeslora.networks import is_a
@@ -84,15 +84,13 @@ class SpanPrediction(BasePrediction):
         """Return the probabilities of pairs that are spans; 0 for others."""
         return np.tril(np.triu(joint), self.max_length - 1) * self.allowed(example)
 
-    def settled(
-        self, tolerance: Probability, pairs: bool = False, components: Sequence[Component] = ()
-    ) -> np.ndarray | None:
+    def _settled(self, tolerance: float, pairs: bool, components: Sequence[Component]) -> np.ndarray:
         """Return whether the probabilities of all ends and of the best span, and which it is, are settled, `[row]`."""
-        if len(self.draws) < 2 or (self.weights is not None and not components):
-            return None
-        return self._settled(tolerance, pairs, components)[0]
+        return self._settled_spans(tolerance, pairs, components)[0]
 
-    def _settled(self, tolerance: float, pairs: bool, components: Sequence[Component]) -> tuple[np.ndarray, FloatArray]:
+    def _settled_spans(
+        self, tolerance: float, pairs: bool, components: Sequence[Component]
+    ) -> tuple[np.ndarray, FloatArray]:
         return settled_spans(
             self.draws, lambda row: self._valid(self.joint(row), row), tolerance, pairs, components, self.weights
         )
@@ -211,9 +209,11 @@ class AnswerPrediction(SpanPrediction):
             for window, none in zip(self.windows, self.no_answer, strict=True)
         ]
 
-    def _settled(self, tolerance: float, pairs: bool, components: Sequence[Component]) -> tuple[np.ndarray, FloatArray]:
+    def _settled_spans(
+        self, tolerance: float, pairs: bool, components: Sequence[Component]
+    ) -> tuple[np.ndarray, FloatArray]:
         """Return the same of windows; those of a question are settled together, if which of them answers it is, too."""
-        found, best = super()._settled(tolerance, pairs, components)
+        found, best = super()._settled_spans(tolerance, pairs, components)
         question, none = self.questions.question, self.draws[:, :, 0].prod(-1)
         for number in range(len(self.questions.contexts)):
             windows = np.flatnonzero(question == number)

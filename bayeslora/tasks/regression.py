@@ -113,12 +113,8 @@ class RegressionPrediction(BasePrediction):
         """Return the lower and upper end of the central interval that holds a given share of the probability."""
         return np.stack([self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)], axis=-1)
 
-    def settled(
-        self, tolerance: Probability, pairs: bool = False, components: Sequence[Component] = ()
-    ) -> np.ndarray | None:
+    def _settled(self, tolerance: float, pairs: bool, components: Sequence[Component]) -> np.ndarray:
         """Return whether the distribution function is settled at its median and at both ends of `interval`, `[row]`."""
-        if len(self.draws) < 2 or (self.weights is not None and not components):
-            return None
         places = np.stack([*self.interval().T, self.quantile(0.5)], axis=-1)
         below = self.noise.cdf((places - self.draws[..., None]) / self.scales[:, None, None])
         return settled(below, np.ones_like(below), tolerance, pairs, components, self.weights)
