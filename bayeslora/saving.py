@@ -217,14 +217,7 @@ def _write_tokenizer(folder: Path, tokenizer: Any) -> str:
         raise OSError(0, str(error), str(folder / TOKENIZER)) from error
     for path in (*partial.rglob("*"), partial):
         sync(path)
-    name = tokenizer_name(partial)
-    target = folder / name
-    if target.is_dir() and tokenizer_name(target) == name:
-        shutil.rmtree(partial)
-        return name
-    _remove(target)
-    partial.rename(target)
-    return name
+    return _named(partial, tokenizer_name(partial))
 
 
 def tokenizer_name(folder: Path) -> str:
@@ -238,13 +231,17 @@ def _write_component(folder: Path, manifest: str, save: Callable[[Path], None]) 
     shutil.rmtree(partial, ignore_errors=True)
     save(partial)
     content = (partial / manifest).read_bytes()
-    name = f"component-{hashlib.sha256(content).hexdigest()[:16]}"
-    target = folder / name
+    return _named(partial, f"component-{hashlib.sha256(content).hexdigest()[:16]}")
+
+
+def _named(partial: Path, name: str) -> str:
+    """Give a folder that is written the name of its content, unless that is there already, and return the name."""
+    target = partial.with_name(name)
     if target.is_dir() and _digest(target) == _digest(partial):
         shutil.rmtree(partial)
-        return name
-    _remove(target)
-    partial.rename(target)
+    else:
+        _remove(target)
+        partial.rename(target)
     return name
 
 

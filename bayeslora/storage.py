@@ -217,11 +217,8 @@ def check_tensors(tensors: Mapping[str, Tensor], record: Record) -> None:
 
 def is_finished(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds the posterior of a fit that was finished."""
-    try:
-        record = json.loads((Path(folder) / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(record, dict) and record.get("state") is None
+    record = saving.read(Path(folder) / MANIFEST)
+    return record is not None and record.get("state") is None
 
 
 def state(program: Program) -> dict[str, Tensor]:

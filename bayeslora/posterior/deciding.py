@@ -10,7 +10,7 @@ import numpy as np
 from bayeslora import metrics
 from bayeslora.data import Columns
 from bayeslora.isolation import public
-from bayeslora.posterior.predicting import Predicting, check_pairs, in_pairs
+from bayeslora.posterior.predicting import Predicting, check_pairs
 from bayeslora.prediction import best_temperature, distance
 from bayeslora.types import Approximation, BatchSize, Data, NumDraws, Seed
 
@@ -85,16 +85,9 @@ class Deciding(Predicting):
         """
         check_pairs(center, antithetic)
         source = self._source(validation, Columns.asked(text, label, id), name="validation")
-        if num_draws == "auto" and not center:
-            source.check_labels()
-            found, _, made = self._in_rounds(source, seed, batch_size, approximation, antithetic)
-            labels = found.labels
-        else:
-            number = 1 if num_draws == "auto" else num_draws  # at the centre, it has no effect
-            made = self._made(number, seed, center, approximation) | in_pairs(antithetic)
-            found, labels = self._labelled(source, number, seed, batch_size, center, approximation, bool(antithetic))
-        assert labels is not None  # they have been checked
-        self.held_out = self._prediction(found).decided_by(None, made).as_held_out(labels)
+        source.check_labels()
+        outputs, made, _ = self._outputs(source, num_draws, seed, batch_size, center, approximation, antithetic)
+        self.held_out = self._prediction(outputs).decided_by(None, made).as_held_out(outputs.labels)
         return self
 
     @public()

@@ -65,13 +65,9 @@ class Predicting(State):
         """
         check_pairs(center, antithetic)
         source = self._source(data, Columns.asked(text, label, id), with_labels=False)
-        if num_draws == "auto" and not center:
-            outputs, used, made = self._in_rounds(source, seed, batch_size, approximation, antithetic)
-            return self._prediction(outputs).decided_by(self.held_out, made).of_rounds(used)
-        num_draws = 1 if num_draws == "auto" else num_draws  # at the centre, it has no effect
-        found = self._run(source, num_draws, seed, batch_size, center, approximation, bool(antithetic))
-        made = self._made(num_draws, seed, center, approximation) | in_pairs(antithetic)
-        return self._prediction(found).decided_by(self.held_out, made)
+        outputs, made, used = self._outputs(source, num_draws, seed, batch_size, center, approximation, antithetic)
+        prediction = self._prediction(outputs).decided_by(self.held_out, made)
+        return prediction if used is None else prediction.of_rounds(used)
 
     @public()
     def evaluate(
@@ -97,22 +93,37 @@ class Predicting(State):
             ValueError: If the data has no labels, or a label that the fit did not know.
         """
         source = self._source(data, Columns.asked(text, label, id))
-        if num_draws == "auto":
-            source.check_labels()
-            outputs, *_ = self._in_rounds(source, seed, batch_size, approximation, antithetic)
-            assert outputs.labels is not None  # they have been checked
-            scores = self._prediction(outputs).scores(outputs.labels)
-        else:
-            found, labels = self._labelled(source, num_draws, seed, batch_size, False, approximation, bool(antithetic))
-            scores = self._prediction(found).scores(labels)
+        source.check_labels()
+        outputs, *_ = self._outputs(source, num_draws, seed, batch_size, False, approximation, antithetic)
+        scores = self._prediction(outputs).scores(outputs.labels)
         found, labels = self._labelled(source, 1, seed, batch_size, True, "draws")
         centre_scores = self._prediction(found).scores(labels)
         return scores | {f"center_{name}": value for name, value in centre_scores.items()}
 
+    def _outputs(
+        self,
+        source: Source,
+        num_draws: int | Literal["auto"],
+        seed: int | None,
+        batch_size: int,
+        center: bool,
+        approximation: str | None,
+        antithetic: bool | None,
+    ) -> tuple[Any, dict[str, Any], np.ndarray | None]:
+        """Return the outputs that `predict` is asked for, how they were made, and how many draws each row used.
+
+        That is None unless each needed a number of its own.
+        """
+        if num_draws == "auto" and not center:
+            return self._in_rounds(source, seed, batch_size, approximation, antithetic)
+        number = 1 if num_draws == "auto" else num_draws  # at the centre, it has no effect
+        outputs = self._run(source, number, seed, batch_size, center, approximation, bool(antithetic))
+        return outputs, self._made(number, seed, center, approximation) | in_pairs(antithetic), None
+
     def _in_rounds(
         self, source: Source, seed: int | None, batch_size: int, approximation: str | None, antithetic: bool | None
-    ) -> tuple[Any, np.ndarray, dict[str, Any]]:
-        """Run as many draws as each example needs; return the outputs, how many those are, and how they were made."""
+    ) -> tuple[Any, dict[str, Any], np.ndarray]:
+        """Run as many draws as each example needs."""
         programs = self._predicting()
         pairs = all(program.has_mirrors() for program in programs) if antithetic is None else antithetic
         ends = rounds.ends(len(programs), pairs)
@@ -125,7 +136,7 @@ class Predicting(State):
         weights = self._weights(sizes)
         found, used = rounds.predict(parts, source, ends, finished, seed, batch_size, pairs, weights)
         made = self._made(rounds.MOST, seed, False, approximation) | {"num_draws": "auto"}
-        return self._gathered(found, sizes), used, made | in_pairs(pairs)
+        return self._gathered(found, sizes), made | in_pairs(pairs), used
 
     @public(fields=generation.settings_of)
     def generate(
