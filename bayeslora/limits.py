@@ -129,8 +129,12 @@ def naming_inputs(inputs: Batch) -> Iterator[None]:
     except OWN as error:
         if type(error) not in OWN:  # out of memory, for instance, or an error of the user's
             raise
-        message = " ".join(str(error).split())
-        raise _unread(inputs, f"{message:.500} ({type(error).__name__})") from error
+        raise _unread(inputs, f"{clause(error):.500} ({type(error).__name__})") from error
+
+
+def clause(error: Exception) -> str:
+    """Return what an error says as a part of a sentence: in one line, and without a stop."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def check_rows(rows: Sequence[int], size: int, inputs: Batch) -> None:

@@ -116,7 +116,7 @@ class Memo(Attributes):
             if isinstance(value, tuple | list | dict | set | frozenset):
                 left += gc.get_referents(value)
             elif type(value).__name__ != "_lru_list_elem":  # whose content is there beside it
-                slots = Attributes(value, [name for kind in type(value).__mro__ for name in _slots(kind)])
+                slots = Attributes(value, _slots(type(value)))
                 content = [*getattr(value, "__dict__", {}).values(), *content_of(slots).values()]
                 if not content:
                     return True
@@ -237,7 +237,7 @@ class _Places:
             return
         if type(own := getattr(value, "__dict__", None)) is dict and self.add(own, own):
             self._look_into_parts(own.values(), only_plain)
-        if slots := [name for each in kind.__mro__ for name in _slots(each)]:
+        if slots := _slots(kind):
             place = Attributes(value, slots)
             if self.add(value, place):
                 self._look_into_parts(content_of(place).values(), only_plain)
@@ -321,9 +321,13 @@ def _package(kind: type) -> str:
     return module.partition(".")[0] if isinstance(module, str) else "builtins"  # the class that makes all classes
 
 
-def _slots(kind: type) -> Collection[str]:
-    slots = vars(kind).get("__slots__", ())
-    return [slots] if isinstance(slots, str) else [name for name in slots if not name.startswith("__")]
+def _slots(kind: type) -> list[str]:
+    """Return the names of the slots of a class's objects, without those that it computes instead."""
+    names = []
+    for each in kind.__mro__:
+        slots = vars(each).get("__slots__", ())
+        names += [slots] if isinstance(slots, str) else [name for name in slots if not name.startswith("__")]
+    return [name for name in names if isinstance(getattr(kind, name, None), types.MemberDescriptorType)]
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:

@@ -288,6 +288,32 @@ class InSlots(Body):
         return torch.from_numpy(self.state.sums.copy()) + before
 
 
+class Known:
+    __slots__ = ("value",)
+
+
+class Computed(Known):
+    """A number that is computed where the class above keeps it, as mpmath's π."""
+
+    @property
+    def value(self) -> Tensor:
+        raise AssertionError("it is not to be asked for")
+
+
+KEEPS_NOTHING = Computed()
+
+
+def test_what_a_class_computes_in_the_place_of_a_slot_is_let_be() -> None:
+    class Reads(Body):
+        def keep(self, h: Tensor) -> Any:
+            return float(KEEPS_NOTHING is None)
+
+    model, passes = Reads().double().eval(), Passes()
+    with passes.alone(model), torch.no_grad():
+        model(X)
+    assert not passes.names
+
+
 class Pair(NamedTuple):
     sums: Tensor
     calls: Any

@@ -15,6 +15,7 @@ from bayeslora.adapters.layer import NotFoldedError
 from bayeslora.adapters.rows import copied, has_rows, num_rows, sequences_in
 from bayeslora.adapters.stack import draws_at, each_factor
 from bayeslora.isolation import seeded
+from bayeslora.limits import clause
 from bayeslora.surroundings import autocast_dtype
 from bayeslora.types import Batch
 
@@ -76,9 +77,9 @@ def measure(network: Any, factors: Mapping[str, Any], inputs: Batch) -> Verdict:
                 same = together(network, _all_equal(draws, 0), few, size)
                 worst = max(distance(rows[0], same[0]), distance(turned[0], same[1]))
     except NotFoldedError as error:
-        return Verdict(False, frozenset(), str(error))
+        return Verdict(False, frozenset(), error.reason)
     except Exception as error:  # whatever a network may raise on two examples: all of them may do
-        return Verdict(False, frozenset(), f"it could not be tried on {EXAMPLES} examples: {error}")
+        return Verdict(False, frozenset(), f"it could not be tried on {EXAMPLES} examples: {clause(error)}")
     finally:
         for hook in hooks:
             hook.remove()

@@ -248,6 +248,8 @@ def oddity(
     weight = oriented(module, weight)
     if tuple(weight.shape) != sizes[::-1]:
         return f"its weight is {list(weight.shape)}, not [{sizes[1]}, {sizes[0]}]"
+    if isinstance(bias, Tensor) and tuple(bias.shape) != sizes[1:]:
+        return f"its bias is {list(bias.shape)}, not [{sizes[1]}]"
     rows, results = x.reshape(-1, x.shape[-1]), output.reshape(-1, sizes[1])
     chosen = slice(None, None, max(1, (len(rows) - 1) // (POSITIONS - 1)))
     bias = bias.to(weight.dtype) if isinstance(bias, Tensor) else None

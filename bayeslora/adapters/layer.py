@@ -35,7 +35,22 @@ class Slot:
 
 
 class NotFoldedError(Exception):
-    """A layer's input does not have the rows of the batch, grouped by draw, in its first dimension."""
+    """A layer's input does not have the rows of the batch, grouped by draw, in its first dimension.
+
+    Args:
+        shape: The shape of the input.
+        rows: The rows that it was to begin with.
+    """
+
+    def __init__(self, shape: tuple[int, ...], rows: int):
+        super().__init__(shape, rows)
+        self.reason = f"a layer's input, {shape}, is not known to begin with the {rows} rows of several draws"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.reason.capitalize()}. Draws of such a network run one by one, which activation checkpointing "
+            "cannot repeat: leave it off."
+        )
 
 
 class AdaptedLayer(nn.Module):
@@ -61,10 +76,7 @@ class AdaptedLayer(nn.Module):
         if slot.rows is not None and not (
             self.keeps_rows and not slot.apart and has_rows_first(x, slot.rows, slot.sequences)
         ):
-            raise NotFoldedError(
-                f"A layer's input, {tuple(x.shape)}, is not known to begin with the {slot.rows} rows of several draws. "
-                "Draws of such a network run one by one, which activation checkpointing cannot repeat: leave it off."
-            )
+            raise NotFoldedError(tuple(x.shape), slot.rows)
         return self.base(x) if slot.factors is None else self.family.forward(self.base, x, slot.factors)
 
     def __getattr__(self, name: str) -> Any:

@@ -11,6 +11,7 @@ from bayeslora.adapters import folding
 from bayeslora.adapters.rows import copied, positions
 from bayeslora.adapters.stack import draws_at
 from bayeslora.isolation import seeded
+from bayeslora.limits import clause
 from bayeslora.networks import logits_of
 from bayeslora.places import LIBRARIES
 from bayeslora.surroundings import called
@@ -76,7 +77,7 @@ def measure(network: Any, factors: Mapping[str, Any], inputs: Batch) -> str | No
             alone = torch.stack([folding.logits(network, draws_at(draws, index), few) for index in (0, 1)])
             worst = folding.distance(mapped, alone)
     except Exception as error:  # whatever cannot be mapped, such as a branch by the data
-        return str(error)
+        return clause(error)
     finally:
         network.unbind()
     return None if worst <= folding.tolerance(network.model) else f"mapped and one by one they differ by {worst:.2g}"

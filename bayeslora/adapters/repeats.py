@@ -11,6 +11,7 @@ from bayeslora.adapters.folding import distance, still, tolerance
 from bayeslora.adapters.reads import Reads
 from bayeslora.adapters.rows import copied, is_readable
 from bayeslora.isolation import seeded
+from bayeslora.limits import clause
 from bayeslora.networks import inputs_of, logits_of
 from bayeslora.passes import unchanged
 from bayeslora.types import Batch
@@ -90,7 +91,7 @@ def check_copy(network: Any, model: nn.Module, expected: Tensor, inputs: Batch) 
         if is_same:
             what = f"computes with the model's own {', '.join(map(repr, sorted(own)[:3]))}, which nothing would train"
     except Exception as error:  # whatever a network raises that finds nothing where its original has something
-        what = f"fails, by {type(error).__name__}: {error}"
+        what = f"fails, by {type(error).__name__}: {clause(error)}"
     raise NotCopiedError(
         f"A copy of the {type(model).__name__}, as a fit makes one, {what}. Something in it still belongs to the "
         "model itself: a hook or a function that is written within another one and uses `self`, or a table by the id "

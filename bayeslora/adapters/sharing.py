@@ -17,6 +17,7 @@ from bayeslora.adapters.network import AdaptedNetwork
 from bayeslora.adapters.rows import copied, num_rows
 from bayeslora.adapters.stack import draws_at
 from bayeslora.isolation import at_work
+from bayeslora.limits import clause
 from bayeslora.passes import Left
 from bayeslora.surroundings import called
 from bayeslora.types import Batch, FactorsByStack
@@ -197,7 +198,7 @@ class Shared:
                     return plan
                 reason = f"with it, logits differ by {distance:.2g}"
         except Exception as error:  # whatever a network may raise on two examples
-            reason = str(error)
+            reason = clause(error)
         logger.info("%s: every draw runs the whole network, and shares no part of it: %s.", name, reason)
         return None
 

@@ -12,6 +12,8 @@ from torch.nn.utils import parametrizations, parametrize, prune, remove_spectral
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from bayeslora.limits import clause
+
 COMPUTING: Mapping[type, Callable[[nn.Module, str], Any]] = {
     WeightNorm: remove_weight_norm,
     SpectralNorm: remove_spectral_norm,
@@ -108,8 +110,9 @@ def copied(model: Copied, memo: dict[int, Any] | None = None) -> Copied:
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:  # a lock, a file, what a function yields, a tensor of a class of one's own
-        reason = str(error).rstrip(".")
-        raise TypeError(f"The network cannot be copied{_holder(model)}: {reason}. Make it in `forward`.") from error
+        raise TypeError(
+            f"The network cannot be copied{_holder(model)}: {clause(error)}. Make it in `forward`."
+        ) from error
 
 
 def _kept(model: nn.Module) -> Iterator[Tensor]:

@@ -103,6 +103,17 @@ def hooked(layer: nn.Module) -> nn.Module:
     return layer
 
 
+class OneBiasEach(nn.Linear):
+    """A layer of an ensemble, as TabM's: one weight, and a bias for each of two members, which share the rows."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features)
+        self.bias = nn.Parameter(torch.randn(2, out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (F.linear(x, self.weight).unflatten(0, (2, -1)) + self.bias[:, None]).flatten(0, 1)
+
+
 class AlsoRead(Block):
     """A layer that is called, and whose weight turns its output back."""
 
@@ -150,6 +161,7 @@ def unconfigured() -> Iterator[None]:
         (lambda: Block(CallsTwice(16, 16)), "a __call__ of its own"),
         (lambda: Block(hooked(nn.Linear(16, 16))), "a hook of its own changes its input"),
         (lambda: Block(Packed(16, 16)), "its weights are packed"),
+        (lambda: Block(OneBiasEach(16, 16)), "its bias is [2, 16], not [16]"),
         (lambda: Through(nn.Linear(16, 16, dtype=torch.complex64)), "its numbers are complex"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -325,14 +326,17 @@ def not_batch_first(name: str) -> tuple[AdaptedNetwork, dict[str, Factors], dict
 
 
 @pytest.mark.parametrize("name", ["deberta", "sequence_first"])
-def test_draws_where_layers_are_not_batch_first(name: str) -> None:
+def test_draws_where_layers_are_not_batch_first(name: str, caplog: pytest.LogCaptureFixture) -> None:
     network, factors, x = not_batch_first(name)
-    with torch.no_grad():
+    with torch.no_grad(), caplog.at_level("INFO", "bayeslora"):
         together = network(factors, x)
         loop = torch.stack([network(at_draw(factors, i), x) for i in range(2)])
     assert not torch.allclose(loop[0], loop[1], atol=1e-3)
     torch.testing.assert_close(together, loop, atol=1e-5, rtol=1e-5)
     assert_gradients_of_a_loop(network, factors, x)
+    assert re.fullmatch(
+        r"\w+: draws run one by one: a layer's input, [^.]* rows of several draws\.", caplog.messages[0]
+    )
 
 
 def assert_gradients_of_a_loop(network: AdaptedNetwork, factors: dict[str, Factors], x: dict[str, Tensor]) -> None:
