@@ -192,9 +192,8 @@ class Shared:
                     break
                 distance = self._distance(few, draws, plan, plain, folds)
                 if distance <= folding.tolerance(network.model):
-                    logger.info(
-                        "%s: %.0f %% of its weights run once for all draws.", name, 100 * share(network.model, known)
-                    )
+                    part = 100 * share(network.model, known)
+                    logger.info("%s: %.0f %% of its weights run once for all draws.", name, part)
                     return plan
                 reason = f"with it, logits differ by {distance:.2g}"
         except Exception as error:  # whatever a network may raise on two examples
