@@ -8,7 +8,6 @@ import functools
 import hashlib
 import re
 import sys
-import sysconfig
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,6 +23,9 @@ ATOMS = (type(None), bool, int, float, complex, str, bytes, np.generic)
 NAMES = ("__doc__", "__firstlineno__", "__static_attributes__")
 """What a class says of its text."""
 
+COLLECTIONS = (list, tuple, Mapping, set, frozenset)
+"""What is its parts."""
+
 CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 """What is called."""
 
@@ -31,11 +33,17 @@ OF_MODULES = frozenset((*vars(nn.Module()), "warnings_issued"))
 """Attributes of modules that are not settings."""
 
 
+PLACES = frozenset(("site-packages", "dist-packages"))
+"""Folders of installed packages: a system's, an environment's, a user's."""
+
+
 def hashed(values: Any) -> str:
-    """Return a short hash of a value: see `_update`."""
-    digest = hashlib.sha256()
-    _update(digest, values, {})
-    return digest.hexdigest()[:16]
+    """Return a short hash of a value: see `_Hash`."""
+    found = _Hash()
+    found.add(values)
+    for value in found.met:  # which grows meanwhile
+        found.add_parts(value)
+    return found.digest.hexdigest()[:16]
 
 
 def hashed_files(path: Path) -> str:
@@ -47,66 +55,74 @@ def hashed_files(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _update(digest: Any, value: Any, met: dict[int, Any]) -> None:
-    """Add a value to a hash: tensors by their bytes, collections by their parts, objects by class and state.
+class _Hash:
+    """A hash of values: tensors by their bytes, collections by their parts, objects by class and state.
 
-    Args:
-        digest: The hash.
-        value: The value.
-        met: Objects that are in it, with their numbers, by their place in memory; that keeps them alive.
+    Functions, classes and other objects are numbered as they are met, and their parts follow in that order: they may
+    refer to each other in circles, or in chains that are deeper than the stack.
     """
-    if isinstance(value, ATOMS):
-        digest.update(repr(value).encode())
-        return
-    if isinstance(value, np.ndarray):
-        is_plain = value.dtype.kind in "biuf"
-        value = torch.from_numpy(np.require(value, requirements=["C", "W"])) if is_plain else value.tolist()
-    if isinstance(value, Tensor):
-        digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    elif id(value) in met:
-        digest.update(f"number {met[id(value)][1]}".encode())
-    else:
-        met[id(value)] = value, len(met)
-        _update_parts(digest, value, met)
-        if isinstance(value, list | tuple | Mapping):  # equal ones may be one or several
-            del met[id(value)]
 
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+        self.numbers: dict[int, int] = {}  # by the place in memory
+        self.met: list[Any] = []  # which keeps them alive
 
-def _update_parts(digest: Any, value: Any, met: dict[int, Any]) -> None:
-    if isinstance(value, nn.Module):
-        for name, module in value.named_modules():
-            _update(digest, [name, type(module), _settings(module)], met)
-        _update(digest, {**dict(value.named_parameters()), **dict(value.named_buffers())}, met)
-    elif isinstance(value, Mapping):
-        for name in sorted(value, key=str):
-            digest.update(str(name).encode())
-            _update(digest, value[name], met)
-    elif isinstance(value, list | tuple):
-        digest.update(f"{len(value)}".encode())
-        for part in value:
-            _update(digest, part, met)
-    elif isinstance(value, set | frozenset):  # in another order in each process
-        _update(digest, sorted(map(hashed, value)), met)
-    elif isinstance(value, types.CodeType):
-        names = (value.co_names, value.co_varnames, value.co_freevars)
-        _update(digest, [value.co_code, *names, *value.co_consts], met)
-    elif isinstance(value, types.FunctionType):
-        _update(digest, _of_function(value), met)
-    elif isinstance(value, types.MethodType):
-        _update(digest, [value.__func__, value.__self__], met)
-    elif isinstance(value, functools.partial):
-        _update(digest, [value.func, value.args, value.keywords], met)
-    elif isinstance(value, type):
-        own = [each for each in value.__mro__ if not _is_installed(each.__module__)]
-        _update(digest, [value.__module__, value.__qualname__, *(_of_class(each) for each in own)], met)
-    elif isinstance(value, types.ModuleType):
-        digest.update(value.__name__.encode())
-    elif (state := _state(value)) is not None:
-        _update(digest, state, met)
-    else:
-        # What has no text of its own is printed with its place in memory, which differs from process to process.
-        digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr(value)).encode())
+    def add(self, value: Any) -> None:
+        """Add a value; of an object, its number."""
+        if isinstance(value, ATOMS):
+            self.digest.update(repr(value).encode())
+            return
+        if isinstance(value, np.ndarray):
+            is_plain = value.dtype.kind in "biuf"
+            value = torch.from_numpy(np.require(value, requirements=["C", "W"])) if is_plain else value.tolist()
+        if isinstance(value, Tensor):
+            self.digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            self.digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            return
+        is_new = id(value) not in self.numbers
+        number = self.numbers.setdefault(id(value), len(self.numbers))
+        if is_new and isinstance(value, COLLECTIONS):
+            self.add_parts(value)
+            del self.numbers[id(value)]  # equal ones may be one or several
+            return
+        self.digest.update(f"number {number}".encode())
+        if is_new:
+            self.met.append(value)
+
+    def add_parts(self, value: Any) -> None:
+        """Add what a collection or an object consists of."""
+        if isinstance(value, nn.Module):
+            for name, module in value.named_modules():
+                self.add([name, type(module), _settings(module)])
+            self.add({**dict(value.named_parameters()), **dict(value.named_buffers())})
+        elif isinstance(value, Mapping):
+            for name in sorted(value, key=str):
+                self.digest.update(str(name).encode())
+                self.add(value[name])
+        elif isinstance(value, list | tuple):
+            self.digest.update(f"{len(value)}".encode())
+            for part in value:
+                self.add(part)
+        elif isinstance(value, set | frozenset):  # in another order in each process
+            self.add(sorted(map(hashed, value)))
+        elif isinstance(value, types.CodeType):
+            self.add([value.co_code, value.co_names, value.co_varnames, value.co_freevars, *value.co_consts])
+        elif isinstance(value, types.FunctionType):
+            self.add(_of_function(value))
+        elif isinstance(value, types.MethodType):
+            self.add([value.__func__, value.__self__])
+        elif isinstance(value, functools.partial):
+            self.add([value.func, value.args, value.keywords])
+        elif isinstance(value, type):
+            own = [each for each in value.__mro__ if not _is_installed(each.__module__)]
+            self.add([value.__module__, value.__qualname__, *(_of_class(each) for each in own)])
+        elif isinstance(value, types.ModuleType):
+            self.digest.update(value.__name__.encode())
+        elif (state := _state(value)) is not None:
+            self.add(state)
+        else:
+            # What has no text of its own is printed with its place in memory, which differs from process to process.
+            self.digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr(value)).encode())
 
 
 def _settings(module: nn.Module) -> Any:
@@ -167,6 +183,4 @@ def _is_installed(module: str | None) -> bool:
     if package in sys.stdlib_module_names or package == "bayeslora":
         return True
     file = getattr(sys.modules.get(module or ""), "__file__", None)
-    return file is not None and any(
-        Path(file).is_relative_to(sysconfig.get_path(kind)) for kind in ("purelib", "platlib", "stdlib")
-    )
+    return file is not None and not PLACES.isdisjoint(Path(file).parts)

@@ -1,12 +1,14 @@
 """What is known of a run: whatever its result depends on, so that no stored one is taken for another's."""
 
 import copy
+import functools
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -108,6 +110,39 @@ def test_hashes_are_the_same_in_every_process() -> None:
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     again = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert again.stdout.strip() == hashing.hashed(eval(value))
+
+
+def test_functions_may_refer_to_each_other_without_end() -> None:
+    def chained(last: Callable[[], Any]) -> Callable[[], Any]:
+        def link() -> Any:
+            return last()
+
+        return link
+
+    def chain(first: Callable[[], Any]) -> Callable[[], Any]:
+        return functools.reduce(lambda last, _: chained(last), range(3000), first)
+
+    assert hashing.hashed(chain(lambda: 1)) == hashing.hashed(chain(lambda: 1))
+    assert hashing.hashed(chain(lambda: 1)) != hashing.hashed(chain(lambda: 2))
+
+
+@pytest.mark.parametrize(
+    ("folder", "installed"),
+    [("home/.local/lib/python3.11/site-packages", True), ("usr/lib/python3/dist-packages", True), ("home/work", False)],
+)
+def test_what_is_installed_is_known_by_its_name_wherever_it_is(
+    folder: str, installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's and a system's packages lie in other folders than an environment's."""
+
+    def record(code: str) -> str:
+        library = ModuleType(f"library in {folder}")
+        library.__file__ = f"/{folder}/library.py"
+        exec(code, vars(library))
+        monkeypatch.setitem(sys.modules, library.__name__, library)
+        return hashing.hashed(library.act)
+
+    assert (record("def act(x): return x") == record("def act(x): return -x")) == installed
 
 
 def test_a_folder_of_a_model_is_known_by_its_files(tmp_path: Path) -> None:
