@@ -7,7 +7,6 @@ an object, its class and its state. The code of installed packages is known by t
 import functools
 import hashlib
 import re
-import sys
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from bayeslora.origins import is_installed
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes, np.generic)
 """What is printed with all that there is of it."""
@@ -31,10 +32,6 @@ CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functoo
 
 OF_MODULES = frozenset((*vars(nn.Module()), "warnings_issued"))
 """Attributes of modules that are not settings."""
-
-
-PLACES = frozenset(("site-packages", "dist-packages"))
-"""Folders of installed packages: a system's, an environment's, a user's."""
 
 
 def hashed(values: Any) -> str:
@@ -114,7 +111,7 @@ class _Hash:
         elif isinstance(value, functools.partial):
             self.add([value.func, value.args, value.keywords])
         elif isinstance(value, type):
-            own = [each for each in value.__mro__ if not _is_installed(each.__module__)]
+            own = [each for each in value.__mro__ if not is_installed(each.__module__)]
             self.add([value.__module__, value.__qualname__, *(_of_class(each) for each in own)])
         elif isinstance(value, types.ModuleType):
             self.digest.update(value.__name__.encode())
@@ -128,7 +125,7 @@ class _Hash:
 def _settings(module: nn.Module) -> Any:
     """Return what is set in a module: of one of an installed package, what says so plainly."""
     own = {name: value for name, value in vars(module).items() if name not in OF_MODULES}
-    if not _is_installed(type(module).__module__):
+    if not is_installed(type(module).__module__):
         return own
     config: Any = getattr(module, "config", None)
     plain = {n: value for n, value in own.items() if isinstance(value, (*ATOMS, *CODE)) and not n.startswith("_")}
@@ -137,7 +134,7 @@ def _settings(module: nn.Module) -> Any:
 
 def _of_function(function: types.FunctionType) -> list[Any]:
     """Return a function's name and, unless a package brings it, its code and all that this refers to."""
-    if _is_installed(function.__module__):
+    if is_installed(function.__module__):
         return [function.__module__, function.__qualname__]
     cells = [cell.cell_contents for cell in function.__closure__ or () if not _is_empty(cell)]
     refers = {name: function.__globals__[name] for name in _names(function.__code__) & function.__globals__.keys()}
@@ -174,13 +171,3 @@ def _state(value: Any) -> Any:
     if isinstance(made, str):
         return [type(value), made]
     return [type(value), *(list(part) if isinstance(part, Iterable) and i > 2 else part for i, part in enumerate(made))]
-
-
-@functools.cache
-def _is_installed(module: str | None) -> bool:
-    """Return whether a module is Python's own, or of an installed package, whose code is known by its version."""
-    package = (module or "").partition(".")[0]
-    if package in sys.stdlib_module_names or package == "bayeslora":
-        return True
-    file = getattr(sys.modules.get(module or ""), "__file__", None)
-    return file is not None and not PLACES.isdisjoint(Path(file).parts)

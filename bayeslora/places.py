@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora import contents, counting
+from bayeslora.origins import is_installed, package
 
 MOST = 1000
 """Entries of the largest list or mapping that is looked into: larger ones are vocabularies."""
@@ -36,8 +37,22 @@ INDEPENDENT = (str, bytes, int, range, slice, type(None), type, types.FunctionTy
 OTHERS_CODE = frozenset(LIBRARIES) | sys.stdlib_module_names
 """The same, and Python's own."""
 
-NOT_OWN = OTHERS_CODE - {"types", "collections", "weakref"}
-"""Packages whose objects belong to more than a network, such as files, queues and locks; containers do not."""
+CONTAINERS = ("types", "collections", "weakref")
+"""Python's packages whose objects belong to what they are in; files, queues and locks belong to more than a network."""
+
+
+OF_THREADS = (
+    "_thread",
+    "threading",
+    "_queue",
+    "queue",
+    "asyncio",
+    "concurrent",
+    "multiprocessing",
+    "_socket",
+    "socket",
+)
+"""Python's packages whose objects other threads and processes wait for."""
 
 
 class Attributes:
@@ -129,14 +144,13 @@ def places_of(model: nn.Module, besides: Collection[nn.Module]) -> list[Any]:
 
     So may its own classes: in their attributes, and in what their functions hold or know by name.
     """
-    places = _Places()
+    kinds = {kind: None for module in model.modules() if module not in besides for kind in type(module).__mro__}
+    places = _Places({_package(kind) for kind in kinds})
     for module in model.modules():
         if module not in besides:
             places.add_module(module)
-    for kind in {kind: None for module in model.modules() if module not in besides for kind in type(module).__mro__}:
+    for kind in kinds:
         places.look_into(kind, only_plain=True)
-    for value in contextvars.copy_context().values():
-        places.look_into(value, only_plain=True)
     places.look()
     return list(places.found.values())
 
@@ -145,9 +159,14 @@ class _Places:
     """Places in which something may be kept, by the `id` of what they are in.
 
     What is in a value is looked into later, and not by recursion: classes and functions may be linked in long chains.
+
+    Args:
+        packages: Those of the network's classes. What a function knows of other installed ones is theirs: it may serve
+            other threads, as a server's or a worker's state does, and there is much of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, packages: Collection[str]) -> None:
+        self.packages = packages
         self.found: dict[int, Any] = {}
         self.keys: list[Any] = []  # whose `id` must not be another's
         self.left: dict[bool, deque[Any]] = {False: deque(), True: deque()}
@@ -170,6 +189,12 @@ class _Places:
                 self.look_into(own[name])
         for part in ("_parameters", "_buffers"):
             self._look_into_parts(own.get(part, {}).values(), only_plain=True)
+
+    def _is_others(self, value: Any) -> bool:
+        """Whether a module, a class or a function is not the network's or its user's."""
+        name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
+        name = name if isinstance(name, str | None) else "builtins"  # the class that makes all classes has no name
+        return package(name) in OTHERS_CODE or (package(name) not in self.packages and is_installed(name))
 
     def look_into(self, value: Any, only_plain: bool = False) -> None:
         """Let `look` add a value, if it can keep something, and what is in it.
@@ -203,6 +228,8 @@ class _Places:
                 self.look_into(each, only_plain)
         elif isinstance(value, functools.partial):
             self.look_into((value.func, value.args, value.keywords), only_plain)
+        elif isinstance(value, contextvars.ContextVar):
+            self.look_into(value.get(None), only_plain)
         elif isinstance(value, types.MethodType):
             self.look_into((value.__func__, value.__self__), only_plain)
         elif isinstance(value, nn.Module):
@@ -233,9 +260,12 @@ class _Places:
         elif isinstance(value, types.MappingProxyType):
             self._look_into_parts(value.values() if len(value) <= MOST else (), only_plain)
             return
-        if _package(kind) in (NOT_OWN if only_plain else OTHERS):
+        if _package(kind) in OTHERS or (only_plain and self._is_others(kind) and _package(kind) not in CONTAINERS):
             return
-        if type(own := getattr(value, "__dict__", None)) is dict and self.add(own, own):
+        own = getattr(value, "__dict__", None)
+        if type(own) is dict and self._is_others(kind) and any(_package(type(v)) in OF_THREADS for v in own.values()):
+            return  # a client of a service, say, whose threads go on meanwhile
+        if type(own) is dict and self.add(own, own):
             self._look_into_parts(own.values(), only_plain)
         if slots := _slots(kind):
             place = Attributes(value, slots)
@@ -245,7 +275,7 @@ class _Places:
 
     def _look_into_class(self, kind: type) -> None:
         """Add what a class of the user's keeps in attributes, and what its functions hold or know by name."""
-        if _package(kind) in OTHERS_CODE or id(kind) in self.found:
+        if self._is_others(kind) or id(kind) in self.found:
             return
         if type(kind) is not type:
             self.look_into(type(kind), only_plain=True)
@@ -262,7 +292,7 @@ class _Places:
     def _look_into_function(self, function: types.FunctionType) -> None:
         """Add what a function of the user's holds in its closure and attributes, and what it knows by a global name."""
         module = sys.modules.get(function.__module__ or "")
-        if (function.__module__ or "").partition(".")[0] in OTHERS_CODE or not self.add(function, vars(function)):
+        if self._is_others(function) or not self.add(function, vars(function)):
             return
         for cell in function.__closure__ or ():
             content = content_of(Attributes(cell, ("cell_contents",))).get("cell_contents")
@@ -278,7 +308,7 @@ class _Places:
         names = [name for name in written if name in known]
         self._look_into_module(module, known, names, codes, "STORE_GLOBAL")
         for name in names:
-            if isinstance(other := known[name], types.ModuleType) and other.__name__.partition(".")[0] not in NOT_OWN:
+            if isinstance(other := known[name], types.ModuleType) and not self._is_others(other):
                 self._look_into_module(
                     other, vars(other), [n for n in written if n in vars(other)], codes, "STORE_ATTR"
                 )
@@ -286,7 +316,7 @@ class _Places:
     def _look_into_memo(self, function: Any) -> None:
         """Add what is remembered of the results of a function of the user's, and what that function holds."""
         wrapped = function.__wrapped__
-        if (getattr(wrapped, "__module__", None) or "").partition(".")[0] not in NOT_OWN:
+        if not self._is_others(wrapped):
             self.add(function, Memo(function))
             if isinstance(wrapped, types.FunctionType):
                 self.look_into(wrapped, only_plain=True)
@@ -317,8 +347,7 @@ def may_move(value: Any, training: bool) -> bool:
 
 
 def _package(kind: type) -> str:
-    module = kind.__module__
-    return module.partition(".")[0] if isinstance(module, str) else "builtins"  # the class that makes all classes
+    return package(kind.__module__ if isinstance(kind.__module__, str) else "builtins")
 
 
 def _slots(kind: type) -> list[str]:

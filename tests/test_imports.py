@@ -12,8 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "bayeslora"
 
 ORDER = (
-    ("contents", "contracts", "counting", "hashing", "surroundings"),
-    ("places", "failing"),
+    ("contents", "contracts", "counting", "origins", "surroundings"),
+    ("hashing", "places", "failing"),
     ("types", "isolation", "hushing", "saving", "paths", "passes", "devices", "stopping"),
     ("filing", "claiming"),
     ("networks",),

@@ -11,6 +11,7 @@ import itertools
 import os
 import queue
 import random
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -465,6 +466,61 @@ def test_variables_of_a_context_stay_a_passes_own(moved: Any) -> None:
     first = posterior.predict(X, num_draws=3, seed=0).draws
     np.testing.assert_array_equal(posterior.predict(X, num_draws=3, seed=0).draws, first)
     assert model(X) is not None
+
+
+LIST: contextvars.ContextVar[list[int]] = contextvars.ContextVar("LIST")
+
+
+class InAListOfAContext(Body):
+    def keep(self, h: Tensor) -> Any:
+        LIST.get().append(1)
+        return len(LIST.get())
+
+
+def test_what_a_variable_of_a_context_holds_is_put_back() -> None:
+    def work() -> None:
+        LIST.set([])
+        model, passes = InAListOfAContext().double().eval(), Passes()
+        for _ in range(2):
+            with passes.alone(model), torch.no_grad():
+                model(X)
+            assert LIST.get() == []
+
+    contextvars.Context().run(work)
+
+
+SERVICE: Any = None
+REQUEST: contextvars.ContextVar[Any] = contextvars.ContextVar("REQUEST")
+
+
+class OfAService(Body):
+    def keep(self, h: Tensor) -> Any:
+        return 0 * len(SERVICE.answers)
+
+
+@pytest.mark.parametrize("place", ["context", "global", "attribute"])
+def test_what_a_service_does_meanwhile_is_not_undone(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers and workers keep themselves in the context in which a prediction is made; their other threads go on."""
+    library = ModuleType("library_of_services")
+    library.__file__ = "/home/.local/lib/site-packages/library_of_services.py"
+    monkeypatch.setitem(sys.modules, library.__name__, library)
+    exec("class Service:\n    def __init__(self, lock): self.lock, self.answers = lock, []", vars(library))
+    service = library.Service(threading.Lock())
+
+    def work() -> None:
+        if place == "context":
+            REQUEST.set(service)
+        monkeypatch.setitem(globals(), "SERVICE", service if place == "global" else SimpleNamespace(answers=[]))
+        model, passes = OfAService().double().eval(), Passes()
+        if place == "attribute":
+            model.service = service
+        for number in range(3):
+            with passes.alone(model), torch.no_grad():
+                model(X)
+                service.answers.append(number)
+        assert service.answers == [0, 1, 2]
+
+    contextvars.Context().run(work)
 
 
 class InTheEnvironment(Body):
