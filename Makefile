@@ -14,7 +14,7 @@ demo: $(VENV)/.demo  ## Install what the demo needs and run it: real encoder, re
 test: $(VENV)/.dev  ## Install everything and run the tests.
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-all: $(VENV)/.dev  ## Run the slow tests too: every architecture in the table (minutes).
+test-all: $(VENV)/.all  ## Run the slow tests too: every architecture in the table (minutes).
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
 # Three instruction sets, three shifts of every seed; one thread and two among them.
@@ -69,3 +69,7 @@ $(VENV)/.demo: $(VENV)/.base pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.base pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,peft,dev,docs]"
 	touch $@ $(VENV)/.demo
+
+$(VENV)/.all: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,peft,harness,onnx,dev,dev-all,docs]"
+	touch $@
