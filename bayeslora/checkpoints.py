@@ -11,7 +11,7 @@ import logging
 import re
 import shutil
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +127,13 @@ def data_record(source: Source) -> dict[str, Any]:
     """
     name = source.name
     record: dict[str, Any] = {f"examples of {name}": len(source)}
+    spread = np.unique(np.linspace(0, len(source) - 1, NUM_ROWS).round())
     with seeded(0):
-        first = _first_rows(source)
+        first, again = (_rows(source, range(min(2, len(source)))) for _ in range(2))
         record[f"columns of {name}"] = {column: _shape(value) for column, value in first[0].items()}
-        again = _first_rows(source)
         if hashed(first) != hashed(again):
             return record
-        record[f"rows of {name}"] = hashed(_rows(source))
+        record[f"rows of {name}"] = hashed(_rows(source, spread))
     if source.weights is not None:
         record[f"weights of {name}"] = hashed(source.weights)
     if (labels := source.labels) is not None:
@@ -362,21 +362,12 @@ def _shown(value: Any, other: Any) -> str:
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
-def _first_rows(source: Source) -> list[dict[str, Any]]:
-    """The first two examples, or the first batch of a loader of the user's."""
+def _rows(source: Source, indices: Iterable[Any]) -> list[dict[str, Any]]:
+    """Some rows; of a stream, its first batch."""
     if source.is_stream:
         return [source.first_batch()]
     rows: Any = source.dataset if source.dataset is not None else source.loader.dataset  # type: ignore[union-attr]
-    return [_row(rows[index]) for index in range(min(2, len(source)))]
-
-
-def _rows(source: Source) -> list[dict[str, Any]]:
-    """A few rows, evenly spaced; of a stream, the first."""
-    if source.is_stream:
-        return [source.first_batch()]
-    rows: Any = source.dataset if source.dataset is not None else source.loader.dataset  # type: ignore[union-attr]
-    last = len(source) - 1
-    return [_row(rows[int(index)]) for index in np.unique(np.linspace(0, last, NUM_ROWS).round())]
+    return [_row(rows[int(index)]) for index in indices]
 
 
 def _row(row: Any) -> dict[str, Any]:

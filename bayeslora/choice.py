@@ -4,9 +4,7 @@ import logging
 import math
 import re
 import reprlib
-import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -278,69 +276,3 @@ def _shown(group: str, names: Sequence[str]) -> str:
 
 def _cut(shown: Sequence[str]) -> str:
     return ", ".join(shown[:NAMES]) + (f" and {len(shown) - NAMES} more" if len(shown) > NAMES else "")
-
-
-_narrating = threading.Lock()
-_narrators = 0
-
-
-@contextmanager
-def narrating(shows: bool, once: bool = False, wording: Callable[[str], str] = str) -> Iterator[None]:
-    """Let the library's logger print what it says at INFO, unless logging is set up or nothing is to be shown.
-
-    Where the root logger, or the library's, has a handler, who set it up decides what is seen.
-
-    Args:
-        shows: Whether anything is to be shown.
-        once: Whether what has been said is not said again: the fits of a study say much the same.
-        wording: What a message becomes before it is shown.
-    """
-    global _narrators
-    root = logging.getLogger("bayeslora")
-    with _narrating:
-        first = shows and not _narrators and not root.hasHandlers()
-        if not (first or (shows and _narrators)):
-            shows = False
-        if first:
-            handler = _Narrator()
-            handler.wording = wording
-            if once:
-                handler.addFilter(_Once())
-            root.addHandler(handler)
-            handler.changed_level = root.level == logging.NOTSET
-            if handler.changed_level:
-                root.setLevel(logging.INFO)
-        _narrators += shows
-    try:
-        yield
-    finally:
-        with _narrating:
-            _narrators -= shows
-            if shows and not _narrators:
-                for handler in [handler for handler in root.handlers if isinstance(handler, _Narrator)]:
-                    root.removeHandler(handler)
-                    if handler.changed_level:
-                        root.setLevel(logging.NOTSET)
-
-
-class _Once:
-    """Lets each message pass the first time."""
-
-    def __init__(self) -> None:
-        self.said: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        is_new = record.getMessage() not in self.said
-        self.said.add(record.getMessage())
-        return is_new
-
-
-class _Narrator(logging.StreamHandler):
-    """Prints the library's messages where no logging is set up."""
-
-    changed_level = False
-    wording: Callable[[str], str] = str
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the message alone."""
-        return self.wording(super().format(record))

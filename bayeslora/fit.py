@@ -22,13 +22,13 @@ from bayeslora.divergence import check_weights
 from bayeslora.fitting import Fitting, Read
 from bayeslora.folds import cross_fit
 from bayeslora.grouping import same_inputs, tenth
-from bayeslora.hushing import hushed
 from bayeslora.isolation import public, seeded
 from bayeslora.loading import Init, load, load_model, with_padding
 from bayeslora.methods import Method, MethodName, fields_for_fit, make_method
 from bayeslora.networks import unwrapped, with_output_names
 from bayeslora.posterior import Posterior
 from bayeslora.preparation import check_rows, likelihood_for, number_labels, seen_in
+from bayeslora.showing import hushed, narrating
 from bayeslora.tasks import choosing
 from bayeslora.types import (
     Arguments,
@@ -212,7 +212,7 @@ def fit(
     held_out = held_out if held_out is None else apart(held_out, weight, "validation", False)[0]
     seed = seed if args is None else args.seed
     shows = progress if args is None else not args.disable_tqdm
-    with seeded(seed), choice.narrating(shows), hushed(not shows):
+    with seeded(seed), narrating(shows), hushed(not shows):
         lacked = None
         asked_for = Columns.asked(text, label, id, answers, shots_in(shots))
         train_data = plain(train_data, asked_for, earlier.columns if earlier else NOTHING)

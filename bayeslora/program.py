@@ -75,7 +75,7 @@ class Program(nn.Module, FittedProgram):
         self.watch: Callable[[FactorsByStack], FactorsByStack] | None = None  # sees the factors on their way
         self._num_steps: int | None = None
         self._dims: dict[str, tuple[int, int]] | None = None  # of each site of the prior: in an event, and in all
-        self._terms: tuple[list[str], Tensor] = ([], torch.zeros(0))
+        self.last_terms: tuple[list[str], Tensor] = ([], torch.zeros(0))  # what `terms` has, in one tensor
 
     @property
     def num_steps(self) -> int:
@@ -137,13 +137,13 @@ class Program(nn.Module, FittedProgram):
                 return Output(-self.likelihood.log_prob(logits, batch["labels"]).mean(), logits)
             terms, logits = self.elbo.terms(self.model, lambda *_: self.guide(), batch, rows_by_draw)
         values = torch.stack(list(terms.values()))
-        self._terms = (list(terms), values.detach())
+        self.last_terms = (list(terms), values.detach())
         return Output(values.sum(), logits)
 
     @property
     def terms(self) -> dict[str, Tensor]:
         """The last training loss by site, detached, in nats: the NLL per example as `labels`, and weighted KLs."""
-        names, values = self._terms
+        names, values = self.last_terms
         return dict(zip(names, values, strict=True))
 
     def logits(self, sites: Sites, batch: Batch) -> Tensor:

@@ -44,8 +44,8 @@ class Recorder(TrainerCallback):
 
     def record(self, program: Program) -> None:
         """Keep the terms of a batch's loss."""
-        self.names = list(program.terms)
-        self.parts.append(torch.stack(list(program.terms.values())))
+        self.names, values = program.last_terms
+        self.parts.append(values)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         mean = torch.stack(self.parts).mean(0)

@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from bayeslora.choice import narrating
+from bayeslora.showing import narrating
 from bayeslora.stopping import Terminated
 
 ARGUMENT = re.compile(r"(?:(?<![\w.'\"(-])|(?<=\s\())(\w+)=(\[[^\[\]…]*\]|\(\)|True\b|False\b|(?=\S))")

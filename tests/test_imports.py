@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "bayeslora"
 ORDER = (
     ("contents", "contracts", "counting", "origins", "surroundings"),
     ("hashing", "places", "failing"),
-    ("types", "isolation", "hushing", "saving", "paths", "passes", "devices", "stopping"),
+    ("types", "isolation", "saving", "paths", "passes", "devices", "showing", "stopping"),
     ("filing", "claiming"),
     ("networks",),
     ("limits",),

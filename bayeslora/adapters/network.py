@@ -77,21 +77,12 @@ class AdaptedNetwork(nn.Module):
         self.model = share_weights(model, self.head_names)
         hold(self.model, self.head_names)
         leave_reentrant_checkpointing(self.model)
-        stacks = grouped(self.model, names, family, rank, start_rank, alpha, num_examples)
+        how = (rank, start_rank, alpha, num_examples)
+        stacks = grouped(self.model, names, family, *how)
         in_head = [name for name in linear_layers(self.model) if is_within(name, self.head_names)]
         self.output_name = in_head[-1] if in_head else None
         if head_family is not None:
-            stacks += grouped(
-                self.model,
-                in_head,
-                head_family,
-                rank,
-                start_rank,
-                alpha,
-                num_examples,
-                num_layers=len(names),
-                prefix="head_",
-            )
+            stacks += grouped(self.model, in_head, head_family, *how, num_layers=len(names), prefix="head_")
         self.stacks = Stacks(stacks)
         self.verdict: folding.Verdict | None = None
         self.confirmed = 2 * folding.EXAMPLES  # rows of all draws up to which it is trusted

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from bayeslora.data import given
 from bayeslora.decisions import Familiar
-from bayeslora.report.findings import vars_of, wrong_of
+from bayeslora.report.findings import wrong_of
 from bayeslora.report.page import Section, Table, number
 from bayeslora.study import rows
 from bayeslora.tasks.prediction import BasePrediction, names_of
@@ -105,7 +105,7 @@ def _row(
     table: Any,
     row: int,
 ) -> list[str]:
-    positions = vars_of(prediction, "rows")
+    positions = getattr(prediction, "rows", None)
     example = row if positions is None else int(positions.example[row])
     shown = inputs(example) + ("" if positions is None else f" (token {int(positions.position[row])})")
     cells = [shown]
@@ -118,24 +118,24 @@ def _row(
 
 def label_text(prediction: BasePrediction, label: Any) -> str:
     """Return a label by its name."""
-    names = vars_of(prediction, "class_names")
+    names = getattr(prediction, "class_names", None)
     values = np.asarray(label)
     if names is not None and values.ndim == 0 and values.dtype.kind in "iu" and 0 <= int(values) < len(names):
         return str(names[int(values)])
-    if values.ndim == 1 and vars_of(prediction, "log_odds") is not None:
+    if values.ndim == 1 and getattr(prediction, "log_odds", None) is not None:
         known = names_of(names, len(values))
         return ", ".join(known[place] for place in np.flatnonzero(values > 0.5)) or "none"
     return number(values.item()) if values.ndim == 0 else str(values.tolist())
 
 
 def _predicted(prediction: BasePrediction, table: Any, row: int) -> str:
-    interval = vars_of(prediction, "variance")
+    interval = getattr(prediction, "variance", None)
     if interval is not None:
         return f"{number(np.ravel(prediction.predicted)[row])} ± {number(np.sqrt(interval[row]), 2)}"
     value = table["predicted"].iloc[row] if "predicted" in table else prediction.predicted[row]
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "none"
-    probs = vars_of(prediction, "probs")
+    probs = getattr(prediction, "probs", None)
     if isinstance(probs, np.ndarray) and probs.ndim == 2:
         return f"{value} ({probs[row].max():.2f})"
     return str(value)
@@ -145,19 +145,19 @@ def why(prediction: BasePrediction, row: int) -> str:
     """Say in words where the uncertainty of a row comes from."""
     draws = np.asarray(prediction.draws)
     entropy, epistemic = float(prediction.entropy[row]), float(prediction.epistemic[row])
-    variance, part = vars_of(prediction, "variance"), vars_of(prediction, "epistemic_variance")
+    variance, part = getattr(prediction, "variance", None), getattr(prediction, "epistemic_variance", None)
     if variance is not None and part is not None:
         share = float(part[row] / variance[row])
         of = draws[:, row]
         noise = number(np.sqrt(variance[row] - part[row]), 2)
         said = f"draws say {number(np.min(of), 3)} to {number(np.max(of), 3)}, with a noise of {noise}"
         return f"{_word(share)}: {said}"
-    probs = vars_of(prediction, "probs")
+    probs = getattr(prediction, "probs", None)
     if not (isinstance(probs, np.ndarray) and probs.ndim == 2 and draws.ndim == 3) or len(probs[row]) < 2:
         return _word(epistemic / entropy) if entropy > SURE else "sure"
-    if vars_of(prediction, "log_odds") is not None or probs[row].sum() > 1.001:
+    if getattr(prediction, "log_odds", None) is not None or probs[row].sum() > 1.001:
         return _word(epistemic / entropy) if entropy > SURE else "sure of every label"
-    names = names_of(vars_of(prediction, "class_names"), probs.shape[1])
+    names = names_of(getattr(prediction, "class_names", None), probs.shape[1])
     if entropy <= SURE:
         return f"all draws are sure: at least {draws[:, row].max(-1).min():.2f} for one class"
     votes = np.bincount(draws[:, row].argmax(-1), minlength=probs.shape[1])

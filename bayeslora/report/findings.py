@@ -59,17 +59,12 @@ def lead(
     """
     found = [_accuracy(prediction, labels, scores, left_out), _nll(labels, scores, left_out, prediction, centre)]
     if "ece" in scores:
-        found.append(_calibration(np.asarray(vars_of(prediction, "probs")), labels, scores["ece"]))
+        found.append(_calibration(np.asarray(getattr(prediction, "probs", None)), labels, scores["ece"]))
     if "coverage_90" in scores:
         found.append(_coverage(scores["coverage_90"], len(labels)))
     found.append(_ranking(prediction, labels))
     found.append(_parts(prediction))
     return [sentence for sentence in found if sentence]
-
-
-def vars_of(prediction: BasePrediction, name: str) -> Any:
-    """Return an attribute that not every kind of prediction has; None if this one has not."""
-    return getattr(prediction, name, None)
 
 
 def _accuracy(prediction: BasePrediction, labels: np.ndarray, scores: Mapping[str, float], left_out: Left) -> str:
@@ -92,7 +87,7 @@ def _interval(found: Estimate, prediction: BasePrediction) -> str:
     if math.isnan(found.half):
         # All are right, or none: leaving some out changes nothing, and the binomial distribution says how far that
         # goes. Rows that are tokens are not independent.
-        if found.value not in (0, 1) or vars_of(prediction, "rows") is not None:
+        if found.value not in (0, 1) or getattr(prediction, "rows", None) is not None:
             return ""
         ends = binomtest(round(found.value * len(prediction)), len(prediction)).proportion_ci(method="wilson")
         low, high = ends.low, ends.high
@@ -179,7 +174,7 @@ def _ranking(prediction: BasePrediction, labels: np.ndarray) -> str:
 def _parts(prediction: BasePrediction) -> str:
     if len(prediction.draws) < 2:
         return "There is one draw: what the adapters do not know (the epistemic part of uncertainty) cannot be seen."
-    variances = [vars_of(prediction, name) for name in ("epistemic_variance", "variance")]
+    variances: list[Any] = [getattr(prediction, name, None) for name in ("epistemic_variance", "variance")]
     if all(each is not None for each in variances):
         part, whole, what = float(variances[0].mean()), float(variances[1].mean()), "variance"
     else:
@@ -210,11 +205,12 @@ def pictures(prediction: BasePrediction, labels: np.ndarray, scores: Mapping[str
     found = []
     wrong = wrong_of(prediction, labels)
     if "ece" in scores:
-        bins = metrics.reliability(vars_of(prediction, "probs"), labels, adaptive=True)
+        probs: Any = getattr(prediction, "probs", None)
+        bins = metrics.reliability(probs, labels, adaptive=True)
         text = "Accuracy against confidence, with intervals, above the share of rows at each confidence."
         caption = "Reliability: points on the diagonal are calibrated. Bars are 95 % intervals of the accuracy."
         found.append(picture(plots.reliability({"draws": bins}), text, caption))
-    if vars_of(prediction, "interval") is not None:
+    if getattr(prediction, "interval", None) is not None:
         text, caption = "Predicted means against labels.", "On the diagonal, predictions are right."
         found.append(picture(plots.regression(prediction, labels), text, caption))
     if wrong is not None and 0 < wrong.sum() < len(wrong):
@@ -227,7 +223,7 @@ def pictures(prediction: BasePrediction, labels: np.ndarray, scores: Mapping[str
         text = "Histograms of the entropy of right and of wrong predictions."
         found.append(picture(plots.uncertainties(values), text, "Entropy of right and wrong predictions."))
     elif wrong is None:
-        label = "standard deviation" if vars_of(prediction, "variance") is not None else "entropy, nats"
+        label = "standard deviation" if getattr(prediction, "variance", None) is not None else "entropy, nats"
         spread = np.sqrt(prediction.variance) if "deviation" in label else prediction.entropy  # type: ignore[attr-defined]
         text = f"Histogram of the {label} of the predictions."
         found.append(picture(plots.uncertainties({"test": spread}, label), text, f"Uncertainty: {label}."))

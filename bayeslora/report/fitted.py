@@ -120,14 +120,13 @@ def of_prediction(
 
 def diagnostics(posterior: Any, khat: Any = None) -> Section:
     """Return how the fit went, and whether it is the posterior that it claims to be."""
-    section = Section("Diagnostics")
-    section.facts = {"fit": posterior.state or "finished"}
+    section = Section("Diagnostics", {"fit": posterior.state or "finished"})
     if khat is not None:
-        section.facts = {**section.facts, "is it a posterior?": khat.verdict}
+        section.facts["is it a posterior?"] = khat.verdict
     elif "components" not in vars(posterior):
         claims = getattr(posterior.method, "claims", None)
         if claims is not None:
-            section.facts = {**section.facts, "claims to be": str(claims)}
+            section.facts["claims to be"] = str(claims)
             if str(claims) == "posterior":
                 section.says.append(
                     "Whether it is the posterior that it claims to be: khat=posterior.khat(training data)."
@@ -139,12 +138,11 @@ def diagnostics(posterior: Any, khat: Any = None) -> Section:
         text = f"Loss by step, from {first['loss'].mean():.3f} to {last['loss'].mean():.3f} nats per example."
         caption = "Loss, NLL and weighted KLs of training, smoothed."
         section.pictures.append(picture(plots.losses(history), text, caption))
-        section.facts = {
-            **section.facts,
-            "loss": f"{first['loss'].mean():.3f} in the first tenth of steps, {last['loss'].mean():.3f} in the last",
-        }
+        section.facts["loss"] = (
+            f"{first['loss'].mean():.3f} in the first tenth of steps, {last['loss'].mean():.3f} in the last"
+        )
     if posterior.tuning is not None:
-        section.facts = {**section.facts, "dial": facts.dial(posterior.tuning)}
+        section.facts["dial"] = facts.dial(posterior.tuning)
         if len(posterior.tuning.curve["value"]) > 1:
             text = f"NLL of rows that were not trained on, by {posterior.tuning.dial}."
             section.pictures.append(picture(plots.dial(posterior.tuning), text, "How the dial was set."))

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import bayeslora
-from bayeslora import choice, trying
+from bayeslora import trying
 from bayeslora.adapters import AdaptedNetwork, choose_targets
 from bayeslora.adapters.folding import moved
 from bayeslora.adapters.gradients import let_inputs_have_gradients, reached
 from bayeslora.adapters.inspection import heads, inspect, uncovered
 from bayeslora.program import Program
+from bayeslora.showing import narrating
 from tests.architectures.plain import Cosine, NeverCalled, Scaled, Texts, Turned, Unused, Wrapping
 from tests.helpers import tiny_bert, tiny_gpt2, tiny_llama, tokens
 
@@ -793,11 +794,11 @@ def test_the_log_is_the_users_where_it_is_set_up(capsys: Any) -> None:
 def test_two_fits_at_once_share_what_shows_the_log(capsys: Any) -> None:
     logger = logging.getLogger("bayeslora")
     with unconfigured():
-        with choice.narrating(True):
-            with choice.narrating(True):
+        with narrating(True):
+            with narrating(True):
                 logger.info("inner")
             logger.info("outer")
-            with choice.narrating(False):
+            with narrating(False):
                 pass
             logger.info("still")
         logger.info("after")
@@ -805,7 +806,7 @@ def test_two_fits_at_once_share_what_shows_the_log(capsys: Any) -> None:
 
 
 def test_a_study_says_what_its_fits_have_in_common_once(capsys: Any) -> None:
-    with unconfigured(), choice.narrating(True, once=True):
+    with unconfigured(), narrating(True, once=True):
         for number in range(2):
             for said in ("same", f"run {number}"):
                 logging.getLogger("bayeslora").info(said)
