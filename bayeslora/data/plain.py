@@ -58,6 +58,16 @@ class Plain:
         return isinstance(self.inputs, list) and any(map(_is_text, self.inputs)) and "text" in self.names
 
 
+@dataclass(frozen=True)
+class How:
+    """How data are read; `plain` says what the arguments are."""
+
+    asked: Columns
+    known: Columns
+    name: str
+    with_labels: bool
+
+
 def plain(
     data: Data, asked: Columns = NOTHING, known: Columns = NOTHING, name: str = "data", with_labels: bool = True
 ) -> Plain:
@@ -73,74 +83,75 @@ def plain(
     Raises:
         ValueError: If a column is not there.
     """
-    if isinstance(data, Plain):
-        return data
-    if several := asked.labels or (known.labels if asked.label is None else ()):
-        return _of_several(data, several, asked, known, name, with_labels)
+    return data if isinstance(data, Plain) else _plain(data, How(asked, known, name, with_labels))
+
+
+def _plain(data: Data, how: How) -> Plain:
+    if several := how.asked.labels or (how.known.labels if how.asked.label is None else ()):
+        return _of_several(data, several, how)
     if isinstance(data, DataLoader):
-        computed.check_loader(data, asked.label, name)
+        computed.check_loader(data, how.asked.label, how.name)
     if isinstance(data, DataLoader | IterableDataset):
-        return _row_by_row(data, asked, known, name)
-    data = written.records(computed.untransformed(framed(data, known)))
-    check_form(data, name)
+        return _row_by_row(data, how)
+    data = written.records(computed.untransformed(framed(data, how.known)))
+    check_form(data, how.name)
     if hasattr(data, "column_names") and hasattr(data, "map"):
-        return _table(data, None, asked, known, name, with_labels)
+        return _table(data, how)
     if isinstance(data, Dataset):
-        computed.check_length(data, name)
-        rows = computed.texts(data, asked.label)
-        read = Plain(data) if rows is None else _list(rows, asked, known, name, with_labels)
-        return replace(read, labels=computed.named(read.labels, data, asked, known, name)) if with_labels else read
+        computed.check_length(data, how.name)
+        rows = computed.texts(data, how.asked.label)
+        read = Plain(data) if rows is None else _list(rows, how)
+        if not how.with_labels:
+            return read
+        return replace(read, labels=computed.named(read.labels, data, how.asked, how.known, how.name))
     if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], str):
         if (words := annotated.of_pair(data)) is not None:
-            return _table(as_table(words, name), None, asked, known, name, with_labels)
-        mistaken.check_pair(data, name)
-        inputs = plain(data[0], asked, known, name, False) if not _is_frame(data[0]) else None
-        labels = raw(data[1], "labels", name)
-        if inputs is None:
-            return _frame(data[0], labels, asked, known, name, with_labels)
+            return _table(as_table(words, how.name), how)
+        mistaken.check_pair(data, how.name)
+        if _is_frame(data[0]):
+            return _frame(data[0], how, raw(data[1], "labels", how.name))
+        inputs = _plain(data[0], replace(how, with_labels=False))
+        labels = raw(data[1], "labels", how.name)
         if hasattr(inputs.inputs, "column_names"):
             table = inputs.inputs
             table = table.remove_columns("labels") if "labels" in table.column_names else table
-            return _table(table, labels, asked, known, name, with_labels)
+            return _table(table, how, labels)
         return replace(inputs, labels=labels)
     if _is_frame(data):
-        return _frame(data, None, asked, known, name, with_labels)
+        return _frame(data, how)
     if isinstance(data, Mapping):
-        return _mapping(dict(data), asked, known, name, with_labels)
+        return _mapping(dict(data), how)
     values = _values(data)
-    if isinstance(values, list) and values:
-        return _list(values, asked, known, name, with_labels)
-    return Plain(values)
+    return _list(values, how) if isinstance(values, list) and values else Plain(values)
 
 
-def _of_several(
-    data: Data, several: tuple[str, ...], asked: Columns, known: Columns, name: str, with_labels: bool
-) -> Plain:
+def _of_several(data: Data, several: tuple[str, ...], how: How) -> Plain:
     """Return a table whose labels stand in several columns, and any other data as if none were asked for.
 
     Columns of the fit may be missing together; a row of labels may then stand in one column.
     """
+    are_asked, name = bool(how.asked.labels), how.name
+    how = replace(how, asked=replace(how.asked, labels=()), known=replace(how.known, labels=()))
     if isinstance(data, tuple) and len(data) == 2 and {*several} <= {*(columns_of(data[1]) or ())}:
         labels = side_by_side(taken(data[1], several)[1], name)
-        read = plain((data[0], labels), replace(asked, labels=()), replace(known, labels=()), name, with_labels)
+        read = _plain((data[0], labels), how)
         return replace(read, columns=replace(read.columns, labels=several))
-    if columns_of(data) is None and asked.labels and with_labels:
+    if columns_of(data) is None and are_asked and how.with_labels:
         raise ArgumentError(f"label={list(several)}: {name} is not a table with such columns: give one.")
     rest, found = taken(data, several)
-    if with_labels and (asked.labels or found):
+    if how.with_labels and (are_asked or found):
         check_there(several, columns_of(data) or (), name)
-    asked, known = replace(asked, labels=()), replace(known, labels=())
-    if not found or not with_labels:
-        return plain(rest, asked, known, name, with_labels)
+    if not found or not how.with_labels:
+        return _plain(rest, how)
     labels = side_by_side(found, name)
     if _is_frame(rest):
-        read = _frame(rest, labels, asked, known, name, with_labels)
+        read = _frame(rest, how, labels)
     elif hasattr(rest, "column_names"):
-        read = _table(rest, labels, asked, known, name, with_labels)
+        read = _table(rest, how, labels)
     else:
         columns = taken(rest, columns_of(rest) or ())[1]
         if any(map(_holds_texts, columns.values())):
-            read = _table(as_table(columns, name), labels, asked, known, name, with_labels, columns)
+            read = _table(as_table(columns, name), how, labels, columns)
         else:
             read = Plain(columns, labels, Found(), tuple(columns))
     return replace(read, columns=replace(read.columns, labels=several))
@@ -222,12 +233,13 @@ def _are_words(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(each, str) for each in value)
 
 
-def _list(values: list[Any], asked: Columns, known: Columns, name: str, with_labels: bool) -> Plain:
+def _list(values: list[Any], how: How) -> Plain:
     """Return a list of texts, of pairs, of rows as mappings, or of inputs with their labels."""
+    asked, known, name = how.asked, how.known, how.name
     if all(value is None for value in values):
         raise ValueError(f"{name}: all {len(values)} rows are missing (None). {REPAIR}.")
     if (columns := annotated.of_rows(values, known)) is not None:
-        return _table(as_table(columns, name), None, asked, known, name, with_labels)
+        return _table(as_table(columns, name), how)
     values = conversations.as_rows(values)
     first = _unwrapped(values[0])
     if (
@@ -243,10 +255,9 @@ def _list(values: list[Any], asked: Columns, known: Columns, name: str, with_lab
         if any(
             isinstance(each, str) or _are_words(each) for row in values for k, each in row.items() if k not in LABELS
         ):
-            columns = {
-                key: [row.get(key) for row in values] for key in dict.fromkeys(key for row in values for key in row)
-            }
-            return _table(as_table(columns, name), None, asked, known, name, with_labels, columns)
+            keys = dict.fromkeys(key for row in values for key in row)
+            columns = {key: [row.get(key) for row in values] for key in keys}
+            return _table(as_table(columns, name), how, given=columns)
         mistaken.check_rows(values, name)
         return Plain(values)
     if all(isinstance(row, list | tuple) and len(row) == 1 and isinstance(row[0], str) for row in values):
@@ -257,7 +268,7 @@ def _list(values: list[Any], asked: Columns, known: Columns, name: str, with_lab
             return Plain(pairs, raw([row[2] for row in values], "labels", name), names=("text",))
         if len(first) == 2 and _is_text(first[0]):
             texts_alone = isinstance(first[0], str) and isinstance(first[1], str)
-            if texts_alone and (len(known.text) == 2 or (not with_labels and not known.text)):
+            if texts_alone and (len(known.text) == 2 or (not how.with_labels and not known.text)):
                 return Plain([tuple(row) for row in values], names=("text",))
             return Plain(
                 [row[0] if isinstance(row[0], str) else tuple(row[0]) for row in values],
@@ -268,8 +279,9 @@ def _list(values: list[Any], asked: Columns, known: Columns, name: str, with_lab
     return Plain(values)
 
 
-def _mapping(data: dict[str, Any], asked: Columns, known: Columns, name: str, with_labels: bool) -> Plain:
+def _mapping(data: dict[str, Any], how: How) -> Plain:
     """Return a mapping of texts as a table, and one of numbers as arrays."""
+    asked, name = how.asked, how.name
     if (one := next((key for key, value in data.items() if isinstance(value, str)), None)) is not None:
         raise ArgumentError(
             f"{name}: {one!r} is one text, {str(data[one])!r:.60}: give a list of texts for each column, or a list of "
@@ -279,19 +291,18 @@ def _mapping(data: dict[str, Any], asked: Columns, known: Columns, name: str, wi
     if talk and conversations.are_lists(talk, {key: next(iter(data[key]), None) for key in talk}):
         columns = {key: list(_values(value)) for key, value in data.items()}
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        return _list(rows, asked, known, name, with_labels)
+        return _list(rows, how)
     labels = (*LABELS, asked.label)
-    named = {*(asked.text or known.text)}
+    named = {*(asked.text or how.known.text)}
     texts = bool(named & {*data}) or any(_holds_texts(value) for key, value in data.items() if key not in labels)
     if texts:
         columns = {key: list(_values(value)) for key, value in data.items()}
         mistaken.check_lengths(columns, name)
-        return _table(as_table(columns, name), None, asked, known, name, with_labels, data)
+        return _table(as_table(columns, name), how, given=data)
     column = asked.label if asked.label in data else next((key for key in LABELS if key in data), None)
     arrays = {key: value for key, value in data.items() if key != column}
     given = None if column is None else raw(data[column], str(column), name)
-    found = Found(label=column, ignored=()) if column else Found()
-    return Plain(arrays, given, found, tuple(data))
+    return Plain(arrays, given, Found(label=column), tuple(data))
 
 
 def _holds_texts(values: Any) -> bool:
@@ -304,8 +315,9 @@ def _holds_texts(values: Any) -> bool:
     )
 
 
-def _frame(frame: Any, labels: RawLabels | None, asked: Columns, known: Columns, name: str, with_labels: bool) -> Plain:
+def _frame(frame: Any, how: How, labels: RawLabels | None = None) -> Plain:
     """Return a table of pandas: one of numbers as an array, any other as a `datasets.Dataset`."""
+    asked, known, name = how.asked, how.known, how.name
     names = [*map(str, frame.columns)]
     twice = [column for column in dict.fromkeys(names) if names.count(column) > 1]
     if twice:
@@ -313,7 +325,7 @@ def _frame(frame: Any, labels: RawLabels | None, asked: Columns, known: Columns,
     frame = frame.set_axis(names, axis=1)
     talk = conversations.columns_in(names)
     if labels is None and talk and len(frame) and conversations.are_lists(talk, dict(frame.iloc[0])):
-        return _list(frame.to_dict("records"), asked, known, name, with_labels)
+        return _list(frame.to_dict("records"), how)
     label = None if labels is not None else label_of(names, asked, known, USUAL_OF_NUMBERS)
     numeric = [column for column in names if _is_numeric(frame[column])]
     inputs = features_of(names, label, known if {*known.features} <= {*names} else NOTHING, asked, name)
@@ -324,7 +336,7 @@ def _frame(frame: Any, labels: RawLabels | None, asked: Columns, known: Columns,
         label, rest = rest[0], []
         inputs = [column for column in inputs if column != label]
     if inputs and not rest and not asked.text and not ({*known.text} & {*names}):
-        check_asked(names, asked, name, with_labels and labels is None)
+        check_asked(names, asked, name, how.with_labels and labels is None)
         inputs = features_of(names, label, known, asked, name)
         array = frame[inputs].to_numpy(np.float32, copy=True)
         given = labels if labels is not None else None if label is None else raw(frame[label], label, name)
@@ -337,7 +349,7 @@ def _frame(frame: Any, labels: RawLabels | None, asked: Columns, known: Columns,
         else values
         for column, values in columns.items()
     }
-    return _table(as_table(columns, name), labels, asked, known, name, with_labels, frame)
+    return _table(as_table(columns, name), how, labels, frame)
 
 
 def _is_numeric(series: Any) -> bool:
@@ -350,30 +362,20 @@ def _is_prose(series: Any) -> bool:
     return len(values) < len(series) or 2 * len({*values}) > len(values)
 
 
-def _table(
-    table: Any,
-    labels: RawLabels | None,
-    asked: Columns,
-    known: Columns,
-    name: str,
-    with_labels: bool,
-    given: Any = None,
-) -> Plain:
+def _table(table: Any, how: How, labels: RawLabels | None = None, given: Any = None) -> Plain:
     """Return a `datasets.Dataset` with its labels in the column `labels`.
 
     Args:
         table: The table.
+        how: How it is read.
         labels: Labels that are given beside it.
-        asked: The columns that the user names.
-        known: The columns of the fit.
-        name: What to call the data in messages.
-        with_labels: Whether labels are wanted.
         given: What the table was made of, if its columns say more.
     """
     table = plain_table(table)
-    if labels is None and (new := annotated.rewritten(table, asked, known, name)) is not table:
+    if labels is None and (new := annotated.rewritten(table, how.asked, how.known, how.name)) is not table:
         table, given = new, None
-    found = choose(table, asked, known, name, with_labels, None if labels is None else list(labels.plain))
+    beside = None if labels is None else list(labels.plain)
+    found = choose(table, how.asked, how.known, how.name, how.with_labels, beside)
     label, table = found.label, written_out(table, found.text)
     names = (*table.column_names, *(("text",) if found.text else ()))
     if label is not None:
@@ -382,16 +384,17 @@ def _table(
             table = table.rename_column(label, "labels")
         own = class_names(table.features.get("labels")) if table.features else None
         if own is None and given is not None and hasattr(given[label], "dtype"):
-            labels = raw(given[label], label, name)
+            labels = raw(given[label], label, how.name)
         else:
-            labels = RawLabels(table.with_format(None)["labels"], label, own, name)
+            labels = RawLabels(table.with_format(None)["labels"], label, own, how.name)
     return Plain(table, labels, found, names)
 
 
-def _row_by_row(data: Any, asked: Columns, known: Columns, name: str) -> Plain:
+def _row_by_row(data: Any, how: How) -> Plain:
     """Return a loader or a stream, with the names of its classes, if it has any."""
+    asked, known = how.asked, how.known
     names = tuple(getattr(data, "column_names", None) or ())
     label = label_of(names, asked, known, ()) if names else None
-    labels = computed.named(None, data, asked, known, name)
+    labels = computed.named(None, data, asked, known, how.name)
     texts = asked.text or known.text if {*(asked.text or known.text)} <= {*names} else ()
     return Plain(data, labels, Found(texts, asked.label or label, asked.id), names)
