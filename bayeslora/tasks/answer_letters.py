@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bayeslora.contracts import Natural, checked
 from bayeslora.networks import continues
 from bayeslora.tasks import choices
-from bayeslora.tasks.base import Reader
+from bayeslora.tasks.base import Likelihood, Reader
 from bayeslora.tasks.classification import Categorical
 from bayeslora.types import Batch, LabelValues, Logits, Tokenizer
 
@@ -42,14 +42,13 @@ class AnswerLetters(Categorical):
 
     @checked()
     def __init__(self, token_ids: Sequence[Natural]):
-        super().__init__()
         if len(set(token_ids)) < 2 or len(set(token_ids)) < len(token_ids):
             raise ValueError(f"token_ids={list(token_ids)}: give two or more different tokens, one for each answer.")
+        super().__init__(len(token_ids))
         self.token_ids = list(token_ids)
-        self.num_classes = len(self.token_ids)
 
     @classmethod
-    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "AnswerLetters":
+    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> Likelihood:
         if tokenizer is None:
             raise ValueError(
                 "Without a tokenizer it is not known which tokens stand for the answers: pass tokenizer=…, or "

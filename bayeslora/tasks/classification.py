@@ -179,16 +179,36 @@ class Prediction(ClassProbabilities):
         return scores | {"nll": self.mixture_nll(self.log_likelihood(labels))}
 
 
-class Categorical(Likelihood):
-    r"""One of several classes per example: $p(y) = \mathrm{softmax}(f)_y$."""
+class OfClasses(Likelihood):
+    """A likelihood that needs to know nothing but how many classes there are.
 
-    not_logits = NOT_OF_CLASSES
+    Args:
+        num_classes: Number of classes.
+    """
 
     num_classes: int
+
+    @checked()
+    def __init__(self, num_classes: ClassCount):
+        super().__init__()
+        self.num_classes = num_classes
+
+    @classmethod
+    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> Likelihood:
+        return cls(logits.shape[-1])
 
     @property
     def num_labels(self) -> int | None:
         return self.num_classes
+
+    def config(self) -> dict[str, Any]:
+        return {"num_classes": self.num_classes}
+
+
+class Categorical(OfClasses):
+    r"""One of several classes per example: $p(y) = \mathrm{softmax}(f)_y$."""
+
+    not_logits = NOT_OF_CLASSES
 
     def distribution(self, logits: Logits) -> dist.Distribution:
         return dist.Categorical(logits=precise(logits))
@@ -228,7 +248,7 @@ class Classification(Categorical):
 
     @checked()
     def __init__(self, num_classes: ClassCount):
-        super().__init__()
+        super().__init__(num_classes)
         if num_classes < 2:
             raise ValueError(
                 f"num_classes={num_classes}: classification needs at least two classes, and the network has "
@@ -236,14 +256,6 @@ class Classification(Categorical):
                 "logit of yes or no, give labels 0 and 1 as a column, [example, 1]; or, for real numbers, set "
                 "likelihood='regression'."
             )
-        self.num_classes = num_classes
-
-    @classmethod
-    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "Classification":
-        return cls(logits.shape[-1])
-
-    def config(self) -> dict[str, Any]:
-        return {"num_classes": self.num_classes}
 
     @classmethod
     def classes(cls, labels: RawLabels, names: Sequence[str] | None, count: int | None) -> Classes | None:

@@ -181,6 +181,10 @@ class LanguageModel(PerToken):
     reads_labels = True
     reads_rows = True
 
+    @property
+    def num_labels(self) -> int | None:
+        return None
+
     @classmethod
     def reads(cls, columns: Sequence[str], model: nn.Module) -> bool:
         return bool(conversations.columns_in(columns)) and cls.is_of(model)

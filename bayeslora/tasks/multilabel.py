@@ -12,20 +12,20 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from bayeslora import metrics
-from bayeslora.contracts import ClassCount, Probability, checked
+from bayeslora.contracts import Probability, checked
 from bayeslora.contracts.arrays import fitting_labels
 from bayeslora.metrics import FloatArray
 from bayeslora.networks import solves
 from bayeslora.tasks import words
-from bayeslora.tasks.base import Likelihood, class_settings, precise
+from bayeslora.tasks.base import class_settings, precise
 from bayeslora.tasks.classes import Classes, of_several, rows_of_several
-from bayeslora.tasks.classification import Classification
+from bayeslora.tasks.classification import Classification, OfClasses
 from bayeslora.tasks.collecting import Outputs
 from bayeslora.tasks.ends import NOT_LOGITS
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.prediction import BasePrediction, Names, names_of, uncertainty
 from bayeslora.tasks.settling import Component, settled
-from bayeslora.types import LabelColumn, LabelValues, Logits, Tokenizer
+from bayeslora.types import LabelColumn, LabelValues, Logits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,7 +135,7 @@ def _both(probs: FloatArray) -> FloatArray:
     return np.stack([probs, 1 - probs], axis=-1)
 
 
-class MultiLabel(Likelihood):
+class MultiLabel(OfClasses):
     r"""Any of several labels per example, independent given the logits: $p(y_j = 1) = 1 / (1 + e^{-f_j})$.
 
     Labels: a row of 0 and 1.
@@ -148,19 +148,6 @@ class MultiLabel(Likelihood):
     name = "multilabel"
     one_of = Classification
     not_logits = frozenset(NOT_LOGITS)
-
-    @checked()
-    def __init__(self, num_classes: ClassCount):
-        super().__init__()
-        self.num_classes = num_classes
-
-    @classmethod
-    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "MultiLabel":
-        return cls(logits.shape[-1])
-
-    @property
-    def num_labels(self) -> int | None:
-        return self.num_classes
 
     def distribution(self, logits: Logits) -> dist.Distribution:
         return dist.Bernoulli(logits=precise(logits)).to_event(1)
@@ -182,9 +169,6 @@ class MultiLabel(Likelihood):
 
     def baseline(self, labels: LabelValues) -> float | None:
         return sum(metrics.frequency_nll(column) for column in np.asarray(labels).T)
-
-    def config(self) -> dict[str, Any]:
-        return {"num_classes": self.num_classes}
 
     @classmethod
     def classes(cls, labels: RawLabels, names: Sequence[str] | None, count: int | None) -> Classes | None:

@@ -11,7 +11,7 @@ from bayeslora.networks import continues, is_a
 from bayeslora.tasks import choices
 from bayeslora.tasks.base import Reader, precise
 from bayeslora.tasks.classification import Categorical
-from bayeslora.types import Batch, LabelValues, Logits, Tokenizer
+from bayeslora.types import Batch, Logits
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,12 +33,7 @@ class MultipleChoice(Categorical):
 
     @checked()
     def __init__(self, num_choices: ClassCount):
-        super().__init__()
-        self.num_classes = num_choices
-
-    @classmethod
-    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "MultipleChoice":
-        return cls(logits.shape[-1])
+        super().__init__(num_choices)
 
     @property
     def num_labels(self) -> int | None:

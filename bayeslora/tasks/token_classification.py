@@ -15,18 +15,17 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from bayeslora import metrics
-from bayeslora.contracts import ClassCount, checked
 from bayeslora.metrics import FloatArray
 from bayeslora.networks import answers, continues, is_a, vocabulary
 from bayeslora.tasks import words
-from bayeslora.tasks.base import Likelihood, Reader, check_classes, class_settings, precise
+from bayeslora.tasks.base import Reader, check_classes, class_settings, precise
 from bayeslora.tasks.classes import Classes, numbers_of_tokens, of_tokens
-from bayeslora.tasks.classification import ClassProbabilities
+from bayeslora.tasks.classification import ClassProbabilities, OfClasses
 from bayeslora.tasks.collecting import Outputs, Rows
 from bayeslora.tasks.ends import NOT_OF_CLASSES
 from bayeslora.tasks.labels import RawLabels
 from bayeslora.tasks.prediction import BasePrediction, Names
-from bayeslora.types import IGNORED, Batch, LabelColumn, LabelValues, Tokenizer, TokenLogits
+from bayeslora.types import IGNORED, Batch, LabelColumn, LabelValues, TokenLogits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,7 +103,7 @@ class Tokens(dist.TorchDistribution):
         return dist.Categorical(logits=self.logits).sample(sample_shape)
 
 
-class PerToken(Likelihood):
+class PerToken(OfClasses):
     r"""A class per token, independent given the logits, $\prod_t \mathrm{softmax}(f_t)_{y_t}$; −100 is not observed.
 
     Attributes:
@@ -113,16 +112,6 @@ class PerToken(Likelihood):
 
     shift: ClassVar[int] = 0
     not_logits = NOT_OF_CLASSES
-    num_classes: int
-
-    @checked()
-    def __init__(self, num_classes: ClassCount):
-        super().__init__()
-        self.num_classes = num_classes
-
-    @classmethod
-    def fitting(cls, logits: Tensor, labels: LabelValues, tokenizer: Tokenizer | None = None) -> "PerToken":
-        return cls(logits.shape[-1])
 
     def targets(self, labels: Tensor) -> Tensor:
         """Return the label that each position of the logits is about, `[batch, token]`; −100 if there is none."""
@@ -168,9 +157,6 @@ class PerToken(Likelihood):
                 *(data, counts.count(0), len(counts), counts.index(0)),
             )
 
-    def config(self) -> dict[str, Any]:
-        return {"num_classes": self.num_classes}
-
     def tokens(self, batch: Batch, logits: Tensor, labels: Tensor | None) -> Tensor:
         """Return the observed tokens; without labels, all tokens that are not padding."""
         if labels is not None:
@@ -198,10 +184,6 @@ class TokenClassification(PerToken):
     labels_tokens = True
     weighs_classes = True
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
-
-    @property
-    def num_labels(self) -> int | None:
-        return self.num_classes
 
     def baseline(self, labels: LabelValues) -> float | None:
         rows: Any = labels
