@@ -166,12 +166,10 @@ class Contract:
 
     def _called(self, args: tuple[Any, ...]) -> str:
         """The name under which a reader knows the function: an inherited method is the object's, not its parent's."""
-        name = self.function.__qualname__.rpartition("<locals>.")[2].removesuffix(".__init__")
-        _, dot, method = name.rpartition(".")
-        if not dot or not args or args[0] is None:
-            return name
-        owner = args[0] if isinstance(args[0], type) else type(args[0])
-        return f"{owner.__name__}.{method}"
+        owner, dot, method = self.function.__qualname__.rpartition("<locals>.")[2].rpartition(".")
+        if dot and args and args[0] is not None:
+            owner = (args[0] if isinstance(args[0], type) else type(args[0])).__name__
+        return owner if method == "__init__" else f"{owner}{dot}{method}"
 
     def _fitting(self, name: str, value: Any, declaration: Any) -> Any:
         return check_value(name, value, declaration, lambda: self._elsewhere(name, value, declaration))

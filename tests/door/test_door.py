@@ -23,6 +23,8 @@ import bayeslora
 from bayeslora import LIKELIHOODS, MonteCLoRA, contracts
 from bayeslora.contracts import ArgumentError, Count, Scale, checked, declared
 from bayeslora.isolation import seeded
+from bayeslora.sklearn import Regressor
+from bayeslora.tasks import TokenClassification
 from tests.clock import units
 from tests.door.signatures import public
 
@@ -306,6 +308,12 @@ def test_a_function_with_a_contract_of_its_own() -> None:
         area(1, unit="km")
     with pytest.raises(ArgumentError, match=r"^area has no argument 'units'; .* mean 'unit' instead of 'units'\?$"):
         area(1, units="m")
+
+
+@pytest.mark.parametrize("kind", [Regressor, TokenClassification])
+def test_an_inherited_constructor_is_called_by_the_class_that_is_made(kind: Any) -> None:
+    with pytest.raises(ArgumentError, match=f"^{kind.__name__} has no "):
+        kind(words=3)
 
 
 def raises(*args: Any, **settings: Any) -> Any:
