@@ -98,6 +98,14 @@ def _places(size: int) -> Tensor:
     return torch.linspace(0, max(size - 1, 0), VALUES, dtype=torch.float64).long()
 
 
+def differing(own: Tensor, saved: Tensor) -> Tensor:
+    """Return whether two samples of weights, `[row, value]`, differ by more than half precision rounds, `[row]`.
+
+    Those that are not finite, as of quantised weights, say nothing.
+    """
+    return (((own - saved).abs() > 0.01 * saved.abs() + 1e-4) & own.isfinite() & saved.isfinite()).any(1)
+
+
 def check(network: AdaptedNetwork, saved: Tensor | None) -> None:
     """Raise a ValueError unless the base has the frozen weights that a posterior was trained on.
 
@@ -114,8 +122,7 @@ def check(network: AdaptedNetwork, saved: Tensor | None) -> None:
             f"that has {len(saved)} frozen parameters, this one has "
             f"{len(own)}. Load the checkpoint that it was trained on."
         )
-    tolerance = 0.01 * saved.abs() + 1e-4
-    differs = (((own - saved).abs() > tolerance) & own.isfinite() & saved.isfinite()).any(1)
+    differs = differing(own, saved)
     if bool(differs.any()):
         first = names[int(differs.nonzero()[0])]
         raise ValueError(
@@ -135,8 +142,7 @@ def check_same(network: AdaptedNetwork, other: AdaptedNetwork) -> None:
     if not shared or any(own[name].shape != others[name].shape for name in shared):
         raise ValueError("their frozen parameters have other names or shapes.")
     apart = [name for name in sorted(shared) if own[name].data_ptr() != others[name].data_ptr()]
-    pair = [_sampled({name: values[name] for name in apart}) for values in (own, others)]
-    differs = ((pair[0] - pair[1]).abs() > 0.01 * pair[0].abs() + 1e-4).any(1)
+    differs = differing(*(_sampled({name: values[name] for name in apart}) for values in (others, own)))
     if bool(differs.any()):
         raise ValueError(f"{int(differs.sum())} of {len(shared)} frozen parameters differ.")
 

@@ -43,6 +43,11 @@ def hashed(values: Any) -> str:
     return found.digest.hexdigest()[:16]
 
 
+def hashed_bytes(content: Any) -> str:
+    """Return a short hash of a file's content, or of what else is bytes."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def hashed_files(path: Path) -> str:
     """Return a short hash of a file, or of all files in a folder and their names."""
     digest = hashlib.sha256()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bayeslora.failing import NotSavedError, saying_what_failed
-from bayeslora.hashing import hashed
+from bayeslora.hashing import hashed, hashed_bytes
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ def save_together(
     with saying_what_failed(folder, kept), locked(folder), contextlib.ExitStack() as staged:
         before = read(manifest) or {}
         try:
-            files: dict[str, Any] = {"tensors": f"posterior-{hashlib.sha256(tensors).hexdigest()[:16]}.safetensors"}
+            files: dict[str, Any] = {"tensors": f"posterior-{hashed_bytes(tensors)}.safetensors"}
             files["folders"] = [_write_component(folder, manifest.name, component) for component in components]
             write(folder / files["tensors"], tensors)
             if tokenizer is not None:
@@ -230,8 +230,7 @@ def _write_component(folder: Path, manifest: str, save: Callable[[Path], None]) 
     partial = folder / f".component.{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     save(partial)
-    content = (partial / manifest).read_bytes()
-    return _named(partial, f"component-{hashlib.sha256(content).hexdigest()[:16]}")
+    return _named(partial, f"component-{hashed_bytes((partial / manifest).read_bytes())}")
 
 
 def _named(partial: Path, name: str) -> str:

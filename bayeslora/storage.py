@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import mmap
 import os
@@ -20,6 +19,7 @@ from bayeslora import bases, guides, saving, tables
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.targets import linear_layers
 from bayeslora.adapters.weights import plain_weight
+from bayeslora.hashing import hashed_bytes
 from bayeslora.methods import Method
 from bayeslora.program import Program
 from bayeslora.record import (
@@ -177,7 +177,7 @@ def _hashed_beside(path: Path, expected: str) -> Iterator[None]:
     with ThreadPoolExecutor(1) as pool, path.open("rb") as file:  # opened at once: a save may remove it meanwhile
         # In one piece: between two, the thread would wait for Python's lock.
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
-        found = pool.submit(lambda: hashlib.sha256(content).hexdigest()[:16])
+        found = pool.submit(hashed_bytes, content)
         try:
             yield
         finally:
@@ -364,9 +364,7 @@ def check_base(network: AdaptedNetwork, saved: Tensor) -> None:
     own = fingerprint(network)
     if own.shape != saved.shape:
         raise ValueError(f"its fingerprint is {tuple(saved.shape)}, and has to be {tuple(own.shape)}.")
-    both = own.isfinite() & saved.isfinite()
-    tolerance = 0.01 * saved.abs() + 1e-4
-    differs = (((own - saved).abs() > tolerance) & both).any(1)
+    differs = bases.differing(own, saved)
     if bool(differs.any()):
         raise ValueError(
             f"the weights of {int(differs.sum())} of {len(differs)} adapted layers differ. Load the checkpoint that it "

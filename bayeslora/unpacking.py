@@ -1,7 +1,6 @@
 """Everything in the folder of a saved posterior, read and checked, before anything is built from it."""
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from bayeslora import saving, storage
+from bayeslora.hashing import hashed_bytes
 from bayeslora.record import MANIFEST, MixtureRecord, Record, check, parse, plain_file, reading
 from bayeslora.types import Tokenizer
 
@@ -78,8 +78,7 @@ def _component(folder: str | os.PathLike[str], name: str, hashing: contextlib.Ex
         if path.is_symlink() or not path.is_dir():
             raise ValueError("there is no such folder of its own")
         plain_file(path / MANIFEST)
-        digest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()[:16]
-        if name != f"component-{digest}":
+        if name != f"component-{hashed_bytes((path / MANIFEST).read_bytes())}":
             raise ValueError("its record is not the one it is named after: it was changed or cut short")
         tensors, record = storage.load_files(path, hashing)
         if "components" in record:
