@@ -71,12 +71,37 @@ def test_words_with_tags_in_every_form(form: str) -> None:
         ({"text": ["a b c"], "labels": ["B-X O"]}, "row 0: 'labels' has 2 tags, and 'text' 3 words"),
         ({"text": ["a b"], "label": [[[0, 9, "X"]]]}, r"row 0: the span 0 to 9 \(X\) is not in the text"),
         ({"text": ["a b"], "label": [[[0, 3, "X"], [2, 3, "Y"]]]}, "overlaps another"),
-        ([row | {"answer": "reject"} for row in records("spans")], "'answer' is not 'accept' in all rows"),
+        ([row | {"answer": "reject"} for row in records("spans")], "row 0: 'answer' is 'reject', and not 'accept'"),
     ],
 )
 def test_tags_that_do_not_fit_their_words_are_said(data: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plain(data)
+
+
+def verdicts(answers: list[str], **columns: Any) -> list[dict[str, Any]]:
+    """Rows of texts as Prodigy exports them."""
+    rows = zip(["a b", "c", "d e"], answers, strict=True)
+    return [{"text": text, "answer": answer} | {key: each[row] for key, each in columns.items()}
+            for row, (text, answer) in enumerate(rows)]  # fmt: skip
+
+
+def test_what_an_annotator_has_accepted_is_read() -> None:
+    options = [[{"id": "x", "text": "X"}, {"id": "y", "text": "Y"}]] * 3
+    for columns in ({"label": ["x", "y", "x"]}, {"accept": [["x"], ["y"], ["x"]], "options": options}):
+        found = plain(verdicts(["accept"] * 3, **columns))
+        assert (found.columns.text, found.columns.label) == (("text",), "label")
+        assert found.labels is not None
+        assert found.labels.one_place().plain == ["x", "y", "x"]
+        refused = verdicts(["accept", "accept", "ignore"], **columns)
+        with pytest.raises(ValueError, match=r"row 2: 'answer' is 'ignore', and not 'accept': remove such rows"):
+            plain(refused)
+        with pytest.raises(ValueError, match="row 2: 'answer' is 'ignore'"):
+            plain(refused, known=found.columns)
+        assert plain(refused, known=found.columns, with_labels=False).columns.text == ("text",)
+    asked = plain(verdicts(["accept", "reject", "accept"], label=["x"] * 3), Columns(label="answer"))
+    assert asked.labels is not None
+    assert asked.labels.plain == ["accept", "reject", "accept"]
 
 
 def test_pairs_of_texts_with_two_labels_are_no_words() -> None:

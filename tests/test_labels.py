@@ -631,6 +631,17 @@ def test_published_tables_of_words(caplog: pytest.LogCaptureFixture) -> None:
     assert nll(posterior, stored) == pytest.approx(nll(posterior, rows), abs=1e-12)
 
 
+def test_lists_of_one_label_each(expected: float) -> None:
+    one = [[word] for word in WORDS]
+    for data in ((TEXTS, one), [{"text": text, "label": each} for text, each in zip(TEXTS, one, strict=True)]):
+        posterior = fit(data)
+        assert (posterior.program.likelihood.name, posterior.class_names) == ("classification", NAMES)
+        assert nll(posterior, data) == nll(posterior, (TEXTS, WORDS)) == pytest.approx(expected, abs=1e-12)
+    assert fit((TEXTS, one), likelihood="multilabel").program.likelihood.name == "multilabel"
+    with pytest.raises(ValueError, match=r"row 1: the labels in 'labels' are \['bad', 'fair'\], and a row of the fit"):
+        posterior.evaluate((TEXTS[:2], [["bad"], ["bad", "fair"]]))
+
+
 def test_lists_of_several_labels() -> None:
     several = [["joy"], [], ["joy", "anger"], ["anger"], ["fear"], ["fear", "joy"], [], ["anger"]]
     names = ("anger", "fear", "joy")
@@ -723,6 +734,11 @@ UNNAMED: dict[str, tuple[pd.DataFrame, tuple[str, ...], str | None]] = {
         pd.DataFrame({"qid1": ROWS, "qid2": ROWS, "question1": FIRST, "question2": SECOND, "same": [0, 1] * 6}),
         ("question1", "question2"),
         "same",
+    ),
+    "a truth value for an answer": (
+        pd.DataFrame({"question": FIRST, "passage": FIRST[::-1], "answer": [True, False] * 6}),
+        ("question", "passage"),
+        "answer",
     ),
     "two that may be": (pd.DataFrame({"text": FIRST, "toxic": [0, 1] * 6, "insult": [0, 1] * 6}), ("text",), None),
 }

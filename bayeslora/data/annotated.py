@@ -35,6 +35,9 @@ WHAT = ("label", "labels", "entity_group", "entity", "tag", "type", "class")
 OF_LABEL_STUDIO = ("data", "annotations")
 """Columns of what Label Studio exports."""
 
+OF_PRODIGY = ("label", "spans", "accept")
+"""Columns of what Prodigy exports, beside `answer`, which says whether a row was accepted."""
+
 PIECE = re.compile(r"\w+|[^\w\s]")
 """A word or a mark of a text whose spans have tags."""
 
@@ -95,7 +98,7 @@ def _is_tagged(value: Any) -> bool:
     return isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(each, str) for each in value)
 
 
-def rewritten(table: Any, asked: Columns, known: Columns, name: str) -> Any:
+def rewritten(table: Any, asked: Columns, known: Columns, name: str, with_labels: bool) -> Any:
     """Return a table with the columns that tasks read, `tokens` and tags or `answers`; any other as it is.
 
     These forms are seen by their columns and by all of their values: a word in each row, with the sentence that it is
@@ -103,13 +106,18 @@ def rewritten(table: Any, asked: Columns, known: Columns, name: str) -> Any:
     of these, whose words are tagged `B-label` and `I-label`, and others `O`; answers with their start, in columns of
     their own or written as texts.
 
+    Of what Prodigy exports, all rows have to be accepted, if labels are wanted, and choices that were made are labels.
+
     Raises:
-        ValueError: If there are tags and none of the texts has as many words, or a span is not in its text.
+        ValueError: If there are tags and none of the texts has as many words, a span is not in its text, or a row was
+            rejected.
     """
+    label = asked.label or known.label
+    table = _accepted(table, label, name, with_labels) if len(table) else table
     if asked.text or not len(table):
         return table
-    for form in (_one_word_a_row, _of_label_studio, _spans, _spaced, _answers):
-        columns = form(table, asked.label or known.label, name)
+    for form in (_one_word_a_row, _of_label_studio, _chosen, _spans, _spaced, _answers):
+        columns = form(table, label, name)
         if columns is not None:
             return as_table(columns, name)
     return table
@@ -156,6 +164,31 @@ def _one_word_a_row(table: Any, label: str | None, name: str) -> dict[str, list[
 def _before(places: Sequence[Any], row: int) -> Any:
     """Return the last value that there is before a row."""
     return next((places[each] for each in range(row - 1, -1, -1) if places[each] is not None), None)
+
+
+def _accepted(table: Any, label: str | None, name: str, with_labels: bool) -> Any:
+    """Return a table of Prodigy's without its column of verdicts, unless that is the label; any other as it is."""
+    if "answer" not in table.column_names or label == "answer" or not {*OF_PRODIGY} & {*table.column_names}:
+        return table
+    verdicts = table.with_format(None)["answer"][:]
+    if not all(each in ("accept", "reject", "ignore") for each in verdicts):
+        return table
+    row = next((row for row, each in enumerate(verdicts) if each != "accept"), None)
+    if row is not None and with_labels:
+        raise ValueError(
+            f"{name}, row {row}: 'answer' is {verdicts[row]!r}, and not 'accept': remove such rows, or name that "
+            "column, label='answer', if it is what is to be predicted."
+        )
+    return table.remove_columns("answer")
+
+
+def _chosen(table: Any, label: str | None, name: str) -> dict[str, list[Any]] | None:
+    if not {"options", "accept"} <= {*table.column_names}:
+        return None
+    made = table.with_format(None)["accept"][:]
+    if not all(isinstance(each, list) and _are_texts([*each, ""]) for each in made):
+        return None
+    return {**_others(table, "options", "accept"), label or "label": made}
 
 
 def _spaced(table: Any, label: str | None, name: str) -> dict[str, list[Any]] | None:
@@ -213,10 +246,7 @@ def _spans(table: Any, label: str | None, name: str) -> dict[str, list[Any]] | N
         found = [_spans_in(value) for value in columns[column]]
         if None in found or not any(found):
             continue
-        verdicts = columns["answer"][:] if "answer" in table.column_names else []
-        if label is None and {*verdicts} <= {"accept", "reject", "ignore"} != {"accept"} and {*verdicts} - {"accept"}:
-            raise ValueError(f"{name}: 'answer' is not 'accept' in all rows: remove the others, or the column.")
-        rest = _others(table, text, column, "answer", *WORDS, *TAGS)
+        rest = _others(table, text, column, *WORDS, *TAGS)
         return {**rest, **_words_of(columns[text][:], found, column if column == label else "ner_tags", name, label)}
     return None
 

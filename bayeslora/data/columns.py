@@ -21,20 +21,8 @@ LABELS = ("labels", "label", "label_ids")
 """Columns that hold the labels of any table."""
 
 USUAL = (
-    *(
-        "target",
-        "targets",
-        "class",
-        "classes",
-        "y",
-        "gold",
-        "gold_label",
-        "category",
-        "sentiment",
-        "emotion",
-        "emotions",
-    ),
-    *("topic", "intent", "stars", "star_rating", "rating", "score"),
+    *("target", "targets", "class", "classes", "y", "gold", "gold_label", "category", "sentiment", "emotion"),
+    *("emotions", "topic", "intent", "stars", "star_rating", "rating", "score"),
 )
 """Columns that hold the labels of a table of texts, where there is none of `LABELS`: the first of these."""
 
@@ -50,12 +38,12 @@ INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_f
 NOT_INPUTS = re.compile(
     r"|[a-z]?id\d*|idx|index|uuid|guid|key|row|fold|split|level_\d+|unnamed: ?[\d.]+|__index_level_\d+__"
     r"|.+[_ ](id|idx|index)|(?-i:.*[a-z](Id|ID|Idx|Index))|hash|sha\d*|md5|ur[li]s?|link|date|time|datetime|timestamp"
-    r"|(created|updated)([_ ](at|on))?|author|user|user[_ ]?name|(.+[_ ])?labels?([_ ].+)?",
+    r"|(created|updated)([_ ](at|on))?|author|user|user[_ ]?name|(.+[_ ])?labels?([_ .].+)?",
     re.IGNORECASE,
 )
 """Names of rows, where rows come from, and columns that say the label again: never inputs unless they are asked for."""
 
-SAYS_LABEL = re.compile(r"(.+[_ ])?labels?([_ ].+)?", re.IGNORECASE)
+SAYS_LABEL = re.compile(r"(.+[_ ])?labels?([_ .].+)?", re.IGNORECASE)
 """Columns with `label` as a word of their name: the label, if nothing else is."""
 
 
@@ -244,7 +232,7 @@ def choose(
         inputs = [name for name in texts if name in (asked.text or known.text)] or texts
         if needs_label or inputs is texts:
             # One prompt for many rows has few values, and is still what is asked.
-            free = {*names} - {*conversations.columns_in(names)}
+            free = {*names} - ({*conversations.columns_in(names)} & {*texts})
             label = _left(table, inputs, [*(name for name in texts if name not in inputs), *others], free)
     texts = [name for name in texts if name != label]
     if label is not None and label in known.text and not asked.text:

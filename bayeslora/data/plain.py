@@ -372,8 +372,8 @@ def _table(table: Any, how: How, labels: RawLabels | None = None, given: Any = N
         given: What the table was made of, if its columns say more.
     """
     table = plain_table(table)
-    if labels is None and (new := annotated.rewritten(table, how.asked, how.known, how.name)) is not table:
-        table, given = new, None
+    new = table if labels is not None else annotated.rewritten(table, how.asked, how.known, how.name, how.with_labels)
+    table, given = new, given if new is table else None
     beside = None if labels is None else list(labels.plain)
     found = choose(table, how.asked, how.known, how.name, how.with_labels, beside)
     label, table = found.label, written_out(table, found.text)

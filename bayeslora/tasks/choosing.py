@@ -74,8 +74,10 @@ def expected(
     label = next((each for each in known if not is_missing(each)), None)
     label = label[0] if label is not None and labels is not None and labels.are_real_column else label
     kind = suggested(columns, [label] if label is not None else None)
-    if kind.one_of is not None and labels is not None and (labels.are_one_hot or (model is None and labels.are_column)):
-        return kind.one_of
+    if kind.one_of is not None and labels is not None:
+        one_each = labels.are_one_each and len({each[0] for each in labels.plain}) > 1
+        if labels.are_one_hot or one_each or (model is None and labels.are_column):
+            return kind.one_of
     return kind
 
 

@@ -188,9 +188,16 @@ def numbers_of_one(labels: RawLabels, classes: Classes | None) -> Any:
         ValueError: If a label is missing, or is of no class that is known; it names the label and its row.
     """
     labels = labels.one_place()
+    values = labels.plain
+    lists = enumerate(values) if isinstance(values, list) else ()
+    several = [row for row, value in lists if isinstance(value, list) and len(value) != 1]
+    if several:
+        raise ValueError(
+            f"{labels.data}, row {several[0]}: the labels in {labels.name!r} are {values[several[0]]!r:.80}, and a "
+            "row of the fit has one class: remove such rows, or fit with likelihood='multilabel'."
+        )
     if classes is not None:
         return classes.numbers(labels)
-    values = labels.plain
     if isinstance(values, np.ndarray):
         numbers = whole(labels)
         return labels.values if numbers is values else numbers

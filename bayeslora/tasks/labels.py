@@ -134,6 +134,14 @@ class RawLabels:
             return False
         return bool((self.plain.sum(1) == 1).all()) and len(self) > 1 and int((self.plain.sum(0) > 0).sum()) > 1
 
+    @property
+    def are_one_each(self) -> bool:
+        """Whether there is a list of one text for each example."""
+        values = self.plain
+        return isinstance(values, list) and all(
+            isinstance(each, list) and len(each) == 1 and isinstance(each[0], str) for each in values
+        )
+
     def __len__(self) -> int:
         """Return the number of examples."""
         return len(self.values)
@@ -169,7 +177,9 @@ class RawLabels:
         return next(((row, value) for row, value in enumerate(values) if not isinstance(value, known)), None)
 
     def one_place(self) -> "RawLabels":
-        """Return rows that are 1 in one place as the numbers of that place, and other labels as they are."""
+        """Return rows that are 1 in one place as that place, lists of one text as the text, and others as they are."""
+        if self.are_one_each:
+            return replace(self, values=[each[0] for each in self.plain])
         if self.are_column:
             return replace(self, values=self.plain[:, 0])
         one = self.are_rows and self.plain.shape[1] > 1 and bool((self.plain.sum(1) == 1).all())
