@@ -22,6 +22,7 @@ from bayeslora.isolation import give_way, seeded
 from bayeslora.methods import Method
 from bayeslora.networks import inputs_of, output_names
 from bayeslora.onward import Earlier
+from bayeslora.passes import recomputes
 from bayeslora.posterior import Posterior
 from bayeslora.preparation import shift_outputs, summary
 from bayeslora.program import Program
@@ -194,8 +195,8 @@ class Fitting:
 
         Of several processes, each would wait for the others; activation checkpointing loses gradients, and may say so.
         """
-        checkpoints = getattr(self.model, "is_activation_checkpointing", False)
-        return self._trains(program) and int(os.environ.get("WORLD_SIZE", "1")) == 1 and not checkpoints
+        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+        return self._trains(program) and alone and not recomputes(self.model)
 
     def apart(self, seed: int, output_dir: str | os.PathLike[str] | None) -> "Fitting":
         """Return one of several fits, whose likelihood, seed and folder are its own."""

@@ -283,3 +283,8 @@ def _names(model: nn.Module, changed: list[Any]) -> list[str]:
         for name, module in model.named_modules()
         if id(module._buffers) in ids or id(vars(module)) in ids
     ] or [type(model).__name__]
+
+
+def recomputes(model: nn.Module) -> bool:
+    """Whether activation checkpointing is on."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())

@@ -250,13 +250,21 @@ class Program(nn.Module, FittedProgram):
         """Trade computation for memory in the network; called by the Trainer, arguments as in `transformers`."""
         # The re-entrant kind drops the gradient if no input of a block needs one, as in a frozen network.
         kwargs = {**(activation_checkpointing_kwargs or {}), "use_reentrant": False}
-        enable: Any = getattr(self.network.model, "activation_checkpointing_enable", None)
+        model: Any = self.network.model
+        older = getattr(model, "gradient_checkpointing_enable", None)
+        enable = getattr(model, "activation_checkpointing_enable", older)
         if enable is None:
             raise ValueError(
-                f"gradient_checkpointing=True: {type(self.network.model).__name__} does not know how to compute parts "
+                f"gradient_checkpointing=True: {type(model).__name__} does not know how to compute parts "
                 "of itself again, as models of transformers do. Set it to False."
             )
-        enable(activation_checkpointing_kwargs=kwargs, **settings)
+        enable(kwargs, **settings)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **settings: Any
+    ) -> None:
+        """Do as `activation_checkpointing_enable`, under the name by which older versions of `transformers` call it."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **settings)
 
 
 def _out_of_plates(factors: FactorTuple, layer_dims: Sequence[int]) -> FactorTuple:

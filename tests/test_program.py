@@ -1,5 +1,7 @@
 """The program as an `nn.Module`: the centre, draws, devices of constants, and what is trained."""
 
+from typing import Any
+
 import pyro
 import pytest
 import torch
@@ -113,6 +115,17 @@ def test_activation_checkpointing_gives_the_same_gradients() -> None:
         return program
 
     assert_checkpointing_keeps_gradients(make)
+
+
+def test_activation_checkpointing_has_an_older_name() -> None:
+    class Older(torch.nn.Sequential):
+        def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any]) -> None:
+            self.given = gradient_checkpointing_kwargs
+
+    model = Older(torch.nn.Linear(4, 4), torch.nn.Linear(4, 3))
+    program = Program(AdaptedNetwork(model, rank=2), make_method("lora"), Classification(3))
+    program.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    assert program.network.model.given == {"use_reentrant": False}
 
 
 @pytest.mark.skipif(

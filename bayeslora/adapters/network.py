@@ -19,7 +19,7 @@ from bayeslora.adapters.targets import check_names, choose_targets, head_names, 
 from bayeslora.adapters.weights import hold, is_within, names_of, share_weights, swap
 from bayeslora.isolation import check_free, working
 from bayeslora.networks import leave_reentrant_checkpointing, logits_of
-from bayeslora.passes import Left, Passes
+from bayeslora.passes import Left, Passes, recomputes
 from bayeslora.types import Batch, FactorsByStack, FactorTuple, Targets
 
 logger = logging.getLogger(__name__)
@@ -358,7 +358,7 @@ class AdaptedNetwork(nn.Module):
             except NotFoldedError:
                 pass  # a layer that was not reached before, or other shapes
         # If draws ran one after another, activation checkpointing would use the last one's factors for all of them.
-        if torch.is_grad_enabled() and any(getattr(m, "gradient_checkpointing", False) for m in self.model.modules()):
+        if torch.is_grad_enabled() and recomputes(self.model):
             raise ValueError(
                 f"{type(self.model).__name__} does not keep the batch first in every adapted layer: its draws run one "
                 "by one, which activation checkpointing cannot repeat. Leave it off, train one particle, or leave "
