@@ -347,20 +347,20 @@ class Source:
         self.checks_labels = True
         if (rows := self.label_rows()) is not None:
             checks.check_tags(self.name, self.dataset, getattr(self.likelihood, "labels_tokens", False))
-            self._check_labels(rows)
-            if (check := getattr(self.likelihood, "check_observed", None)) is not None:
-                check(self.name, rows)
+            self._check_labels(rows).check_observed(self.name, rows)
             spans.check_stored(self.name, self.dataset, rows, getattr(self.likelihood, "labels_are_places", False))
         elif self.first_batch().get("labels") is None:
             name = "The data" if self.name == "data" else self.name
             raise ValueError(f"{name} has no labels: give (inputs, labels), a column 'labels', or label=….")
 
-    def _check_labels(self, rows: Any, numbers: Sequence[int] | None = None) -> None:
+    def _check_labels(self, rows: Any, numbers: Sequence[int] | None = None) -> Likelihood:
+        """Raise a ValueError unless labels fit the likelihood, and return that."""
         assert isinstance(self.likelihood, Likelihood)
         checking.check_present(self.name, rows, numbers)
         check = self.likelihood.check_labels
         where = self.name if numbers is not None or not self.checks_batches else "a batch"
         checking.check_rows(lambda part: check(labelling.array(part)), rows, numbers, where)
+        return self.likelihood
 
     def look_ahead(self, seconds: float) -> None:
         """Read rows that are not stored, and so check them, for a while, or all of them.

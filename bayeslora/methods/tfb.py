@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import pyro
 import pyro.distributions as dist
@@ -81,8 +81,7 @@ class TFB(PerStackMethod):
         self, program: FittedProgram, guide: nn.Module, train: Iterable[Batch], validation: Iterable[Batch]
     ) -> nn.Module:
         """Rotate the factors, and find σ."""
-        parts: Any = guide.values()  # type: ignore[operator]
-        for part in parts:
+        for part in guide.values():  # type: ignore[operator]
             part.rotate()
         if self.sigma is not None:
             self.dial.put(guide, FIRST_SIGMA if self.sigma == "auto" else self.sigma)
@@ -91,14 +90,12 @@ class TFB(PerStackMethod):
         seed = int(torch.randint(2**31, ()))
 
         def nll(sigma: float) -> float:
-            for part in parts:
-                part.sigma.fill_(sigma)
+            self.dial.put(guide, sigma)
             return _nll(program, anchors, seed)
 
         without_noise = nll(0.0)
         sigma = _largest(lambda sigma: nll(sigma) <= (1 + self.tolerance) * without_noise)
-        for part in parts:
-            part.sigma.fill_(sigma)
+        self.dial.put(guide, sigma)
         source = "validation" if validation else "training (there is no validation data)"
         logger.info("TFB: σ = %.3g, with %s examples as anchors, whose NLL is %.4f.", sigma, source, without_noise)
         return guide

@@ -140,6 +140,9 @@ class Likelihood(nn.Module, abc.ABC):
     def check_labels(self, labels: LabelValues) -> None:
         """Raise a ValueError that says what is wrong with the labels, if anything is wrong."""
 
+    def check_observed(self, data: str, rows: Any) -> None:
+        """Raise a ValueError, or warn, if rows of labels that fit observe nothing; by default, every row does."""
+
     def baseline(self, labels: LabelValues) -> float | None:
         """Return the NLL of the best prediction that is the same for all examples, in nats per example.
 
