@@ -660,7 +660,7 @@ def test_an_axis_too_few_or_too_many_in_predictions(shape: tuple[int, ...], why:
 
 def test_labels_are_checked_before_the_network_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     posterior = fit(mlp(), (X, Y), epochs=0)
-    monkeypatch.setattr("bayeslora.posterior.state.run", lambda *_, **__: pytest.fail("the network ran"))
+    monkeypatch.setattr("bayeslora.posterior.state.run_parts", lambda *_, **__: pytest.fail("the network ran"))
     for form in ("arrays", "table", "side by side"):
         with pytest.raises(ValueError, match=rf"in row {BAD} of data"):
             posterior.evaluate(NUMBER_FORMS[form](X, np.asarray(put(Y.tolist(), 9))))
