@@ -63,7 +63,7 @@ def likelihood_for(
         raise choosing.not_told(raw)
     values = train.labels
     if train.reader.choices and values is not None:  # the last letter may be right nowhere
-        values = np.append(values, train.reader.choices - 1)
+        values = np.append(values, max(train.reader.choices) - 1)
     likelihood = choosing.make(given, model, logits, labels, values, train.tokenizer)
     likelihood.check_labels(labels.cpu())
     of = f"Likelihood {likelihood.name!r} does not fit outputs {tuple(logits.shape)} and labels {tuple(labels.shape)}"

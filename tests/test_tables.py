@@ -288,7 +288,7 @@ def test_shots_precede_every_question_in_the_fit_and_in_predictions(tmp_path: Pa
         fit(network, table, shots=shots.drop(columns="answer"), **settings)
 
 
-def test_every_choice_has_a_letter_though_it_is_right_nowhere() -> None:
+def test_every_choice_has_a_letter_though_it_is_right_nowhere(caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = byte_tokenizer(begin="<s>", end="</s>")
     network = LlamaForCausalLM(LlamaConfig(**SIZES, num_attention_heads=4))
     settings: dict[str, Any] = {"likelihood": "answer_letters", "tokenizer": tokenizer, "epochs": 0}
@@ -300,6 +300,10 @@ def test_every_choice_has_a_letter_though_it_is_right_nowhere() -> None:
     for call in (posterior.predict, posterior.evaluate):
         with pytest.raises(ValueError, match=r"^data: a question has 4 choices, and the likelihood knows 3 letters"):
             call(more)
+    assert "fewer choices" not in caplog.text
+    fewer = datasets.Dataset.from_dict({"question": ["1+1?"] * 2, "choices": [["1", "2"], ["1", "2", "3"]]})
+    assert posterior.predict(fewer).probs.shape == (2, 3)
+    assert "data: 1 of 2 questions have fewer choices than the 3 letters of the fit" in caplog.text
 
 
 @pytest.mark.parametrize(("longest", "kept"), [(80, "Answer: A\n\n1+1?"), (30, "?\nA. 1\nB. 2\nAnswer:")])

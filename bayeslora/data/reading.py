@@ -80,7 +80,10 @@ class Reader:
         self.decoder_inputs = decoder_inputs(model)
         self.needs_positions = continues(model) and "position_ids" in self.parameters
         self.context: Any = None
-        self.columns, self.choices = Found(), 0  # choices of a question, at most, where letters stand for them
+        self.columns, self.choices = (
+            Found(),
+            tuple[int, ...](),
+        )  # how many each question has, where letters stand for them
         self.labels: RawLabels | None = None
         self.encode: Callable[[Any], Any] | None = None
         is_double = any(parameter.dtype == torch.float64 for parameter in model.parameters())

@@ -116,14 +116,22 @@ class AnswerLetters(Categorical):
             ValueError: If the choices alone do not fit.
         """
         prompts, texts, labels = choices.read(table, reader.name)
-        reader.choices = max(map(len, texts))
+        reader.choices = tuple(map(len, texts))
         return choices.labelled(_tokens([*map(prompt_with_letters, prompts, texts)], texts, reader), labels), None
 
     def check_read(self, reader: Reader) -> None:
-        if reader.choices > self.num_classes:
+        most = max(reader.choices, default=0)
+        if most > self.num_classes:
             raise ValueError(
-                f"{reader.name}: a question has {reader.choices} choices, and the likelihood knows {self.num_classes} "
+                f"{reader.name}: a question has {most} choices, and the likelihood knows {self.num_classes} "
                 "letters: leave such questions out, or fit with AnswerLetters.of(tokenizer, [' A', ' B', …])."
+            )
+        fewer = sum(count < self.num_classes for count in reader.choices)
+        if fewer:
+            logger.warning(
+                "%s: %d of %d questions have fewer choices than the %d letters of the fit, of which each gets some "
+                "probability: leave such questions out, or use a multiple-choice model.",
+                *(reader.name, fewer, len(reader.choices), self.num_classes),
             )
 
     @classmethod

@@ -47,7 +47,7 @@ class Reader(Protocol):
     with_labels: bool
     answers: Answers
     shots: tuple[str, ...]
-    choices: int
+    choices: tuple[int, ...]
 
     def needed_tokenizer(self) -> Tokenizer:
         """Return the tokenizer; raise a ValueError that says what to do if there is none."""
