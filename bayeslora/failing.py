@@ -92,6 +92,18 @@ def saying_what_failed(path: Path, kept: str | Callable[[], str] = "") -> Iterat
 
 
 @contextlib.contextmanager
+def loadable(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise a NotSavedError for a ValueError: what loading would refuse is not saved in place of what can be loaded."""
+    try:
+        yield
+    except ValueError as error:
+        raise NotSavedError(
+            f"The posterior is not saved in {os.fspath(folder)!r}, because it could not be loaded again: {error}. What "
+            "was there is as it was. Fit it anew with inputs and labels scaled to about 1, or at a lower learning rate."
+        ) from error
+
+
+@contextlib.contextmanager
 def writing_a_checkpoint(folder: Path) -> Iterator[None]:
     """Say in one sentence that a checkpoint could not be written, and remove what there is of it."""
     try:

@@ -270,25 +270,30 @@ def read_record(folder: str | os.PathLike[str]) -> Record:
         known = record.get("format") if isinstance(record, dict) else None
         readable = known == FORMAT or not fits(known, int)
         if readable:
-            if "components" in record:
-                check(record, MixtureRecord)
-                _check_components(record["components"])
-            else:
-                check(record, Record)
-                _check_network(record["network"])
-                _check_numbers(record["method"]["fields"], "method", "fields")
-                _check_numbers(record["prior"]["fields"] if "prior" in record else {}, "prior", "fields")
-            named = record.get("tokenizer_folder")
-            if named is not None and not re.fullmatch(r"tokenizer-[0-9a-f]{16}", named):
-                raise ValueError(f"tokenizer_folder is {named!r:.100}: give tokenizer-<16 digits>")
-            for name, columns in listed(record).items():
-                if len({*columns}) < len(columns):
-                    raise ValueError(f"{name}: a column stands twice")
+            check_record(record)
     if not readable:
         raise ValueError(
             f"{folder} has format {reprlib.repr(known)}; this version of bayeslora reads format {FORMAT}. Upgrade it."
         )
     return record
+
+
+def check_record(record: Any) -> None:
+    """Raise a ValueError unless a record, as JSON holds it, is one that `read_record` returns."""
+    if "components" in record:
+        check(record, MixtureRecord)
+        _check_components(record["components"])
+    else:
+        check(record, Record)
+        _check_network(record["network"])
+        _check_numbers(record["method"]["fields"], "method", "fields")
+        _check_numbers(record["prior"]["fields"] if "prior" in record else {}, "prior", "fields")
+    named = record.get("tokenizer_folder")
+    if named is not None and not re.fullmatch(r"tokenizer-[0-9a-f]{16}", named):
+        raise ValueError(f"tokenizer_folder is {named!r:.100}: give tokenizer-<16 digits>")
+    for name, columns in listed(record).items():
+        if len({*columns}) < len(columns):
+            raise ValueError(f"{name}: a column stands twice")
 
 
 def listed(record: Record) -> dict[str, list[str]]:

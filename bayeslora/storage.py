@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save
@@ -19,6 +19,7 @@ from bayeslora import bases, guides, saving, tables
 from bayeslora.adapters import AdaptedNetwork
 from bayeslora.adapters.targets import linear_layers
 from bayeslora.adapters.weights import plain_weight
+from bayeslora.failing import loadable
 from bayeslora.hashing import hashed_bytes
 from bayeslora.methods import Method
 from bayeslora.program import Program
@@ -28,8 +29,10 @@ from bayeslora.record import (
     MANIFEST,
     NetworkRecord,
     Record,
+    check_record,
     damaged,
     listed,
+    parse,
     plain_file,
     read_record,
     reading,
@@ -88,14 +91,19 @@ def save_files(
         about: Files about the posterior, such as its card, by name.
 
     Raises:
-        NotSavedError: If a file cannot be written, because the disk is full, say.
+        NotSavedError: If a file cannot be written, because the disk is full, say; or if `load_files` would refuse it.
     """
 
     def named(files: Mapping[str, Any]) -> dict[str, Any]:
         folders = [{"folder": name, "weight": w} for name, (_, w) in zip(files["folders"], components, strict=True)]
         own = {name: value for name, value in files.items() if name != "folders"}
-        return {"format": FORMAT, **own, **record, **({"components": folders} if folders else {})}
+        whole = {"format": FORMAT, **own, **record, **({"components": folders} if folders else {})}
+        with loadable(folder):
+            check_record(parse(json.dumps(whole).encode()))
+        return whole
 
+    with loadable(folder):
+        check_tensors(tensors, cast(Record, {**record, **({"components": []} if components else {})}))
     content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     saves = [save for save, _ in components]
     saving.save_together(Path(folder) / MANIFEST, content, named, tokenizer, saves, about)

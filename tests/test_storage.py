@@ -1,6 +1,8 @@
 """Posteriors on disk: what comes back, what is refused, and what a crash leaves."""
 
+import copy
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch import nn
 import bayeslora
 from bayeslora import saving, storage
 from bayeslora.adapters import AdaptedNetwork
+from bayeslora.failing import NotSavedError
 from bayeslora.posterior import Posterior
 from tests.helpers import tiny_bert, tokens
 from tests.test_data import LABELS, TEXTS, tiny_tokenizer
@@ -296,6 +299,35 @@ def test_a_write_that_breaks_off_is_never_seen(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OSError, match="disk full"):
         saving.write(target, b"new")
     assert target.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e19])
+def test_what_could_not_be_loaded_is_not_saved_in_place_of_what_can(
+    posterior: Posterior, tmp_path: Path, bad: float
+) -> None:
+    posterior.save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    broken = copy.deepcopy(posterior)
+    next(iter(broken.guide.parameters())).data.view(-1)[0] = bad
+    with pytest.raises(NotSavedError, match=r"could not be loaded again: 'guide/.* beyond belief.* scaled"):
+        broken.save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_record_that_could_not_be_loaded_is_not_saved(posterior: Posterior, tmp_path: Path) -> None:
+    broken = copy.copy(posterior)
+    broken.temperature = math.nan
+    with pytest.raises(NotSavedError, match="could not be loaded again: it holds NaN"):
+        broken.save(tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_mixture_with_a_part_that_could_not_be_loaded_is_not_saved(posterior: Posterior, tmp_path: Path) -> None:
+    broken = copy.deepcopy(posterior)
+    next(iter(broken.guide.parameters())).data.view(-1)[0] = math.nan
+    with pytest.raises(NotSavedError, match="could not be loaded again: 'guide/"):
+        bayeslora.Mixture([posterior, broken]).save(tmp_path)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_stale_tensor_files_are_removed(posterior: Posterior, tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import torch
 from torch import nn
 
-from bayeslora import interop, storage, tables
+from bayeslora import guides, interop, storage, tables
 from bayeslora.adapters import check_frozen
 from bayeslora.contracts import Count, Kind, Probability
+from bayeslora.failing import loadable
 from bayeslora.isolation import public
 from bayeslora.posterior.state import State
 from bayeslora.types import BatchSize, Data, FileName, Folder, NumDraws, Seed
@@ -120,13 +121,16 @@ class Leaving(State):
         process was killed in it, gets the posterior that was there before or this one.
 
         Raises:
-            NotSavedError: If a file cannot be written; what was saved there before is as it was.
+            NotSavedError: If a file cannot be written, or `load` would refuse the posterior, because it holds NaN, say;
+                what was saved there before is as it was.
         """
         self._save(Path(folder))
 
     def _save(self, folder: Path, about: Mapping[str, bytes] | None = None) -> None:
         """Save, together with files about the posterior, such as its card."""
         check_frozen(self.network)
+        with loadable(folder):
+            guides.check_loaded(self.guide)
         tensors = storage.state(self.program) | {"fingerprint": storage.fingerprint(self.network)}
         tensors |= tables.state(self) | {
             f"history/{name}": torch.tensor(column, dtype=torch.float64) for name, column in self._history.items()
