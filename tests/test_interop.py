@@ -20,7 +20,7 @@ from torch import nn
 import bayeslora
 from bayeslora import interop
 from bayeslora.adapters import SVD, AdaptedNetwork
-from bayeslora.interop import merging, peft_in, peft_out
+from bayeslora.interop import merging, peft_in, peft_out, starting
 from bayeslora.methods import PointEstimate
 from tests.helpers import tiny_bert, tiny_gpt2, tiny_llama, tokens
 from tests.tasks.cases import named as case
@@ -728,6 +728,18 @@ def test_draws_are_exported_one_by_one(tmp_path: Path) -> None:
         torch.testing.assert_close(logits(from_peft_folder(folder)), expected, rtol=1e-5, atol=1e-5)
     point = bayeslora.fit(tiny_bert(), tokens(), "lora", **SETTINGS)
     assert len(point.export_peft(tmp_path / "point", num_draws=5)) == 1
+
+
+def test_members_whose_heads_are_wider_than_a_half_precision_base_are_exported(tmp_path: Path) -> None:
+    posterior = bayeslora.fit(tiny_bert().bfloat16(), tokens(), "deep_ensemble", members=2, **SETTINGS)
+    folders = posterior.export_peft(tmp_path, num_draws=2)
+    draws, name = posterior.draw(2), "classifier.weight"
+    for index, folder in enumerate(folders):
+        factors = posterior.program.factors_at({site: value[index] for site, value in draws.items()})
+        read = peft.PeftModel.from_pretrained(tiny_bert().bfloat16(), folder).get_base_model().classifier
+        expected = starting.trained_head(posterior.network, factors)[name]
+        assert expected.dtype == torch.float32
+        assert torch.equal(read.modules_to_save["default"].weight, expected.bfloat16())
 
 
 def test_what_is_exported_can_be_read_again(tmp_path: Path) -> None:

@@ -269,7 +269,7 @@ def check_export(
         network.unbind()
     state = {re.sub(r"\.modules_to_save\.default\b", "", name): value for name, value in read.state_dict().items()}
     for name, value in trained_head(network, factors).items():
-        if name not in state or not torch.equal(state[name].to(value), value):
+        if name not in state or not torch.equal(state[name], value.to(state[name])):  # PEFT keeps the base's dtype
             has = "another value there" if name in state else "no such parameter"
             raise ValueError(
                 f"PEFT does not read {name!r} of the trained task head from the exported adapter, it has {has}: "
