@@ -20,6 +20,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from torch.nn.utils import parametrizations, weight_norm
 
 import bayeslora
 from bayeslora.passes import Passes, unchanged
+from bayeslora.places import places_of
 
 
 class Body(nn.Module):
@@ -313,6 +315,14 @@ def test_what_a_class_computes_in_the_place_of_a_slot_is_let_be() -> None:
     with passes.alone(model), torch.no_grad():
         model(X)
     assert not passes.names
+
+
+def test_large_libraries_are_not_looked_into() -> None:
+    class Charted(Body):  # as KAN's, whose methods show and fit what it has learned
+        def table(self) -> Any:
+            return pd.DataFrame()
+
+    assert len(places_of(Charted(), ())) < 100
 
 
 class Pair(NamedTuple):
