@@ -5,6 +5,7 @@ import contextvars
 import dis
 import functools
 import gc
+import io
 import sys
 import threading
 import types
@@ -266,10 +267,9 @@ class _Places:
             return
         if _package(kind) in OTHERS or (only_plain and self._is_others(kind) and _package(kind) not in CONTAINERS):
             return
-        own = getattr(value, "__dict__", None)
-        if type(own) is dict and self._is_others(kind) and any(_package(type(v)) in OF_THREADS for v in own.values()):
-            return  # a client of a service, say, whose threads go on meanwhile
-        if type(own) is dict and self.add(own, own):
+        if is_shared(value):
+            return
+        if type(own := getattr(value, "__dict__", None)) is dict and self.add(own, own):
             self._look_into_parts(own.values(), only_plain)
         if slots := _slots(kind):
             place = Attributes(value, slots)
@@ -335,6 +335,21 @@ class _Places:
             kept = {name for code in codes for name in _stored(code, stores) if name in known}
             kept |= {n for n in names if may_move(known[n], False) or counting.hides(known[n])}
             self.add(names, Attributes(module, sorted(kept)))
+
+
+def is_shared(value: Any) -> bool:
+    """Whether a network has a value together with others: modules, locks, sockets, files, a client of a service.
+
+    Other threads may use it during a pass, and there is no copy of it.
+    """
+    if isinstance(value, types.ModuleType | contextvars.ContextVar | io.FileIO | io.BufferedIOBase | io.TextIOWrapper):
+        return not isinstance(value, io.BytesIO)
+    if _package(kind := type(value)) in OF_THREADS:
+        return True
+    own = getattr(value, "__dict__", None)
+    if type(own) is not dict or isinstance(value, nn.Module) or not is_installed(kind.__module__):
+        return False
+    return any(_package(type(each)) in OF_THREADS for each in own.values())
 
 
 def content_of(place: Any) -> dict[Any, Any]:

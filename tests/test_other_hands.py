@@ -1,14 +1,18 @@
 """What other people's networks, arguments and data look like: each works, or is refused in a sentence."""
 
+import contextvars
 import copy
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import rich.console
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
@@ -216,6 +220,24 @@ def test_what_cannot_be_copied_or_has_no_parameters_is_refused() -> None:
         fitted(model, NUMBERS)
     with pytest.raises(ValueError, match=r"The Sequential has no parameters: nothing could be adapted"):
         fitted(nn.Sequential(nn.Flatten()), NUMBERS)
+
+
+KEPT_WITH_OTHERS = {
+    "module": lambda: np,
+    "lock": threading.Lock,
+    "variable": lambda: contextvars.ContextVar("own"),
+    "console": lambda: rich.console.Console(),
+    "in a list": lambda: [SimpleNamespace(lock=threading.RLock())],
+}
+
+
+@pytest.mark.parametrize("name", KEPT_WITH_OTHERS)
+def test_what_there_is_no_copy_of_is_shared(name: str) -> None:
+    model, plain = rows_of(lambda logits: logits), rows_of(lambda logits: logits)
+    model.body.kept = kept = KEPT_WITH_OTHERS[name]()  # type: ignore[union-attr,assignment]
+    draws = [fitted(each, NUMBERS).predict(NUMBERS[0], num_draws=2, seed=0).draws for each in (model, plain)]
+    np.testing.assert_array_equal(*draws)
+    assert model.body.kept is kept
 
 
 def test_outputs_that_are_not_about_the_rows_are_refused() -> None:

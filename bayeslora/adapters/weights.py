@@ -13,6 +13,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from bayeslora.limits import clause
+from bayeslora.places import is_shared
 
 COMPUTING: Mapping[type, Callable[[nn.Module, str], Any]] = {
     WeightNorm: remove_weight_norm,
@@ -105,27 +106,34 @@ def copied(model: Copied, memo: dict[int, Any] | None = None) -> Copied:
     """
     memo = {} if memo is None else memo
     for value in _kept(model):
-        if not value.is_leaf:  # part of an autograd graph, which cannot be copied
+        if is_shared(value):
+            memo.setdefault(id(value), value)
+        elif isinstance(value, Tensor) and not value.is_leaf:  # part of an autograd graph, which cannot be copied
             memo.setdefault(id(value), value.detach().clone())
     try:
         return copy.deepcopy(model, memo)
-    except Exception as error:  # a lock, a file, what a function yields, a tensor of a class of one's own
+    except Exception as error:  # what a function yields, a tensor of a class of one's own
         raise TypeError(
             f"The network cannot be copied{_holder(model)}: {clause(error)}. Make it in `forward`."
         ) from error
 
 
-def _kept(model: nn.Module) -> Iterator[Tensor]:
-    """Iterate over the tensors that modules have as attributes, or in lists and mappings."""
+def _kept(model: nn.Module) -> Iterator[Any]:
+    """Iterate over what modules have as attributes, and what is in these."""
     left: list[Any] = [vars(module) for module in model.modules()]
     seen: set[int] = set()
     while left:
         value = left.pop()
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
-            seen.add(id(value))
-            left += value.values() if isinstance(value, dict) else value
+        if id(value) in seen or isinstance(value, str | int | float | type | None):
+            continue
+        seen.add(id(value))
+        yield value
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list | tuple):
+            left += value
+        elif not (isinstance(value, Tensor | nn.Module) or is_shared(value)):
+            left += getattr(value, "__dict__", {}).values()
 
 
 def _holder(model: nn.Module) -> str:
