@@ -15,6 +15,9 @@ from torch.nn.utils.weight_norm import WeightNorm
 from bayeslora.limits import clause
 from bayeslora.places import is_shared
 
+PLAIN = (str, int, float, bool, type, types.FunctionType, type(None))
+"""What copies are the same of."""
+
 COMPUTING: Mapping[type, Callable[[nn.Module, str], Any]] = {
     WeightNorm: remove_weight_norm,
     SpectralNorm: remove_spectral_norm,
@@ -119,21 +122,23 @@ def copied(model: Copied, memo: dict[int, Any] | None = None) -> Copied:
 
 
 def _kept(model: nn.Module) -> Iterator[Any]:
-    """Iterate over what modules have as attributes, and what is in these."""
-    left: list[Any] = [vars(module) for module in model.modules()]
+    """Iterate over what modules have as attributes, and what is in these; without parameters, which are leaves."""
+    parts = ("_parameters", "_modules")
+    left = [value for module in model.modules() for name, value in vars(module).items() if name not in parts]
     seen: set[int] = set()
     while left:
         value = left.pop()
-        if id(value) in seen or isinstance(value, str | int | float | type | None):
+        if isinstance(value, PLAIN) or id(value) in seen:
             continue
         seen.add(id(value))
-        yield value
         if isinstance(value, dict):
             left += value.values()
         elif isinstance(value, list | tuple):
             left += value
-        elif not (isinstance(value, Tensor | nn.Module) or is_shared(value)):
-            left += getattr(value, "__dict__", {}).values()
+        else:
+            yield value
+            if not (isinstance(value, Tensor | nn.Module) or is_shared(value)):
+                left += getattr(value, "__dict__", {}).values()
 
 
 def _holder(model: nn.Module) -> str:
