@@ -29,11 +29,7 @@ OF_TORCH = frozenset(vars(nn.Module()))
 OTHERS = ("bayeslora", "torch", "accelerate", "builtins", "logging", "threading")
 """Packages whose modules keep nothing but buffers, and whose objects are not looked into."""
 
-LIBRARIES = (
-    *OTHERS,
-    *("transformers", "peft", "timm", "torchvision", "torchaudio", "diffusers", "pyro", "numpy"),
-    *("sympy", "mpmath", "einx", "pandas", "pyarrow", "scipy", "sklearn", "matplotlib", "mpl_toolkits", "PIL"),
-)
+LIBRARIES = (*OTHERS, "transformers", "peft", "timm", "torchvision", "torchaudio", "diffusers", "pyro", "numpy")
 """Packages whose classes and functions keep nothing outside of modules."""
 
 INDEPENDENT = (str, bytes, int, range, slice, type(None), type, types.FunctionType, types.ModuleType, torch.dtype)
