@@ -304,6 +304,9 @@ def _outputs(layers: Mapping[str, nn.Module], last: Sequence[tuple[str, Any]], l
             if sizes is None or sizes[0] == width or output.shape != logits.shape:
                 break
             made = list(dict.fromkeys([name, *made]))
+        alike = {n: out for n, out in calls if n in layers and out.shape == logits.shape}
+        if len(alike) > len(made) and _is_sum(list(alike.values()), logits):  # with norms and the like between them
+            made = list(alike)
     made = [name for name in made if not any(other != name and is_within(other, (name,)) for other in made)]
     if made and not any(name in layers for name in made):  # a scale or a normalisation of what a layer made
         before = [name for name, output in calls if name in layers and output.shape[-1] == width]
@@ -322,6 +325,16 @@ def _makes(output: Tensor, logits: Tensor) -> bool:
         return False
     larger, smaller = (output, logits) if output.numel() > logits.numel() else (logits, output)
     return bool(torch.isin(smaller, larger).all())
+
+
+def _is_sum(outputs: Sequence[Tensor], logits: Tensor) -> bool:
+    """Whether logits are a sum of all of some outputs, each times a number."""
+    columns, goal = torch.stack([output.flatten() for output in outputs], 1).double(), logits.flatten().double()
+    if len(goal) <= len(outputs) or not bool(columns.isfinite().all() and goal.isfinite().all()):
+        return False
+    factors = torch.linalg.lstsq(columns.cpu(), goal.cpu()[:, None], driver="gelsd").solution[:, 0]
+    rest = columns.cpu() @ factors - goal.cpu()
+    return bool(rest.abs().max() <= 1e-4 * goal.abs().max()) and bool(factors.abs().min() > 1e-3)
 
 
 def _is_output_embedding(model: nn.Module, name: str, logits: Tensor) -> bool:

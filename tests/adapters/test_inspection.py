@@ -369,6 +369,18 @@ class Heads(TwoOutputs):
         return (self.mu(h) + self.sigma(h)) / 2
 
 
+class NormedHeads(TwoOutputs):
+    """The sum of two heads that each begin with a norm, as CrossViT's and LeViT's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mu, self.sigma = (nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 3)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.body(x))
+        return self.mu(h) + self.sigma(h)
+
+
 class Ends(Block):
     """What an output layer gives, and something after it."""
 
@@ -399,6 +411,7 @@ class Hidden(Block):
         (lambda: nn.Sequential(nn.Sequential(nn.Linear(12, 16)), nn.Sequential(nn.Tanh(), nn.Linear(16, 3))), ("1.1",)),
         (TwoOutputs, ("mu", "sigma")),
         (Heads, ("mu", "sigma")),
+        (NormedHeads, ("mu.1", "sigma.1")),
         (Hidden, ("out",)),
         (lambda: Ends("out", nn.LogSoftmax(-1)), ("out",)),
         (lambda: Ends("out", lambda y: 2 * y), ("out",)),
