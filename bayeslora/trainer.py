@@ -77,7 +77,7 @@ class ProgramTrainer(Trainer):
             model=self.program,
             train_dataset=rows,
             eval_dataset=validation.dataset if validation else None,
-            data_collator=self._collate,
+            data_collator=partial(_collated, train),
             **others,
         )
         watching.show_lines(self, lines)
@@ -93,13 +93,6 @@ class ProgramTrainer(Trainer):
         self.resumes_anyway = False
         # Labels of rows that are computed one by one have not been checked before training.
         self.labels_unseen = train.labels is None
-
-    def _collate(self, rows: list[Any]) -> dict[str, Any]:
-        """Make a batch of rows; rows of several readers become blocks of it."""
-        if not isinstance(rows[0], tuple):
-            return self.train_source.collate(rows)
-        blocks = zip(*rows, strict=True)
-        return self.train_source.collate([row for block in blocks for row in block])
 
     @arguments.naming()
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -305,6 +298,16 @@ class ProgramTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         storage.load_state(self.program, storage.load_files(self.state.best_model_checkpoint)[0])
+
+
+def _collated(source: Source, rows: list[Any]) -> dict[str, Any]:
+    """Make a batch of rows; rows of several readers become blocks of it.
+
+    No method: workers that are not forked get a copy, and the Trainer has none.
+    """
+    if isinstance(rows[0], tuple):
+        rows = [row for block in zip(*rows, strict=True) for row in block]
+    return source.collate(rows)
 
 
 class AfterStep(TrainerCallback):

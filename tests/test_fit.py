@@ -1,6 +1,7 @@
 """Fitting: seeds, the history, checkpoints, resuming, and what reaches the Trainer."""
 
 import json
+import pickle
 import random
 from collections import OrderedDict
 from pathlib import Path
@@ -379,6 +380,19 @@ def test_activation_checkpointing_gives_the_same_fit(tmp_path: Path) -> None:
     assert any(getattr(module, "gradient_checkpointing", False) for module in checkpointed.network.model.modules())
     for name, value in learned(plain).items():
         torch.testing.assert_close(learned(checkpointed)[name], value)
+
+
+def test_workers_that_are_not_forked_can_make_batches() -> None:
+    # As on macOS and Windows, and everywhere from Python 3.14 on: they get copies.
+    made = []
+
+    class Copies(TrainerCallback):
+        def on_train_begin(self, *given: Any, train_dataloader: Any, **others: Any) -> None:
+            rows, collate = pickle.loads(pickle.dumps((train_dataloader.dataset, train_dataloader.collate_fn)))
+            made.append(collate([rows[0], rows[1]]))
+
+    fit(callbacks=[Copies()], epochs=1)
+    assert len(made[0]["labels"]) == 2
 
 
 def test_callbacks_see_the_hook_after_the_optimisers_step(monkeypatch: pytest.MonkeyPatch) -> None:

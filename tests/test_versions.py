@@ -11,7 +11,7 @@ from transformers import Trainer
 from bayeslora.trainer import ProgramTrainer
 
 ROOT = Path(__file__).parents[1]
-OWN = {"_collate", "_groups", "_loader"}
+OWN = {"_groups", "_loader"}
 """Methods of our Trainer that override none."""
 
 
