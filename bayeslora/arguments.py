@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 
 from bayeslora.contracts import LARGEST_INTEGER, ArgumentError, Count, Natural, NonNegative, Share, Within, check_value
-from bayeslora.types import Epochs, Seed, Tokenizer
+from bayeslora.types import Seed, Tokenizer
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -34,7 +34,7 @@ TRAINERS = ("transformers", "accelerate", "huggingface_hub")
 FIELDS: dict[str, Any] = {
     "seed": Seed,
     "data_seed": Annotated[int, Within(at_least=0, at_most=LARGEST_INTEGER)] | None,
-    "num_train_epochs": Epochs,
+    "num_train_epochs": NonNegative,  # with max_steps, any number
     "max_steps": Literal[-1] | Count,
     "per_device_train_batch_size": Count,
     "per_device_eval_batch_size": Count,

@@ -4,6 +4,7 @@ Axes keep one order: `draw` first, then `layer` (factors) or `batch` (data), fea
 for no draw dimension or one.
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Number
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from bayeslora.contracts import (
     Count,
     Kind,
-    NonNegative,
     Within,
     derives_from,
     expanded,
@@ -79,7 +79,8 @@ Folds: TypeAlias = Annotated[int, Within(at_least=2, at_most=1000)]
 
 BatchSize: TypeAlias = Count
 
-Epochs: TypeAlias = NonNegative
+Epochs: TypeAlias = Annotated[float, Within(at_least=0, at_most=1_000_000, below=math.inf)]
+"""Passes over the data, or a part of one; a fit of more would not end."""
 
 Approximation: TypeAlias = Literal["draws", "linear"]
 """How predictions are made: by running the network on draws, or by its first-order expansion."""
