@@ -80,14 +80,11 @@ class Reader:
         self.decoder_inputs = decoder_inputs(model)
         self.needs_positions = continues(model) and "position_ids" in self.parameters
         self.context: Any = None
-        self.columns, self.choices = (
-            Found(),
-            tuple[int, ...](),
-        )  # how many each question has, where letters stand for them
+        self.columns = Found()
+        self.choices: tuple[int, ...] = ()  # how many each question has, where letters stand for them
         self.labels: RawLabels | None = None
         self.encode: Callable[[Any], Any] | None = None
-        is_double = any(parameter.dtype == torch.float64 for parameter in model.parameters())
-        self.dtype = torch.float64 if is_double else torch.float32
+        self.dtype = torch.float64 if any(p.dtype == torch.float64 for p in model.parameters()) else torch.float32
 
     def plain(self, data: Data) -> Plain:
         """Return data in one of a few forms, and note its columns and labels."""
