@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from bayeslora.adapters import repeats
 from bayeslora.adapters.ends import Ends
@@ -156,13 +157,22 @@ class _Look:
         self.last: deque[tuple[str, Any]] = deque(maxlen=LAST)
 
     def weights(self) -> dict[int, str]:
-        """Return which layer a weight is of, by its `id`, for weights that no other module has as well."""
+        """Return which layer a weight is of, by its `id`, for weights that no other module has as well.
+
+        A parametrised weight is computed from others, which are read in its place.
+        """
         owners: dict[int, set[str]] = {}
         for name, module in self.model.named_modules():
             for parameter in module.parameters(recurse=False):
                 owners.setdefault(memory_of(parameter), set()).add(name)
-        weights = {name: layer._parameters.get("weight") for name, layer in self.layers.items()}
-        return {id(weight): name for name, weight in weights.items() if owners.get(memory_of(weight)) == {name}}
+        found = {}
+        for name, layer in self.layers.items():
+            from_others = parametrize.is_parametrized(layer, "weight")
+            sources: Any = layer.get_submodule("parametrizations.weight").parameters() if from_others else ()
+            for weight in (layer._parameters.get("weight"), *sources):
+                if weight is not None and all(is_within(owner, (name,)) for owner in owners[memory_of(weight)]):
+                    found[id(weight)] = name
+        return found
 
     def run(self, inputs: Batch, reads: "Reads | None" = None) -> Any:
         """What the network returns."""

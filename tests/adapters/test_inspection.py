@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import bayeslora
@@ -268,6 +269,13 @@ def test_a_weight_that_the_parent_reads_is_found_and_an_unused_layer_is_not() ->
     assert list(read.unfit) == ["qkv"]
     assert "without a call" in read.unfit["qkv"]
     assert (dict(unused.unfit), unused.uncalled) == ({}, ("qkv",))
+
+
+def test_a_computed_weight_that_the_parent_reads_is_found() -> None:
+    model = NeverCalled()
+    parametrizations.weight_norm(model.qkv)
+    assert "without a call" in inspect(model, x_of()).unfit["qkv"]
+    assert not inspect(Block(parametrizations.weight_norm(nn.Linear(16, 16))), x_of()).unfit
 
 
 def test_torchs_encoder_layers_are_called_where_its_fused_kernel_would_read_them() -> None:
