@@ -41,7 +41,6 @@ OTHERS_CODE = frozenset(LIBRARIES) | sys.stdlib_module_names
 CONTAINERS = ("types", "collections", "weakref")
 """Python's packages whose objects belong to what they are in; files, queues and locks belong to more than a network."""
 
-
 OF_THREADS = (
     "_thread",
     "threading",

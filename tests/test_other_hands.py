@@ -235,8 +235,10 @@ KEPT_WITH_OTHERS = {
 def test_what_there_is_no_copy_of_is_shared(name: str) -> None:
     model, plain = rows_of(lambda logits: logits), rows_of(lambda logits: logits)
     model.body.kept = kept = KEPT_WITH_OTHERS[name]()  # type: ignore[union-attr,assignment]
-    draws = [fitted(each, NUMBERS).predict(NUMBERS[0], num_draws=2, seed=0).draws for each in (model, plain)]
-    np.testing.assert_array_equal(*draws)
+    posteriors = [fitted(each, NUMBERS) for each in (model, plain)]
+    draws = [p.predict(NUMBERS[0], num_draws=2, seed=0).draws for p in (*posteriors, copy.deepcopy(posteriors[0]))]
+    np.testing.assert_array_equal(*draws[:2])
+    np.testing.assert_array_equal(*draws[1:])
     assert model.body.kept is kept
 
 

@@ -1,6 +1,7 @@
 """A frozen network as a function of its adapters' factors."""
 
 import contextlib
+import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from bayeslora.adapters.layer import AdaptedLayer, NotFoldedError
 from bayeslora.adapters.rows import blocks, copied, num_rows, sequences_in
 from bayeslora.adapters.stack import Stacks, draws_at, grouped
 from bayeslora.adapters.targets import check_names, choose_targets, head_names, linear_layers
-from bayeslora.adapters.weights import hold, is_within, names_of, share_weights, swap
+from bayeslora.adapters.weights import hold, is_within, names_of, share_weights, swap, without_copies
 from bayeslora.isolation import check_free, working
 from bayeslora.networks import leave_reentrant_checkpointing, logits_of
 from bayeslora.passes import Left, Passes, recomputes
@@ -107,6 +108,12 @@ class AdaptedNetwork(nn.Module):
         for stack in self.stacks.values():
             scaling = torch.tensor(stack.scaling, dtype=dtype, device=self.device)
             self.register_buffer(f"scaling_{stack.name}", scaling, persistent=False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AdaptedNetwork":
+        memo |= without_copies(self.model) | memo
+        other = memo[id(self)] = object.__new__(type(self))
+        vars(other).update(copy.deepcopy(vars(self), memo))
+        return other
 
     def train(self, mode: bool = True) -> "AdaptedNetwork":
         """Set training or evaluation mode; modules of the body with running state stay in evaluation mode.

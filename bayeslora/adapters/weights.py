@@ -105,20 +105,30 @@ def copied(model: Copied, memo: dict[int, Any] | None = None) -> Copied:
 
     Args:
         model: The model.
-        memo: What stands for some of its parts in the copy, by their `id`.
+        memo: What stands for some of its parts in the copy, by their `id`; the copies of all parts are added.
     """
     memo = {} if memo is None else memo
-    for value in _kept(model):
-        if is_shared(value):
-            memo.setdefault(id(value), value)
-        elif isinstance(value, Tensor) and not value.is_leaf:  # part of an autograd graph, which cannot be copied
-            memo.setdefault(id(value), value.detach().clone())
+    memo |= without_copies(model) | memo
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:  # what a function yields, a tensor of a class of one's own
         raise TypeError(
             f"The network cannot be copied{_holder(model)}: {clause(error)}. Make it in `forward`."
         ) from error
+
+
+def without_copies(model: nn.Module) -> dict[int, Any]:
+    """Return what stands in a copy for the parts that Python does not copy, by their `id`.
+
+    Locks, modules and the like are shared; of a part of an autograd graph, the copy has the numbers.
+    """
+    found = {}
+    for value in _kept(model):
+        if is_shared(value):
+            found[id(value)] = value
+        elif isinstance(value, Tensor) and not value.is_leaf:
+            found[id(value)] = value.detach().clone()
+    return found
 
 
 def _kept(model: nn.Module) -> Iterator[Any]:
