@@ -51,8 +51,8 @@ class LastGood:
         number = trainer.state.global_step + 1
         raise DivergedError(self._message(trainer, value, batch), self.restored(trainer, f"diverged at step {number}"))
 
-    def after_training(self, trainer: Any) -> None:
-        """Check the state that the last step has left, which no further loss shows.
+    def check_state(self, trainer: Any) -> None:
+        """Check the state that the last step has left: no further loss may show it, and it may go into a checkpoint.
 
         Raises:
             DivergedError: If it is not finite, or so far from the last one that nothing of that is left.

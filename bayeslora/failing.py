@@ -115,7 +115,8 @@ def writing_a_checkpoint(folder: Path) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
         what = remedy(reason) if isinstance(error, OSError) else "make room"
         raise NotSavedError(
-            f"{path} could not be written: {reason}. Earlier checkpoints are whole: {what}, and go on with resume=True."
+            f"{path} could not be written: {reason.rstrip('.')}. Earlier checkpoints are whole: {what}, and go on with "
+            "resume=True."
         ) from error
 
 

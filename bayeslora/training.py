@@ -77,7 +77,7 @@ def train(
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             trainer.recorder.flush()
-            trainer.last_good.after_training(trainer)
+            trainer.last_good.check_state(trainer)
             verdict.have_settled(natural.distance(trainer.optimizer))
         except BaseException as error:
             if keep:
