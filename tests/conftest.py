@@ -13,7 +13,7 @@ if not os.access(cache, os.W_OK):  # arviz and datasets write there
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from tests import typecheck
+from tests import shifted, typecheck
 
 typecheck.install("bayeslora")
 
@@ -31,7 +31,7 @@ if torch.accelerator.is_available() and not os.environ.get("BAYESLORA_TEST_ACCEL
 
 if not torch.accelerator.is_available():
     # PyTorch's own writes down its callers for each kind of device that may come, for a millisecond.
-    torch.manual_seed = lambda seed: torch.default_generator.manual_seed(int(seed))
+    torch.manual_seed = lambda seed: torch.default_generator.manual_seed(shifted(seed))
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
