@@ -335,7 +335,7 @@ class _Places:
 def is_shared(value: Any) -> bool:
     """Whether a network has a value together with others: modules, locks, sockets, files, a client of a service.
 
-    Other threads may use it during a pass, and there is no copy of it.
+    Other threads may use it during a pass, and it cannot be copied.
     """
     if isinstance(value, types.ModuleType | contextvars.ContextVar | io.FileIO | io.BufferedIOBase | io.TextIOWrapper):
         return not isinstance(value, io.BytesIO)

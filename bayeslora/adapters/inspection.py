@@ -339,11 +339,12 @@ def _makes(output: Tensor, logits: Tensor) -> bool:
 
 def _is_sum(outputs: Sequence[Tensor], logits: Tensor) -> bool:
     """Whether logits are a sum of all of some outputs, each times a number."""
-    columns, goal = torch.stack([output.flatten() for output in outputs], 1).double(), logits.flatten().double()
+    columns = torch.stack([output.flatten() for output in outputs], 1).cpu().double()
+    goal = logits.flatten().cpu().double()
     if len(goal) <= len(outputs) or not bool(columns.isfinite().all() and goal.isfinite().all()):
         return False
-    factors = torch.linalg.lstsq(columns.cpu(), goal.cpu()[:, None], driver="gelsd").solution[:, 0]
-    rest = columns.cpu() @ factors - goal.cpu()
+    factors = torch.linalg.lstsq(columns, goal[:, None], driver="gelsd").solution[:, 0]
+    rest = columns @ factors - goal
     return bool(rest.abs().max() <= 1e-4 * goal.abs().max()) and bool(factors.abs().min() > 1e-3)
 
 

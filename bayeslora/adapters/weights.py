@@ -2,7 +2,7 @@
 
 import copy
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -120,21 +120,12 @@ def copied(model: Copied, memo: dict[int, Any] | None = None) -> Copied:
 def without_copies(model: nn.Module) -> dict[int, Any]:
     """Return what stands in a copy for the parts that Python does not copy, by their `id`.
 
-    Locks, modules and the like are shared; of a part of an autograd graph, the copy has the numbers.
+    Locks, modules and the like are shared; of a part of an autograd graph, the copy has the numbers. They are looked
+    for in attributes, and in what is in these; parameters are leaves.
     """
-    found = {}
-    for value in _kept(model):
-        if is_shared(value):
-            found[id(value)] = value
-        elif isinstance(value, Tensor) and not value.is_leaf:
-            found[id(value)] = value.detach().clone()
-    return found
-
-
-def _kept(model: nn.Module) -> Iterator[Any]:
-    """Iterate over what modules have as attributes, and what is in these; without parameters, which are leaves."""
     parts = ("_parameters", "_modules")
     left = [value for module in model.modules() for name, value in vars(module).items() if name not in parts]
+    found: dict[int, Any] = {}
     seen: set[int] = set()
     while left:
         value = left.pop()
@@ -145,10 +136,14 @@ def _kept(model: nn.Module) -> Iterator[Any]:
             left += value.values()
         elif isinstance(value, list | tuple):
             left += value
-        else:
-            yield value
-            if not (isinstance(value, Tensor | nn.Module) or is_shared(value)):
-                left += getattr(value, "__dict__", {}).values()
+        elif is_shared(value):
+            found[id(value)] = value
+        elif isinstance(value, Tensor):
+            if not value.is_leaf:
+                found[id(value)] = value.detach().clone()
+        elif not isinstance(value, nn.Module):
+            left += getattr(value, "__dict__", {}).values()
+    return found
 
 
 def _holder(model: nn.Module) -> str:
