@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 
 from bayeslora.contracts import LARGEST_INTEGER, ArgumentError, Count, Natural, NonNegative, Share, Within, check_value
+from bayeslora.origins import package
 from bayeslora.types import Seed, Tokenizer
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def naming() -> Iterator[None]:
         raise
     except Exception as error:
         last = list(traceback.walk_tb(error.__traceback__))[-1][0]
-        if last.f_globals.get("__name__", "").partition(".")[0] not in TRAINERS:
+        if package(last.f_globals.get("__name__")) not in TRAINERS:
             raise
         said = f"{type(error).__name__}: {error}".rstrip(".")
         raise ArgumentError(

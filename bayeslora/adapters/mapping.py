@@ -13,6 +13,7 @@ from bayeslora.adapters.stack import draws_at
 from bayeslora.isolation import seeded
 from bayeslora.limits import clause
 from bayeslora.networks import logits_of
+from bayeslora.origins import package
 from bayeslora.places import LIBRARIES
 from bayeslora.surroundings import called
 from bayeslora.types import Batch
@@ -86,4 +87,4 @@ def measure(network: Any, factors: Mapping[str, Any], inputs: Batch) -> str | No
 def _is_watched(model: nn.Module) -> bool:
     """Return whether a model has forward hooks of the user's."""
     hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
-    return any((getattr(hook, "__module__", None) or "").partition(".")[0] not in LIBRARIES for hook in hooks)
+    return any(package(getattr(hook, "__module__", None)) not in LIBRARIES for hook in hooks)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, get_worker_info
 
 from bayeslora.contracts import LONGEST_RANGE, is_endless
+from bayeslora.origins import package
 from bayeslora.types import Data
 
 logger = logging.getLogger(__name__)
@@ -165,7 +166,7 @@ class Stream(IterableDataset[dict[str, Any]]):
 
 def _is_one_shot(rows: Any) -> bool:
     """Return whether a stream of the user's own goes on where it was left, instead of beginning anew."""
-    if type(rows).__module__.partition(".")[0] in ("datasets", "torch"):
+    if package(type(rows).__module__) in ("datasets", "torch"):
         return False
     first, second = iter(rows), iter(rows)
     if first is not second:
