@@ -207,11 +207,17 @@ def test_a_fit_killed_after_its_last_checkpoint_gives_the_same_bits(tmp_path: Pa
 # The best, and stopping early
 
 
+class Worse(TrainerCallback):
+    """Lets every evaluation be worse than the one before."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **others: Any) -> None:
+        metrics["eval_loss"] = float(state.global_step)
+
+
 def stopping_job(folder: Path, resume: bool | str = True, **settings: Any) -> Learned:
     """A fit that gets worse from its second epoch on, is stopped after two more, and ends with the best."""
-    x, y = rows(seed=1)
-    settings = {"epochs": 9, "learning_rate": 0.3, "validation": (x, 1 - y), "resume": resume} | settings
-    callbacks = [EarlyStoppingCallback(2), *settings.pop("callbacks", ())]
+    settings = {"epochs": 9, "validation": rows(seed=1), "resume": resume} | settings
+    callbacks = [Worse(), EarlyStoppingCallback(2), *settings.pop("callbacks", ())]
     return learned(fit(folder, callbacks=callbacks, **settings))
 
 
