@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bayeslora.adapters import AdaptedNetwork, Factors, choose_targets
 from bayeslora.adapters.layer import AdaptedLayer, NotFoldedError, Slot
+from bayeslora.adapters.weights import copied
 from tests.helpers import batch, tiny_bert, tiny_deberta, tiny_gpt2, tiny_llama
 
 ATTENTION_OF_BERT = [
@@ -533,6 +534,20 @@ def test_copies_and_pickles_leave_bound_factors_behind() -> None:
     assert isinstance(pickle.loads(pickle.dumps(layer.slot)), Slot)
     assert pickle.loads(pickle.dumps(layer.slot)).factors is None
     assert layer.slot.factors is not None
+
+
+def test_hooks_and_empty_tables_of_a_copy_are_its_own() -> None:
+    model = MLP()
+    first: Any = model.body[0]
+    first.table = first.same = {}
+    adapted: Any = AdaptedNetwork(model, rank=2).model
+    for layer in (copied(model).body[0], adapted.body[0].base):
+        layer.register_forward_hook(lambda *args: None)
+        layer.table["x"] = 1
+        assert layer.same is layer.table
+        assert type(layer._forward_hooks) is type(first._forward_hooks)
+    assert not first._forward_hooks
+    assert not first.table
 
 
 def test_any_module_works_and_rows_of_draws_stay_apart() -> None:
