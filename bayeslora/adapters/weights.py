@@ -2,7 +2,7 @@
 
 import copy
 import types
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -187,22 +187,31 @@ def swap(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
     """Put modules in the places of others, wherever these stand in a model.
 
     One layer may have several names, of which `named_modules` gives the first alone, and stand in lists and mappings
-    that are not PyTorch's.
+    that are not PyTorch's. These remain the same objects, because modules may hold one together.
     """
+    seen: set[int] = set()
 
     def replaced(value: Any) -> Any:
         if isinstance(value, nn.Module):
             return new.get(value, value)
-        if type(value) in (list, tuple):
-            return type(value)(map(replaced, value))
-        return {key: replaced(each) for key, each in value.items()} if type(value) is dict else value
+        if isinstance(value, tuple):
+            parts = [replaced(each) for each in value]
+            if all(part is each for part, each in zip(parts, value, strict=True)):
+                return value
+            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        if isinstance(value, list | deque | dict) and id(value) not in seen:
+            seen.add(id(value))
+            for key, each in [*(value.items() if isinstance(value, dict) else enumerate(value))]:
+                if (other := replaced(each)) is not each:
+                    value[key] = other
+        return value
 
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if child is not None and child in new:
                 parent.register_module(name, new[child])
         for name, value in list(vars(parent).items()):
-            if name not in OF_TORCH and isinstance(value, nn.Module | list | tuple | dict):
+            if name not in OF_TORCH and isinstance(value, nn.Module | tuple | list | deque | dict):
                 vars(parent)[name] = replaced(value)
 
 

@@ -100,6 +100,30 @@ class ByMethod(Body):
         return self.head(torch.tanh(self.steps["second"](self.steps["first"](x))))
 
 
+class Keeping(nn.Module):
+    """A layer that keeps its output in a table, or adds what is kept there to its own."""
+
+    def __init__(self, table: dict[str, Tensor], reads: bool) -> None:
+        super().__init__()
+        self.table, self.reads, self.layer = table, reads, nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        if self.reads:
+            return x + self.table["kept"]
+        self.table["kept"] = x
+        return x
+
+
+class Jointly(Body):
+    """Two modules that hold one table, in which one leaves something for the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        table: dict[str, Tensor] = {}
+        self.second = nn.Sequential(Keeping(table, False), nn.Tanh(), Keeping(table, True))  # type: ignore[assignment]
+
+
 class ByName(Body):
     """A network that names the inputs of its layers."""
 
@@ -177,7 +201,7 @@ def test_inputs_of_layers_may_be_named(method: str) -> None:
     np.testing.assert_allclose(named.predict({"x": x}, center=True).probs, probs, atol=1e-12)
 
 
-@pytest.mark.parametrize("make", [Method, Stacked, ByMethod])
+@pytest.mark.parametrize("make", [Method, Stacked, ByMethod, Jointly])
 def test_networks_that_are_as_their_copies(make: Any) -> None:
     model, x = make().double(), noise(5, 12)
     model(x)  # which keeps a tensor with a graph

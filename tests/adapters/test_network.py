@@ -3,9 +3,9 @@
 import copy
 import pickle
 import re
-from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -548,6 +548,35 @@ def test_hooks_and_empty_tables_of_a_copy_are_its_own() -> None:
         assert type(layer._forward_hooks) is type(first._forward_hooks)
     assert not first._forward_hooks
     assert not first.table
+
+
+class Pair(NamedTuple):
+    layer: nn.Module
+    name: str
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda layer: {"layer": [layer]},
+        lambda layer: OrderedDict(layer=layer),
+        lambda layer: defaultdict(list, layer=[layer]),
+        lambda layer: deque([Pair(layer, "layer")]),
+        lambda layer: (layer, [layer]),
+    ],
+)
+def test_layers_in_tables_that_parts_hold_together_are_adapted_there(keep: Callable[[nn.Module], Any]) -> None:
+    model = MLP()
+    first, last = (layer for layer in model.body if isinstance(layer, nn.Linear))
+    first.held = last.held = keep(first)  # type: ignore[assignment]
+    first.round = [[]]  # type: ignore[assignment]
+    first.round[0].append(first.round)  # type: ignore[index, union-attr]
+    body: Any = AdaptedNetwork(model, rank=2).model.body
+    held, too = body[0].base.held, body[2].base.held
+    assert held is too or held[1] is too[1]
+    assert type(held) is type(first.held)
+    assert AdaptedLayer.__name__ in repr(held)
+    assert AdaptedLayer.__name__ not in repr(first.held)
 
 
 def test_any_module_works_and_rows_of_draws_stay_apart() -> None:
