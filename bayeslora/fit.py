@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +29,8 @@ from bayeslora.networks import unwrapped, with_output_names
 from bayeslora.posterior import Posterior
 from bayeslora.preparation import check_rows, likelihood_for, number_labels, seen_in
 from bayeslora.showing import hushed, narrating
-from bayeslora.tasks import choosing
+from bayeslora.tasks import Likelihood, choosing
+from bayeslora.tasks.labels import RawLabels
 from bayeslora.types import (
     Arguments,
     BatchSize,
@@ -213,7 +214,6 @@ def fit(
     seed = seed if args is None else args.seed
     shows = progress if args is None else not args.disable_tqdm
     with seeded(seed), narrating(shows), hushed(not shows):
-        lacked = None
         asked_for = Columns.asked(text, label, id, answers, shots_in(shots))
         train_data = plain(train_data, asked_for, earlier.columns if earlier else NOTHING)
         own = unwrapped(model) if isinstance(model, nn.Module) else None
@@ -221,20 +221,10 @@ def fit(
         names, seen_labels = seen_in(train_data, asked_for, num_examples, own is not None)
         told = train_data.labels if own is not None or train_data.labels is not None else seen_labels
         kind = choosing.expected(likelihood, own, names, told)
-        if isinstance(model, str | os.PathLike):
-            assert kind is not None
-            known = (earlier.class_names, None) if earlier else (None, told)
-            model, tokenizer, lacked = load_model(model, tokenizer, kind, names, *known)
-        _check_model(model)
-        model = uncompiled(unwrapped(model))
-        check_weights(model)
-        adapters = earlier or _adapters(init, model)
-        if interop.is_peft_model(model):
-            model = interop.base_of_peft(model)
-        lacked = bases.lacked_by_checkpoint(model) if lacked is None else lacked
+        known = (earlier.class_names, None) if earlier else (None, told)
+        model, tokenizer, lacked, adapters = _network(model, tokenizer, earlier or init, kind, names, *known)
         if chosen.post_hoc and adapters is None:
             raise ValueError("post_hoc=True keeps trained adapters as they are: pass them, fit(…, init=…).")
-        model, tokenizer = with_padding(model, tokenizer)
         reading = Reading(asked_for, collator=data_collator)
         reading = earlier.reading(reading) if earlier else reading
         train = Source(train_data, model, tokenizer, "data", num_examples, kind if earlier else None, reading)
@@ -257,10 +247,8 @@ def fit(
             chosen = with_default(chosen) if tuning_data is None else chosen
         layers: dict[str, Any] = {"targets": targets, "exclude": exclude, "rank": rank, "alpha": alpha}
         if adapters:
-            defaults = inspect.signature(fit).parameters
-            asked_layers = {name: value for name, value in layers.items() if value != defaults[name].default}
             start = "prior" if earlier else "init" if init is not None else "the PEFT model"
-            layers = choice.of_start(model, adapters.network_settings(), asked_layers, start)
+            layers = choice.of_start(model, adapters.network_settings(), _not_default(layers), start)
         else:
             layers["start_rank"] = chosen.start_rank
         trained = None if adapters is None else () if adapters.reference else tuple(adapters.head)
@@ -338,11 +326,47 @@ def _hold_out(train: Source, method: Method) -> tuple[Source, Source | None]:
     return train.take(np.flatnonzero(~chosen).tolist()), train.take(np.flatnonzero(chosen).tolist())
 
 
-def _check_model(model: object) -> None:
+class _Network(NamedTuple):
+    """What is fitted.
+
+    Args:
+        model: The network itself, out of what a user or PEFT has put around it.
+        tokenizer: For text, if there is one.
+        lacked: Parameters that the model's checkpoint lacked.
+        adapters: Trained adapters, or an earlier posterior, to start from, if any.
+    """
+
+    model: nn.Module
+    tokenizer: Tokenizer | None
+    lacked: set[str]
+    adapters: interop.Adapters | onward.Earlier | None
+
+
+def _network(
+    model: object,
+    tokenizer: Tokenizer | None,
+    start: onward.Earlier | Init,
+    kind: type[Likelihood] | None,
+    columns: Sequence[str],
+    class_names: Sequence[str] | None,
+    labels: RawLabels | None,
+) -> _Network:
+    """Load a model that is given by name, as `load_model` does, and take a network out of what stands around it."""
+    lacked = None
+    if isinstance(model, str | os.PathLike):
+        assert kind is not None
+        model, tokenizer, lacked = load_model(model, tokenizer, kind, columns, class_names, labels)
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model is a {type(model).__name__}; give a transformers model, a torch.nn.Module, or a path or hub name."
         )
+    model = uncompiled(unwrapped(model))
+    check_weights(model)
+    adapters = start if isinstance(start, onward.Earlier) else _adapters(start, model)
+    if interop.is_peft_model(model):
+        model = interop.base_of_peft(model)
+    lacked = bases.lacked_by_checkpoint(model) if lacked is None else lacked
+    return _Network(*with_padding(model, tokenizer), lacked, adapters)
 
 
 def _adapters(init: Init, model: nn.Module) -> interop.Adapters | None:
@@ -361,3 +385,9 @@ def _adapters(init: Init, model: nn.Module) -> interop.Adapters | None:
             return interop.from_program(load(init, model).program)
         return interop.from_peft_folder(init, model)
     raise TypeError(f"init is a {type(init).__name__}; give a Posterior, a PEFT model, or a folder of either.")
+
+
+def _not_default(layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `fit` that were given."""
+    defaults = inspect.signature(fit).parameters
+    return {name: value for name, value in layers.items() if value != defaults[name].default}
