@@ -112,6 +112,12 @@ def test_adaptive_and_classwise_calibration_errors_by_hand() -> None:
     assert metrics.classwise_ece(PROBS, LABELS, 2) == pytest.approx(one_class)
 
 
+@pytest.mark.parametrize("labels", [[0, 1] * 15, [0] * 15 + [1] * 15])
+def test_the_adaptive_error_of_equal_confidences_has_no_order(labels: list[int]) -> None:
+    assert metrics.adaptive_ece([[0.5, 0.5]] * 30, labels) == pytest.approx(0)
+    assert metrics.adaptive_ece([[0.75, 0.25]] * 30, labels) == pytest.approx(0.25)
+
+
 def test_errors_are_told_by_ordered_pairs() -> None:
     wrong = np.array([False, True, True, False])
     assert metrics.auroc_errors([0.1, 0.2, 0.4, 0.3], wrong) == pytest.approx(3 / 4)

@@ -85,11 +85,15 @@ def ece_floor(probs: Probabilities, num_bins: Count = NUM_BINS, num_samples: Cou
 def adaptive_ece(probs: Probabilities, labels: Finite, num_bins: Count = NUM_BINS) -> float:
     """Return the calibration error of the top class in bins of equal count instead of equal width.
 
+    The order of equally confident examples is arbitrary: each counts as their mean.
+
     References:
         Nixon et al. (2019), [Measuring Calibration in Deep Learning](https://arxiv.org/abs/1904.01685).
     """
     probs = np.asarray(probs, dtype=np.float64)
-    gaps = ((probs.argmax(-1) == np.asarray(labels)) - probs.max(-1))[np.argsort(probs.max(-1), kind="stable")]
+    confidence, group = np.unique(probs.max(-1), return_inverse=True)  # group numbers in the order of the values
+    accuracy = np.bincount(group, probs.argmax(-1) == np.asarray(labels)) / np.bincount(group)
+    gaps = (accuracy - confidence)[np.sort(group)]
     return float(sum(abs(part.sum()) for part in np.array_split(gaps, min(num_bins, len(gaps)))) / len(gaps))
 
 
