@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bayeslora.data import plain, read
+from bayeslora.data import classed, plain, read
 from bayeslora.data.delimited import is_one
 from bayeslora.data.encodings import encoding_of
 
@@ -212,3 +212,40 @@ def test_an_archive_is_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture
     (tmp_path / "reviews.zip").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"reviews\.zip cannot be unpacked: "):
         read(str(tmp_path / "reviews.zip"))
+
+
+def by_class(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"A film,\nsaid {name}.\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["pos/1.txt", "pos/2.txt", "neg/1.txt"], {"train": 3}),
+        (["a/train/pos/1.txt", "a/train/neg/1.txt", "a/train/neg/2.txt"], {"train": 3}),
+        (["by-train/sci.med/1", "by-train/rec/1", "by-test/rec/1", "by-test/rec/2"], {"train": 2, "test": 2}),
+        (["train/pos/1.txt", "train/neg/1.txt", "train/neg/2.txt", "train/bags.feat", "README"], {"train": 3}),
+    ],
+)
+def test_texts_in_folders_by_class(names: list[str], expected: dict[str, int], tmp_path: Path) -> None:
+    found = read(str(by_class(tmp_path, *names)))
+    assert {split: len(rows) for split, rows in found.items()} == expected
+    for rows in found.values():
+        for row in rows:
+            assert row["text"] == f"A film,\nsaid {row['id']}."
+            assert row["label"] == Path(row["id"]).parent.name
+
+
+def test_texts_without_a_label_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"train/{label}/{number}.txt" for label in ("pos", "neg", "unsup") for number in range(2)]
+    rows = read(str(by_class(tmp_path, *names)))["train"]
+    assert {*rows["label"]} == {"pos", "neg"}
+    assert "unsup: these texts have no label, and are left out" in caplog.text
+
+
+@pytest.mark.parametrize("names", [["train/1.txt", "train/2.txt", "test/1.txt"], ["en/texts.txt", "de/texts.txt"]])
+def test_folders_that_are_no_classes(names: list[str], tmp_path: Path) -> None:
+    assert not classed.tables(by_class(tmp_path, *names), lambda name: name if name in ("train", "test") else None)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.contracts import ArgumentError
-from bayeslora.data import delimited, lines, sheets, tidying, written
+from bayeslora.data import classed, delimited, lines, sheets, tidying, written
 from bayeslora.data.decoding import COMPRESSED, check_plain, decoded
 from bayeslora.data.foreign import familiar
 from bayeslora.data.packed import check_archive
@@ -159,7 +159,7 @@ def read(name: str) -> "DatasetDict":
     letters tell, or Windows' Western one; JSON, or JSON lines; words with tags (CoNLL); Parquet, Feather or Arrow; or
     Excel, by pandas. Texts may be compressed. Files of a folder are put together by the splits in their names, and so
     are those that a pattern such as `part-*.csv` matches. Of Parquet in folders such as `label=good`, as Hive and Spark
-    write it, the folders' names are a column.
+    write it, the folders' names are a column, as they are of texts in folders by class, `train/pos/1.txt`.
 
     Raises:
         ValueError: If it is not there, is empty, has another ending, or cannot be read; the message says which row does
@@ -196,6 +196,8 @@ def _read(name: str) -> "DatasetDict":
     is_saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
     if path.is_dir() and not is_saved and (files := _tables_in(path)):
         return _together(files)
+    if path.is_dir() and not is_saved and (found_by_class := classed.tables(path, _word)):
+        return datasets.DatasetDict(found_by_class)
     if path.is_dir() and not is_saved and _is_partitioned(path):
         return datasets.DatasetDict({"train": _of_partitions(path)})
     try:
@@ -209,6 +211,8 @@ def _read(name: str) -> "DatasetDict":
 
 def _of_archive(path: Path) -> "DatasetDict":
     """Read the files of an archive as those of a folder."""
+    import datasets
+
     with tempfile.TemporaryDirectory() as folder:
         try:
             with zipfile.ZipFile(path) as packed:
@@ -221,7 +225,7 @@ def _of_archive(path: Path) -> "DatasetDict":
         if not files:
             raise ValueError(f"{path} holds no file that ends in {', '.join(KINDS)}.")
         try:
-            return _together(files)
+            return datasets.DatasetDict(classed.tables(Path(folder), _word) or _together(files))
         except ValueError as error:
             raise ValueError(str(error).replace(folder, str(path))) from None
 
