@@ -14,8 +14,7 @@ from torch.distributions import kl_divergence
 
 from bayeslora import interop, recipe
 from bayeslora.adapters import AdaptedNetwork, LowRank
-from bayeslora.adapters.layer import AdaptedLayer
-from bayeslora.adapters.weights import share_weights, swap
+from bayeslora.adapters.weights import share_weights, without_adapters
 from bayeslora.data import Source, to_device
 from bayeslora.methods import Distilled
 from bayeslora.methods.distilled import Output
@@ -100,8 +99,8 @@ def student(program: Program, num_examples: int, method: Distilled) -> Program:
     """
     network = program.network
     adapters = interop.from_program(program)
-    base = share_weights(network.model, network.head_names)
-    swap(base, {layer: layer.base for layer in base.modules() if isinstance(layer, AdaptedLayer)})
+    with without_adapters():
+        base = share_weights(network.model, network.head_names)
     low_rank = adapters.family.factors is LowRank().factors
     layers: Any = adapters.network_settings() if low_rank else {"targets": list(adapters.factors)}
     own = AdaptedNetwork(

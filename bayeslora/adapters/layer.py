@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from bayeslora.adapters.families import Family
 from bayeslora.adapters.rows import has_rows_first
+from bayeslora.adapters.weights import bare
 
 
 class Slot:
@@ -53,6 +54,10 @@ class NotFoldedError(Exception):
         )
 
 
+def _itself(layer: nn.Module) -> nn.Module:
+    return layer
+
+
 class AdaptedLayer(nn.Module):
     """A linear layer with the factors that are bound to it; without any, it acts as the layer itself.
 
@@ -78,6 +83,10 @@ class AdaptedLayer(nn.Module):
         ):
             raise NotFoldedError(tuple(x.shape), slot.rows)
         return self.base(x) if slot.factors is None else self.family.forward(self.base, x, slot.factors)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # A `__deepcopy__` would be lent to modules around the layer that show its attributes.
+        return (_itself, (self.base,)) if bare.get() else super().__reduce_ex__(protocol)
 
     def __getattr__(self, name: str) -> Any:
         # Networks read attributes of their linear layers, such as `weight.dtype` and `in_features`.

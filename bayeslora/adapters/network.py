@@ -17,7 +17,7 @@ from bayeslora.adapters.layer import AdaptedLayer, NotFoldedError
 from bayeslora.adapters.rows import blocks, copied, num_rows, sequences_in
 from bayeslora.adapters.stack import Stacks, draws_at, grouped
 from bayeslora.adapters.targets import check_names, choose_targets, head_names, linear_layers
-from bayeslora.adapters.weights import hold, is_within, names_of, share_weights, swap, without_copies
+from bayeslora.adapters.weights import hold, is_within, names_of, share_weights, without_copies
 from bayeslora.isolation import check_free, working
 from bayeslora.networks import leave_reentrant_checkpointing, logits_of
 from bayeslora.passes import Left, Passes, recomputes
@@ -75,15 +75,19 @@ class AdaptedNetwork(nn.Module):
         check_names(model, rank, "rank")
         check_names(model, alpha, "alpha")
         names = choose_targets(model, targets, family, exclude, self.head_names)
-        self.model = share_weights(model, self.head_names)
+        in_head = [name for name in linear_layers(model) if is_within(name, self.head_names)]
+        self.output_name = in_head[-1] if in_head else None
+        families = dict.fromkeys(names, family) | (dict.fromkeys(in_head, head_family) if head_family else {})
+        adapted = {name: AdaptedLayer(model.get_submodule(name), own) for name, own in families.items()}
+        self.model = share_weights(model, self.head_names, adapted)
         hold(self.model, self.head_names)
         leave_reentrant_checkpointing(self.model)
+        bases = {name: layer.base.requires_grad_(False) for name, layer in adapted.items()}
         how = (rank, start_rank, alpha, num_examples)
-        stacks = grouped(self.model, names, family, *how)
-        in_head = [name for name in linear_layers(self.model) if is_within(name, self.head_names)]
-        self.output_name = in_head[-1] if in_head else None
+        stacks = grouped(model, {name: bases[name] for name in names}, family, *how)
         if head_family is not None:
-            stacks += grouped(self.model, in_head, head_family, *how, num_layers=len(names), prefix="head_")
+            own = {name: bases[name] for name in in_head}
+            stacks += grouped(model, own, head_family, *how, num_layers=len(names), prefix="head_")
         self.stacks = Stacks(stacks)
         self.verdict: folding.Verdict | None = None
         self.confirmed = 2 * folding.EXAMPLES  # rows of all draws up to which it is trusted
@@ -94,14 +98,7 @@ class AdaptedNetwork(nn.Module):
         self.frozen: FrozenWeights | None = None  # once it has been fitted
         self.new: list[str] = []  # frozen parameters that the model's checkpoint lacked, which are saved as they are
         # A plain dictionary of lists: the layers are registered in the model already.
-        self._layers = {
-            stack.name: [
-                AdaptedLayer(self.model.get_submodule(name).requires_grad_(False), stack.family)
-                for name in stack.layer_names
-            ]
-            for stack in self.stacks.values()
-        }
-        swap(self.model, {layer.base: layer for layers in self._layers.values() for layer in layers})
+        self._layers = {stack.name: [adapted[name] for name in stack.layer_names] for stack in stacks}
         leave_fused_encoders(self.model)
         dtype = self.dtype
         self.writes = writes_of(self)

@@ -1,6 +1,6 @@
 """Layers of one shape, stacked: one tensor per factor."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral
@@ -135,7 +135,7 @@ class Stacks(Mapping[str, Stack]):
 
 def grouped(
     model: nn.Module,
-    names: Sequence[str],
+    bases: Mapping[str, nn.Module],
     family: Family,
     rank: int | Mapping[str, int] | None,
     start_rank: Callable[[int], int],
@@ -148,13 +148,13 @@ def grouped(
 
     Args:
         model: The network.
-        names: The layers, in the model's order.
+        bases: The layers by name, in the model's order, or copies of them around the same weights.
         family: Which factors they have.
         rank: r, or a mapping from module-name suffix to r; other layers get the largest that fits, up to 8.
         start_rank: The rank at which a layer starts, given r.
         alpha: LoRA's alpha, or a mapping from module-name suffix to alpha.
         num_examples: n.
-        num_layers: L; by default, the number of names.
+        num_layers: L; by default, the number of layers.
         prefix: Precedes the names of stacks; those of the task head have one.
 
     Raises:
@@ -162,8 +162,8 @@ def grouped(
     """
     groups: dict[tuple[int, int, int], list[str]] = {}
     called = names_of(model)
-    for name in names:
-        sizes = features(model.get_submodule(name))
+    for name, base in bases.items():
+        sizes = features(base)
         assert sizes is not None
         layer_rank = min(sizes)
         if family.has_rank:
@@ -190,11 +190,11 @@ def grouped(
             d_out=d_out,
             rank=layer_rank,
             scaling=tuple(float(lookup(alpha, called[model.get_submodule(name)], 16)) / layer_rank for name in layers),
-            num_layers=num_layers or len(names),
+            num_layers=num_layers or len(bases),
             num_examples=num_examples,
             family=family,
             in_head=bool(prefix),
-            measured=family.measure([model.get_submodule(name) for name in layers]),
+            measured=family.measure([bases[name] for name in layers]),
         )
         for (d_in, d_out, layer_rank), layers in groups.items()
     ]

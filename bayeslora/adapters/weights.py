@@ -1,9 +1,11 @@
 """Frozen weights: the shape of a linear layer, the orientation of its weight, and sharing it."""
 
+import contextlib
 import copy
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +30,9 @@ COMPUTING: Mapping[type, Callable[[nn.Module, str], Any]] = {
 
 COMPILED = "_torchdynamo_orig_callable"
 """What `torch.compile` calls the function that it was given."""
+
+bare: ContextVar[bool] = ContextVar("bare", default=False)
+"""Whether adapted layers are copied as the layers that they adapt."""
 
 Copied = TypeVar("Copied", bound=nn.Module)
 
@@ -86,8 +91,15 @@ def precise(weight: Tensor) -> Tensor:
     return weight if weight.dtype == torch.float64 else weight.float()
 
 
-def share_weights(model: nn.Module, heads: Sequence[str]) -> nn.Module:
-    """Copy a model's modules around the same frozen weights; the heads get copies of theirs."""
+def share_weights(model: nn.Module, heads: Sequence[str], adapted: Mapping[str, Any] | None = None) -> nn.Module:
+    """Copy a model's modules around the same frozen weights; the heads get copies of theirs.
+
+    Args:
+        model: The model.
+        heads: Names of the heads.
+        adapted: What stands in the copy for layers of the model, by their names, wherever these are held: in objects,
+            sets or methods, too. Its `base` is the layer, and then the layer's copy.
+    """
     memo: dict[int, Any] = {}
     for name, parameter in model.named_parameters():
         if is_within(name, heads):
@@ -98,24 +110,47 @@ def share_weights(model: nn.Module, heads: Sequence[str]) -> nn.Module:
             memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
         else:  # quantised weights carry their own state and are frozen already
             memo[id(parameter)] = parameter
-    return copied(model, memo)
+    other = copied(model, memo, (adapted or {}).values())
+    for name, layer in (adapted or {}).items():
+        if (place := other.get_submodule(name)) is not layer:  # the model's own `__deepcopy__` has made it anew
+            layer.base = place
+            swap(other, {place: layer})
+    return other
 
 
-def copied(model: Copied, memo: dict[int, Any] | None = None) -> Copied:
+def copied(model: Copied, memo: dict[int, Any] | None = None, adapted: Collection[Any] = ()) -> Copied:
     """Copy a model, with what it keeps of its passes and what its hooks compute, as `torch.nn.utils.weight_norm` does.
 
     Args:
         model: The model.
         memo: What stands for some of its parts in the copy, by their `id`; the copies of all parts are added.
+        adapted: What stands in the copy for layers of the model: its `base` is the layer, and then the layer's copy.
     """
     memo = {} if memo is None else memo
-    memo |= without_copies(model) | memo
+    memo |= without_copies(model) | memo | {id(layer.base): layer for layer in adapted}
     try:
-        return copy.deepcopy(model, memo)
+        other = copy.deepcopy(model, memo)
+        for layer in adapted:
+            # Tables of the layer may be others' too, and have what is adapted; its own hooks have the layer.
+            copy.deepcopy([value for name, value in vars(layer.base).items() if name not in OF_TORCH], memo)
+            del memo[place := id(layer.base)]
+            layer.base = copy.deepcopy(layer.base, memo)
+            memo[place] = layer
+        return other
     except Exception as error:  # what a function yields, a tensor of a class of one's own
         raise TypeError(
             f"The network cannot be copied{_holder(model)}: {clause(error)}. Make it in `forward`."
         ) from error
+
+
+@contextlib.contextmanager
+def without_adapters() -> Iterator[None]:
+    """Let copies, in this context, have the layers themselves where adapted ones are."""
+    token = bare.set(True)
+    try:
+        yield
+    finally:
+        bare.reset(token)
 
 
 def without_copies(model: nn.Module) -> dict[int, Any]:

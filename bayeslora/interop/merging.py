@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from bayeslora import filing
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.adapters.weights import copied, has_own_weight, oriented, plain_weight, plain_weights, swap
+from bayeslora.adapters.weights import (
+    copied,
+    has_own_weight,
+    oriented,
+    plain_weight,
+    plain_weights,
+    without_adapters,
+)
 from bayeslora.interop.peft_files import CONFIG
 from bayeslora.interop.starting import distance
 from bayeslora.types import Batch, FactorsByStack, Tokenizer
@@ -35,10 +42,11 @@ def merge(network: AdaptedNetwork, factors: FactorsByStack, batch: Batch | None 
         ValueError: If a base layer is quantised, or the merged model differs on the batch.
     """
     scaled = network.scaled(factors)
-    merged = copied(network)
+    with without_adapters():
+        merged = copied(network.model)
     gaining: list[str] = []
     for stack in network.stacks.values():
-        bases = merged.bases(stack.name)
+        bases = [merged.get_submodule(name) for name in stack.layer_names]
         with torch.no_grad():
             weights = stack.family.delta(scaled[stack.name], bases)
             biases = stack.family.bias_delta(scaled[stack.name])
@@ -49,19 +57,18 @@ def merge(network: AdaptedNetwork, factors: FactorsByStack, batch: Batch | None 
             if biases is not None:
                 gaining += [name] if base.bias is None else []
                 _add_to_bias(base, biases[index])
-        swap(merged.model, {layer: layer.base for layer in merged.layers(stack.name)})
     if gaining:
         logger.warning(
             "%d layers of the merged model, such as %s, have a bias that their class does not give them: saving "
             "keeps it, and from_pretrained would leave it out. Keep the posterior.",
             *(len(gaining), gaining[0]),
         )
-    if batch is not None and (difference := distance(network, factors, merged.model, batch)):
+    if batch is not None and (difference := distance(network, factors, merged, batch)):
         raise ValueError(
             f"The merged model's logits differ by {difference:.2g} on a batch from those of the adapters: a layer's "
             "weight is used in other ways than by its own call. Keep the posterior, and predict with center=True."
         )
-    return merged.model
+    return merged
 
 
 def save_merged(model: nn.Module, tokenizer: Tokenizer | None, folder: Path) -> None:

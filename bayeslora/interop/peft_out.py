@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from bayeslora import filing
 from bayeslora.adapters import AdaptedNetwork
-from bayeslora.adapters.weights import is_transposed, is_within, names_of, share_weights, swap
+from bayeslora.adapters.weights import is_transposed, is_within, names_of, share_weights, without_adapters
 from bayeslora.interop.peft_fields import PREFIX
 from bayeslora.interop.peft_files import CONFIG, Patterns
 from bayeslora.interop.peft_in import _is_a, read_by_peft
@@ -285,9 +285,8 @@ def check_export(
 
 def _plain(network: AdaptedNetwork) -> nn.Module:
     """Return a copy of an adapted network's base, around the same weights, with a copy of its task head."""
-    plain = share_weights(network.model, network.head_names)
-    adapted = [plain.get_submodule(name) for stack in network.stacks.values() for name in stack.layer_names]
-    swap(plain, {layer: layer.base for layer in adapted})  # type: ignore[misc]
+    with without_adapters():
+        plain = share_weights(network.model, network.head_names)
     for module in plain.modules():
         if isinstance(module, nn.TransformerEncoderLayer):  # whose fused kernel, off in ours, is on in the base
             activation = module.activation

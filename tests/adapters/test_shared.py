@@ -1,6 +1,8 @@
 """Layers that stand in a network several times, and layers whose weight is computed from others."""
 
 import copy
+import functools
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,43 @@ class Kept(nn.Module):
         return self.head(self.last(x).tanh())
 
 
+class Remembering(nn.Linear):
+    """A layer with a hook that is a method of its own, and keeps something there."""
+
+    def __init__(self) -> None:
+        super().__init__(SIZE, SIZE)
+        self.seen = 0
+        self.register_forward_pre_hook(self.see)
+
+    def see(self, module: nn.Module, args: Any) -> None:
+        self.seen += 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.seen
+        return super().forward(x)
+
+
+class Held(nn.Module):
+    """Layers that the network calls by objects, sets, the keys of a table, methods and functions of some arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.layers = nn.Linear(5, SIZE), nn.ModuleList(nn.Linear(SIZE, SIZE) for _ in range(4))
+        self.layers.append(Remembering())
+        self.head = nn.Linear(SIZE, 3)
+        a, b, c, d, e = self.layers
+        self.held = types.SimpleNamespace(first=self.one, rest=(frozenset([a]), {b: 2.0}))
+        self.calls = [c.__call__, functools.partial(d), functools.partial(lambda layer, x: layer(x), e)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.held.first(x).tanh()
+        for each in self.held.rest:
+            x = sum(layer(x) for layer in each).tanh()  # type: ignore[union-attr]
+        for call in self.calls:
+            x = call(x).tanh()
+        return self.head(x)
+
+
 class SharedHead(TwoParts):
     """A task head with one layer under two names."""
 
@@ -89,7 +128,7 @@ def factors_of(network: AdaptedNetwork) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("make", [Listed, TwoParts, Kept, SharedHead])
+@pytest.mark.parametrize("make", [Listed, TwoParts, Kept, Held, SharedHead])
 def test_every_use_of_a_layer_is_adapted_and_merged(make: Callable[[], nn.Module], inputs: dict[str, Tensor]) -> None:
     model = make()
     network = adapted(model)
