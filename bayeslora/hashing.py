@@ -79,7 +79,9 @@ class _Hash:
             value = torch.from_numpy(np.require(value, requirements=["C", "W"])) if is_plain else value.tolist()
         if isinstance(value, Tensor):
             self.digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
-            self.digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            # A copy: PyTorch takes one number of a column for contiguous, but cannot read its bytes.
+            copy = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            self.digest.update(copy.reshape(-1).view(torch.uint8).numpy())
             return
         is_new = id(value) not in self.numbers
         number = self.numbers.setdefault(id(value), len(self.numbers))

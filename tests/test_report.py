@@ -294,6 +294,14 @@ def test_a_posterior_and_a_comparison_have_pages(tmp_path: Path) -> None:
     assert f"{found.table.loc['lora', 'nll']:.3f}" in text
 
 
+def test_scores_that_one_row_does_not_have_are_dashes_on_the_page_of_a_comparison(tmp_path: Path) -> None:
+    test = (TEST[0][:1], TEST[1][:1])
+    found = compare(network(), DATA, ["blob"], test=test, seeds=1, num_draws=2, **FEW | {"epochs": 0})
+    text = re.sub(r'src="[^"]*"', "", found.report(tmp_path / "comparison.html").read_text())
+    assert "nan" not in text
+    assert "–</td>" in text
+
+
 def test_a_mixture_has_a_page_and_a_card(tmp_path: Path) -> None:
     made = bayeslora.fit(network(), DATA, "blob", progress=False, **FEW | {"epochs": 0})
     both = bayeslora.mixture([made, made])

@@ -32,7 +32,7 @@ def of_comparison(comparison: Any, path: str | os.PathLike[str]) -> Path:
         caption = f"NLL minus that of {comparison.baseline}: left of 0 is better."
         table.pictures.append(picture(plots.differences(comparison), text, caption))
     scores = comparison.scores.round(4)
-    cells = [[str(cell) for cell in row] for row in scores.to_numpy().tolist()]  # one that is missing is written nan
+    cells = [["–" if cell != cell else str(cell) for cell in row] for row in scores.to_numpy().tolist()]
     every = Section("Every run")
     titles = [name.replace("_", " ") for name in scores.columns]
     every.tables.append(Table("Scores of single fits", titles, cells))

@@ -50,6 +50,10 @@ def test_a_digest_tells_data_apart_and_is_the_same_again(form: str) -> None:
     assert rows.digest(make(X, Y)) != rows.digest(make(X[:80], Y[:80]))
 
 
+def test_one_number_of_a_column_has_a_digest() -> None:
+    assert rows.digest((X[:1], X[:1, 0])) == rows.digest((X[:1].copy(), X[:1, 0].copy()))
+
+
 def test_no_part_of_a_loader_is_taken() -> None:
     loader = DataLoader(TensorDataset(torch.as_tensor(X)))
     with pytest.raises(TypeError, match="data is a DataLoader, of which no part can be taken: give a dataset"):
