@@ -103,6 +103,7 @@ AS_TOOLS_PRINT = {
     "a title over columns": "Survey of 2024;\nby hand;\n" + marked(";"),
     "notes": "// by hand\n% by me\n" + marked(";"),
     "notes as wide": "# by hand; in 2024\n# source; x\n" + marked(";"),
+    "notes as wide, of a programmer": "// by hand; in 2024\n// x; y\n" + marked(";"),
     "an invisible mark in the head": marked(";").replace("label", "\ufefflabel"),
     "an empty character": marked(";").replace("so so", "so\0 so"),
 }

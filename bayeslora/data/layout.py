@@ -30,6 +30,9 @@ TEXTS = (
 )
 """Names of columns of texts, by which a line is seen to name columns."""
 
+NOTE = re.compile(r"#|//")
+"""How a note above a table begins."""
+
 YEAR = re.compile(r"(1[89]|20)\d\d")
 """A number that names a column above numbers."""
 
@@ -195,14 +198,14 @@ def _is_a_name(cell: str, values: Sequence[str]) -> bool:
 
 
 def _without_notes(text: str, path: Path) -> str:
-    """Return a table with the notes above it blanked: first lines that begin with `#`, unless they are its head.
+    """Return a table with the notes above it blanked: first lines that begin with `#` or `//`, but for its head.
 
     They are notes if they have other columns than the table below them, or if usual names of columns are below them:
     nothing else is, or there are none in the notes. Texts may begin with `#`, too, as in `#metoo`: unless the names
     below are usual ones, a note has a space after its mark.
     """
     lines = text.split("\n")
-    first = next((place for place, line in enumerate(lines) if line.strip() and not line.startswith("#")), 0)
+    first = next((place for place, line in enumerate(lines) if line.strip() and not NOTE.match(line)), 0)
     notes = [line for line in lines[:first] if line.strip()]
     if not notes:
         return text
@@ -212,12 +215,14 @@ def _without_notes(text: str, path: Path) -> str:
     names = [mark for mark in columns if names_columns(heads[mark])]
     alike = [row for mark in columns for row in Layout("\n".join(notes), mark).first() if len(row) == columns[mark]]
     is_head = any(all(names_columns([cell]) for cell in heads[mark]) for mark in names)
-    may_be_head = any(not names or names_columns([cell.lstrip("# ") for cell in row]) for row in alike)
+    may_be_head = any(not names or names_columns([cell.lstrip("#/ ") for cell in row]) for row in alike)
     if not columns or (may_be_head and not is_head):
         return text
-    if not names and not all(re.match(r"#+(\s|$)", line) for line in notes):
+    if not names and not all(re.match(r"(#+|/{2,})(\s|$)", line) for line in notes):
         return text
-    logger.warning("%s: %d line(s) above the table begin with '#', and are left out.", *(path, len(notes)))
+    logger.warning(
+        "%s: %d line(s) above the table are notes, such as %r, and are left out.", *(path, len(notes), notes[0][:40])
+    )
     return "\n" * first + rest
 
 
