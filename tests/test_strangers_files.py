@@ -393,6 +393,18 @@ def test_folders_patterns_and_lists_of_files(tmp_path: Path) -> None:
     assert read(str(tmp_path / "saved"))["train"].num_rows == 6
 
 
+def test_a_form_for_predictions_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, columns in {"train": ["id", "review", "verdict"], "test": ["id", "review"]}.items():
+        FRAME[columns].to_csv(tmp_path / f"{name}.csv", index=False)
+    FRAME[["id", "verdict"]].to_csv(tmp_path / "sample_submission.csv", index=False)
+    found = read(str(tmp_path))
+    assert {split: rows.column_names[1:] for split, rows in found.items()} == {
+        "train": ["review", "verdict"],
+        "test": ["review"],
+    }
+    assert "sample_submission.csv: a form for predictions, by its name, which is left out" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -408,6 +420,8 @@ def test_folders_patterns_and_lists_of_files(tmp_path: Path) -> None:
         ("a.db", b"SQLite format 3\0", r"a.db is a database of SQLite: .* pandas.read_sql"),
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "a.parquet is a pointer of Git LFS"),
         ("a.json", b"{}", "a.json has no rows"),
+        ("a.json", b'{"text": ["a", "b"], "label": [1]}', "a.json: columns differ in length, 'text' 2, 'label' 1"),
+        ("a.xlsx", b"PK\x03\x04", "a.xlsx is not a spreadsheet that can be read: "),
         ("a.conll", b"a O\nb\n", "a.conll, line 2: there are 1 columns, and 2 before"),
         ("a.parquet", b"x", r"a.parquet cannot be read as parquet: .*[^.]\.$"),
     ],

@@ -330,6 +330,11 @@ def _together(files: Sequence[Path]) -> "DatasetDict":
     import datasets
 
     parts: dict[str, list[tuple[Path, Any]]] = {}
+    if kept := [path for path in files if "submission" not in _words(path.name)]:  # else they are what was asked for
+        if len(kept) < len(files):
+            left_out = ", ".join(str(path) for path in files if path not in kept)
+            logger.warning("%s: a form for predictions, by its name, which is left out.", left_out)
+        files = kept
     for path in files:
         split = _word(path.name) or "train"
         parts.setdefault(split, []).append((path, _of_file(path)))
@@ -349,8 +354,12 @@ def _together(files: Sequence[Path]) -> "DatasetDict":
 
 def _word(name: str) -> str | None:
     """Return the split that a word of a name says; None if none does."""
-    words = {*re.split(r"[^a-z]+", name.casefold())}
-    return next((split for split, names in SPLITS.items() if words & {*names}), None)
+    return next((split for split, names in SPLITS.items() if _words(name) & {*names}), None)
+
+
+def _words(name: str) -> set[str]:
+    """Return the words of a name, in small letters."""
+    return {*re.split(r"[^a-z]+", name.casefold())}
 
 
 def _failed(name: str, path: Path, error: Exception) -> str:

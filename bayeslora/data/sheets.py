@@ -41,7 +41,7 @@ def first(path: Path, sheet: str | int = 0) -> "pd.DataFrame":
     except ImportError:
         package = PACKAGES[path.suffix.lower()]
         raise ImportError(f"{path}: reading this file needs the package {package}: pip install {package}") from None
-    except ValueError as error:
+    except (ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a spreadsheet that can be read: {error}") from None
     if (place := _head(table)) is not None:
         logger.warning(

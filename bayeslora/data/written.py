@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bayeslora.data.mistaken import check_lengths
 from bayeslora.data.tabling import as_table
 
 if TYPE_CHECKING:
@@ -28,10 +29,10 @@ def tables(text: str, path: Path) -> dict[str, "Dataset"]:
     documents = _documents(text, path)
     first = documents[0] if documents else []
     if len(documents) == 1 and isinstance(first, Mapping) and _are_splits(first):
-        return {name: _table(_rows(rows), path) for name, rows in first.items()}
+        return {name: _table(_rows(rows, path), path) for name, rows in first.items()}
     is_lines = bool({".jsonl", ".ndjson"} & {*map(str.casefold, path.suffixes)})
     is_row = is_lines and "\n" not in text.strip() and isinstance(first, Mapping)
-    return {"train": _table(_rows(first) if len(documents) == 1 and not is_row else documents, path)}
+    return {"train": _table(_rows(first, path) if len(documents) == 1 and not is_row else documents, path)}
 
 
 def is_json(text: str) -> bool:
@@ -97,8 +98,12 @@ def _are_splits(document: Mapping[str, Any]) -> bool:
     return are_rows and "train" in document and {*document} <= words
 
 
-def _rows(document: Any) -> list[Any]:
-    """Return the rows of a document: a list of records, columns, records by name, or any of these below a key."""
+def _rows(document: Any, name: Any = "data") -> list[Any]:
+    """Return the rows of a document: a list of records, columns, records by name, or any of these below a key.
+
+    Raises:
+        ArgumentError: If columns differ in length.
+    """
     if not isinstance(document, Mapping):
         return list(document) if isinstance(document, list) else [document]
     values = list(document.values())
@@ -114,7 +119,8 @@ def _rows(document: Any) -> list[Any]:
         if all(list(value) == keys for value in values) and all(str(key).isdecimal() for key in keys):
             return [{name: column[key] for name, column in document.items()} for key in keys]  # pandas' own orientation
         return values
-    if len(values) > 1 and all(isinstance(value, list) for value in values) and len({*map(len, values)}) == 1:
+    if len(values) > 1 and all(isinstance(value, list) for value in values):
+        check_lengths(document, str(name))
         return [dict(zip(document, row, strict=True)) for row in zip(*values, strict=True)]
     return [document]
 
