@@ -229,6 +229,8 @@ def by_class(folder: Path, *names: str) -> Path:
         (["a/train/pos/1.txt", "a/train/neg/1.txt", "a/train/neg/2.txt"], {"train": 3}),
         (["by-train/sci.med/1", "by-train/rec/1", "by-test/rec/1", "by-test/rec/2"], {"train": 2, "test": 2}),
         (["train/pos/1.txt", "train/neg/1.txt", "train/neg/2.txt", "train/bags.feat", "README"], {"train": 3}),
+        (["train/pos/1.txt", "train/neg/1.txt", "train/neg/2.txt", "test/1.txt", "test/2.txt"], {"train": 3}),
+        (["Good/1.TXT", "Good/Thumbs.db", "Bad/1.TXT", "Bad/2.TXT"], {"train": 3}),
     ],
 )
 def test_texts_in_folders_by_class(names: list[str], expected: dict[str, int], tmp_path: Path) -> None:

@@ -21,7 +21,10 @@ ENDINGS = (".txt", "")
 """Endings of the files."""
 
 ABOUT = ("readme", "license", "licence")
-"""Files that say something about the others."""
+"""Names, without their ending, of files that say something about the others."""
+
+OF_SYSTEMS = ("thumbs.db", "desktop.ini")
+"""Files that a system leaves in folders."""
 
 
 def tables(folder: Path, split_in: Callable[[str], str | None]) -> dict[str, "Dataset"]:
@@ -39,6 +42,9 @@ def tables(folder: Path, split_in: Callable[[str], str | None]) -> dict[str, "Da
     """
     classes = _classes_in(folder)
     labelled = {at: files for at, files in classes.items() if at.name.casefold() not in WITHOUT_LABEL}
+    # Beside `train/pos`, texts in `test` have no label.
+    deepest = max((len(at.parts) for at in labelled), default=0)
+    labelled = {at: files for at, files in labelled.items() if len(at.parts) == deepest or not split_in(at.name)}
     if len({at.name for at in labelled}) < 2 or len({len(at.parts) for at in labelled}) > 1:
         return {}
     are_splits = sum(at.name.isalpha() and split_in(at.name) is not None for at in labelled) > 1
@@ -51,7 +57,7 @@ def tables(folder: Path, split_in: Callable[[str], str | None]) -> dict[str, "Da
         split = next((split for name in reversed(above) if (split := split_in(name)) is not None), "train")
         found.setdefault(split, []).extend(files)
     if left_out := [str(at) for at in classes if at not in labelled]:
-        logger.warning("%s: these texts have no label, and are left out.", ", ".join(left_out))
+        logger.warning("%s: these texts have no label, and are left out: read them by themselves.", ", ".join(left_out))
     return {split: _table(files, folder) for split, files in found.items()}
 
 
@@ -59,7 +65,7 @@ def _table(files: list[Path], folder: Path) -> "Dataset":
     return as_table(
         {
             "id": [path.relative_to(folder).as_posix() for path in files],
-            "text": [decoded(path).strip() for path in files],
+            "text": [decoded(path).replace("\r\n", "\n").strip() for path in files],
             "label": [path.parent.name for path in files],
         }
     )
@@ -71,6 +77,7 @@ def _classes_in(folder: Path) -> dict[Path, list[Path]]:
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
         names = sorted(name for name in names if not name.startswith((".", "_")))
+        names = [name for name in names if name.casefold() not in OF_SYSTEMS]
         files = [Path(place, name) for name in names if Path(name).stem.casefold() not in ABOUT]
         if folders or not files:
             continue
