@@ -297,6 +297,14 @@ def test_tables_of_arrow_and_splits_of_json(tmp_path: Path) -> None:
         assert found.inputs["review"][:] == FRAME["review"].tolist()
     (tmp_path / "splits.json").write_text(json.dumps({"train": RECORDS, "test": RECORDS[:2]}))
     assert {name: len(rows) for name, rows in read(str(tmp_path / "splits.json")).items()} == {"train": 6, "test": 2}
+    (tmp_path / "splits.json").write_text(
+        json.dumps({"train": FRAME.to_dict("list"), "test": FRAME[:2].to_dict("list")})
+    )
+    splits = read(str(tmp_path / "splits.json"))
+    assert {name: rows["verdict"][:] for name, rows in splits.items()} == {
+        "train": ["neg", "pos"] * 3,
+        "test": ["neg", "pos"],
+    }
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,14 @@ def _documents(text: str, path: Path) -> list[Any]:
 def _are_splits(document: Mapping[str, Any]) -> bool:
     """Whether the keys of a document are splits, one of them `train`, with rows in each."""
     words = {"train", "training", "validation", "valid", "val", "dev", "test", "testing"}
-    are_rows = all(isinstance(rows, list) and rows and isinstance(rows[0], Mapping) for rows in document.values())
-    return are_rows and "train" in document and {*document} <= words
+
+    def are_rows(rows: Any) -> bool:
+        """Whether they are records, or columns."""
+        if isinstance(rows, Mapping):
+            return bool(rows) and all(isinstance(column, list) for column in rows.values())
+        return isinstance(rows, list) and bool(rows) and isinstance(rows[0], Mapping)
+
+    return all(map(are_rows, document.values())) and "train" in document and {*document} <= words
 
 
 def _rows(document: Any, name: Any = "data") -> list[Any]:
