@@ -81,7 +81,7 @@ class _Hash:
             self.digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
             # A copy: PyTorch takes one number of a column for contiguous, but cannot read its bytes.
             copy = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            self.digest.update(copy.reshape(-1).view(torch.uint8).numpy())
+            self.digest.update(copy.reshape(-1).view(torch.uint8).numpy().tobytes())
             return
         is_new = id(value) not in self.numbers
         number = self.numbers.setdefault(id(value), len(self.numbers))
