@@ -802,6 +802,19 @@ def test_labels_of_other_types_are_refused(value: Any) -> None:
         of_one(raw([value, value], "label", "data"), None, None)
 
 
+@pytest.mark.parametrize("values", [["2024-01-02", "2024-01-03"], ["2/1/2024", "13/1/2024"], ["2024-01-02T10:00Z"] * 2])
+def test_dates_are_no_classes(values: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"data: the labels in 'label' are dates, such as '2.*: name another column"):
+        of_one(raw(values, "label", "data"), None, None)
+
+
+def test_what_is_like_dates_may_be_classes() -> None:
+    for labels in (["1.2.10", "1.3.2"], pd.Categorical(["2024-01-02", "2024-01-03"])):
+        classes = of_one(raw(labels, "label", "data"), None, None)
+        assert classes
+        assert [*classes.names] == [*labels]
+
+
 @pytest.mark.parametrize(
     "given",
     [

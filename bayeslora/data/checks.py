@@ -361,6 +361,8 @@ def not_numbers(name: str, column: str, value: Any, where: str) -> ValueError:
     if is_image(value):
         return unprocessed(name, column, "images")
     renamed = " Call the column 'messages'." if are_messages(value) else ""
+    if hasattr(value, "isoformat"):
+        renamed = " Name another column, or give what counts of the date, such as the weekday, or the number of days."
     return ValueError(
         f"{name}: {column!r} is {value!r:.60} in {where}, of type {type(value).__name__}, where numbers are "
         f"needed.{renamed}"

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -31,6 +32,9 @@ TRUTHS = {
 
 WORDS_OF_TRUTH = ({"yes", "no", "y", "n"}, {"true", "false", "t", "f"})
 """Words that say the same as others of their kind, in any mixture."""
+
+DATE = re.compile(r"(\d{4}([-/.])\d\d?\2\d\d?|\d\d?([-/.])\d\d?\3\d{4})([ T]+\d\d?:\d\d.*)?")
+"""A day in numbers, perhaps with a time; its year has four digits, unlike a part of a version."""
 
 FEW_ROWS = 20
 """Rows below which it says little that most have a class of their own."""
@@ -77,8 +81,16 @@ def spelled_once(labels: RawLabels, names: Sequence[str]) -> list[str]:
     Numbers that are written in several ways are one, too, and so are `yes` and `y`, or `true` and `t`. The most common
     spelling is the name. Single letters stay apart, as in tables of handwriting. Names that are to stay apart can be
     declared, as categories are.
+
+    Raises:
+        ValueError: If all are dates.
     """
     counts = Counter(names)
+    if counts and all(DATE.fullmatch(name.strip()) for name in counts):
+        raise ValueError(
+            f"{labels.data}: the labels in {labels.name!r} are dates, such as {names[0]!r:.60}: name another column, "
+            "label=…, or give what is to be predicted of them, such as the weekday, or the number of days."
+        )
     are_numbers = all(map(is_number, counts))
     folded = {tidied(name).casefold() for name in counts}
     are_truths = any(folded <= words and len({*map(truth_in, folded)}) == 2 for words in WORDS_OF_TRUTH)
