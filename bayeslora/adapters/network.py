@@ -17,7 +17,7 @@ from bayeslora.adapters.layer import AdaptedLayer, NotFoldedError
 from bayeslora.adapters.rows import blocks, copied, num_rows, sequences_in
 from bayeslora.adapters.stack import Stacks, draws_at, grouped
 from bayeslora.adapters.targets import check_names, choose_targets, head_names, linear_layers
-from bayeslora.adapters.weights import hold, is_within, names_of, share_weights, without_copies
+from bayeslora.adapters.weights import hold, is_within, names_of, share_weights, state_of, without_copies
 from bayeslora.isolation import check_free, working
 from bayeslora.networks import leave_reentrant_checkpointing, logits_of
 from bayeslora.passes import Left, Passes, recomputes
@@ -148,7 +148,7 @@ class AdaptedNetwork(nn.Module):
         state: dict[str, Tensor] = {}
         seen: set[tuple[Any, ...]] = set()
         for head in self.head_names:
-            for name, value in self.model.get_submodule(head).state_dict().items():
+            for name, value in state_of(self.model.get_submodule(head)):
                 # A layer may have two names, and two layers one weight: files keep it once.
                 place = (value.data_ptr(), value.shape, value.stride()) if value.numel() else (name,)
                 if place not in seen:

@@ -250,6 +250,15 @@ def swap(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
                 vars(parent)[name] = replaced(value)
 
 
+def state_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield what is saved of a module, by name: a `state_dict` with hooks may give copies, or other names."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        own = {**module._parameters, **module._buffers}
+        for key, value in own.items():
+            if value is not None and key not in module._non_persistent_buffers_set:
+                yield f"{name}.{key}" if name else key, value.detach()
+
+
 def names_of(model: nn.Module) -> dict[nn.Module, list[str]]:
     """Every name of every module of a model, the one that `named_modules` gives first."""
     names: dict[nn.Module, list[str]] = {}

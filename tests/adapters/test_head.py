@@ -176,3 +176,23 @@ def test_trained_heads_are_taken_over_both_ways(with_head: Any) -> None:
     torch.testing.assert_close(centres[1], centres[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(centres[2], centres[0], rtol=1e-4, atol=1e-5)
     assert bool((back.guide["head_32x3"].sites["weight"].loc.abs() < 1e-6).all())
+
+
+class Converting(nn.Linear):
+    """A layer that saves its numbers in another precision, as converters of checkpoints do."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        return {name: value.float() for name, value in super().state_dict(*args, **kwargs).items()}
+
+
+def test_a_head_whose_state_dict_gives_copies_is_saved_and_loaded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x, labels = torch.randn(6, 12).double(), torch.arange(6) % 3
+    model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), Converting(16, 3)).double()
+    posterior = bayeslora.fit(model, ({"input": x}, labels), "lora", epochs=1, rank=2, progress=False)
+    with torch.no_grad():
+        posterior.network.model[2].weight.mul_(2)
+    posterior.save(tmp_path)
+    again = bayeslora.load(tmp_path, model)
+    assert torch.equal(again.network.model[2].weight, posterior.network.model[2].weight)
+    assert (again.predict({"input": x}).probs == posterior.predict({"input": x}).probs).all()
