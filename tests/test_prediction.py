@@ -128,7 +128,9 @@ def test_scores_by_hand() -> None:
     assert scores["pearson"] == pytest.approx(np.corrcoef([1, 2, 4], [1, 4, 3])[0, 1])
     assert scores["nll"] == pytest.approx(0.5 * math.log(2 * math.pi) + 5 / 6)
     assert scores["coverage_90"] == pytest.approx(2 / 3)  # the interval is ± 1.645
-    assert math.isnan(RegressionPrediction(np.ones((1, 3)), 1.0).scores(labels)["pearson"])
+    for rounding in (0.0, 1e-16, 1e-7):
+        equal = 1 + rounding * np.array([[0, 2, 1]])
+        assert math.isnan(RegressionPrediction(equal, 1.0).scores(labels)["pearson"])
 
 
 def test_to_pandas_has_a_row_per_example(prediction: RegressionPrediction) -> None:

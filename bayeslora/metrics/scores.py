@@ -90,12 +90,13 @@ def class_scores(probs: Probabilities, labels: Finite) -> dict[str, float]:
 def regression_scores(mean: Numbers, labels: Numbers) -> dict[str, float]:
     """Return root mean square and mean absolute error in units of the labels; Pearson and Spearman correlation.
 
-    A correlation is NaN if all predictions or all labels are equal.
+    A correlation is NaN if all predictions are equal up to the rounding of single precision, or all labels are equal.
     """
     from scipy import stats
 
     mean, labels = np.asarray(mean, dtype=np.float64), np.asarray(labels, dtype=np.float64)
-    varied = len(mean) > 1 and np.ptp(mean) > 0 and np.ptp(labels) > 0
+    rounding = 2 * np.finfo(np.float32).eps * np.abs(mean).max()
+    varied = len(mean) > 1 and np.ptp(mean) > rounding and np.ptp(labels) > 0
     return {
         "rmse": float(np.sqrt(np.mean((mean - labels) ** 2))),
         "mae": float(np.mean(np.abs(mean - labels))),
