@@ -429,6 +429,12 @@ def test_a_form_for_predictions_is_left_out(tmp_path: Path, caplog: pytest.LogCa
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "a.parquet is a pointer of Git LFS"),
         ("a.json", b"{}", "a.json has no rows"),
         ("a.json", b'{"text": ["a", "b"], "label": [1]}', "a.json: columns differ in length, 'text' 2, 'label' 1"),
+        (
+            "a.parquet.gz",
+            gzip.compress(b"x", mtime=0),
+            "a.parquet.gz is compressed, and only texts are read so: unpack",
+        ),
+        ("a.xlsx.zip", b"PK", "a.xlsx.zip is compressed, and only texts are read so: unpack"),
         ("a.xlsx", b"PK\x03\x04", "a.xlsx is not a spreadsheet that can be read: "),
         ("a.conll", b"a O\nb\n", "a.conll, line 2: there are 1 columns, and 2 before"),
         ("a.parquet", b"x", r"a.parquet cannot be read as parquet: .*[^.]\.$"),

@@ -242,6 +242,8 @@ def _of_file(path: Path) -> "Dataset":
         )
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty: give a file with a row for each example.")
+    if KINDS[ending] in ("excel", "parquet", "arrow") and ending != path.suffix.casefold():
+        raise ValueError(f"{path} is compressed, and only texts are read so: unpack it to a file {ending}.")
     if KINDS[ending] == "excel":
         return _table(sheets.first(path))
     if KINDS[ending] in ("parquet", "arrow"):
