@@ -249,6 +249,13 @@ def test_texts_without_a_label_are_left_out(tmp_path: Path, caplog: pytest.LogCa
     assert "unsup: these texts have no label, and are left out" in caplog.text
 
 
-@pytest.mark.parametrize("names", [["train/1.txt", "train/2.txt", "test/1.txt"], ["en/texts.txt", "de/texts.txt"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train/1.txt", "train/2.txt", "test/1.txt"],
+        ["en/texts.txt", "de/texts.txt"],
+        ["train.csv", "raw/a/1.txt", "raw/a/2.txt", "raw/b/1.txt"],
+    ],
+)
 def test_folders_that_are_no_classes(names: list[str], tmp_path: Path) -> None:
     assert not classed.tables(by_class(tmp_path, *names), lambda name: name if name in ("train", "test") else None)

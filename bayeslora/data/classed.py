@@ -20,6 +20,9 @@ WITHOUT_LABEL = ("unsup", "unsupervised", "unlabeled", "unlabelled")
 ENDINGS = (".txt", "")
 """Endings of the files."""
 
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")
+"""Endings of tables, beside which folders of texts are not the data."""
+
 ABOUT = ("readme", "license", "licence")
 """Names, without their ending, of files that say something about the others."""
 
@@ -72,13 +75,18 @@ def _table(files: list[Path], folder: Path) -> "Dataset":
 
 
 def _classes_in(folder: Path) -> dict[Path, list[Path]]:
-    """Return the folders below one that have no folders in them, with their files; none if any file is not a text."""
+    """Return the folders below one that have no folders in them, with their files.
+
+    There are none if a file is not a text, or a table lies beside a folder.
+    """
     found: dict[Path, list[Path]] = {}
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
         names = sorted(name for name in names if not name.startswith((".", "_")))
         names = [name for name in names if name.casefold() not in OF_SYSTEMS]
         files = [Path(place, name) for name in names if Path(name).stem.casefold() not in ABOUT]
+        if folders and any(path.suffix.casefold() in TABLES for path in files):
+            return {}  # those are the data, and the texts what they were made of
         if folders or not files:
             continue
         if any(path.suffix.casefold() not in ENDINGS for path in files):
