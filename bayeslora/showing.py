@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -76,6 +77,11 @@ def narrating(shows: bool, once: bool = False, wording: Callable[[str], str] = s
                         root.setLevel(logging.NOTSET)
 
 
+def has_stderr() -> bool:
+    """Whether there is an open stream for errors: a program without a console may have none, or have closed it."""
+    return sys.stderr is not None and not sys.stderr.closed
+
+
 class _Once:
     """Lets each message pass the first time."""
 
@@ -93,6 +99,11 @@ class _Narrator(logging.StreamHandler):
 
     changed_level = False
     wording: Callable[[str], str] = str
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a message, if there is anything to print it to."""
+        if has_stderr():
+            super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the message alone."""

@@ -20,6 +20,7 @@ from bayeslora.isolation import seeded
 from bayeslora.posterior import Posterior
 from bayeslora.prediction import centre_sites, labelled
 from bayeslora.program import Program
+from bayeslora.showing import has_stderr
 from bayeslora.types import Batch, History
 
 logger = logging.getLogger(__name__)
@@ -201,7 +202,7 @@ def no_metric(args: TrainingArguments, known: Any) -> ValueError:
 
 def show_lines(trainer: Trainer, wanted: bool) -> None:
     """Let lines of the log be printed where there is no bar, or no terminal for one; none where none are wanted."""
-    has_bar = sys.stderr is not None and sys.stderr.isatty()
+    has_bar = has_stderr() and sys.stderr.isatty()
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback) is PrinterCallback and not wanted:
             trainer.remove_callback(callback)

@@ -1,5 +1,6 @@
 """What one pass over the first examples shows: layers that can be adapted, the task head, and what a fit says."""
 
+import io
 import logging
 import re
 import warnings
@@ -832,3 +833,12 @@ def test_a_study_says_what_its_fits_have_in_common_once(capsys: Any) -> None:
             for said in ("same", f"run {number}"):
                 logging.getLogger("bayeslora").info(said)
     assert capsys.readouterr().err.splitlines() == ["same", "run 0", "run 1"]
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_program_without_a_stream_for_errors_can_fit(gone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    stream.close()
+    monkeypatch.setattr("sys.stderr", None if gone else stream)
+    with unconfigured():
+        bayeslora.fit(Block(nn.Linear(16, 16)), data_of(), "lora", epochs=1)
