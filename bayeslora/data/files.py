@@ -194,12 +194,13 @@ def _read(name: str) -> "DatasetDict":
     if path.is_dir() and not any(path.iterdir()):
         raise ValueError(f"{name} is an empty folder: give one with data files, or a file.")
     is_saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
-    if path.is_dir() and not is_saved and (files := _tables_in(path)):
-        return _together(files)
-    if path.is_dir() and not is_saved and (found_by_class := classed.tables(path, _word)):
-        return datasets.DatasetDict(found_by_class)
-    if path.is_dir() and not is_saved and _is_partitioned(path):
-        return datasets.DatasetDict({"train": _of_partitions(path)})
+    if path.is_dir() and not is_saved:
+        if files := _tables_in(path):
+            return _together(files)
+        if by_class := classed.tables(path, _word):
+            return datasets.DatasetDict(by_class)
+        if _is_partitioned(path):
+            return datasets.DatasetDict({"train": _of_partitions(path)})
     try:
         if is_saved:
             saved = datasets.load_from_disk(name)

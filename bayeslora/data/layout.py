@@ -30,9 +30,6 @@ TEXTS = (
 )
 """Names of columns of texts, by which a line is seen to name columns."""
 
-NOTE = re.compile(r"#|//")
-"""How a note above a table begins."""
-
 YEAR = re.compile(r"(1[89]|20)\d\d")
 """A number that names a column above numbers."""
 
@@ -205,7 +202,7 @@ def _without_notes(text: str, path: Path) -> str:
     below are usual ones, a note has a space after its mark.
     """
     lines = text.split("\n")
-    first = next((place for place, line in enumerate(lines) if line.strip() and not NOTE.match(line)), 0)
+    first = next((place for place, line in enumerate(lines) if line.strip() and not line.startswith(("#", "//"))), 0)
     notes = [line for line in lines[:first] if line.strip()]
     if not notes:
         return text
